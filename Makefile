@@ -1,0 +1,34 @@
+# `make demo` and `make test` are all that a newcomer needs; both create the environment first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export VIDISTILL_STORE ?= $(CURDIR)/build/store
+
+.PHONY: install demo test test-all lint clean
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "vidistill needs Python 3.11 or newer: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[dev,flow-pictures,s3]' -c constraints.txt
+	mkdir -p build/typing/vidistill
+	for room in deployments flows models storage tasks; do ln -sfn $(CURDIR)/$$room build/typing/vidistill/$$room; done
+	touch $@
+
+demo: install
+	$(BIN)/vidistill demo --out build/demo
+
+test: install lint
+	$(BIN)/python -m pytest
+
+test-all: install lint
+	$(BIN)/python -m pytest -m ''
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info

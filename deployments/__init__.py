@@ -1,0 +1,1 @@
+"""prefect.yaml and the presets, shipped so that an installed vidistill finds them."""

@@ -1,0 +1,1 @@
+"""What one runs: flows and the `vidistill` command line."""

@@ -1,0 +1,1 @@
+"""What lasts: the artifact store, the Zarr layouts, the distilled set."""

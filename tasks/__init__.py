@@ -1,0 +1,1 @@
+"""Stages: parameters, the plain function that does the work, and the thin Prefect task around it."""

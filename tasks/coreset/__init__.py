@@ -1,0 +1,1 @@
+"""Coresets: real clips, selected."""
