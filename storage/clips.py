@@ -1,0 +1,131 @@
+"""Clip arrays: decoded blocks, and the table over them that makes a training or a test set.
+
+Shapes: N videos, V views a video, T frames, H height, W width, 3 colours (RGB). `clips_NTHWC` is uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+
+from vidistill.storage.parameters import Parameters
+from vidistill.storage.store import ArtifactRef, Store
+
+TABLE = "table.json"
+OUTCOMES = "outcomes.json"
+PRELOAD_BYTES = 1 << 30
+
+
+class ClipVideo(Parameters):
+    """One video of a clip array. Its views are rows `row … row + views − 1` of block number `block`."""
+
+    path: str
+    label: int
+    group: str | None
+    duration_seconds: float | None
+    block: int
+    row: int
+
+
+class Rejection(Parameters):
+    """A video that is not in the set, and why; a failure is never a clip of zeros."""
+
+    video: str
+    outcome: Literal["filtered", "failed"]
+    reason: str
+
+
+class ClipTable(Parameters):
+    """What a `clips` artifact holds beside its list of blocks."""
+
+    dataset: str
+    classes: tuple[str, ...]
+    flips: bool
+    views: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    videos: tuple[ClipVideo, ...]
+    rejected: tuple[Rejection, ...]
+
+
+def create_clip_array(folder: Path, shape_NTHWC: tuple[int, ...]) -> zarr.Array[Any]:
+    """A uint8 clip array `(N, T, H, W, 3)`: one clip a chunk, zstd with a checksum, black clips stored too."""
+    return zarr.create_array(
+        folder,
+        name="clips",
+        shape=shape_NTHWC,
+        chunks=(1, *shape_NTHWC[1:]),
+        dtype="uint8",
+        compressors=ZstdCodec(level=1, checksum=True),
+        dimension_names=("clip", "time", "y", "x", "channel"),
+        config={"write_empty_chunks": True},
+    )
+
+
+def open_clip_array(folder: Path) -> zarr.Array[Any]:
+    return zarr.open_array(folder, path="clips", mode="r")
+
+
+class Clips:
+    """A training or test set read clip by clip from its blocks.
+
+    Args:
+        store: where the artifact is.
+        ref: a `clips` artifact.
+    """
+
+    def __init__(self, store: Store, ref: ArtifactRef) -> None:
+        manifest = store.manifest(ref)
+        self.table = ClipTable.model_validate_json((store.folder(ref) / TABLE).read_text())
+        self._arrays = [open_clip_array(store.folder(block)) for block in manifest.inputs["blocks"]]
+        self._loaded: NDArray[np.uint8] | None = None
+        self.classes = self.table.classes
+        self.labels_N: NDArray[np.int64] = np.array([video.label for video in self.table.videos], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.table.videos)
+
+    @property
+    def shape_THWC(self) -> tuple[int, int, int, int]:
+        _, *shape = self._arrays[0].shape
+        return tuple(shape)  # type: ignore[return-value]
+
+    def rows_of(self, label: int) -> NDArray[np.int64]:
+        """The rows of one class, in path order."""
+        return np.flatnonzero(self.labels_N == label)
+
+    def read(self, rows: Iterable[int], views: Iterable[int] | int = 0) -> NDArray[np.uint8]:
+        """The clips of these rows, each at its view (one for all, or one each; view 0 is the centre): uint8 NTHWC."""
+        rows = list(rows)
+        picked = [views] * len(rows) if isinstance(views, int) else list(views)
+        if self._loaded is not None:
+            return self._loaded[np.array(rows, dtype=np.int64), np.array(picked, dtype=np.int64)]
+        clips_NTHWC = np.empty((len(rows), *self.shape_THWC), dtype=np.uint8)
+        for slot, (row, view) in enumerate(zip(rows, picked, strict=True)):
+            video = self.table.videos[row]
+            clips_NTHWC[slot] = self._arrays[video.block][video.row + view]
+        return clips_NTHWC
+
+    def preload(self) -> Clips:
+        """Hold the whole set in memory where it takes at most 1 GiB; larger sets go on being read clip by clip."""
+        views = self.table.views
+        if len(self) * views * int(np.prod(self.shape_THWC)) <= PRELOAD_BYTES and self._loaded is None:
+            every = [self.read(range(len(self)), view) for view in range(views)]
+            self._loaded = np.stack(every, axis=1)
+        return self
+
+
+def channel_statistics(
+    sums: Sequence[Sequence[float]], squares: Sequence[Sequence[float]], pixels: int
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation a channel, in units of full white (0–1), from sums over uint8 values."""
+    mean = np.sum(sums, axis=0) / pixels / 255
+    variance = np.sum(squares, axis=0) / pixels / 255**2 - mean**2
+    std = np.sqrt(np.maximum(variance, 1e-6))
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

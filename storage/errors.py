@@ -1,0 +1,27 @@
+"""Every error of vidistill, each also the built-in that a caller would expect."""
+
+from __future__ import annotations
+
+
+class VidistillError(Exception):
+    """What vidistill raises on purpose: its message is one sentence that a user can act on."""
+
+
+class RequestError(VidistillError, ValueError):
+    """The request was wrong: exit code 2, never retried."""
+
+
+class RunError(VidistillError, RuntimeError):
+    """The run failed: exit code 1."""
+
+
+class StoreError(RunError, OSError):
+    """The store could not be read or written."""
+
+
+class ArtifactNotFound(RunError, FileNotFoundError):
+    """No such artifact is in the store."""
+
+
+class ArtifactDamaged(RunError, OSError):
+    """An artifact's files are not those that its manifest describes."""

@@ -1,0 +1,100 @@
+"""A lock on one key: an owner, a heartbeat, and nobody waits for the dead."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+HEARTBEAT_SECONDS = 5.0
+STALE_SECONDS = 60.0
+POLL_SECONDS = 0.2
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, waiting for its present owner to finish or die.
+
+    The owner touches the file every 5 s from a thread. A lock is taken over when its owner's process no longer runs
+    (seen at once on the same host) or its heartbeat is older than 60 s (another host).
+    """
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "start": _start(os.getpid()), "id": uuid.uuid4().hex}
+    while not _take(path, owner):
+        time.sleep(POLL_SECONDS)
+    stop = threading.Event()
+    beat = threading.Thread(target=_beat, args=(path, stop), daemon=True, name=f"heartbeat {path.name}")
+    beat.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        beat.join()
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+def _take(path: Path, owner: dict[str, object]) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mine = path.with_name(f"{path.name}.{owner['id']}")
+    mine.write_text(json.dumps(owner))
+    try:
+        os.link(mine, path)  # atomic, and the owner's name is in the file from its first moment
+    except FileExistsError:
+        if _dead(path):
+            _bury(path, str(owner["id"]))
+        return False
+    else:
+        return True
+    finally:
+        mine.unlink()
+
+
+def _dead(path: Path) -> bool:
+    try:
+        owner = json.loads(path.read_text())
+        age_seconds = time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    if owner["host"] == socket.gethostname():
+        return bool(_start(owner["pid"]) != owner["start"])
+    return age_seconds > STALE_SECONDS
+
+
+def _bury(path: Path, by: str) -> None:
+    grave = path.with_name(f"{path.name}.{by}.dead")
+    with suppress(FileNotFoundError):
+        path.rename(grave)  # of several that found it dead, one renames and the others find nothing
+        if not _dead(grave):  # somebody was quicker, and this is already the next owner's
+            with suppress(FileExistsError):
+                os.link(grave, path)
+        grave.unlink()
+
+
+def _start(pid: int) -> str | None:
+    """When the process started, so that a recycled number is not taken for its owner; None: no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return None if Path("/proc").is_dir() or not _alive(pid) else "alive"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _beat(path: Path, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_SECONDS):
+        with suppress(FileNotFoundError):
+            os.utime(path)

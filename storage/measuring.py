@@ -1,0 +1,60 @@
+"""What a stage cost: seconds, and the process's peak memory while it ran."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Self
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+_lock = threading.Lock()
+_open: set[Cost] = set()
+
+
+class Cost:
+    """Seconds and peak resident memory between `with` and its end.
+
+    Linux lets a process reset its high-water mark; stages that overlap in one process share its memory, so each one's
+    peak is that of the whole process while it ran. Elsewhere it is the peak since the process began.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.peak_memory_bytes = 0
+
+    def __enter__(self) -> Self:
+        self._begin = time.perf_counter()
+        with _lock:
+            _note_peak()
+            _open.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self._begin
+        with _lock:
+            _note_peak()
+            _open.discard(self)
+
+
+def _note_peak() -> None:
+    """Give the mark to every open measurement, then set it back to the present size."""
+    peak = peak_memory_bytes()
+    for cost in _open:
+        cost.peak_memory_bytes = max(cost.peak_memory_bytes, peak)
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return
+
+
+def peak_memory_bytes() -> int:
+    """The process's high-water mark of resident memory."""
+    if _STATUS.exists():
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

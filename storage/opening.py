@@ -1,0 +1,34 @@
+"""From a path or a URL to a store."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from platformdirs import user_data_path
+
+from vidistill.storage.errors import RequestError
+from vidistill.storage.store import Store
+
+VARIABLE = "VIDISTILL_STORE"
+
+
+def default_location() -> str:
+    """`VIDISTILL_STORE`, or one store a user, so that runs from any folder share it."""
+    return os.environ.get(VARIABLE) or str(user_data_path("vidistill") / "store")
+
+
+def open_store(location: str) -> Store:
+    """The store at a path or a URL (`s3://bucket/prefix`, or any other that fsspec knows).
+
+    Raises:
+        RequestError: the URL's protocol is not known, or what it needs is not installed.
+    """
+    if "://" not in location:
+        return Store(Path(location).expanduser().absolute())
+    from vidistill.storage.remote import RemoteStore
+
+    try:
+        return RemoteStore(location)
+    except (ImportError, ValueError) as error:
+        raise RequestError(f"The store {location} cannot be opened: {error}.") from error
