@@ -1,0 +1,288 @@
+"""The seam between stages and Prefect: a stage is a kind, a version and a function; a job is one call of it.
+
+A job knows its artifact's key before it runs, so the same list of jobs is planned, explained and executed. The store
+alone decides what is cached; Prefect only shows it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from vidistill.storage.errors import ArtifactDamaged, RunError
+from vidistill.storage.keys import digest
+from vidistill.storage.measuring import Cost
+from vidistill.storage.opening import open_store
+from vidistill.storage.parameters import Parameters
+from vidistill.storage.store import ArtifactRef, Attempt, Manifest, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prefect import Task
+    from prefect.client.schemas.objects import State
+
+
+class Runtime(Parameters):
+    """Where and how a job runs: what may change rounding or speed, but not the result, and so is in no key."""
+
+    store: str = Field(description="The artifact store: a folder or a URL such as s3://bucket/prefix.")
+    data: str = Field(default="", description="The folder of videos: its content is in a key, its name is not.")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="CPU threads of a network.")
+    methods: dict[str, str] = Field(
+        default_factory=dict, description="Where users' methods are, by name: FILE.py:CLASS."
+    )
+    timeout_seconds: float = Field(default=60.0, gt=0, description="Time limit for decoding one video.")
+
+
+class Job(Parameters):
+    """One call of a stage: JSON, so that any worker can run it.
+
+    Attributes:
+        stage: the stage's kind.
+        module: where it is declared.
+        parameters: what changes the result.
+        inputs: the artifacts that it reads, by name.
+        label: what the user interface calls it.
+    """
+
+    stage: str
+    module: str
+    version: int
+    parameters: dict[str, Any]
+    inputs: dict[str, list[ArtifactRef]] = Field(default_factory=dict)
+    label: str = ""
+
+    @property
+    def ref(self) -> ArtifactRef:
+        keys = {name: [str(ref) for ref in refs] for name, refs in self.inputs.items()}
+        return ArtifactRef(kind=self.stage, key=digest([self.stage, self.version, self.parameters, keys]))
+
+    @property
+    def manifest(self) -> Manifest:
+        names = ("version", "parameters", "inputs")
+        return Manifest(kind=self.stage, key=self.ref.key, **{name: getattr(self, name) for name in names})
+
+
+class Work:
+    """What a stage's function is given: its inputs, a folder to fill, a place for checkpoints, a progress bar."""
+
+    def __init__(self, job: Job, runtime: Runtime, store: Store, attempt: Attempt) -> None:
+        self.job = job
+        self.runtime = runtime
+        self.store = store
+        self.folder = attempt.folder
+        self._attempt = attempt
+
+    def ref(self, name: str) -> ArtifactRef:
+        return self.job.inputs[name][0]
+
+    def refs(self, name: str) -> list[ArtifactRef]:
+        return self.job.inputs.get(name, [])
+
+    def input(self, name: str) -> Path:
+        """The folder of the one artifact of this name."""
+        return self.store.folder(self.ref(name))
+
+    def record(self, **facts: Any) -> None:
+        """Facts for the manifest: counts, seeds, device, threads, precision."""
+        self._attempt.note(record=self._attempt.manifest.record | facts)
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        report_progress(self.job.label or self.job.stage, done, total, note)
+
+    def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
+        """Commit a checkpoint of this job; the one before it is removed once the new one is safe."""
+        before = self._checkpoints()
+        with self.store.writing(self._checkpoint_manifest(step)) as attempt:
+            if attempt is not None:
+                write(attempt.folder)
+        for ref in before:
+            self.store.discard(ref)
+
+    def last_checkpoint(self) -> tuple[int, Path] | None:
+        """The step and the folder of the newest whole checkpoint of an earlier attempt."""
+        for ref in reversed(self._checkpoints()):
+            if self.store.problem(ref, thorough=True) is None:
+                return int(ref.key.rpartition("-")[2]), self.store.folder(ref)
+        return None
+
+    def _checkpoint_manifest(self, step: int) -> Manifest:
+        key = f"{self.job.ref.key}-{step:08d}"
+        return Manifest(kind=checkpoint_kind(self.job), key=key, version=self.job.version, parameters={}, inputs={})
+
+    def _checkpoints(self) -> list[ArtifactRef]:
+        return [ref for ref in self.store.refs(checkpoint_kind(self.job)) if ref.key.startswith(self.job.ref.key)]
+
+
+def checkpoint_kind(job: Job) -> str:
+    return f"{job.stage}-checkpoint"
+
+
+class Stage:
+    """A stage: calling it makes a job; `run` does the job; `task` is the Prefect task around it."""
+
+    def __init__(self, kind: str, version: int, function: Callable[[Work], None], exclusive: bool) -> None:
+        self.kind, self.version, self.function, self.exclusive = kind, version, function, exclusive
+
+    def __call__(
+        self, parameters: Parameters | Mapping[str, Any], inputs: Mapping[str, Any] | None = None, label: str = ""
+    ) -> Job:
+        plain = parameters.model_dump(mode="json") if isinstance(parameters, Parameters) else dict(parameters)
+        refs = {name: value if isinstance(value, list) else [value] for name, value in (inputs or {}).items()}
+        module = self.function.__module__
+        return Job(stage=self.kind, module=module, version=self.version, parameters=plain, inputs=refs, label=label)
+
+
+_stages: dict[str, Stage] = {}
+_compute = threading.Lock()  # one network at a time in a process: it uses every thread that it is given
+
+
+def stage(kind: str, version: int, *, exclusive: bool = False) -> Callable[[Callable[[Work], None]], Stage]:
+    """Declare a stage. Raise `version` whenever its result moves; a refactor that moves nothing keeps it.
+
+    Args:
+        kind: the artifact's kind, and the task's name in Prefect.
+        version: part of the key.
+        exclusive: the stage trains or runs networks; only one such stage runs at a time in a process.
+    """
+
+    def declare(function: Callable[[Work], None]) -> Stage:
+        _stages[kind] = Stage(kind, version, function, exclusive)
+        return _stages[kind]
+
+    return declare
+
+
+def stage_of(job: Job) -> Stage:
+    importlib.import_module(job.module)
+    return _stages[job.stage]
+
+
+def run_job(job: Job, runtime: Runtime) -> tuple[ArtifactRef, bool]:
+    """Do a job, unless the store has its artifact. Knows nothing of Prefect.
+
+    Returns:
+        The artifact's name, and whether it was there already.
+    """
+    store = open_store(runtime.store)
+    if store.has(job.ref):
+        return job.ref, True
+    declared = stage_of(job)
+    with store.writing(job.manifest) as attempt:
+        if attempt is None:
+            return job.ref, True
+        check_inputs(job, store)
+        work = Work(job, runtime, store, attempt)
+        with _slot(declared.exclusive), Cost() as cost:
+            declared.function(work)
+        attempt.note(seconds=round(cost.seconds, 3), peak_memory_bytes=cost.peak_memory_bytes)
+        work.record(versions=_versions(), commit=_commit())
+    for ref in work._checkpoints():  # noqa: SLF001
+        store.discard(ref)
+    return job.ref, False
+
+
+def check_inputs(job: Job, store: Store) -> None:
+    """Every byte of what a job is about to read.
+
+    Raises:
+        ArtifactDamaged: naming the artifact, the file and what to do.
+    """
+    for ref in (ref for refs in job.inputs.values() for ref in refs):
+        problem = _checked(store.location, ref, store)
+        if problem is not None:
+            raise ArtifactDamaged(f"{ref}, which {job.ref} needs, is damaged ({problem}): run again to rebuild it.")
+
+
+_known_good: set[tuple[str, ArtifactRef]] = set()
+
+
+def _checked(location: str, ref: ArtifactRef, store: Store) -> str | None:
+    """Checked by content once a process, and by its files' sizes from then on."""
+    problem = store.problem(ref, thorough=(location, ref) not in _known_good)
+    if problem is None:
+        _known_good.add((location, ref))
+    return problem
+
+
+@contextmanager
+def _slot(exclusive: bool) -> Iterator[None]:
+    if exclusive:
+        with _compute:
+            yield
+    else:
+        yield
+
+
+@cache
+def prefect_task(kind: str) -> Task[[Job, Runtime], Any]:
+    """The Prefect task of a stage: named for what it does, never cached by Prefect itself."""
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+
+    return task(name=kind, task_run_name="{job.label}", cache_policy=NO_CACHE, persist_result=False)(perform)
+
+
+def perform(job: Job, runtime: Runtime) -> ArtifactRef | State[ArtifactRef]:
+    """A task's body: the artifact's name, in a state called Cached where nothing had to be done."""
+    from prefect.states import Completed
+
+    ref, cached = run_job(job, runtime)
+    return Completed(name="Cached", data=ref) if cached else ref
+
+
+ProgressListener = Callable[[str, int, int, str], None]
+_listeners: list[ProgressListener] = []
+
+
+def report_progress(label: str, done: int, total: int, note: str = "") -> None:
+    for listener in _listeners:
+        listener(label, done, total, note)
+
+
+@contextmanager
+def listening(listener: ProgressListener) -> Iterator[None]:
+    """Call `listener(label, done, total, note)` whenever a job of this process makes progress."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("vidistill", "torch", "torchvision", "av", "zarr", "numcodecs", "numpy", "prefect"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+@cache
+def _commit() -> str:
+    """The commit of the checkout that this file lies in; empty for an installed wheel."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def stage_failure(job: Job, error: BaseException) -> RunError:
+    """The sentence for a stage that broke in a way nobody foresaw."""
+    return RunError(f"The stage {job.label or job.stage} ({job.ref}) failed: {type(error).__name__}: {error}")

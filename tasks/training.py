@@ -1,0 +1,270 @@
+"""One training loop for teachers and students: every draw is a function of (seed, step), so that a run which was killed
+and resumed takes the very same steps.
+
+Shapes: B clips a batch, N clips a set, V views, T frames, H height, W width, K classes. `x_BCTHW` is float, normalised.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vidistill.storage.errors import RequestError, RunError
+from vidistill.storage.parameters import Parameters
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from vidistill.tasks.stage import Runtime, Work
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class OptimiserParameters(Parameters):
+    """SGD with momentum, as in VDSD (methods §1.4); cosine decay to zero unless `schedule` says otherwise."""
+
+    lr: float = Field(0.01, gt=0, description="Peak learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    batch_size: int = Field(64, ge=1, description="Clips a step; the whole set where it is smaller.")
+    warmup_share: float = Field(0.0, ge=0, lt=1, description="Share of the steps over which the rate rises from 0.")
+    schedule: Literal["cosine", "half"] = Field("cosine", description="half: a tenth of the rate from the middle on.")
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """The learning rate of a step, a function of nothing but the step."""
+        warmup = self.warmup_share * steps
+        if step < warmup:
+            return self.lr * (step + 1) / (warmup + 1)
+        if self.schedule == "half":
+            return self.lr if step <= steps // 2 else self.lr / 10
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where networks run, how many threads they use, and in which precision."""
+
+    torch_device: torch.device
+    precision: Literal["fp32", "bf16"]
+    threads: int
+
+    @staticmethod
+    def of(runtime: Runtime, precision: Precision) -> Device:
+        """Resolve `auto`, and set this process's thread count.
+
+        Raises:
+            RequestError: a device is asked for that is not there.
+        """
+        import torch
+
+        from vidistill.models import compute
+
+        torch.set_num_threads(runtime.threads)
+        try:
+            device = compute.resolve_device(runtime.device)
+        except (RuntimeError, ValueError) as error:
+            raise RequestError(f"The device {runtime.device!r} cannot be used: {error}. Try --device cpu.") from error
+        return Device(device, compute.resolve_precision(precision, device), runtime.threads)
+
+    def autocast(self) -> Any:
+        from vidistill.models import compute
+
+        return compute.autocast(self.torch_device, self.precision)
+
+    def facts(self) -> dict[str, Any]:
+        return {"device": str(self.torch_device), "precision": self.precision, "threads": self.threads}
+
+
+def build_network(name: str, classes: int, shape_THWC: tuple[int, ...], seed: int) -> nn.Module:
+    """A freshly initialised network, drawn from the seed.
+
+    Raises:
+        RequestError: no network has this name.
+    """
+    import torch
+
+    from vidistill.models import build
+
+    torch.manual_seed(seed)
+    try:
+        return build(name, classes=classes, frames=shape_THWC[0], size=shape_THWC[1])
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+
+
+def generator(*seed: int) -> np.random.Generator:
+    """A generator seeded by any number of integers: (seed, step), (seed, class, index)."""
+    return np.random.default_rng([number & 0xFFFFFFFF for number in seed])
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which rows each step takes: epochs of shuffled batches, the last one of an epoch shorter by what is missing."""
+
+    n: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_an_epoch(self) -> int:
+        return math.ceil(self.n / min(self.batch_size, self.n))
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        epoch, place = divmod(step, self.steps_an_epoch)
+        order = generator(self.seed, epoch, 1).permutation(self.n)
+        return np.array_split(order, self.steps_an_epoch)[place]
+
+
+@dataclass
+class Curve:
+    """The loss, averaged over each fiftieth of the run; `pending` are the steps not averaged yet."""
+
+    steps: list[int] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    pending: list[float] = field(default_factory=list)
+
+    def add(self, step: int, steps: int, loss: float) -> None:
+        self.pending.append(loss)
+        if (step + 1) % max(1, steps // 50) == 0 or step + 1 == steps:
+            self.steps.append(step + 1)
+            self.loss.append(round(float(np.mean(self.pending)), 6))
+            self.pending = []
+
+
+Draw = Callable[[int], tuple["Tensor", "Tensor"]]
+"""From a step to (x_BCTHW, targets_BK): targets are probabilities, one-hot for hard labels."""
+
+
+def train(
+    network: nn.Module,
+    draw: Draw,
+    steps: int,
+    optimiser: OptimiserParameters,
+    device: Device,
+    *,
+    seed: int,
+    work: Work | None = None,
+    checkpoint_every: int | None = None,
+) -> Curve:
+    """Train by SGD on cross-entropy with probabilities as targets; resumes from the job's last checkpoint.
+
+    Dropout draws from torch's generator, which is seeded anew at each step from (seed, step).
+
+    Raises:
+        RunError: the loss is not finite; says the step, the learning rate and what to try.
+    """
+    import torch
+
+    network.to(device.torch_device, memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
+    sgd = torch.optim.SGD(network.parameters(), lr=optimiser.lr, momentum=optimiser.momentum,
+                          weight_decay=optimiser.weight_decay, fused=True)  # fmt: skip
+    first, curve = _resume(network, sgd, work)
+    for step in range(first, steps):
+        lr = optimiser.lr_at(step, steps)
+        for group in sgd.param_groups:
+            group["lr"] = lr
+        torch.manual_seed(int(generator(seed, step, 2).integers(2**31)))
+        loss = _step(network, sgd, draw(step), device)
+        if not math.isfinite(loss):
+            raise RunError(f"The loss is {loss} at step {step} (lr {lr:.3g}): try a smaller lr or precision=fp32.")
+        curve.add(step, steps, loss)
+        if work is not None:
+            work.progress(step + 1, steps, f"loss {loss:.3f}")
+            if checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
+                work.checkpoint(step + 1, lambda folder: _save(folder, network, sgd, curve))
+    return curve
+
+
+def _step(network: nn.Module, sgd: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], device: Device) -> float:
+    import torch
+
+    x_BCTHW, targets_BK = batch
+    sgd.zero_grad(set_to_none=True)
+    with device.autocast():
+        logits_BK = network(x_BCTHW)
+    loss = torch.nn.functional.cross_entropy(logits_BK.float(), targets_BK)
+    loss.backward()  # type: ignore[no-untyped-call]
+    sgd.step()
+    return float(loss.detach())
+
+
+def _save(folder: Path, network: nn.Module, sgd: torch.optim.Optimizer, curve: Curve) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {f"network.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
+    for index, state in sgd.state_dict()["state"].items():
+        tensors[f"momentum.{index}"] = state["momentum_buffer"].contiguous()
+    save_file(tensors, folder / "state.safetensors")
+    (folder / "curve.json").write_text(json.dumps(asdict(curve)))
+
+
+def _resume(network: nn.Module, sgd: torch.optim.Optimizer, work: Work | None) -> tuple[int, Curve]:
+    from safetensors.torch import load_file
+
+    found = work.last_checkpoint() if work is not None else None
+    if found is None:
+        return 0, Curve()
+    step, folder = found
+    tensors = load_file(folder / "state.safetensors")
+    network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
+    for index, parameter in enumerate(sgd.param_groups[0]["params"]):
+        sgd.state[parameter]["momentum_buffer"] = (
+            tensors[f"momentum.{index}"].to(parameter).to(memory_format=_format_of(parameter))
+        )
+    return step, Curve(**json.loads((folder / "curve.json").read_text()))
+
+
+def _format_of(parameter: Tensor) -> torch.memory_format:
+    import torch
+
+    return torch.channels_last_3d if parameter.dim() == 5 else torch.preserve_format
+
+
+def to_input(clips_NTHWC: NDArray[np.uint8], mean: Any, std: Any, device: Device) -> Tensor:
+    """uint8 NTHWC to normalised float BCTHW on the device, in channels-last memory."""
+    import torch
+
+    from vidistill.models import compute
+
+    return compute.normalise(torch.from_numpy(clips_NTHWC).to(device.torch_device), mean, std)
+
+
+def flip_some(x_BCTHW: Tensor, flips_B: NDArray[np.bool_]) -> Tensor:
+    """Mirror the chosen clips left to right, whole clips at a time."""
+    import torch
+
+    chosen = torch.from_numpy(flips_B).to(x_BCTHW.device)[:, None, None, None, None]
+    return torch.where(chosen, x_BCTHW.flip(-1), x_BCTHW)
+
+
+def one_hot(labels_N: NDArray[np.int64], classes: int, device: Device) -> Tensor:
+    import torch
+
+    labels = torch.from_numpy(labels_N).to(device.torch_device)
+    return torch.nn.functional.one_hot(labels, classes).float()
+
+
+def predict(network: nn.Module, batches: Iterator[Tensor], device: Device) -> Tensor:
+    """Logits of every batch in evaluation mode: float32 (N, K) on the CPU."""
+    import torch
+
+    network.eval()
+    with torch.inference_mode(), device.autocast():
+        return torch.cat([network(x_BCTHW).float().cpu() for x_BCTHW in batches])
+
+
+def settled(network: nn.Module, device: Device) -> nn.Module:
+    """The network on the device in evaluation mode, channels-last, with no gradients to its weights."""
+    import torch
+
+    network.to(device.torch_device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return network.eval().requires_grad_(False)
