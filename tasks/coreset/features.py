@@ -1,0 +1,57 @@
+"""The features that coresets measure in: the teacher's, or those of a network that was never trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.parameters import Parameters
+from vidistill.tasks import teacher, training
+from vidistill.tasks.coreset.random import enough
+from vidistill.tasks.methods import Material, Method
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class FeatureParameters(Parameters):
+    """`embed` of MiniC3D in evaluation mode (methods §2).
+
+    VDSD's code takes a random initialisation unless a checkpoint is given, and its paper does not say which was used;
+    the teacher is our default since its features separate the classes.
+    """
+
+    features: Literal["teacher", "random"] = "teacher"
+    network: str = Field("minic3d", description="The network of random features.")
+
+
+class FeatureCoreset(Method):
+    """A method that picks rows of one class from the features of that class."""
+
+    needs = ("teacher",)
+    Parameters = FeatureParameters
+
+    def pick(self, emb_ND: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+        """Indices of `count` rows of `emb_ND`, in the order of choice."""
+        raise NotImplementedError
+
+    def distil(self, material: Material) -> DistilledSet:
+        network = self._network(material)
+        rows = []
+        for done, label in enumerate(material.labels):
+            own = enough(material.clips, label, material.ipc)
+            emb_ND = teacher.features(network, material.clips, own, material.device)
+            rows.append(own[self.pick(emb_ND, material.ipc)])
+            material.progress(done + 1, len(material.labels))
+        return material.chosen(np.concatenate(rows), features=self.parameters.features)
+
+    def _network(self, material: Material) -> nn.Module:
+        if self.parameters.features == "teacher":
+            return material.teacher()
+        clips = material.clips
+        made = training.build_network(self.parameters.network, len(clips.classes), clips.shape_THWC, material.seed)
+        return training.settled(made, material.device)

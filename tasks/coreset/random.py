@@ -1,0 +1,37 @@
+"""Random: clips drawn without replacement from each class; the row that every method is measured against."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidistill.storage.clips import Clips
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.errors import RequestError
+from vidistill.tasks.methods import Material, Method
+from vidistill.tasks.training import generator
+
+
+class Random(Method):
+    """Uniform without replacement within a class (methods §2)."""
+
+    def distil(self, material: Material) -> DistilledSet:
+        return material.chosen(draw_rows(material.clips, material.labels, material.ipc, material.seed))
+
+
+def draw_rows(clips: Clips, labels: tuple[int, ...], ipc: int, seed: int) -> NDArray[np.int64]:
+    """Rows of `ipc` random clips a class, seeded by (seed, class): a class draws the same in any group."""
+    return np.concatenate([generator(seed, label, 4).permutation(enough(clips, label, ipc))[:ipc] for label in labels])
+
+
+def enough(clips: Clips, label: int, ipc: int) -> NDArray[np.int64]:
+    """The rows of a class.
+
+    Raises:
+        RequestError: it has fewer than `ipc` usable clips.
+    """
+    rows = clips.rows_of(label)
+    if len(rows) < ipc:
+        name = clips.classes[label]
+        raise RequestError(f"ipc {ipc} asks for more clips than {name} has ({len(rows)} usable training videos).")
+    return rows

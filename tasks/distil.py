@@ -1,0 +1,87 @@
+"""Distil: run any method of the registry on its material, by groups of classes where the method works by groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from vidistill.storage.clips import Clips
+from vidistill.storage.distilled import DistilledSet, joined
+from vidistill.storage.errors import RunError
+from vidistill.storage.parameters import Parameters
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.methods import Material, MethodSource, find_method
+from vidistill.tasks.stage import Job, Work, stage
+from vidistill.tasks.teacher import load_teacher
+from vidistill.tasks.training import Device
+
+
+class DistilParameters(Parameters):
+    """What a distilled set depends on. A user's method is known by the digest of its file."""
+
+    method: str
+    method_version: int
+    method_digest: str
+    options: dict[str, Any]
+    ipc: int = Field(ge=1)
+    seed: int
+    labels: tuple[int, ...]
+
+
+def distil_jobs(
+    source: MethodSource, options: Parameters, ipc: int, seed: int, classes: int, inputs: dict[str, ArtifactRef],
+    label: str,
+) -> list[Job]:  # fmt: skip
+    """The jobs that make one set, the last of them the set itself.
+
+    A method that works by groups has a job a group (the group is in its key) and one that joins them.
+    """
+    groups = source.method(options).groups(classes, ipc)
+    jobs = []
+    for number, labels in enumerate(groups):
+        parameters = DistilParameters(
+            method=source.name, method_version=source.method.version, method_digest=source.digest,
+            options=options.model_dump(mode="json"), ipc=ipc, seed=seed, labels=labels,
+        )  # fmt: skip
+        part = f" group {number + 1}/{len(groups)}" if len(groups) > 1 else ""
+        jobs.append(distil(parameters, inputs, label=label + part))
+    return jobs if len(jobs) == 1 else [*jobs, join({}, {"parts": [job.ref for job in jobs]}, label=f"{label} joined")]
+
+
+@stage("distilled", version=1, exclusive=True)
+def distil(work: Work) -> None:
+    parameters = DistilParameters.model_validate(work.job.parameters)
+    source = find_method(work.runtime.methods.get(parameters.method, parameters.method))
+    if source.digest != parameters.method_digest:
+        raise RunError(f"The file of the method {parameters.method} changed during the run: run again.")
+    options = source.method.Parameters.model_validate(parameters.options)
+    clips = Clips(work.store, work.ref("clips"))
+    device = Device.of(work.runtime, getattr(options, "precision", "auto"))
+    material = Material(
+        clips=clips,
+        ipc=parameters.ipc,
+        seed=parameters.seed,
+        labels=parameters.labels,
+        device=device,
+        teacher=lambda: load_teacher(work.store, work.ref("teacher"), clips, device),
+        progress=work.progress,
+    )
+    made = source.method(options).distil(material)
+    _check(made, parameters)
+    made.save(work.folder)
+    work.record(seeds=[parameters.seed], counts={"clips": len(made)}, **device.facts())
+
+
+def _check(made: DistilledSet, parameters: DistilParameters) -> None:
+    """A method owes exactly `ipc` clips for each of its classes."""
+    got = {label: int((made.labels_N == label).sum()) for label in parameters.labels}
+    if len(made) != parameters.ipc * len(parameters.labels) or set(got.values()) != {parameters.ipc}:
+        raise RunError(f"The method {parameters.method} owes {parameters.ipc} clips a class and returned {got}.")
+
+
+@stage("joined", version=1)
+def join(work: Work) -> None:
+    made = joined([DistilledSet.load(work.store.folder(ref)) for ref in work.refs("parts")])
+    made.save(work.folder)
+    work.record(counts={"clips": len(made)})

@@ -1,0 +1,190 @@
+"""The one signature of all distillation methods, and the registry that finds them by name or in a user's file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vidistill.storage.clips import Clips
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.errors import RequestError
+from vidistill.storage.keys import file_digest
+from vidistill.storage.parameters import Parameters
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vidistill.tasks.training import Device
+
+REGISTRY: dict[str, str] = {
+    "random": "vidistill.tasks.coreset.random:Random",
+    "herding": "vidistill.tasks.coreset.herding:Herding",
+    "k_center": "vidistill.tasks.coreset.k_center:KCenter",
+    "tsgf": "vidistill.tasks.tsgf:TSGF",
+}
+"""Methods by name. `full`, all of the training clips, is not one: it is the row that they are measured against."""
+
+Need = Literal["teacher"]
+
+
+class Recipe(Parameters):
+    """How a student is trained on a distilled set: what its labels are and what is done to its clips.
+
+    Random is scored under each recipe of a table, with the same labels and the same augmentation.
+
+    Attributes:
+        labels: `hard`; `soft`: the teacher's outputs for the stored clips, made once; `online`: the teacher is asked
+            at every step.
+        augmentation: `none`; `tsgf`: guided VideoMix on the frames of low saliency (S3 §3.3); `image`: a CutMix box of
+            its own for each frame (S3, Table 6). Once where labels are soft, at every step where they are online.
+        temperature: of the teacher's outputs, before they become targets.
+        settings: parameters of the augmentation.
+    """
+
+    labels: Literal["hard", "soft", "online"] = "hard"
+    augmentation: Literal["none", "tsgf", "image"] = "none"
+    temperature: float = Field(1.0, gt=0)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.labels if self.augmentation == "none" else f"{self.labels}+{self.augmentation}"
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.labels != "hard"
+
+
+RECIPES = ("hard", "soft", "soft+tsgf", "soft+image", "online", "online+tsgf", "online+image")
+HARD = Recipe()
+
+
+def recipe_named(name: str, temperature: float, settings: dict[str, Any]) -> Recipe:
+    """A recipe by name, such as `soft+tsgf`; temperature and settings are left out where it has no use for them.
+
+    Raises:
+        RequestError: no recipe has this name.
+    """
+    if name not in RECIPES:
+        raise RequestError(f"There is no recipe {name!r}: choose from {', '.join(RECIPES)}.")
+    labels, _, augmentation = name.partition("+")
+    facts: dict[str, Any] = {"labels": labels, "augmentation": augmentation or "none"}
+    if labels != "hard":
+        facts |= {"temperature": temperature}
+    if augmentation:
+        facts |= {"settings": settings}
+    return Recipe(**facts)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a method is given.
+
+    Attributes:
+        clips: the training split; `clips.read(rows)` gives uint8 NTHWC.
+        ipc: instances a class to return.
+        seed: seeds every draw.
+        labels: the classes to distil; all of them, unless the method works by groups.
+        device: where networks run.
+        teacher: the trained teacher, loaded when called; only for methods that need it.
+        progress: call with (done, total).
+    """
+
+    clips: Clips
+    ipc: int
+    seed: int
+    labels: tuple[int, ...]
+    device: Device
+    teacher: Callable[[], nn.Module]
+    progress: Callable[[int, int], None]
+
+    def chosen(self, rows: NDArray[np.int64], **facts: Any) -> DistilledSet:
+        """The set of these real clips (centre views), with their labels and sources."""
+        return DistilledSet(
+            clips_NTHWC=self.clips.read(rows),
+            labels_N=self.clips.labels_N[rows],
+            classes=self.clips.classes,
+            sources=tuple(self.clips.table.videos[row].path for row in rows),
+            facts=facts,
+        )
+
+
+class Method(ABC):
+    """A distillation method: subclass, name your parameters, and return a set.
+
+    Attributes:
+        version: raise it when the result of the same parameters changes.
+        needs: what the flow makes first.
+        recipes: names of the recipes by which its sets are scored; several give several rows.
+        Parameters: frozen pydantic model with the published defaults, cited.
+    """
+
+    version: ClassVar[int] = 1
+    needs: ClassVar[tuple[Need, ...]] = ()
+    recipes: ClassVar[tuple[str, ...]] = ("hard",)
+    Parameters: ClassVar[type[Parameters]] = Parameters
+
+    def __init__(self, parameters: Any) -> None:
+        self.parameters = parameters
+
+    def groups(self, classes: int, ipc: int) -> list[tuple[int, ...]]:  # noqa: ARG002
+        """The classes of each task; one task for all of them unless a method says otherwise."""
+        return [tuple(range(classes))]
+
+    @abstractmethod
+    def distil(self, material: Material) -> DistilledSet:
+        """Distil `material.ipc` clips for each class in `material.labels`."""
+
+
+@dataclass(frozen=True)
+class MethodSource:
+    """A method's class, its short name, and the digest of its file where it is a user's."""
+
+    name: str
+    spec: str
+    digest: str
+    method: type[Method]
+
+
+def find_method(spec: str) -> MethodSource:
+    """A method by registry name or by `FILE.py:CLASS`.
+
+    Raises:
+        RequestError: no such method, file or class; says what there is.
+    """
+    if ".py" not in spec:
+        if spec not in REGISTRY:
+            known = ", ".join(["full", *REGISTRY])
+            raise RequestError(f"There is no method {spec!r}: choose from {known}, or give FILE.py:CLASS.")
+        module, _, name = REGISTRY[spec].partition(":")
+        return MethodSource(spec, spec, "", getattr(importlib.import_module(module), name))
+    file, _, name = spec.rpartition(":")
+    path = Path(file).expanduser()
+    if not file or not path.is_file():
+        raise RequestError(f"The method {spec!r} was not found: give an existing FILE.py:CLASS, e.g. mine.py:Mine.")
+    found = getattr(_load(path), name, None)
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise RequestError(f"{path} has no class {name!r} that subclasses vidistill.tasks.methods.Method.")
+    return MethodSource(name.lower(), f"{path.absolute()}:{name}", file_digest(path), found)
+
+
+def _load(path: Path) -> ModuleType:
+    module_spec = importlib.util.spec_from_file_location(f"vidistill_user_{path.stem}_{file_digest(path)[:8]}", path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise RequestError(f"{path} cannot be imported: {type(error).__name__}: {error}.") from error
+    return module

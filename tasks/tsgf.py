@@ -1,0 +1,277 @@
+"""TSGF (paper S3, "Temporal Saliency-Guided Distillation", Eq. 4–8, Algorithm 1).
+
+The teacher is trained once (Eq. 3, tasks/teacher.py). Clips are then moved so that the teacher recognises them (L_ce)
+and its batch-norm layers see the statistics of the training data (L_reg), while frames that move a lot are held back
+by a mask. Labels and augmentation are in tasks/relabel.py.
+
+Shapes: B clips, C colours, T frames, H height, W width, K classes, L batch-norm layers. `x_BCTHW` is normalised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.errors import RequestError, RunError
+from vidistill.storage.parameters import Parameters
+from vidistill.tasks import training
+from vidistill.tasks.coreset.random import draw_rows
+from vidistill.tasks.methods import Material, Method
+from vidistill.tasks.training import Device, Precision
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from vidistill.storage.clips import Clips
+
+
+class SaliencyParameters(Parameters):
+    """Eq. 6–8. The paper gives neither the window, nor its weights, nor ε."""
+
+    window: int = Field(2, ge=0, description="k of Eq. 7: how many earlier frames smooth a frame's saliency.")
+    weights: Literal["uniform", "triangular"] = Field(
+        "triangular", description="α of Eq. 7 ('determined by the window function'): falling linearly, or all equal."
+    )
+    epsilon_quantile: float = Field(
+        0.75,
+        ge=0,
+        le=1,
+        description="ε as this quantile of a clip's own saliency; 1 is 'the upper bound' read literally.",
+    )
+
+
+class TSGFParameters(Parameters):
+    """Learning rates and r_bn are S3's Table 11 where it fits; what the paper leaves out is said here.
+
+    The printed update, x ← x − η·M·∇L with η = 0.25, is plain gradient descent; from real clips that the teacher
+    already knows its gradients are so small that nothing moves. Adam with betas (0.5, 0.9) and a cosine to zero is
+    SRe2L's choice, which S3 follows elsewhere. Its step does not depend on the gradient's scale, so M multiplies the
+    step, which is the printed rule for SGD and keeps its meaning for Adam.
+    """
+
+    iterations: int = Field(200, ge=0, description="K of Algorithm 1; not stated.")
+    lr: float = Field(0.02, gt=0, description="η in standard deviations of a pixel; S3: 0.25 (0.3 on K400 and SSv2).")
+    optimiser: Literal["adam", "sgd"] = "adam"
+    alpha_ce: float = Field(1.0, ge=0, description="Eq. 4; Algorithm 1 prints no coefficient.")
+    r_bn: float = Field(0.05, ge=0, description="α_reg of Eq. 4; S3's Table 11: 0.001–0.01, with its own lr.")
+    mask: bool = Field(True, description="TSGF_O: the mask of Eq. 8. Off is the SRe2L-style base.")
+    mask_sign: Literal["magnitude", "both"] = Field("magnitude", description="both: ε − s may be negative (Table 9).")
+    saliency: SaliencyParameters = SaliencyParameters()
+    init: Literal["real", "noise"] = Field("real", description="Table 5.")
+    group_classes: int = Field(10, ge=1, description="Classes a task; L_reg sees the clips of a task together.")
+    precision: Precision = "auto"
+
+
+def frame_difference(x_BCTHW: Tensor) -> Tensor:
+    """Eq. 6, d (B, T): the mean over colours and pixels of (|f_{i+1} − f_i| + |f_i − f_{i−1}|) / 2.
+
+    The paper leaves the reduction and the ends open: the mean, and at the ends the one difference there is.
+    """
+    import torch
+
+    if x_BCTHW.shape[2] == 1:
+        return x_BCTHW.new_zeros(x_BCTHW.shape[0], 1)
+    step_BT = x_BCTHW.diff(dim=2).abs().mean(dim=(1, 3, 4))
+    after_BT = torch.cat([step_BT, step_BT[:, -1:]], dim=1)
+    before_BT = torch.cat([step_BT[:, :1], step_BT], dim=1)
+    return (after_BT + before_BT) / 2
+
+
+def saliency(x_BCTHW: Tensor, parameters: SaliencyParameters) -> Tensor:
+    """Eq. 7, s (B, T): a causal weighted mean of d over this frame and the k before it.
+
+    Weights sum to one over the frames that exist, so that the first frames are not called still.
+    """
+    d_BT = frame_difference(x_BCTHW)
+    k = min(parameters.window, d_BT.shape[1] - 1)
+    alpha = [1.0 if parameters.weights == "uniform" else float(k + 1 - j) for j in range(k + 1)]
+    total_BT, weight_T = d_BT * 0, d_BT.new_zeros(d_BT.shape[1])
+    for j, alpha_j in enumerate(alpha):
+        total_BT[:, j:] += alpha_j * d_BT[:, : d_BT.shape[1] - j]
+        weight_T[j:] += alpha_j
+    return total_BT / weight_T
+
+
+def threshold(s_BT: Tensor, parameters: SaliencyParameters) -> Tensor:
+    """Eq. 8, ε (B, 1): a quantile of each clip's own saliency."""
+    return s_BT.quantile(parameters.epsilon_quantile, dim=1, keepdim=True)
+
+
+def gradient_mask(s_BT: Tensor, epsilon_B1: Tensor, sign: Literal["magnitude", "both"] = "magnitude") -> Tensor:
+    """Eq. 8, M (B, T): max(ε − s, 0) / (max s − min s); without the max where `sign` is both (Table 9).
+
+    A clip that stands still has no salient frame: the quotient is 0/0 there, and M is one.
+    """
+    import torch
+
+    span_B1 = s_BT.amax(1, keepdim=True) - s_BT.amin(1, keepdim=True)
+    room_BT = epsilon_B1 - s_BT
+    if sign == "magnitude":
+        room_BT = room_BT.clamp(min=0)
+    still_B1 = span_B1 <= 1e-12
+    return torch.where(still_B1, torch.ones_like(s_BT), room_BT / span_B1.masked_fill(still_B1, 1))
+
+
+@contextmanager
+def batch_norm_losses(network: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect, at each forward pass, the terms of Eq. 5, a term a layer: ‖μ_l − RM_l‖₂ + ‖σ²_l − RV_l‖₂.
+
+    μ and σ² (biased) are over clips, frames and pixels of the layer's input. Clear the list before each pass.
+
+    Raises:
+        RequestError: the network has no batch norm.
+    """
+    import torch
+
+    layers = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm3d)]
+    if not layers:
+        raise RequestError("tsgf needs a teacher with batch norm (S3, Eq. 5): set teacher.network=minic3d_bn.")
+    terms: list[Tensor] = []
+
+    def note(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        variance_C, mean_C = torch.var_mean(inputs[0].float(), dim=(0, 2, 3, 4), correction=0)
+        terms.append((mean_C - layer.running_mean).norm() + (variance_C - layer.running_var).norm())
+
+    handles = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        yield terms
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class TSGF(Method):
+    """Algorithm 1 up to the labels.
+
+    The recipe `soft+tsgf` is Algorithm 1 to the letter: augment once, label once. `online+tsgf` is §3.3's "dynamic
+    video data augmentation during post-evaluation": another mix, and the teacher's labels for it, at every step.
+    """
+
+    version = 1
+    needs = ("teacher",)
+    Parameters = TSGFParameters
+    recipes = ("soft+tsgf", "online+tsgf")
+
+    def groups(self, classes: int, ipc: int) -> list[tuple[int, ...]]:  # noqa: ARG002
+        size = self.parameters.group_classes
+        return [tuple(range(start, min(start + size, classes))) for start in range(0, classes, size)]
+
+    def distil(self, material: Material) -> DistilledSet:
+        clips, parameters = material.clips, self.parameters
+        rows = draw_rows(clips, material.labels, material.ipc, material.seed)
+        start_BCTHW = initial(clips, rows, parameters.init, material.seed, material.device)
+        x_BCTHW, facts = optimise(start_BCTHW, clips.labels_N[rows], material.teacher(), clips, parameters, material)
+        s_BT = saliency(x_BCTHW, parameters.saliency)
+        epsilon_B1 = threshold(s_BT, parameters.saliency)
+        mask_BT = gradient_mask(s_BT, epsilon_B1, parameters.mask_sign)
+        real = parameters.init == "real"
+        return DistilledSet(
+            clips_NTHWC=to_pixels(x_BCTHW, clips),
+            labels_N=clips.labels_N[rows],
+            classes=clips.classes,
+            sources=tuple(clips.table.videos[row].path if real else "" for row in rows),
+            facts=facts,
+            extras={
+                "saliency": s_BT.cpu().numpy(),
+                "epsilon": epsilon_B1.cpu().numpy(),
+                "mask": mask_BT.cpu().numpy(),
+            },
+        )
+
+
+def initial(clips: Clips, rows: np.ndarray, init: str, seed: int, device: Device) -> Tensor:
+    """Real clips of these rows, or normal noise with the data's mean and deviation: x_BCTHW."""
+    import torch
+
+    table = clips.table
+    if init == "real":
+        return training.to_input(clips.read(rows), table.mean, table.std, device)
+    noise = training.generator(seed, int(rows[0]), 5).standard_normal((len(rows), *clips.shape_THWC), dtype=np.float32)
+    return torch.from_numpy(noise).to(device.torch_device).permute(0, 4, 1, 2, 3)
+
+
+def optimise(
+    start_BCTHW: Tensor, labels_N: np.ndarray, teacher: nn.Module, clips: Clips, parameters: TSGFParameters,
+    material: Material,
+) -> tuple[Tensor, dict[str, Any]]:  # fmt: skip
+    """K steps of x ← x − η·M·∇(α_ce·L_ce + r_bn·L_reg), kept within the range of pixels.
+
+    Raises:
+        RunError: a loss is not finite.
+    """
+    import torch
+
+    device = material.device
+    low_C, high_C = _range(clips, device)
+    x_BCTHW = start_BCTHW.clone().requires_grad_(True)
+    labels_B = torch.from_numpy(labels_N).to(device.torch_device)
+    steps = _optimiser(x_BCTHW, parameters)
+    history: list[list[float]] = []
+    with batch_norm_losses(teacher) as terms:
+        for k in range(parameters.iterations):
+            steps.param_groups[0]["lr"] = parameters.lr * 0.5 * (1 + math.cos(math.pi * k / parameters.iterations))
+            terms.clear()
+            with device.autocast():
+                logits_BK = teacher(x_BCTHW)
+            ce = torch.nn.functional.cross_entropy(logits_BK.float(), labels_B)
+            reg = torch.stack(terms).sum()
+            (x_BCTHW.grad,) = torch.autograd.grad(parameters.alpha_ce * ce + parameters.r_bn * reg, x_BCTHW)
+            _masked_step(x_BCTHW, steps, parameters, low_C, high_C)
+            history.append([float(ce.detach()), float(reg.detach())])
+            if not math.isfinite(sum(history[-1])):
+                raise RunError(
+                    f"TSGF's losses are {history[-1]} at iteration {k}: try a smaller lr (it is {parameters.lr})."
+                )
+            material.progress(k + 1, parameters.iterations)
+    moved = float((x_BCTHW.detach() - start_BCTHW).abs().mean())
+    return x_BCTHW.detach(), {"ce_reg": history[:: max(1, len(history) // 50)], "moved_in_std": moved}
+
+
+def _masked_step(
+    x_BCTHW: Tensor, steps: torch.optim.Optimizer, parameters: TSGFParameters, low_C: Tensor, high_C: Tensor
+) -> None:
+    import torch
+
+    with torch.no_grad():
+        before_BCTHW = x_BCTHW.clone()
+        steps.step()
+        if parameters.mask:
+            s_BT = saliency(before_BCTHW, parameters.saliency)
+            mask_BT = gradient_mask(s_BT, threshold(s_BT, parameters.saliency), parameters.mask_sign)
+            x_BCTHW.sub_(before_BCTHW).mul_(mask_BT[:, None, :, None, None]).add_(before_BCTHW)
+        x_BCTHW.copy_(x_BCTHW.maximum(low_C).minimum(high_C))
+
+
+def _optimiser(x_BCTHW: Tensor, parameters: TSGFParameters) -> torch.optim.Optimizer:
+    import torch
+
+    if parameters.optimiser == "sgd":
+        return torch.optim.SGD([x_BCTHW], lr=parameters.lr)
+    return torch.optim.Adam([x_BCTHW], lr=parameters.lr, betas=(0.5, 0.9))
+
+
+def _range(clips: Clips, device: Device) -> tuple[Tensor, Tensor]:
+    """Black and white in normalised units, shaped to broadcast over BCTHW."""
+    import torch
+
+    mean_C, std_C = (
+        torch.tensor(values, dtype=torch.float32, device=device.torch_device)[:, None, None, None]
+        for values in (clips.table.mean, clips.table.std)
+    )
+    return -mean_C / std_C, (1 - mean_C) / std_C
+
+
+def to_pixels(x_BCTHW: Tensor, clips: Clips) -> np.ndarray:
+    """Normalised clips as uint8 NTHWC, rounded: a set of as many bytes as real clips."""
+    import torch
+
+    mean_C, std_C = (torch.tensor(values, device=x_BCTHW.device) for values in (clips.table.mean, clips.table.std))
+    pixels_NTHWC = (x_BCTHW.permute(0, 2, 3, 4, 1) * std_C + mean_C) * 255
+    return pixels_NTHWC.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
