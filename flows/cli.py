@@ -1,0 +1,192 @@
+"""The `vidistill` command line. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vidistill.storage.errors import RequestError, VidistillError
+
+app = typer.Typer(
+    name="vidistill",
+    help="Turn a labelled video data set into a few clips per class that train a classifier almost as well.\n\n"
+    "Start with [bold]vidistill demo[/bold], then [bold]vidistill run --data DIR --method tsgf --ipc 5[/bold].",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[
+    str, typer.Option("--data", help="A folder of labelled videos, a CSV of path,label,split, or `sprites`.")
+]
+Methods = Annotated[
+    list[str] | None, typer.Option("--method", help="Names, comma-separated, or FILE.py:CLASS. `full`: all clips.")
+]
+Budgets = Annotated[str | None, typer.Option("--ipc", help="Clips a class, comma-separated: 1,5.")]
+Layout = Annotated[str | None, typer.Option(help="folders, ucf101, hmdb51, csv …; recognised where it is not given.")]
+Split = Annotated[int | None, typer.Option(help="Number of the official split.")]
+Frames = Annotated[int | None, typer.Option(help="Frames a clip.  [dim]16[/dim]")]
+Size = Annotated[int | None, typer.Option(help="Height and width of a clip in pixels.  [dim]112[/dim]")]
+Students = Annotated[str | None, typer.Option(help="minic3d_bn, minic3d, cnn_gru, cnn_lstm; comma-separated.")]
+Seeds = Annotated[int | None, typer.Option(help="How many seeds; mean ± standard deviation over them.")]
+StoreRoot = Annotated[str | None, typer.Option("--store", help="Where artifacts are kept: a folder or s3://….")]
+Out = Annotated[Path, typer.Option("--out", help="Where report.html and report.json are written.")]
+Preset = Annotated[str | None, typer.Option(help="A YAML file of parameters, or the name of a shipped one.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Any parameter: teacher.epochs=20, tsgf.lr=0.05.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show Prefect's log and full tracebacks.")]
+
+
+@app.command()
+def run(
+    data: Data = "", method: Methods = None, ipc: Budgets = None, layout: Layout = None, split: Split = None,
+    frames: Frames = None, size: Size = None, students: Students = None, seeds: Seeds = None, store: StoreRoot = None,
+    out: Out = Path("vidistill-report"), preset: Preset = None, settings: Settings = None, device: Device = "auto",
+    verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Distil, score and report. What an earlier run has made is not made again."""
+    from vidistill.flows import commands
+
+    request = _request(data, method, ipc, layout, split, frames, size, students, seeds, preset, settings)
+    commands.run(request, store, out, device, verbose)
+
+
+@app.command()
+def plan(
+    data: Data = "", method: Methods = None, ipc: Budgets = None, layout: Layout = None, split: Split = None,
+    frames: Frames = None, size: Size = None, students: Students = None, seeds: Seeds = None, store: StoreRoot = None,
+    out: Out = Path("vidistill-report"), preset: Preset = None, settings: Settings = None, device: Device = "auto",
+    verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Say what `run` would do with the same arguments, why, and about how long it takes. Writes nothing."""
+    del out, verbose  # taken, so that any `run` can be made a `plan`
+    from vidistill.flows import commands
+
+    request = _request(data, method, ipc, layout, split, frames, size, students, seeds, preset, settings)
+    commands.plan(request, store, device)
+
+
+@app.command()
+def demo(store: StoreRoot = None, out: Out = Path("vidistill-demo"), verbose: Verbose = False) -> None:
+    """Render sprites, distil them by TSGF and Random, score both, and name the report. Minutes on two cores."""
+    from vidistill.flows import commands
+
+    commands.run(commands.request_of(preset="demo"), store, out, "auto", verbose)
+
+
+@app.command()
+def index(
+    data: Data, layout: Layout = None, split: Split = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
+) -> None:  # fmt: skip
+    """List every file of a data set with its outcome: kept, filtered or failed, and why."""
+    from vidistill.flows import commands
+
+    commands.index(data, layout, split, as_json)
+
+
+@app.command()
+def report(
+    key: Annotated[str, typer.Argument(help="A report's key, its first letters, or `latest`.")] = "latest",
+    store: StoreRoot = None, out: Out = Path("vidistill-report"),
+) -> None:  # fmt: skip
+    """Write a report that the store holds once more."""
+    from vidistill.flows import housekeeping
+
+    housekeeping.write_report(key, store, out)
+
+
+@app.command("ls")
+def list_artifacts(
+    kind: Annotated[str | None, typer.Argument(help="Only this kind: teacher, distilled, report …")] = None,
+    store: StoreRoot = None,
+) -> None:
+    """List the artifacts of a store: what, how large, how long it took, when."""
+    from vidistill.flows import housekeeping
+
+    housekeeping.list_artifacts(kind, store)
+
+
+@app.command()
+def gc(
+    store: StoreRoot = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only say what would go.")] = False,
+) -> None:
+    """Remove what no report uses: unreachable and damaged artifacts, old checkpoints, the remains of dead runs."""
+    from vidistill.flows import housekeeping
+
+    housekeeping.collect(store, yes)
+
+
+@app.command()
+def verify(store: StoreRoot = None) -> None:
+    """Read every byte of a store and name what is damaged. Exit code 1 if anything is."""
+    from vidistill.flows import housekeeping
+
+    housekeeping.verify(store)
+
+
+@app.command()
+def doctor(store: StoreRoot = None) -> None:
+    """Check the environment: versions that must match, codecs, devices, disk, Prefect. Exit code 1 if it is ill."""
+    from vidistill.flows import doctor
+
+    doctor.examine(store)
+
+
+def _request(
+    data: str, method: list[str] | None, ipc: str | None, layout: str | None, split: int | None, frames: int | None,
+    size: int | None, students: str | None, seeds: int | None, preset: str | None, settings: list[str] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The experiment as plain data: the preset, then the named options, then --set."""
+    from vidistill.flows import commands
+
+    nested: dict[str, dict[str, Any]] = {
+        "index": {"layout": layout, "split": split},
+        "decode": {"frames": frames, "size": size},
+    }
+    named = {
+        "data": data or None,
+        "cells": [{"method": name} for name in _listed(method)] or None,
+        "ipc": [_number(value, "--ipc") for value in _listed([ipc] if ipc else None)] or None,
+        "students": _listed([students] if students else None) or None,
+        "seeds": seeds,
+    }
+    return commands.request_of(preset, named, nested, settings or [])
+
+
+def _listed(values: list[str] | None) -> list[str]:
+    return [name.strip() for value in values or [] for name in value.split(",") if name.strip()]
+
+
+def _number(value: str, option: str) -> int:
+    try:
+        return int(value)
+    except ValueError as error:
+        raise RequestError(f"{option} takes whole numbers separated by commas, such as 1,5; got {value!r}.") from error
+
+
+def main() -> None:
+    """The command's door: errors of ours are one sentence, and exit codes are 0 done, 1 failed, 2 wrong request."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as leaving:
+        sys.exit(leaving.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        print("vidistill: stopped; run the same command again to go on from here.", file=sys.stderr)
+        sys.exit(130)
+    except VidistillError as error:
+        if "--verbose" in sys.argv:
+            raise
+        print(f"vidistill: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, RequestError) else 1)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # a usage error of the command-line parser
+        if usage is None:
+            raise
+        print(f"vidistill: {usage()} Try `vidistill --help`.", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,182 @@
+"""What `run`, `plan`, `demo` and `index` do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from vidistill.flows.parameters import SPRITES, Experiment, checked, load_preset, override
+from vidistill.storage.errors import RequestError
+from vidistill.storage.opening import default_location, open_store
+from vidistill.tasks.layouts import IndexParameters
+from vidistill.tasks.stage import Runtime, listening
+
+console = Console()
+PREFECT_DEFAULTS = {
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # its 20 s are not enough when both cores work
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_CLI_PROMPT": "false",
+}
+
+
+def request_of(
+    preset: str | None,
+    named: dict[str, Any] | None = None,
+    nested: dict[str, dict[str, Any]] | None = None,
+    settings: list[str] | None = None,
+) -> dict[str, Any]:
+    """Plain parameters of an experiment: preset, then named options, then settings.
+
+    Raises:
+        RequestError: nothing says which data or which method.
+    """
+    plain = load_preset(preset) if preset else {}
+    plain |= {name: value for name, value in (named or {}).items() if value is not None}
+    for group, values in (nested or {}).items():
+        given = {name: value for name, value in values.items() if value is not None}
+        if given:
+            plain[group] = plain.get(group, {}) | given
+    if not plain.get("data"):
+        raise RequestError("Which videos? Give --data DIR, or --data sprites for the embedded set.")
+    if not plain.get("cells"):
+        raise RequestError("Which method? Give --method random,tsgf (see `vidistill run --help`).")
+    return override(plain, settings or [])
+
+
+def run(plain: dict[str, Any], store: str | None, out: Path, device: str, verbose: bool) -> None:
+    """Run the flow under Prefect: the server that PREFECT_API_URL names, or one of its own for the time of the run."""
+    experiment = checked(Experiment, plain, "The experiment")
+    runtime = Runtime(store=store or default_location(), device=device)
+    _check_places(runtime, out)
+    with _quiet_prefect(verbose):
+        from vidistill.flows.distill import distill
+
+        with _progress_bars():
+            distill(experiment, runtime, out)
+    _print_table(json.loads((out / "report.json").read_text()))
+    console.print(f"\nThe report is [bold]{out / 'report.html'}[/bold]", soft_wrap=True, highlight=False)
+
+
+def plan(plain: dict[str, Any], store: str | None, device: str) -> None:
+    """Print what a run would do; nothing is written."""
+    from vidistill.flows.planning import describe
+
+    experiment = checked(Experiment, plain, "The experiment")
+    describe(experiment, Runtime(store=store or default_location(), device=device), console)
+
+
+def index(data: str, layout: str | None, split: int | None, as_json: bool) -> None:
+    """Print every file of a data set with its outcome."""
+    from vidistill.tasks.index import survey
+
+    given = {name: value for name, value in {"layout": layout, "split": split}.items() if value is not None}
+    if data == SPRITES:
+        raise RequestError("`sprites` is rendered by a run: give the folder of videos to index.")
+    table = survey(Path(data).expanduser().absolute(), checked(IndexParameters, given, "The index"))
+    rows = [{"video": video.path, "outcome": "kept", "reason": "", "label": table.classes[video.label],
+             "split": video.split, "group": video.group} for video in table.videos]  # fmt: skip
+    rows += [rejected.model_dump() for rejected in table.rejected]
+    rows.sort(key=lambda row: str(row["video"]))
+    if as_json:
+        facts = {"dataset": table.dataset, "layout": table.layout, "classes": table.classes, "notes": table.notes}
+        print(json.dumps(facts | {"videos": rows}, indent=1, ensure_ascii=False))
+        return
+    for row in rows:
+        note = row["reason"] or f"{row['label']}, {row['split']}"
+        console.print(f"{row['outcome']:9}{row['video']}  [dim]{note}[/dim]", highlight=False, soft_wrap=True)
+    console.print(
+        f"{len(table.videos)} kept, {len(table.rejected)} not; {len(table.classes)} classes, layout {table.layout}"
+    )
+
+
+def _check_places(runtime: Runtime, out: Path) -> None:
+    """Find out before the work, not after it, that the store or the report cannot be written."""
+    open_store(runtime.store).check_writable()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".vidistill"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RequestError(f"The folder {out} cannot be written ({error.strerror}): name another --out.") from error
+
+
+@contextmanager
+def _quiet_prefect(verbose: bool) -> Iterator[None]:
+    """Prefect's settings for a command line: patient at the start, silent about itself, nothing sent anywhere."""
+    levels = {} if verbose else {"PREFECT_LOGGING_LEVEL": "CRITICAL"}
+    for name, value in (PREFECT_DEFAULTS | levels).items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("vidistill").setLevel(logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.CRITICAL if not verbose else logging.INFO)
+    yield
+
+
+@contextmanager
+def _progress_bars() -> Iterator[None]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[note]}", table_column=None),
+    )
+    bars: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, transient=False, disable=not console.is_terminal) as progress:
+
+        def show(label: str, done: int, total: int, note: str) -> None:
+            if label not in bars:
+                bars[label] = progress.add_task(label, total=total, note=note)
+            progress.update(bars[label], completed=done, total=total, note=note[-40:])
+            if done >= total:
+                progress.update(bars.pop(label), visible=False)
+
+        with listening(show):
+            yield
+
+
+def _print_table(document: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    for kind in ("hard", "soft", "online"):
+        rows = [row for row in document["rows"] if row["labels"] == kind]
+        if not rows:
+            continue
+        table = Table(title=f"{kind} labels", title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for name in ("method", "recipe", "ipc", "student", "top-1 %", "− random", "AUC", "F1", "bytes", "s", "seeds"):
+            table.add_column(name, justify="left" if name in {"method", "recipe", "student"} else "right", no_wrap=True)
+        for row in sorted(
+            rows, key=lambda row: (row["ipc"] is None, row["ipc"] or 0, row["student"], -row["top1_mean"])
+        ):
+            table.add_row(*_cells(row))
+        console.print()
+        console.print(table)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    difference = "" if row.get("difference_mean") is None else f"{100 * row['difference_mean']:+.1f}"
+    if difference and row.get("difference_error") is not None:
+        difference += f" ± {100 * row['difference_error']:.1f}"
+    return [
+        f"{row['method']} {row['variant']}".strip(),
+        row["recipe"],
+        "all" if row["ipc"] is None else str(row["ipc"]),
+        row["student"],
+        f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}",
+        difference,
+        f"{row['auc_mean']:.2f}",
+        f"{row['f1_mean']:.2f}",
+        f"{row['bytes'] / 1e6:.2f} MB",
+        f"{row['seconds']:.0f}",
+        str(row["seeds"]),
+    ]

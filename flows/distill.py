@@ -1,0 +1,71 @@
+"""The flow `distill`: one experiment, from videos to a report, every expensive stage cached."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from prefect import flow
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from vidistill.flows.execution import data_runtime, find_videos, log, refuse_inside, run_graph
+from vidistill.flows.experiment import Graph, build, rows_of
+from vidistill.flows.parameters import SPRITES, Experiment
+from vidistill.flows.progress import publishing_progress
+from vidistill.storage.opening import default_location, open_store
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.methods import REGISTRY, find_method
+from vidistill.tasks.report import HTML, JSON, MARKDOWN
+from vidistill.tasks.sprites_stage import sprites_job
+from vidistill.tasks.stage import Runtime
+
+WORKERS = os.cpu_count() or 1
+
+
+@flow(name="distill", task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))  # type: ignore[arg-type]
+def distill(experiment: Experiment, runtime: Runtime | None = None, out: Path | None = None) -> ArtifactRef:
+    """Distil a labelled video data set by one or several methods, score the sets and write a report.
+
+    Args:
+        experiment: the data, the methods, the budgets and everything that changes the result.
+        runtime: store, device, threads and time limits, which do not; the store of this user by default.
+        out: a folder for report.html and report.json; the store alone where it is not given.
+
+    Returns:
+        The report's artifact.
+    """
+    runtime = runtime or Runtime(store=default_location())
+    runtime = runtime.model_copy(update={"methods": user_methods(experiment)})
+    refuse_inside(experiment, runtime)
+    rows_of(experiment)  # a wrong name ends the run before any work
+    with publishing_progress():
+        if experiment.data == SPRITES:
+            run_graph(Graph({(job := sprites_job(experiment.sprites)).ref: job}), runtime)
+        runtime = data_runtime(experiment, runtime)
+        graph = build(experiment, find_videos(experiment, runtime, WORKERS))
+        run_graph(graph, runtime)
+    ref = list(graph.jobs)[-1]
+    publish(ref, runtime, out)
+    return ref
+
+
+def user_methods(experiment: Experiment) -> dict[str, str]:
+    """Where the experiment's own methods are, for the workers."""
+    sources = [find_method(cell.method) for cell in experiment.cells if cell.method not in {*REGISTRY, "full"}]
+    return {source.name: source.spec for source in sources}
+
+
+def publish(ref: ArtifactRef, runtime: Runtime, out: Path | None) -> None:
+    """Copy the report out of the store, and show it in the Prefect UI."""
+    folder = open_store(runtime.store).folder(ref)
+    page = folder / HTML
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (HTML, JSON):
+            shutil.copyfile(folder / name, out / name)
+        page = (out / HTML).absolute()
+    create_markdown_artifact((folder / MARKDOWN).read_text(), key="distill-report", description=f"Report {ref.key}")
+    create_link_artifact(page.as_uri(), link_text="report.html", key="distill-page")
+    log.info("report: %s", page)

@@ -1,0 +1,210 @@
+"""From an experiment to its jobs: every method declares what it needs, and no more than that is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vidistill.flows.parameters import SPRITES, Cell, Experiment, checked
+from vidistill.models import NETWORKS
+from vidistill.storage.errors import RequestError
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.decode import block_jobs, clips_job
+from vidistill.tasks.distil import distil_jobs
+from vidistill.tasks.evaluate import evaluate_job
+from vidistill.tasks.index import IndexTable, index_job
+from vidistill.tasks.methods import HARD, MethodSource, Recipe, find_method, recipe_named
+from vidistill.tasks.relabel import relabel_job
+from vidistill.tasks.report import ReportParameters, RowPlan, report_job
+from vidistill.tasks.stage import Job
+from vidistill.tasks.teacher import teacher_job
+
+FULL = "full"
+
+
+@dataclass
+class Graph:
+    """Jobs in an order in which each comes after those that it needs."""
+
+    jobs: dict[ArtifactRef, Job] = field(default_factory=dict)
+
+    def add(self, *jobs: Job) -> ArtifactRef:
+        """Add jobs, each once; the reference of the last."""
+        for job in jobs:
+            self.jobs.setdefault(job.ref, job)
+        return jobs[-1].ref
+
+    def waves(self) -> Iterable[list[Job]]:
+        """Jobs that do not need one another, wave after wave."""
+        depth: dict[ArtifactRef, int] = {}
+        for ref, job in self.jobs.items():
+            needed = [depth[need] for refs in job.inputs.values() for need in refs if need in depth]
+            depth[ref] = 1 + max(needed, default=-1)
+        for level in range(max(depth.values(), default=-1) + 1):
+            yield [self.jobs[ref] for ref, own in depth.items() if own == level]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: a method's variant at a budget, under a recipe, for a student."""
+
+    source: MethodSource | None
+    cell: Cell
+    recipe: Recipe
+    ipc: int | None
+    student: str
+    seeds: int
+
+
+def rows_of(experiment: Experiment) -> list[Row]:
+    """The rows that are asked for, and Random once for each recipe, budget and student of theirs.
+
+    Raises:
+        RequestError: an unknown method, student, recipe or option.
+    """
+    rows: dict[tuple[object, ...], Row] = {}
+    for cell in experiment.cells:
+        for row in _rows_of_cell(experiment, cell):
+            wanted = [row]
+            if row.ipc is not None:
+                wanted.append(
+                    Row(find_method("random"), Cell(method="random"), row.recipe, row.ipc, row.student, row.seeds)
+                )
+            for one in wanted:
+                name = (one.cell.method, one.cell.variant, one.recipe.name, one.ipc, one.student)
+                known = rows.get(name)
+                if known is None or known.seeds < one.seeds:
+                    rows[name] = one
+    return list(rows.values())
+
+
+def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
+    students, seeds = cell.students or experiment.students, cell.seeds or experiment.seeds
+    for student in students:
+        if student not in NETWORKS:
+            raise RequestError(f"There is no student {student!r}: choose from {', '.join(NETWORKS)}.")
+    if cell.method == FULL:
+        return [Row(None, cell, HARD, None, student, seeds) for student in students]
+    source = find_method(cell.method)
+    recipes = [
+        recipe_named(name, experiment.temperature, experiment.mix.model_dump(mode="json"))
+        for name in cell.recipes or source.method.recipes
+    ]
+    return [
+        Row(source, cell, recipe, ipc, student, seeds)
+        for ipc in cell.ipc or experiment.ipc
+        for recipe in recipes
+        for student in students
+    ]
+
+
+def check_budgets(rows: list[Row], table: IndexTable) -> None:
+    """Fail before hours are spent.
+
+    Raises:
+        RequestError: a class has fewer training videos than a row's ipc.
+    """
+    counts = dict.fromkeys(range(len(table.classes)), 0)
+    for video in table.of_split("train"):
+        counts[video.label] += 1
+    scarce = min(counts, key=lambda label: counts[label])
+    ipc = max((row.ipc for row in rows if row.ipc is not None), default=0)
+    if ipc > counts[scarce]:
+        raise RequestError(
+            f"ipc {ipc} asks for more clips than the class {table.classes[scarce]} has "
+            f"({counts[scarce]} training videos): ask for at most {counts[scarce]}, or add videos."
+        )
+
+
+@dataclass(frozen=True)
+class DataRefs:
+    """The artifacts that every row reads."""
+
+    train: ArtifactRef
+    test: ArtifactRef
+
+
+def build(experiment: Experiment, table: IndexTable) -> Graph:
+    """All jobs of an experiment, the report last.
+
+    Raises:
+        RequestError: the experiment asks for what is not there.
+    """
+    rows = rows_of(experiment)
+    check_budgets(rows, table)
+    graph = Graph()
+    data = _data_jobs(graph, experiment, table)
+    plans = [_row_jobs(graph, experiment, table, data, row) for row in rows]
+    name = SPRITES if experiment.data == SPRITES else Path(experiment.data).name
+    parameters = ReportParameters(
+        title=f"vidistill on {name}",
+        split="validation" if experiment.index.holdout else str(experiment.index.split),
+        rows=tuple(plans),
+        experiment=experiment.model_dump(mode="json", exclude={"data"}),
+    )
+    teacher = [job.ref for job in graph.jobs.values() if job.stage == "teacher"]
+    graph.add(report_job(parameters, graph.jobs[data.train].inputs["index"][0], data.train, data.test, teacher))
+    return graph
+
+
+def _data_jobs(graph: Graph, experiment: Experiment, table: IndexTable) -> DataRefs:
+    index = graph.add(index_job(table, experiment.index))
+    train_blocks = block_jobs(table, experiment.decode, "train")
+    test_blocks = block_jobs(table, experiment.decode, "test")
+    graph.add(*train_blocks, *test_blocks)
+    train = graph.add(clips_job(index, experiment.decode, "train", train_blocks))
+    return DataRefs(train, graph.add(clips_job(index, experiment.decode, "test", test_blocks, train)))
+
+
+def _row_jobs(graph: Graph, experiment: Experiment, table: IndexTable, data: DataRefs, row: Row) -> RowPlan:
+    scores, sets, makers = [], [], []
+    for seed in range(row.seeds):
+        chain = [] if row.source is None else _set_jobs(graph, experiment, table, data, row, seed)
+        inputs = {"train": data.train, "test": data.test}
+        if chain:
+            inputs["distilled"] = chain[-1]
+            sets.append(chain[-1])
+        if row.recipe.labels == "online":
+            inputs["teacher"] = graph.add(teacher_job(data.train, experiment.teacher))
+        label = f"score {_label(row)} {row.student} seed {seed}"
+        scores.append(graph.add(evaluate_job(row.student, experiment.student, row.recipe, seed, inputs, label)))
+        makers.append([*chain, *([inputs["teacher"]] if "teacher" in inputs else [])])
+    return RowPlan(
+        method=row.source.name if row.source else FULL,
+        variant=row.cell.variant,
+        recipe=row.recipe.name,
+        labels=row.recipe.labels,
+        ipc=row.ipc,
+        student=row.student,
+        scores=tuple(scores),
+        sets=tuple(sets),
+        makers=tuple(tuple(refs) for refs in makers),
+    )
+
+
+def _set_jobs(
+    graph: Graph, experiment: Experiment, table: IndexTable, data: DataRefs, row: Row, seed: int
+) -> list[ArtifactRef]:
+    """The jobs that make one set under its recipe; the last reference is the set."""
+    assert row.source is not None
+    assert row.ipc is not None
+    options = checked(row.source.method.Parameters, row.cell.options, f"The method {row.source.name}")
+    inputs, chain = {"clips": data.train}, []
+    if "teacher" in row.source.method.needs:
+        inputs["teacher"] = graph.add(teacher_job(data.train, experiment.teacher))
+        chain.append(inputs["teacher"])
+    label = f"distil {_label(row)} seed {seed}"
+    jobs = distil_jobs(row.source, options, row.ipc, seed, len(table.classes), inputs, label)
+    chain += [graph.add(job) for job in jobs]
+    if row.recipe.labels == "soft":
+        teacher = graph.add(teacher_job(data.train, experiment.teacher))
+        job = relabel_job(chain[-1], data.train, teacher, row.recipe, seed, f"label {_label(row)} seed {seed}")
+        chain = list(dict.fromkeys([teacher, *chain, graph.add(job)]))
+    return chain
+
+
+def _label(row: Row) -> str:
+    name = row.source.name if row.source else FULL
+    budget = "" if row.ipc is None else f" ipc {row.ipc}"
+    return f"{name}{' ' + row.cell.variant if row.cell.variant else ''} {row.recipe.name}{budget}"

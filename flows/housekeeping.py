@@ -1,0 +1,110 @@
+"""What `ls`, `gc`, `verify` and `report` do to a store."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, RequestError
+from vidistill.storage.opening import default_location, open_store
+from vidistill.storage.store import ArtifactRef, Store
+from vidistill.tasks.report import HTML, JSON
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+def list_artifacts(kind: str | None, location: str | None) -> None:
+    """Print a line an artifact."""
+    store = open_store(location or default_location())
+    refs = store.refs(kind)
+    for ref in refs:
+        problem = store.problem(ref)
+        if problem is not None:
+            console.print(f"{ref!s:48} [red]damaged: {problem}[/red]")
+            continue
+        manifest = store.manifest(ref)
+        console.print(f"{ref!s:48} {manifest.bytes / 1e6:9.2f} MB {manifest.seconds:8.1f} s  {manifest.created}")
+    console.print(f"{len(refs)} artifacts in {store.location}")
+
+
+def verify(location: str | None) -> None:
+    """Check every byte of every artifact.
+
+    Raises:
+        ArtifactDamaged: naming how many are damaged; each has been printed.
+    """
+    store = open_store(location or default_location())
+    refs = store.refs()
+    problems = {ref: store.problem(ref, thorough=True) for ref in refs}
+    lost = {need: f"no artifact, and {ref} was made from it" for ref in refs for need in _lost(store, ref)}
+    damaged = {ref: problem for ref, problem in (problems | lost).items() if problem is not None}
+    for ref, problem in damaged.items():
+        console.print(f"{ref} is damaged: {problem}")
+    if damaged:
+        raise ArtifactDamaged(
+            f"{len(damaged)} of {len(refs)} artifacts in {store.location} are damaged or gone: "
+            "run the experiment again to rebuild them, or `vidistill gc --yes` to remove them."
+        )
+    console.print(f"{len(refs)} artifacts in {store.location} are whole.")
+
+
+def _lost(store: Store, ref: ArtifactRef) -> list[ArtifactRef]:
+    """Inputs of a whole artifact that are no longer there."""
+    if not store.has(ref):
+        return []
+    needs = [need for needs in store.manifest(ref).inputs.values() for need in needs]
+    return [need for need in needs if store.problem(need) == "no artifact"]
+
+
+def collect(location: str | None, yes: bool) -> None:
+    """Remove, or name, what no whole report in the store was made from."""
+    store = open_store(location or default_location())
+    used = _reachable(store)
+    unused = [ref for ref in store.refs() if ref not in used]
+    freed = 0
+    for ref in unused:
+        size = store.manifest(ref).bytes if store.has(ref) else 0
+        freed += size
+        console.print(f"{'removed' if yes else 'unused'} {ref} ({size / 1e6:.2f} MB)")
+        if yes:
+            store.discard(ref)
+    swept = store.sweep() if yes else []
+    console.print(f"{len(unused)} artifacts ({freed / 1e6:.1f} MB) and {len(swept)} dead attempts.")
+    if unused and not yes:
+        console.print("Nothing was removed: say --yes to do it.")
+
+
+def _reachable(store: Store) -> set[ArtifactRef]:
+    left = [ref for ref in store.refs("report") if store.has(ref)]
+    found: set[ArtifactRef] = set()
+    while left:
+        ref = left.pop()
+        if ref not in found and store.has(ref):
+            found.add(ref)
+            left += [need for needs in store.manifest(ref).inputs.values() for need in needs]
+    return found | set(store.refs("sprites"))
+
+
+def write_report(key: str, location: str | None, out: Path) -> None:
+    """Copy a report out of the store.
+
+    Raises:
+        ArtifactNotFound: no report has this key.
+        RequestError: several begin with it.
+    """
+    store = open_store(location or default_location())
+    reports = [ref for ref in store.refs("report") if store.has(ref)]
+    if key == "latest":
+        found = sorted(reports, key=lambda ref: store.manifest(ref).created)[-1:]
+    else:
+        found = [ref for ref in reports if ref.key.startswith(key)]
+    if not found:
+        raise ArtifactNotFound(f"The store {store.location} has no report {key!r}: see `vidistill ls report`.")
+    if len(found) > 1:
+        raise RequestError(f"{len(found)} reports begin with {key!r}: give more of the key (`vidistill ls report`).")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (HTML, JSON):
+        shutil.copyfile(store.folder(found[0]) / name, out / name)
+    console.print(f"The report is {out / HTML}")

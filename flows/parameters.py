@@ -1,0 +1,132 @@
+"""What a flow is asked for: frozen models that the Prefect UI shows as a form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from vidistill.storage.errors import RequestError
+from vidistill.storage.parameters import Parameters
+from vidistill.tasks.decode import DecodeParameters
+from vidistill.tasks.evaluate import StudentParameters
+from vidistill.tasks.layouts import IndexParameters
+from vidistill.tasks.relabel import MixParameters
+from vidistill.tasks.sprites import SpritesParameters
+from vidistill.tasks.teacher import TeacherParameters
+
+Model = TypeVar("Model", bound=BaseModel)
+SPRITES = "sprites"
+PRESETS = Path(__file__).resolve().parent.parent / "deployments" / "presets"
+
+
+class Cell(Parameters):
+    """One method in a table, with what differs from its defaults. Ablations are cells with a variant's name."""
+
+    method: str = Field(description="A name of the registry, `full`, or FILE.py:CLASS.")
+    variant: str = Field("", description="The variant's name in the table.")
+    options: dict[str, Any] = Field(default_factory=dict, description="The method's parameters that differ.")
+    recipes: tuple[str, ...] | None = Field(None, description="Recipes to score it by; its own where none are given.")
+    ipc: tuple[int, ...] | None = Field(None, description="Budgets; those of the experiment where none are given.")
+    students: tuple[str, ...] | None = Field(None, description="Students; the experiment's where none are given.")
+    seeds: int | None = Field(None, ge=1, description="Number of seeds; the experiment's where it is not given.")
+
+
+class Experiment(Parameters):
+    """Methods × budgets × students × seeds on one data set: one table."""
+
+    data: str = Field(description="A folder of videos, a CSV file, or `sprites`, the set that vidistill renders.")
+    cells: tuple[Cell, ...] = Field(min_length=1, description="The table's methods.")
+    ipc: tuple[int, ...] = Field((1,), min_length=1, description="Instances (clips) a class.")
+    students: tuple[str, ...] = Field(("minic3d_bn",), min_length=1, description="Networks trained on distilled sets.")
+    seeds: int = Field(5, ge=1, description="Seeds 0 … n−1; each draws the selection, the distillation, the student.")
+    temperature: float = Field(1.0, gt=0, description="Of the teacher's outputs in soft and online recipes.")
+    mix: MixParameters = MixParameters()
+    index: IndexParameters = IndexParameters()
+    decode: DecodeParameters = DecodeParameters()
+    teacher: TeacherParameters = TeacherParameters()
+    student: StudentParameters = StudentParameters()
+    sprites: SpritesParameters = SpritesParameters()
+
+    @model_validator(mode="after")
+    def _sane(self) -> Experiment:
+        if min(self.ipc) < 1:
+            raise ValueError(f"ipc must be at least 1, got {min(self.ipc)}")
+        return self
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """A preset by path, or by the name of one that is shipped.
+
+    Raises:
+        RequestError: it does not exist or is not a YAML mapping.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        path = PRESETS / f"{name.removesuffix('.yaml')}.yaml"
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
+        raise RequestError(f"There is no preset {name!r}: give a YAML file, or one of {shipped}.")
+    try:
+        found = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise RequestError(f"The preset {path} is not valid YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise RequestError(f"The preset {path} must be a mapping of parameters, such as `ipc: [1, 5]`.")
+    return found
+
+
+def override(plain: dict[str, Any], settings: list[str]) -> dict[str, Any]:
+    """Apply `key=value` settings, dotted for what is nested (`teacher.epochs=20`); values are YAML.
+
+    `method.option=value` reaches the options of every cell of that method (`tsgf.iterations=50`).
+
+    Raises:
+        RequestError: a setting without `=`.
+    """
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise RequestError(f"--set {setting!r} has no '=': write --set key=value, e.g. --set teacher.epochs=20.")
+        _put(plain, key.strip().split("."), yaml.safe_load(value))
+    return plain
+
+
+def _put(plain: dict[str, Any], path: list[str], value: Any) -> None:
+    if path[0] not in Experiment.model_fields:
+        cells = [cell for cell in plain.get("cells", []) if cell["method"] == path[0]]
+        if not cells or len(path) < 2:
+            known = ", ".join(Experiment.model_fields)
+            raise RequestError(
+                f"--set knows no parameter {'.'.join(path)!r}: choose one of {known}, "
+                "or a method of this run and its option."
+            )
+        for cell in cells:
+            _put_nested(cell.setdefault("options", {}), path[1:], value)
+    else:
+        _put_nested(plain, path, value)
+
+
+def _put_nested(plain: dict[str, Any], path: list[str], value: Any) -> None:
+    for name in path[:-1]:
+        plain = plain.setdefault(name, {})
+    plain[path[-1]] = value
+
+
+def checked(model: type[Model], plain: dict[str, Any], where: str) -> Model:
+    """Validate, turning pydantic's list into one sentence.
+
+    Raises:
+        RequestError: naming the parameter, what it got and what it allows.
+    """
+    try:
+        return model.model_validate(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or where
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(model.model_fields)
+            raise RequestError(f"{where} has no parameter {name!r}; it knows {known}.") from error
+        raise RequestError(f"{where}: {name} is {first['input']!r}: {first['msg']}.") from error
