@@ -153,8 +153,8 @@ def _print_table(document: dict[str, Any]) -> None:
         if not rows:
             continue
         table = Table(title=f"{kind} labels", title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for name in ("method", "recipe", "ipc", "student", "top-1 %", "− random", "AUC", "F1", "bytes", "s", "seeds"):
-            table.add_column(name, justify="left" if name in {"method", "recipe", "student"} else "right", no_wrap=True)
+        for name in ("method", "student", "ipc", "top-1 %", "− random", "bytes", "time", "seeds"):
+            table.add_column(name, justify="left" if name in {"method", "student"} else "right", no_wrap=True)
         for row in sorted(
             rows, key=lambda row: (row["ipc"] is None, row["ipc"] or 0, row["student"], -row["top1_mean"])
         ):
@@ -168,15 +168,12 @@ def _cells(row: dict[str, Any]) -> list[str]:
     if difference and row.get("difference_error") is not None:
         difference += f" ± {100 * row['difference_error']:.1f}"
     return [
-        f"{row['method']} {row['variant']}".strip(),
-        row["recipe"],
-        "all" if row["ipc"] is None else str(row["ipc"]),
+        f"{row['method']} {row['variant']}".strip() + (" " + row["recipe"].partition("+")[2]).rstrip(),
         row["student"],
+        "all" if row["ipc"] is None else str(row["ipc"]),
         f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}",
         difference,
-        f"{row['auc_mean']:.2f}",
-        f"{row['f1_mean']:.2f}",
         f"{row['bytes'] / 1e6:.2f} MB",
-        f"{row['seconds']:.0f}",
+        f"{row['seconds']:.0f} s",
         str(row["seeds"]),
     ]

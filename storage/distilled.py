@@ -70,15 +70,14 @@ class DistilledSet:
             arrays["logits"] = self.logits_NK
         for name, array in arrays.items():
             group.create_array(name, data=array, chunks=array.shape, compressors=ZstdCodec(level=1, checksum=True))
-        facts = {"classes": self.classes, "sources": self.sources, "facts": self.facts}
+        facts = {"classes": self.classes, "sources": self.sources, "facts": self.facts, "arrays": list(arrays)}
         (folder / SET).write_text(json.dumps(facts, indent=1))
 
     @staticmethod
     def load(folder: Path) -> DistilledSet:
         """Read a set that `save` wrote (an artifact's folder)."""
-        group = zarr.open_group(folder, mode="r")
         facts = json.loads((folder / SET).read_text())
-        arrays = {name: np.asarray(array[...]) for name, array in group.arrays() if name != "clips"}
+        arrays = {name: np.asarray(zarr.open_array(folder, path=name, mode="r")[...]) for name in facts["arrays"]}
         return DistilledSet(
             clips_NTHWC=np.asarray(open_clip_array(folder)[...]),
             labels_N=arrays["labels"],

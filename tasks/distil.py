@@ -49,7 +49,7 @@ def distil_jobs(
     return jobs if len(jobs) == 1 else [*jobs, join({}, {"parts": [job.ref for job in jobs]}, label=f"{label} joined")]
 
 
-@stage("distilled", version=1, exclusive=True)
+@stage("distilled", version=1, threads="one")
 def distil(work: Work) -> None:
     parameters = DistilParameters.model_validate(work.job.parameters)
     source = find_method(work.runtime.methods.get(parameters.method, parameters.method))
@@ -57,7 +57,7 @@ def distil(work: Work) -> None:
         raise RunError(f"The file of the method {parameters.method} changed during the run: run again.")
     options = source.method.Parameters.model_validate(parameters.options)
     clips = Clips(work.store, work.ref("clips"))
-    device = Device.of(work.runtime, getattr(options, "precision", "auto"))
+    device = Device.of(work, getattr(options, "precision", "auto"))
     material = Material(
         clips=clips,
         ipc=parameters.ipc,

@@ -68,11 +68,11 @@ def evaluate_job(
     return evaluate(parameters, inputs, label=label)
 
 
-@stage("score", version=1, exclusive=True)
+@stage("score", version=1, threads="one")
 def evaluate(work: Work) -> None:
     parameters = EvaluateParameters.model_validate(work.job.parameters)
     student, full = parameters.student, not work.refs("distilled")
-    device = Device.of(work.runtime, student.precision)
+    device = Device.of(work, student.precision)
     train_clips, test_clips = Clips(work.store, work.ref("train")), Clips(work.store, work.ref("test"))
     network = training.build_network(
         parameters.network, len(train_clips.classes), train_clips.shape_THWC, parameters.seed

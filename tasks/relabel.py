@@ -88,11 +88,11 @@ def relabel_job(
     return relabel(RelabelParameters(recipe=recipe, seed=seed), inputs, label=label)
 
 
-@stage("relabelled", version=1, exclusive=True)
+@stage("relabelled", version=1, threads="one")
 def relabel(work: Work) -> None:
     parameters = RelabelParameters.model_validate(work.job.parameters)
     clips = Clips(work.store, work.ref("clips"))
-    device = Device.of(work.runtime, parameters.precision)
+    device = Device.of(work, parameters.precision)
     teacher = load_teacher(work.store, work.ref("teacher"), clips, device)
     distilled = DistilledSet.load(work.input("distilled"))
     x_BCTHW = training.to_input(distilled.clips_NTHWC, clips.table.mean, clips.table.std, device)

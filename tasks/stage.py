@@ -83,6 +83,7 @@ class Work:
         self.runtime = runtime
         self.store = store
         self.folder = attempt.folder
+        self.threads = {"none": 0, "one": 1, "all": runtime.threads}[stage_of(job).threads]
         self._attempt = attempt
 
     def ref(self, name: str) -> ArtifactRef:
@@ -133,8 +134,8 @@ def checkpoint_kind(job: Job) -> str:
 class Stage:
     """A stage: calling it makes a job; `run` does the job; `task` is the Prefect task around it."""
 
-    def __init__(self, kind: str, version: int, function: Callable[[Work], None], exclusive: bool) -> None:
-        self.kind, self.version, self.function, self.exclusive = kind, version, function, exclusive
+    def __init__(self, kind: str, version: int, function: Callable[[Work], None], threads: Threads) -> None:
+        self.kind, self.version, self.function, self.threads = kind, version, function, threads
 
     def __call__(
         self, parameters: Parameters | Mapping[str, Any], inputs: Mapping[str, Any] | None = None, label: str = ""
@@ -145,21 +146,22 @@ class Stage:
         return Job(stage=self.kind, module=module, version=self.version, parameters=plain, inputs=refs, label=label)
 
 
+Threads = Literal["none", "one", "all"]
 _stages: dict[str, Stage] = {}
-_compute = threading.Lock()  # one network at a time in a process: it uses every thread that it is given
 
 
-def stage(kind: str, version: int, *, exclusive: bool = False) -> Callable[[Callable[[Work], None]], Stage]:
+def stage(kind: str, version: int, *, threads: Threads = "none") -> Callable[[Callable[[Work], None]], Stage]:
     """Declare a stage. Raise `version` whenever its result moves; a refactor that moves nothing keeps it.
 
     Args:
         kind: the artifact's kind, and the task's name in Prefect.
         version: part of the key.
-        exclusive: the stage trains or runs networks; only one such stage runs at a time in a process.
+        threads: `none`: no network runs; `one`: one thread, so that as many run side by side as there are threads;
+            `all`: every thread, and no other network meanwhile.
     """
 
     def declare(function: Callable[[Work], None]) -> Stage:
-        _stages[kind] = Stage(kind, version, function, exclusive)
+        _stages[kind] = Stage(kind, version, function, threads)
         return _stages[kind]
 
     return declare
@@ -185,7 +187,7 @@ def run_job(job: Job, runtime: Runtime) -> tuple[ArtifactRef, bool]:
             return job.ref, True
         check_inputs(job, store)
         work = Work(job, runtime, store, attempt)
-        with _slot(declared.exclusive), Cost() as cost:
+        with _threads.taken(work.threads, runtime.threads), Cost() as cost:
             declared.function(work)
         attempt.note(seconds=round(cost.seconds, 3), peak_memory_bytes=cost.peak_memory_bytes)
         work.record(versions=_versions(), commit=_commit())
@@ -217,13 +219,28 @@ def _checked(location: str, ref: ArtifactRef, store: Store) -> str | None:
     return problem
 
 
-@contextmanager
-def _slot(exclusive: bool) -> Iterator[None]:
-    if exclusive:
-        with _compute:
+class _Threads:
+    """The threads that networks of this process have taken."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, count: int, limit: int) -> Iterator[None]:
+        """Wait until `count` of `limit` threads are free, and hold them."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken + count <= limit or self._taken == 0)
+            self._taken += count
+        try:
             yield
-    else:
-        yield
+        finally:
+            with self._changed:
+                self._taken -= count
+                self._changed.notify_all()
+
+
+_threads = _Threads()
 
 
 @cache

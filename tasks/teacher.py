@@ -61,13 +61,13 @@ class RealBatches:
         return x_BCTHW, training.one_hot(self.clips.labels_N[rows], len(table.classes), self.device)
 
 
-@stage("teacher", version=1, exclusive=True)
+@stage("teacher", version=1, threads="all")
 def teacher(work: Work) -> None:
     from safetensors.torch import save_file
 
     parameters = TeacherParameters.model_validate(work.job.parameters)
     clips = Clips(work.store, work.ref("clips")).preload()
-    device = Device.of(work.runtime, parameters.precision)
+    device = Device.of(work, parameters.precision)
     network = training.build_network(parameters.network, len(clips.classes), clips.shape_THWC, parameters.seed)
     order = Order(len(clips), parameters.optimiser.batch_size, parameters.seed)
     curve = training.train(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from vidistill.tasks.stage import Runtime, Work
+    from vidistill.tasks.stage import Work
 
 Precision = Literal["auto", "fp32", "bf16"]
+_seeding = threading.Lock()  # torch initialises networks from one generator a process
 
 
 class OptimiserParameters(Parameters):
@@ -58,7 +60,7 @@ class Device:
     threads: int
 
     @staticmethod
-    def of(runtime: Runtime, precision: Precision) -> Device:
+    def of(work: Work, precision: Precision) -> Device:
         """Resolve `auto`, and set this process's thread count.
 
         Raises:
@@ -68,12 +70,14 @@ class Device:
 
         from vidistill.models import compute
 
-        torch.set_num_threads(runtime.threads)
+        torch.set_num_threads(work.threads)
         try:
-            device = compute.resolve_device(runtime.device)
+            device = compute.resolve_device(work.runtime.device)
         except (RuntimeError, ValueError) as error:
-            raise RequestError(f"The device {runtime.device!r} cannot be used: {error}. Try --device cpu.") from error
-        return Device(device, compute.resolve_precision(precision, device), runtime.threads)
+            raise RequestError(
+                f"The device {work.runtime.device!r} cannot be used: {error}. Try --device cpu."
+            ) from error
+        return Device(device, compute.resolve_precision(precision, device), work.threads)
 
     def autocast(self) -> Any:
         from vidistill.models import compute
@@ -94,9 +98,10 @@ def build_network(name: str, classes: int, shape_THWC: tuple[int, ...], seed: in
 
     from vidistill.models import build
 
-    torch.manual_seed(seed)
     try:
-        return build(name, classes=classes, frames=shape_THWC[0], size=shape_THWC[1])
+        with _seeding:
+            torch.manual_seed(seed)
+            return build(name, classes=classes, frames=shape_THWC[0], size=shape_THWC[1])
     except ValueError as error:
         raise RequestError(str(error)) from error
 
@@ -157,12 +162,14 @@ def train(
 ) -> Curve:
     """Train by SGD on cross-entropy with probabilities as targets; resumes from the job's last checkpoint.
 
-    Dropout draws from torch's generator, which is seeded anew at each step from (seed, step).
+    Dropout is seeded anew at each step from (seed, step).
 
     Raises:
         RunError: the loss is not finite; says the step, the learning rate and what to try.
     """
     import torch
+
+    from vidistill.models.dropout import seed_dropout
 
     network.to(device.torch_device, memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
     sgd = torch.optim.SGD(network.parameters(), lr=optimiser.lr, momentum=optimiser.momentum,
@@ -172,7 +179,7 @@ def train(
         lr = optimiser.lr_at(step, steps)
         for group in sgd.param_groups:
             group["lr"] = lr
-        torch.manual_seed(int(generator(seed, step, 2).integers(2**31)))
+        seed_dropout(network, int(generator(seed, step, 2).integers(2**31)))
         loss = _step(network, sgd, draw(step), device)
         if not math.isfinite(loss):
             raise RunError(f"The loss is {loss} at step {step} (lr {lr:.3g}): try a smaller lr or precision=fp32.")

@@ -1,0 +1,97 @@
+"""Where and how precisely networks run: device, precision, memory, layout, cost.
+
+Legend: N, B clips, T frames, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import functools
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16"]
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def resolve_device(device: Device) -> torch.device:
+    """The device asked for; `auto` is CUDA where there is one.
+
+    Raises:
+        ValueError: CUDA was asked for and torch finds none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("Device 'cuda' was asked for, but torch finds no CUDA device here: use 'auto' or 'cpu'.")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """The precision asked for; `auto` is bf16 on CUDA, and on a CPU whose flags say that it multiplies bf16 itself.
+
+    Torch's own check says yes on every AVX-512 CPU, and bf16 without the instructions is slower than fp32.
+    """
+    if precision != "auto":
+        return precision
+    fast = device.type == "cuda" or not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
+    return "bf16" if fast else "fp32"
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """The CPU's instruction sets as Linux names them; none elsewhere."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((frozenset(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), frozenset())
+
+
+def autocast(device: torch.device, precision: Literal["fp32", "bf16"]) -> AbstractContextManager[object]:
+    """Convolutions and matrix products in bf16, or nothing at all for fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep what this process frees; True where it is glibc.
+
+    By default every large activation is mapped afresh at every step and the kernel zeroes its pages, a sixth of a
+    training step of MiniC3D at 16×112×112. The process does not shrink until it ends: call it in those that train.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def normalise(clips_NTHWC: Tensor, mean_C: Sequence[float], std_C: Sequence[float]) -> Tensor:
+    """`x_BCTHW` float32 = (clips/255 − mean)/std, in `channels_last_3d`, which the clips' own layout already is.
+
+    Args:
+        clips_NTHWC: uint8, contiguous, 0…255.
+        mean_C: of the data set, in units of 0…1.
+        std_C: of the data set, in units of 0…1.
+    """
+    device, width = clips_NTHWC.device, clips_NTHWC.shape[3]
+    mean, std = torch.tensor(mean_C, dtype=torch.float64), torch.tensor(std_C, dtype=torch.float64)
+    scale_X = (1 / (255 * std)).float().repeat(width).to(device)
+    shift_X = (mean / std).float().repeat(width).to(device)
+    rows_NTHX = clips_NTHWC.flatten(3).float().mul_(scale_X).sub_(shift_X)  # X = W·C: rows long enough to vectorise
+    return rows_NTHX.view(clips_NTHWC.shape).permute(0, 4, 1, 2, 3)
+
+
+def flops(model: nn.Module, shape_BCTHW: tuple[int, int, int, int, int]) -> int:
+    """Floating-point operations of one forward pass over clips of this shape; a multiply-add counts as two.
+
+    Convolutions and matrix products only, counted on the meta device: nothing is computed.
+    """
+    meta = copy.deepcopy(model).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        meta(torch.empty(shape_BCTHW, device="meta", dtype=next(meta.parameters()).dtype))
+    return int(counter.get_total_flops())

@@ -1,0 +1,58 @@
+"""CNN+GRU and CNN+LSTM: a 2D ConvNet on each frame, a recurrent layer over the frames.
+
+Legend: B clips, C channels, T frames, H height, W width, F features of a frame, D hidden features, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+WIDTH, DEPTH = 128, 3
+
+
+class FrameRNN(nn.Module):
+    """VDSD's `VideoConvNet` students (arXiv 2312.00362, its code's `networks.py`).
+
+    Three blocks of convolution 3×3, instance normalisation, ReLU and a 2×2 average pool on each frame; one recurrent
+    layer that starts from zeros; the mean of its outputs over time; a linear layer.
+
+    A frame of 64×64 has F = 8,192 features. VDSD's GRU has F/8 hidden features, its LSTM all F (0.54 G weights): pass
+    `reduction=1` for that habit. F grows with the square of the size: at 112×112 VDSD crops 24 pixels a side first.
+
+    Args:
+        classes: K.
+        size: H = W of the clips, at least 8 pixels.
+        cell: the recurrent layer.
+        reduction: F / D.
+
+    Attributes:
+        features: D, the length of an embedding.
+    """
+
+    def __init__(self, classes: int, size: int, *, cell: Literal["gru", "lstm"] = "gru", reduction: int = 8) -> None:
+        super().__init__()
+        blocks = [_block(3 if depth == 0 else WIDTH) for depth in range(DEPTH)]
+        self.cnn = nn.Sequential(*blocks, nn.Flatten())
+        frame_features = WIDTH * (size // 2**DEPTH) ** 2
+        self.features = frame_features // reduction
+        rnn = nn.GRU if cell == "gru" else nn.LSTM
+        self.rnn: nn.GRU | nn.LSTM = rnn(frame_features, self.features, batch_first=True)
+        self.head = nn.Linear(self.features, classes)
+
+    def embed(self, x_BCTHW: Tensor) -> Tensor:
+        """`emb_BD`: the recurrent layer's outputs, averaged over time."""
+        frames_NCHW = x_BCTHW.transpose(1, 2).flatten(0, 1)
+        features_BTF = self.cnn(frames_NCHW).unflatten(0, (x_BCTHW.shape[0], x_BCTHW.shape[2]))
+        states_BTD: Tensor = self.rnn(features_BTF)[0]
+        return states_BTD.mean(1)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """`logits_BK` of normalised clips."""
+        logits_BK: Tensor = self.head(self.embed(x_BCTHW))
+        return logits_BK
+
+
+def _block(c_in: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(c_in, WIDTH, 3, padding=1), nn.GroupNorm(WIDTH, WIDTH), nn.ReLU(), nn.AvgPool2d(2))
