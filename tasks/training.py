@@ -253,6 +253,23 @@ def flip_some(x_BCTHW: Tensor, flips_B: NDArray[np.bool_]) -> Tensor:
     return torch.where(chosen, x_BCTHW.flip(-1), x_BCTHW)
 
 
+def crop_some(x_BCTHW: Tensor, scale_min: float, random: np.random.Generator) -> Tensor:
+    """Zoom into a square of each clip, the same in all of its frames: area share uniform in [scale_min, 1]."""
+    import torch
+
+    b, c, t, h, w = x_BCTHW.shape
+    side_B = np.sqrt(random.uniform(scale_min, 1, b))
+    place_B2 = random.uniform(-1, 1, (b, 2)) * (1 - side_B)[:, None]
+    theta_B23 = np.zeros((b, 2, 3))
+    theta_B23[:, 0, 0] = theta_B23[:, 1, 1] = side_B
+    theta_B23[:, :, 2] = place_B2
+    frames_BXHW = x_BCTHW.transpose(1, 2).reshape(b, t * c, h, w)
+    theta = torch.from_numpy(theta_B23).to(x_BCTHW)
+    grid = torch.nn.functional.affine_grid(theta, [b, t * c, h, w], align_corners=False)
+    cropped = torch.nn.functional.grid_sample(frames_BXHW, grid, padding_mode="border", align_corners=False)
+    return cropped.view(b, t, c, h, w).transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
+
+
 def one_hot(labels_N: NDArray[np.int64], classes: int, device: Device) -> Tensor:
     import torch
 

@@ -136,7 +136,9 @@ def batch_norm_losses(network: nn.Module) -> Iterator[list[Tensor]]:
     terms: list[Tensor] = []
 
     def note(layer: Any, inputs: tuple[Tensor, ...]) -> None:
-        variance_C, mean_C = torch.var_mean(inputs[0].float(), dim=(0, 2, 3, 4), correction=0)
+        variance_C, mean_C = torch.var_mean(
+            inputs[0].to(torch.promote_types(inputs[0].dtype, torch.float32)), dim=(0, 2, 3, 4), correction=0
+        )
         terms.append((mean_C - layer.running_mean).norm() + (variance_C - layer.running_var).norm())
 
     handles = [layer.register_forward_pre_hook(note) for layer in layers]
