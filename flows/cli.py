@@ -182,11 +182,11 @@ def main() -> None:
     except VidistillError as error:
         if "--verbose" in sys.argv:
             raise
-        print(f"vidistill: {error}", file=sys.stderr)
+        print("vidistill:", *str(error).split(), file=sys.stderr)  # one line, whatever the cause wrote
         sys.exit(2 if isinstance(error, RequestError) else 1)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # a usage error of the command-line parser
         if usage is None:
             raise
-        print(f"vidistill: {usage()} Try `vidistill --help`.", file=sys.stderr)
+        print(f"vidistill: {usage().rstrip('.')}. Try `vidistill --help`.", file=sys.stderr)
         sys.exit(2)

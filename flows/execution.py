@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from vidistill.flows.experiment import Graph
 from vidistill.flows.parameters import SPRITES, Experiment
-from vidistill.storage.errors import RequestError
+from vidistill.storage.errors import RequestError, VidistillError
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.index import IndexTable, survey
 from vidistill.tasks.sprites_stage import sprites_job
-from vidistill.tasks.stage import Job, Runtime, prefect_task
+from vidistill.tasks.stage import Job, Runtime, prefect_task, stage_failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,21 +68,25 @@ def run_graph(graph: Graph, runtime: Runtime) -> None:
     """Submit every job to the flow's task runner; a failed job ends the run with its own error.
 
     Raises:
-        VidistillError: what a stage raised on purpose.
+        VidistillError: what a stage raised on purpose, or the sentence for what nobody foresaw.
     """
     for sentence in discard_damaged(graph, open_store(runtime.store)):
         log.warning(sentence)
     for wave in graph.waves():
-        futures = [prefect_task(job.stage).submit(job, runtime) for job in wave]
-        _settle(futures)
+        _settle([(job, prefect_task(job.stage).submit(job, runtime)) for job in wave])
 
 
-def _settle(futures: list[Any]) -> None:
+def _settle(submitted: list[tuple[Job, Any]]) -> None:
     """Wait for all, so that nothing is half-done when the first error is raised."""
-    for future in futures:
+    for _, future in submitted:
         future.wait()
-    for future in futures:
-        future.result()
+    for job, future in submitted:
+        try:
+            future.result()
+        except VidistillError:
+            raise
+        except Exception as error:
+            raise stage_failure(job, error) from error
 
 
 def refuse_inside(experiment: Experiment, runtime: Runtime) -> None:

@@ -81,9 +81,9 @@ def rows_of(experiment: Experiment) -> list[Row]:
 
 def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
     students, seeds = cell.students or experiment.students, cell.seeds or experiment.seeds
-    for student in students:
-        if student not in NETWORKS:
-            raise RequestError(f"There is no student {student!r}: choose from {', '.join(NETWORKS)}.")
+    for role, name in (("teacher", experiment.teacher.network), *(("student", name) for name in students)):
+        if name not in NETWORKS:
+            raise RequestError(f"There is no {role} {name!r}: choose from {', '.join(NETWORKS)}.")
     if cell.method == FULL:
         return [Row(None, cell, HARD, None, student, seeds) for student in students]
     source = find_method(cell.method)
@@ -139,13 +139,20 @@ def build(experiment: Experiment, table: IndexTable) -> Graph:
     name = SPRITES if experiment.data == SPRITES else Path(experiment.data).name
     parameters = ReportParameters(
         title=f"vidistill on {name}",
+        dataset=name,
         split="validation" if experiment.index.holdout else str(experiment.index.split),
         rows=tuple(plans),
-        experiment=experiment.model_dump(mode="json", exclude={"data"}),
+        experiment=_without_places(experiment).model_dump(mode="json", exclude={"data"}),
     )
     teacher = [job.ref for job in graph.jobs.values() if job.stage == "teacher"]
     graph.add(report_job(parameters, graph.jobs[data.train].inputs["index"][0], data.train, data.test, teacher))
     return graph
+
+
+def _without_places(experiment: Experiment) -> Experiment:
+    """With the names of users' methods alone: where their files lie changes no result."""
+    cells = [cell.model_copy(update={"method": Path(cell.method).name}) for cell in experiment.cells]
+    return experiment.model_copy(update={"cells": tuple(cells)})
 
 
 def _data_jobs(graph: Graph, experiment: Experiment, table: IndexTable) -> DataRefs:

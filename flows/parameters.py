@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -90,7 +91,12 @@ def override(plain: dict[str, Any], settings: list[str]) -> dict[str, Any]:
         key, equals, value = setting.partition("=")
         if not equals:
             raise RequestError(f"--set {setting!r} has no '=': write --set key=value, e.g. --set teacher.epochs=20.")
-        _put(plain, key.strip().split("."), yaml.safe_load(value))
+        try:
+            _put(plain, key.strip().split("."), yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise RequestError(
+                f"--set {setting!r}: {value!r} is not a YAML value, such as 3, [1, 5] or text."
+            ) from error
     return plain
 
 
@@ -115,6 +121,15 @@ def _put_nested(plain: dict[str, Any], path: list[str], value: Any) -> None:
     plain[path[-1]] = value
 
 
+def _fields_at(model: type[BaseModel], place: tuple[int | str, ...]) -> Iterable[str]:
+    """The parameters beside the one that is not known: those of the model at `place`."""
+    for name in (part for part in place if isinstance(part, str) and part in model.model_fields):
+        annotation = model.model_fields[name].annotation
+        nested = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
+        model = next((one for one in nested if issubclass(one, BaseModel)), model)
+    return model.model_fields
+
+
 def checked(model: type[Model], plain: dict[str, Any], where: str) -> Model:
     """Validate, turning pydantic's list into one sentence.
 
@@ -127,6 +142,6 @@ def checked(model: type[Model], plain: dict[str, Any], where: str) -> Model:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or where
         if first["type"] == "extra_forbidden":
-            known = ", ".join(model.model_fields)
+            known = ", ".join(_fields_at(model, first["loc"][:-1]))
             raise RequestError(f"{where} has no parameter {name!r}; it knows {known}.") from error
         raise RequestError(f"{where}: {name} is {first['input']!r}: {first['msg']}.") from error

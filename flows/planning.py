@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vidistill.flows.execution import data_runtime, find_videos
+from vidistill.flows.execution import data_runtime, find_videos, refuse_inside
 from vidistill.flows.experiment import build
 from vidistill.flows.parameters import SPRITES, Experiment
 from vidistill.storage.opening import open_store
@@ -61,6 +61,20 @@ def describe(experiment: Experiment, runtime: Runtime, console: Console) -> None
     )  # fmt: skip
 
 
+def check(experiment: Experiment, runtime: Runtime) -> None:
+    """Find what would end a run, before anything is started for it. Hashes and probes are remembered for the run.
+
+    Raises:
+        RequestError: the experiment asks for what is not there.
+    """
+    refuse_inside(experiment, runtime)
+    if experiment.data == SPRITES:
+        table = _expected_sprites(experiment.sprites)
+    else:
+        table = find_videos(experiment, data_runtime(experiment, runtime), runtime.threads)
+    build(experiment, table)
+
+
 def plan_of(experiment: Experiment, runtime: Runtime) -> list[Planned]:
     """Every job of an experiment, with whether it is cached and why not.
 
@@ -89,7 +103,7 @@ def _expected_sprites(parameters: SpritesParameters) -> IndexTable:
         for label, name in enumerate(CLASSES)
         for number in range(count)
     )  # fmt: skip
-    return IndexTable(dataset=SPRITES, layout="folders", classes=CLASSES, flips=False, videos=videos, rejected=())
+    return IndexTable(layout="folders", classes=CLASSES, flips=False, videos=videos, rejected=())
 
 
 def _explained(jobs: list[Job], store: Store, decode: DecodeParameters) -> list[Planned]:

@@ -44,7 +44,6 @@ class Rejection(Parameters):
 class ClipTable(Parameters):
     """What a `clips` artifact holds beside its list of blocks."""
 
-    dataset: str
     classes: tuple[str, ...]
     flips: bool
     views: int

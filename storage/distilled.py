@@ -91,7 +91,7 @@ class DistilledSet:
     @staticmethod
     def training_bytes(folder: Path) -> int:
         """Bytes on disk of what a student needs: clips, labels and logits, compressed as stored."""
-        kept = [path for path in folder.rglob("*") if path.is_file() and "extra_" not in path.as_posix()]
+        kept = [path for path in folder.rglob("*") if path.is_file() and "extra_" not in str(path.relative_to(folder))]
         return sum(path.stat().st_size for path in kept if path.name not in {SET, "manifest.json"})
 
 

@@ -42,25 +42,28 @@ def locked(path: Path) -> Iterator[None]:
 def _take(path: Path, owner: dict[str, object]) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     mine = path.with_name(f"{path.name}.{owner['id']}")
-    mine.write_text(json.dumps(owner))
     try:
+        mine.write_text(json.dumps(owner))
         os.link(mine, path)  # atomic, and the owner's name is in the file from its first moment
     except FileExistsError:
-        if _dead(path):
+        if abandoned(path):
             _bury(path, str(owner["id"]))
         return False
     else:
         return True
     finally:
-        mine.unlink()
+        mine.unlink(missing_ok=True)
 
 
-def _dead(path: Path) -> bool:
+def abandoned(path: Path) -> bool:
+    """Whether the lock's owner is dead, as far as can be seen from here."""
     try:
-        owner = json.loads(path.read_text())
         age_seconds = time.time() - path.stat().st_mtime
+        owner = json.loads(path.read_text())
     except FileNotFoundError:
         return False
+    except ValueError:  # a machine that lost power may leave an empty file
+        return age_seconds > STALE_SECONDS
     if owner["host"] == socket.gethostname():
         return bool(_start(owner["pid"]) != owner["start"])
     return age_seconds > STALE_SECONDS
@@ -70,7 +73,7 @@ def _bury(path: Path, by: str) -> None:
     grave = path.with_name(f"{path.name}.{by}.dead")
     with suppress(FileNotFoundError):
         path.rename(grave)  # of several that found it dead, one renames and the others find nothing
-        if not _dead(grave):  # somebody was quicker, and this is already the next owner's
+        if not abandoned(grave):  # somebody was quicker, and this is already the next owner's
             with suppress(FileExistsError):
                 os.link(grave, path)
         grave.unlink()
@@ -79,9 +82,10 @@ def _bury(path: Path, by: str) -> None:
 def _start(pid: int) -> str | None:
     """When the process started, so that a recycled number is not taken for its owner; None: no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None if Path("/proc").is_dir() or not _alive(pid) else "alive"
+    return None if state in "ZX" else fields[18]  # a zombie: killed, and its parent has not asked yet
 
 
 def _alive(pid: int) -> bool:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
+from contextlib import suppress
 
 from platformdirs import user_cache_path
+from pydantic import ValidationError
 
-from vidistill.storage.errors import ArtifactDamaged
-from vidistill.storage.store import MANIFEST, ArtifactRef, Attempt, Manifest, Store
+from vidistill.storage.errors import StoreError
+from vidistill.storage.locks import locked
+from vidistill.storage.store import MANIFEST, ArtifactRef, Attempt, Manifest, Store, clear_errors
 
 
 class RemoteStore(Store):
@@ -33,31 +35,23 @@ class RemoteStore(Store):
         return self._url
 
     def problem(self, ref: ArtifactRef, *, thorough: bool = False) -> str | None:
-        remote = f"{self._remote(ref)}/{MANIFEST}"
-        self._files.invalidate_cache(self._remote(ref))
-        if not self._files.exists(remote):
-            super().discard(ref)
+        published = self._published(ref)
+        if published is None:
             return "no artifact"
-        local = super().problem(ref)
-        if local is not None or self._files.cat_file(remote) != (self._place(ref) / MANIFEST).read_bytes():
-            super().discard(ref)
-            self._fetch(ref)
+        if not self._current(ref, published, thorough):
+            with clear_errors(self.root), locked(self.root / ".locks" / f"fetch-{ref.key}.{ref.kind}"):
+                if not self._current(ref, published, thorough):  # nobody fetched it while this one waited
+                    super().discard(ref)
+                    self._fetch(ref, published)
         return super().problem(ref, thorough=thorough)
-
-    @contextmanager
-    def writing(self, manifest: Manifest) -> Iterator[Attempt | None]:
-        if self.has(manifest.ref):
-            yield None
-            return
-        with super().writing(manifest) as attempt:
-            yield attempt
-        self._upload(manifest.ref)
 
     def discard(self, ref: ArtifactRef) -> None:
         remote = self._remote(ref)
-        if self._files.exists(f"{remote}/{MANIFEST}"):
+        with suppress(FileNotFoundError):
             self._files.rm_file(f"{remote}/{MANIFEST}")
-            self._files.rm(remote, recursive=True) if self._files.exists(remote) else None
+        self._files.invalidate_cache(remote)
+        if self._files.exists(remote):
+            self._files.rm(remote, recursive=True)
         super().discard(ref)
 
     def refs(self, kind: str | None = None) -> list[ArtifactRef]:
@@ -68,32 +62,53 @@ class RemoteStore(Store):
 
     def check_writable(self) -> None:
         super().check_writable()
-        probe = f"{self._prefix}/.probe"
-        self._files.pipe_file(probe, b"")
-        self._files.rm_file(probe)
+        probe = f"{self._prefix}/.probe.{uuid.uuid4().hex}"
+        try:
+            self._files.pipe_file(probe, b"")
+            self._files.rm_file(probe)
+        except Exception as error:
+            raise StoreError(f"The store {self._url} cannot be written ({error}): check its access.") from error
 
     def _remote(self, ref: ArtifactRef) -> str:
         return f"{self._prefix}/{ref.kind}/{ref.key}"
 
-    def _upload(self, ref: ArtifactRef) -> None:
-        place, remote = self._place(ref), self._remote(ref)
+    def _published(self, ref: ArtifactRef) -> bytes | None:
+        try:
+            return bytes(self._files.cat_file(f"{self._remote(ref)}/{MANIFEST}"))
+        except FileNotFoundError:
+            return None
+
+    def _current(self, ref: ArtifactRef, published: bytes, thorough: bool) -> bool:
+        """Whether the mirror holds what the remote manifest describes."""
+        mirrored = self._place(ref) / MANIFEST
+        same = mirrored.is_file() and mirrored.read_bytes() == published
+        return same and super().problem(ref, thorough=thorough) is None
+
+    def _commit(self, attempt: Attempt) -> None:
+        """Commit to the mirror and upload, both under the key's lock; the manifest, last, commits remotely."""
+        super()._commit(attempt)
+        place, remote = self._place(attempt.manifest.ref), self._remote(attempt.manifest.ref)
         for path in sorted(place.rglob("*"), key=lambda path: path.name == MANIFEST):
             if path.is_file():
                 self._files.put_file(str(path), f"{remote}/{path.relative_to(place).as_posix()}")
 
-    def _fetch(self, ref: ArtifactRef) -> None:
-        """Download into staging, check, rename: the mirror never shows half an artifact either."""
-        remote = self._remote(ref)
-        manifest = Manifest.model_validate_json(self._files.cat_file(f"{remote}/{MANIFEST}"))
-        attempt = self._stage(manifest)
+    def _fetch(self, ref: ArtifactRef, published: bytes) -> None:
+        """Download into staging and rename: the mirror never shows half an artifact. It lacks what the remote lacks."""
+        folder = self._stage(f"fetch-{ref.key}")
         try:
-            for name in manifest.files:
-                (attempt.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                self._files.get_file(f"{remote}/{name}", str(attempt.folder / name))
-            (attempt.folder / MANIFEST).write_bytes(self._files.cat_file(f"{remote}/{MANIFEST}"))
+            for name in _names(published):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):
+                    self._files.get_file(f"{self._remote(ref)}/{name}", str(folder / name))
+            (folder / MANIFEST).write_bytes(published)
             self._place(ref).parent.mkdir(parents=True, exist_ok=True)
-            attempt.folder.rename(self._place(ref))
-        except FileNotFoundError as error:
-            raise ArtifactDamaged(f"{ref} in {self._url} lacks a file ({error}): `vidistill gc` removes it.") from error
+            folder.rename(self._place(ref))
         finally:
-            shutil.rmtree(attempt.folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _names(published: bytes) -> list[str]:
+    try:
+        return list(Manifest.model_validate_json(published).files)
+    except ValidationError:  # a damaged manifest is fetched too, and named for what it is
+        return []

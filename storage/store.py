@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, StoreError
 from vidistill.storage.keys import file_digest
-from vidistill.storage.locks import locked
+from vidistill.storage.locks import abandoned, locked
 from vidistill.storage.parameters import Parameters
 
 MANIFEST = "manifest.json"
@@ -102,7 +103,7 @@ class Store:
         problem = self.problem(ref)
         if problem is None:
             return self._place(ref)
-        if not self._place(ref).exists():
+        if problem == "no artifact":
             raise ArtifactNotFound(f"{ref} is not in the store {self.location}: run the experiment that makes it.")
         raise ArtifactDamaged(f"{ref} in the store {self.location} is damaged ({problem}): run again to rebuild it.")
 
@@ -117,7 +118,7 @@ class Store:
         place = self._place(ref)
         try:
             manifest = _read_manifest(place)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return f"no {MANIFEST}" if place.exists() else "no artifact"
         except (ValidationError, ValueError):
             return f"{MANIFEST} cannot be read"
@@ -132,13 +133,13 @@ class Store:
         The folder is committed (checksums, manifest, fsync, rename) when the block ends, removed when it raises.
         """
         ref = manifest.ref
-        with _clear_errors(self.root):
+        with clear_errors(self.root):
             lock = self.root / ".locks" / f"{ref.key}.{ref.kind}"
             with locked(lock):
                 if self.has(ref):
                     yield None
                     return
-                attempt = self._stage(manifest)
+                attempt = Attempt(self._stage(manifest.key), manifest)
                 try:
                     yield attempt
                     self._commit(attempt)
@@ -157,12 +158,14 @@ class Store:
         Raises:
             StoreError: saying why and what to do.
         """
-        with _clear_errors(self.root):
+        with clear_errors(self.root):
             staging = self.root / ".staging"
             staging.mkdir(parents=True, exist_ok=True)
             probe = staging / f"probe.{uuid.uuid4().hex}"
-            probe.write_bytes(bytes(4096))
-            probe.unlink()
+            try:
+                probe.write_bytes(bytes(4096))
+            finally:
+                probe.unlink(missing_ok=True)
 
     def refs(self, kind: str | None = None) -> list[ArtifactRef]:
         """Every artifact of the store, damaged ones too, sorted by kind and key."""
@@ -175,23 +178,24 @@ class Store:
         Returns:
             The removed folders' names.
         """
-        alive = {lock.name.split(".")[0] for lock in (self.root / ".locks").glob("*")}
-        left = [folder for folder in (self.root / ".staging").glob("*") if folder.name.split(".")[0] not in alive]
-        for folder in left:
-            shutil.rmtree(folder)
-        return [folder.name for folder in left]
+        found = list((self.root / ".staging").glob("*"))  # before the locks: who begins now has nothing in it
+        alive = {lock.name.split(".")[0] for lock in (self.root / ".locks").glob("*") if not abandoned(lock)}
+        left = [path for path in found if path.name.split(".")[0] not in alive]
+        for path in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        return [path.name for path in left]
 
     def _place(self, ref: ArtifactRef) -> Path:
         return self.root / ref.kind / ref.key
 
-    def _stage(self, manifest: Manifest) -> Attempt:
+    def _stage(self, name: str) -> Path:
         staging = self.root / ".staging"
         staging.mkdir(parents=True, exist_ok=True)
-        for dead in staging.glob(f"{manifest.key}.*"):  # the lock is ours: whoever wrote there is gone
+        for dead in staging.glob(f"{name}.*"):  # the lock is ours: whoever wrote there is gone
             shutil.rmtree(dead)
-        folder = staging / f"{manifest.key}.{uuid.uuid4().hex}"
+        folder = staging / f"{name}.{uuid.uuid4().hex}"
         folder.mkdir()
-        return Attempt(folder, manifest)
+        return folder
 
     def _commit(self, attempt: Attempt) -> None:
         folder, ref = attempt.folder, attempt.manifest.ref
@@ -240,7 +244,7 @@ def _damage(place: Path, manifest: Manifest, thorough: bool) -> str | None:
     return None
 
 
-_CAUSES = {
+_CAUSES: dict[int | None, str] = {
     errno.ENOSPC: "its disk is full: free some space (`vidistill gc`) or name another --store",
     errno.EDQUOT: "the disk quota is used up: free some space or name another --store",
     errno.EACCES: "permission denied: name a --store that you may write to",
@@ -252,10 +256,25 @@ _CAUSES = {
 
 
 @contextmanager
-def _clear_errors(root: Path) -> Iterator[None]:
+def clear_errors(root: Path) -> Iterator[None]:
+    """Say in one sentence why the store under `root` cannot be written; other errors pass."""
     try:
         yield
-    except OSError as error:
-        if isinstance(error, StoreError) or error.errno not in _CAUSES:
+    except Exception as error:
+        cause = _CAUSES.get(_error_number(error))
+        if cause is None or _elsewhere(error, root):
             raise
-        raise StoreError(f"The store {root} cannot be written: {_CAUSES[error.errno]}.") from error
+        raise StoreError(f"The store {root} cannot be written: {cause}.") from error
+
+
+def _error_number(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors writes its files in Rust
+    return int(told[1]) if told else None
+
+
+def _elsewhere(error: Exception, root: Path) -> bool:
+    """Whether the error names a file that has nothing to do with the store, such as a stage's own video."""
+    name = getattr(error, "filename", None)
+    return isinstance(name, str) and not (Path(name).is_relative_to(root) or root.is_relative_to(name))

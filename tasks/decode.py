@@ -153,7 +153,7 @@ def clips(work: Work) -> None:
     _check_losses(table, parameters, {video.label for video in kept}, failed, len(wanted))
     mean, std = _statistics(work, blocks, len(kept))
     rejected = [Rejection(video=row["path"], outcome="failed", reason=row["reason"]) for row in failed]
-    made = ClipTable(dataset=table.dataset, classes=table.classes, flips=table.flips, views=parameters.views, mean=mean,
+    made = ClipTable(classes=table.classes, flips=table.flips, views=parameters.views, mean=mean,
                      std=std, videos=tuple(kept), rejected=tuple(rejected))  # fmt: skip
     (work.folder / TABLE).write_text(made.model_dump_json(indent=1))
     work.record(counts={"videos": len(kept), "failed": len(failed), "blocks": len(blocks)})

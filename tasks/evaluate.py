@@ -35,6 +35,7 @@ class StudentParameters(Parameters):
     full_steps: int = Field(1000, ge=1, description="SGD steps on all of the training clips.")
     optimiser: OptimiserParameters = OptimiserParameters(lr=0.01, batch_size=32)
     full_optimiser: OptimiserParameters = OptimiserParameters(lr=0.02, batch_size=16, warmup_share=0.05)
+    crop_scale: float = Field(1.0, gt=0, le=1, description="Smallest area share of the random crops; 1 is no crops.")
     precision: Precision = "auto"
 
 
@@ -99,7 +100,7 @@ def _draws(
         order = Order(len(clips), optimiser.batch_size, parameters.seed)
         blocks = work.store.manifest(work.ref("train")).inputs["blocks"]
         size = sum(work.store.manifest(block).bytes for block in blocks)
-        return RealBatches(clips.preload(), order, device), len(clips), size
+        return RealBatches(clips.preload(), order, device, parameters.student.crop_scale), len(clips), size
     distilled = DistilledSet.load(work.input("distilled"))
     size = DistilledSet.training_bytes(work.input("distilled"))
     teacher = None
@@ -107,21 +108,22 @@ def _draws(
         teacher = load_teacher(work.store, work.ref("teacher"), clips, device)
         size += work.store.manifest(work.ref("teacher")).bytes
     order = Order(len(distilled), optimiser.batch_size, parameters.seed)
-    return DistilledBatches(distilled, clips, parameters.recipe, order, device, teacher), len(distilled), size
+    draw = DistilledBatches(distilled, clips, parameters.recipe, order, device, teacher, parameters.student.crop_scale)
+    return draw, len(distilled), size
 
 
 class DistilledBatches:
-    """Batches of a distilled set under a recipe, flipped at random where the data set allows it."""
+    """Batches of a distilled set under a recipe, cropped, and flipped where the data set allows it."""
 
     def __init__(
         self, distilled: DistilledSet, clips: Clips, recipe: Recipe, order: Order, device: Device,
-        teacher: nn.Module | None,
+        teacher: nn.Module | None, crop_scale: float,
     ) -> None:  # fmt: skip
         import torch
 
         self._x_NCTHW = training.to_input(distilled.clips_NTHWC, clips.table.mean, clips.table.std, device)
         self._recipe, self._order, self._device, self._teacher = recipe, order, device, teacher
-        self._flips = clips.table.flips
+        self._flips, self._crop_scale = clips.table.flips, crop_scale
         if recipe.labels == "soft":
             logits_NK = torch.from_numpy(distilled.logits_NK).to(device.torch_device)
             self._targets_NK = soft_targets(logits_NK, recipe.temperature)
@@ -137,8 +139,7 @@ class DistilledBatches:
         if self._teacher is not None and self._recipe.augmentation != "none":
             mix = MixParameters.model_validate(self._recipe.settings)
             x_BCTHW = videomix(x_BCTHW, mix, self._recipe.augmentation, self._order.seed, step)
-        if self._flips:
-            x_BCTHW = training.flip_some(x_BCTHW, random.random(len(rows)) < 0.5)
+        x_BCTHW = training.augment(x_BCTHW, self._flips, self._crop_scale, random)
         if self._teacher is not None:
             with torch.no_grad(), self._device.autocast():
                 targets_BK = soft_targets(self._teacher(x_BCTHW).float(), self._recipe.temperature)

@@ -16,9 +16,8 @@ INDEX = "index.json"
 
 
 class IndexTable(Parameters):
-    """Every file of a data set with its outcome."""
+    """Every file of a data set with its outcome. The folder's name is not in it: a renamed copy is the same data."""
 
-    dataset: str
     layout: str
     classes: tuple[str, ...]
     flips: bool
@@ -43,7 +42,6 @@ def survey(root: Path, parameters: IndexParameters, *, workers: int = 2, timeout
 
     videos, rejected = scan(root, listing, workers=workers, timeout_seconds=timeout_seconds, progress=progress)
     return IndexTable(
-        dataset=listing.dataset,
         layout=listing.layout,
         classes=listing.classes,
         flips=listing.flips,

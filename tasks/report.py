@@ -52,6 +52,7 @@ class RowPlan(Parameters):
 
 class ReportParameters(Parameters):
     title: str
+    dataset: str
     split: str
     protocol: str = "vidistill"
     rows: tuple[RowPlan, ...]
@@ -91,11 +92,11 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
     scores = {ref: load_score(store.folder(ref)) for ref in work.refs("scores")}
     manifests = _lineage(store, [ref for refs in work.job.inputs.values() for ref in refs])
     lost = [row.model_dump() for row in (*index.rejected, *train.table.rejected, *test.table.rejected)]
-    rows = [_row(parameters, plan, index.dataset, scores, manifests) for plan in parameters.rows]
+    rows = [_row(parameters, plan, scores, manifests) for plan in parameters.rows]
     return ReportData(
         title=parameters.title,
         created=max(manifest.created for manifest in manifests.values()),
-        dataset_summary=_summary(index, train, test),
+        dataset_summary=_summary(parameters.dataset, index, train, test),
         classes=list(index.classes),
         rows=_with_differences(rows),
         curves=_curves(parameters, scores),
@@ -107,10 +108,10 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
     )
 
 
-def _summary(index: IndexTable, train: Clips, test: Clips) -> dict[str, str | int]:
+def _summary(dataset: str, index: IndexTable, train: Clips, test: Clips) -> dict[str, str | int]:
     frames, height, width, _ = train.shape_THWC
     return {
-        "dataset": index.dataset,
+        "dataset": dataset,
         "layout": index.layout,
         "classes": len(index.classes),
         "training videos": len(train),
@@ -122,14 +123,14 @@ def _summary(index: IndexTable, train: Clips, test: Clips) -> dict[str, str | in
 
 
 def _row(
-    parameters: ReportParameters, plan: RowPlan, dataset: str, scores: dict[ArtifactRef, Score],
+    parameters: ReportParameters, plan: RowPlan, scores: dict[ArtifactRef, Score],
     manifests: dict[ArtifactRef, Manifest],
 ) -> Row:  # fmt: skip
     own = [scores[ref] for ref in plan.scores]
     top1 = [score.top1 for score in own]
     makers = [[manifests[ref] for ref in refs] for refs in plan.makers]
     return Row(
-        dataset=dataset,
+        dataset=parameters.dataset,
         split=parameters.split,
         protocol=parameters.protocol,
         recipe=plan.recipe,
@@ -245,13 +246,13 @@ def _entry(manifest: Manifest) -> LineageEntry:
 
 
 def _notes(manifests: dict[ArtifactRef, Manifest]) -> list[str]:
-    ran = {
-        f"{facts['device']}, {facts['threads']} threads, {facts['precision']}"
-        for facts in (manifest.record for manifest in manifests.values())
-        if "device" in facts
-    }
-    commits = {manifest.record["commit"] for manifest in manifests.values() if manifest.record.get("commit")}
+    """On which machine, how long, and with which commits."""
+    records = [manifest.record for manifest in manifests.values()]
+    machines = sorted({record["machine"] for record in records if "machine" in record})
+    ran = sorted({f"{record['device']} in {record['precision']}" for record in records if "device" in record})
+    commits = sorted({record["commit"] for record in records if record.get("commit")})
+    seconds = sum(manifest.seconds for manifest in manifests.values())
     return [
-        f"Networks ran on {'; '.join(sorted(ran))}.",
-        *([f"Commit {', '.join(sorted(commits))}."] if commits else []),
+        f"Made on {'; '.join(machines)}: networks on {'; '.join(ran)}; {seconds / 60:.0f} minutes of stages in all.",
+        *([f"Commit {', '.join(commits)}."] if commits else []),
     ]

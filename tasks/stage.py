@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
@@ -105,8 +106,9 @@ class Work:
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         """Commit a checkpoint of this job; the one before it is removed once the new one is safe."""
-        before = self._checkpoints()
-        with self.store.writing(self._checkpoint_manifest(step)) as attempt:
+        manifest = self._checkpoint_manifest(step)
+        before = [ref for ref in self._checkpoints() if ref != manifest.ref]
+        with self.store.writing(manifest) as attempt:
             if attempt is not None:
                 write(attempt.folder)
         for ref in before:
@@ -190,7 +192,7 @@ def run_job(job: Job, runtime: Runtime) -> tuple[ArtifactRef, bool]:
         with _threads.taken(work.threads, runtime.threads), Cost() as cost:
             declared.function(work)
         attempt.note(seconds=round(cost.seconds, 3), peak_memory_bytes=cost.peak_memory_bytes)
-        work.record(versions=_versions(), commit=_commit())
+        work.record(versions=_versions(), commit=_commit(), machine=_machine())
     for ref in work._checkpoints():  # noqa: SLF001
         store.discard(ref)
     return job.ref, False
@@ -288,6 +290,15 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "absent"
     return found
+
+
+@cache
+def _machine() -> str:
+    """The processor's name and the number of its cores that this process may use."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
 @cache

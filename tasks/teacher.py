@@ -32,6 +32,7 @@ class TeacherParameters(Parameters):
     network: str = Field("minic3d_bn", description="minic3d_bn or minic3d.")
     epochs: int = Field(40, ge=1, description="Passes over the training split, each with another stored view a video.")
     optimiser: OptimiserParameters = OptimiserParameters(lr=0.02, batch_size=16, warmup_share=0.05)
+    crop_scale: float = Field(0.4, gt=0, le=1, description="Smallest area share of the random crops; 1 is no crops.")
     precision: Precision = "auto"
     seed: int = 0
     checkpoint_epochs: int = Field(2, ge=1, description="Epochs between checkpoints.")
@@ -43,11 +44,12 @@ def teacher_job(clips: ArtifactRef, parameters: TeacherParameters) -> Job:
 
 @dataclass(frozen=True)
 class RealBatches:
-    """Batches of real clips: another view a video and epoch, flipped at random where the data set allows it."""
+    """Batches of real clips: another view a video and epoch, cropped, flipped where the data set allows it."""
 
     clips: Clips
     order: Order
     device: Device
+    crop_scale: float = 1.0
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """x_BCTHW and one-hot targets_BK of a step."""
@@ -56,8 +58,7 @@ class RealBatches:
         table = self.clips.table
         clips_NTHWC = self.clips.read(rows, random.integers(table.views, size=len(rows)))
         x_BCTHW = training.to_input(clips_NTHWC, table.mean, table.std, self.device)
-        if table.flips:
-            x_BCTHW = training.flip_some(x_BCTHW, random.random(len(rows)) < 0.5)
+        x_BCTHW = training.augment(x_BCTHW, table.flips, self.crop_scale, random)
         return x_BCTHW, training.one_hot(self.clips.labels_N[rows], len(table.classes), self.device)
 
 
@@ -72,7 +73,7 @@ def teacher(work: Work) -> None:
     order = Order(len(clips), parameters.optimiser.batch_size, parameters.seed)
     curve = training.train(
         network,
-        RealBatches(clips, order, device),
+        RealBatches(clips, order, device, parameters.crop_scale),
         parameters.epochs * order.steps_an_epoch,
         parameters.optimiser,
         device,

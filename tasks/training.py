@@ -171,7 +171,7 @@ def train(
 
     from vidistill.models.dropout import seed_dropout
 
-    network.to(device.torch_device, memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
+    placed(network, device).train()
     sgd = torch.optim.SGD(network.parameters(), lr=optimiser.lr, momentum=optimiser.momentum,
                           weight_decay=optimiser.weight_decay, fused=True)  # fmt: skip
     first, curve = _resume(network, sgd, work)
@@ -245,6 +245,13 @@ def to_input(clips_NTHWC: NDArray[np.uint8], mean: Any, std: Any, device: Device
     return compute.normalise(torch.from_numpy(clips_NTHWC).to(device.torch_device), mean, std)
 
 
+def augment(x_BCTHW: Tensor, flips: bool, crop_scale: float, random: np.random.Generator) -> Tensor:
+    """Random crops of whole clips, and flips of whole clips where the data set allows them."""
+    if crop_scale < 1:
+        x_BCTHW = crop_some(x_BCTHW, crop_scale, random)
+    return flip_some(x_BCTHW, random.random(len(x_BCTHW)) < 0.5) if flips else x_BCTHW
+
+
 def flip_some(x_BCTHW: Tensor, flips_B: NDArray[np.bool_]) -> Tensor:
     """Mirror the chosen clips left to right, whole clips at a time."""
     import torch
@@ -288,7 +295,12 @@ def predict(network: nn.Module, batches: Iterator[Tensor], device: Device) -> Te
 
 def settled(network: nn.Module, device: Device) -> nn.Module:
     """The network on the device in evaluation mode, channels-last, with no gradients to its weights."""
-    import torch
+    return placed(network, device).eval().requires_grad_(False)
 
-    network.to(device.torch_device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    return network.eval().requires_grad_(False)
+
+def placed(network: nn.Module, device: Device) -> nn.Module:
+    """The network on the device, the weights of its 3D convolutions channels-last; a CNN+RNN has none."""
+    network.to(device.torch_device)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(memory_format=_format_of(parameter))
+    return network

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from vidistill.storage import locks
+from vidistill.storage.locks import abandoned, locked
+
+OWNER = """
+import socket, sys, time
+from pathlib import Path
+from vidistill.storage import locks
+path, host = sys.argv[1:]
+socket.gethostname = lambda real=socket.gethostname(): host or real
+locks.HEARTBEAT_SECONDS = 0.1
+with locks.locked(Path(path)):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+COUNTER = """
+import sys, time
+from pathlib import Path
+from vidistill.storage.locks import locked
+lock, counter = map(Path, sys.argv[1:])
+for _ in range(5):
+    with locked(lock):
+        count = int(counter.read_text())
+        time.sleep(0.01)
+        counter.write_text(str(count + 1))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(locks, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(locks, "STALE_SECONDS", 1.0)
+
+
+@contextmanager
+def owner(path, host=""):
+    """Another process that holds the lock, on this host or under another host's name."""
+    process = subprocess.Popen([sys.executable, "-c", OWNER, str(path), host], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def waiting(path):
+    """A thread that wants the lock; yields the event that it has got it."""
+    got = threading.Event()
+
+    def take():
+        with locked(path):
+            got.set()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    yield got
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_the_lock_is_gone_afterwards(tmp_path):
+    with locked(tmp_path / "locks" / "key"):
+        assert [path.name for path in (tmp_path / "locks").iterdir()] == ["key"]
+        assert not abandoned(tmp_path / "locks" / "key")
+    assert list((tmp_path / "locks").iterdir()) == []
+
+
+def test_the_lock_is_gone_after_an_error(tmp_path):
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "key"):
+        _ = 1 / 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_live_owner_on_this_host_is_waited_for_however_old_its_heartbeat(tmp_path):
+    with owner(tmp_path / "key") as process:
+        process.send_signal(signal.SIGSTOP)  # alive, and silent
+        with waiting(tmp_path / "key") as got:
+            assert not got.wait(1.5)
+            process.kill()
+            assert got.wait(5)
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "STALE_SECONDS", 3600.0)
+    with owner(tmp_path / "key") as process:
+        process.kill()
+        process.wait()
+        assert abandoned(tmp_path / "key")
+        begin = time.monotonic()
+        with locked(tmp_path / "key"):
+            assert time.monotonic() - begin < 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_number_that_another_process_has_now_is_not_its_dead_owner(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "STALE_SECONDS", 3600.0)
+    with owner(tmp_path / "key"):
+        facts = json.loads((tmp_path / "key").read_text())
+    (tmp_path / "key").write_text(json.dumps(facts | {"pid": os.getpid()}))  # started at another time than this process
+    with waiting(tmp_path / "key") as got:
+        assert got.wait(2)
+
+
+def test_another_host_is_believed_while_its_heart_beats(tmp_path):
+    with owner(tmp_path / "key", "elsewhere") as process, waiting(tmp_path / "key") as got:
+        assert not got.wait(2.0)  # twice the time after which silence means death
+        killed = time.monotonic()
+        process.kill()
+        assert got.wait(5)
+        assert time.monotonic() - killed > 0.7
+
+
+def test_a_lock_that_was_never_written_to_the_end_dies_of_age(tmp_path):
+    (tmp_path / "key").touch()
+    begin = time.monotonic()
+    with locked(tmp_path / "key"):
+        assert 0.7 < time.monotonic() - begin < 5
+
+
+def test_processes_that_find_a_dead_lock_at_once_go_in_one_by_one(tmp_path):
+    lock, counter = tmp_path / "key", tmp_path / "counter"
+    counter.write_text("0")
+    with owner(lock):
+        pass
+    assert lock.exists()
+    command = [sys.executable, "-c", COUNTER, str(lock), str(counter)]
+    processes = [subprocess.Popen(command) for _ in range(4)]
+    assert [process.wait(30) for process in processes] == [0] * 4
+    assert counter.read_text() == "20"
+    assert list(tmp_path.iterdir()) == [counter]
+
+
+def test_threads_of_one_process_go_in_one_by_one(tmp_path):
+    inside, most = [], []
+
+    def work():
+        with locked(tmp_path / "key"):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert most == [1] * 8
