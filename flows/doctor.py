@@ -102,11 +102,11 @@ def _zarr() -> str:
 
 
 def _prefect() -> str:
-    """A fastapi ≥ 0.155 breaks the server of Prefect 3.8 when it is imported."""
+    """A fastapi ≥ 0.155 breaks the server of Prefect 3.8 when it is imported, one ≥ 0.151 `prefect deploy`."""
     try:
         importlib.import_module("prefect.server.api.server")
     except Exception as error:
-        raise Ill(f"its server does not import ({error}): pip install 'fastapi<0.155'.") from error
+        raise Ill(f"its server does not import ({error}): pip install 'fastapi<0.151'.") from error
     address = os.environ.get("PREFECT_API_URL")
     where = f"server at {address}" if address else "no PREFECT_API_URL: each run starts its own server"
     return f"{version('prefect')}, {where}"

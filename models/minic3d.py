@@ -55,27 +55,24 @@ def convolve_pixels(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     return F.conv3d(blocks_BCTHW, taps.permute(0, 4, 6, 1, 2, 3, 5).flatten(1, 3), bias, padding=(1, 0, 0))
 
 
-class PixelConv3d(nn.Conv3d):
-    """The first convolution: by 2×2 blocks where a CPU needs the gradient of the pixels, plain everywhere else."""
+class Conv3d(nn.Conv3d):
+    """A convolution that knows two things about CPUs.
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        if input.requires_grad and input.device.type == "cpu":
-            return convolve_pixels(input, self.weight, self.bias)
-        return super().forward(input)
-
-
-class SmallMapConv3d(nn.Conv3d):
-    """A later convolution: in fp32 where its maps have at most 2×2 pixels, which costs nothing.
-
-    There torch 2.14's bf16 weight gradient on the CPU now and then holds uninitialised memory: in 2 of 6 short runs at
-    8×32×32 and at 8×40×40 it was not finite, in none from 8×48×48 on.
+    Pixels whose gradient is needed are convolved by 2×2 blocks, which is faster (`convolve_pixels`). Maps of at most
+    two frames or 2×2 pixels are convolved in fp32: there torch 2.14's bf16 weight gradient now and then holds
+    uninitialised memory (not finite in 1–11 of 12 tries at T = 2 or H = W = 2; in none of 48 at three or more of each,
+    where it stays within 0.4 % of fp32's).
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        if input.device.type != "cpu" or input.shape[-1] > 2:
+        if input.device.type != "cpu":
             return super().forward(input)
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(input.float())
+        if min(input.shape[2], input.shape[-1]) <= 2:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input.to(self.weight.dtype))
+        if self.in_channels == WIDTHS[0] and input.requires_grad:
+            return convolve_pixels(input, self.weight, self.bias)
+        return super().forward(input)
 
 
 class MiniC3D(nn.Module):
@@ -108,8 +105,7 @@ class MiniC3D(nn.Module):
         self.norm = norm
         self.pools, left_THW = _pools(frames, size)
         self.convs = nn.ModuleList(
-            (PixelConv3d if c_in == WIDTHS[0] else SmallMapConv3d)(c_in, c_out, KERNEL, STRIDE, PADDING)
-            for c_in, c_out in itertools.pairwise(WIDTHS)
+            Conv3d(c_in, c_out, KERNEL, STRIDE, PADDING) for c_in, c_out in itertools.pairwise(WIDTHS)
         )
         self.norms = nn.ModuleList(nn.BatchNorm3d(c) if norm == "batch" else nn.Identity() for c in WIDTHS[1:])
         self.dropout = SeededDropout(dropout)

@@ -56,8 +56,8 @@ class TSGFParameters(Parameters):
     step, which is the printed rule for SGD and keeps its meaning for Adam.
     """
 
-    iterations: int = Field(200, ge=0, description="K of Algorithm 1; not stated.")
-    lr: float = Field(0.02, gt=0, description="η in standard deviations of a pixel; S3: 0.25 (0.3 on K400 and SSv2).")
+    iterations: int = Field(100, ge=0, description="K of Algorithm 1; not stated.")
+    lr: float = Field(0.05, gt=0, description="η in standard deviations of a pixel; S3: 0.25 (0.3 on K400 and SSv2).")
     optimiser: Literal["adam", "sgd"] = "adam"
     alpha_ce: float = Field(1.0, ge=0, description="Eq. 4; Algorithm 1 prints no coefficient.")
     r_bn: float = Field(0.05, ge=0, description="α_reg of Eq. 4; S3's Table 11: 0.001–0.01, with its own lr.")

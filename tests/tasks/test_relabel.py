@@ -12,7 +12,7 @@ def moving_clips(clips: int = 6) -> torch.Tensor:
 
 
 def test_guided_mix_leaves_salient_frames_alone_and_pastes_one_box_of_one_partner() -> None:
-    x_BCTHW, parameters = moving_clips(), MixParameters()
+    x_BCTHW, parameters = moving_clips(), MixParameters(probability=1)
     mixed_BCTHW = videomix(x_BCTHW, parameters, "tsgf", 5)
     s_BT = saliency(x_BCTHW, parameters.saliency)
     salient_BT = s_BT > threshold(s_BT, parameters.saliency)
@@ -36,7 +36,7 @@ def test_guided_mix_leaves_salient_frames_alone_and_pastes_one_box_of_one_partne
 
 def test_image_mix_draws_a_box_for_each_frame() -> None:
     x_BCTHW = moving_clips()
-    changed_BTHW = (videomix(x_BCTHW, MixParameters(), "image", 5) != x_BCTHW).any(1)
+    changed_BTHW = (videomix(x_BCTHW, MixParameters(probability=1), "image", 5) != x_BCTHW).any(1)
     boxes = {frame.numpy().tobytes() for frame in changed_BTHW[0]}
     assert len(boxes) > 4
 

@@ -1,0 +1,124 @@
+"""What every distillation method owes, as a class to inherit: set `spec`, and the tests are yours.
+
+    class TestMine(MethodContract):
+        spec = "mine.py:Mine"
+
+The fixture `bench` gives a small decoded data set and a trained teacher, made by the real stages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from vidistill.storage.clips import Clips
+from vidistill.storage.distilled import DistilledSet, joined
+from vidistill.storage.errors import RequestError
+from vidistill.storage.store import ArtifactRef, Store
+from vidistill.tasks.decode import DecodeParameters, block_jobs, clips_job
+from vidistill.tasks.index import IndexParameters, index_job, survey
+from vidistill.tasks.methods import Material, Method, find_method
+from vidistill.tasks.stage import Runtime, run_job
+from vidistill.tasks.teacher import TeacherParameters, load_teacher, teacher_job
+from vidistill.tasks.training import Device
+
+DECODE = DecodeParameters(frames=4, size=48, views=1, max_lost_share=0.5)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Decoded training clips and a teacher of one epoch."""
+
+    store: Store
+    clips: Clips
+    teacher: ArtifactRef
+    device: Device
+
+    def material(self, labels: tuple[int, ...], ipc: int, seed: int) -> Material:
+        return Material(
+            clips=self.clips,
+            ipc=ipc,
+            seed=seed,
+            labels=labels,
+            device=self.device,
+            teacher=lambda: load_teacher(self.store, self.teacher, self.clips, self.device),
+            progress=lambda done, total: None,
+        )
+
+
+def build_bench(videos: Path, folder: Path) -> Bench:
+    """Index → decode → teacher, by the stages that a run uses."""
+    import torch
+
+    torch.set_num_threads(1)
+    runtime = Runtime(store=str(folder), data=str(videos), device="cpu", threads=1)
+    table = survey(videos, IndexParameters())
+    index, blocks = index_job(table, IndexParameters()), block_jobs(table, DECODE, "train")
+    clips = clips_job(index.ref, DECODE, "train", blocks)
+    teacher = teacher_job(clips.ref, TeacherParameters(epochs=1, precision="fp32"))
+    for job in (index, *blocks, clips, teacher):
+        run_job(job, runtime)
+    store = Store(folder)
+    return Bench(store, Clips(store, clips.ref), teacher.ref, Device(torch.device("cpu"), "fp32", 1))
+
+
+def fingerprint(made: DistilledSet) -> str:
+    """The digest of what a student sees."""
+    content = made.clips_NTHWC.tobytes() + made.labels_N.tobytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+class MethodContract:
+    """Inherit this, set `spec` (and `options` that keep it quick), and pytest collects the rest."""
+
+    spec: ClassVar[str]
+    options: ClassVar[dict[str, Any]] = {}
+    seeded: ClassVar[bool] = True
+
+    @pytest.fixture
+    def method(self) -> Method:
+        found = find_method(self.spec).method
+        return found(found.Parameters(**self.options))
+
+    def distil(self, method: Method, bench: Bench, ipc: int = 1, seed: int = 0) -> DistilledSet:
+        groups = method.groups(len(bench.clips.classes), ipc)
+        return joined([method.distil(bench.material(labels, ipc, seed)) for labels in groups])
+
+    def test_groups_cover_every_class_once(self, method: Method) -> None:
+        for classes in (1, 3, 10, 101):
+            labels = [label for group in method.groups(classes, 1) for label in group]
+            assert sorted(labels) == list(range(classes))
+
+    @pytest.mark.parametrize("ipc", [1, 2])
+    def test_returns_ipc_clips_of_each_class(self, method: Method, bench: Bench, ipc: int) -> None:
+        made = self.distil(method, bench, ipc)
+        assert made.clips_NTHWC.dtype == np.uint8
+        assert made.clips_NTHWC.shape == (ipc * len(bench.clips.classes), *bench.clips.shape_THWC)
+        assert np.bincount(made.labels_N).tolist() == [ipc] * len(bench.clips.classes)
+        assert made.classes == bench.clips.classes
+
+    def test_clips_are_not_blank(self, method: Method, bench: Bench) -> None:
+        assert (self.distil(method, bench).clips_NTHWC.std(axis=(1, 2, 3, 4)) > 1).all()
+
+    def test_same_seed_gives_the_same_set(self, method: Method, bench: Bench) -> None:
+        once, again = (self.distil(method, bench, seed=3) for _ in range(2))
+        assert fingerprint(once) == fingerprint(again)
+        assert once.sources == again.sources
+
+    def test_another_seed_gives_another_set(self, method: Method, bench: Bench) -> None:
+        found = {fingerprint(self.distil(method, bench, seed=seed)) for seed in range(4)}
+        assert len(found) > 1 if self.seeded else len(found) == 1
+
+    def test_more_clips_than_there_are_is_a_wrong_request(self, method: Method, bench: Bench) -> None:
+        with pytest.raises(RequestError, match="ipc 99"):
+            self.distil(method, bench, ipc=99)
+
+    def test_a_set_survives_its_storage(self, method: Method, bench: Bench, tmp_path: Path) -> None:
+        made = self.distil(method, bench)
+        made.save(tmp_path)
+        assert fingerprint(DistilledSet.load(tmp_path)) == fingerprint(made)
