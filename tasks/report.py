@@ -16,6 +16,7 @@ from vidistill.storage.store import ArtifactRef, Manifest, Store
 from vidistill.tasks.evaluate import Score, load_score
 from vidistill.tasks.index import IndexTable, load_index
 from vidistill.tasks.rendering import (
+    TRAINING_CLIPS,
     ClipPair,
     Curve,
     LineageEntry,
@@ -75,7 +76,7 @@ def report_job(
     return report(parameters, inputs, label="report")
 
 
-@stage("report", version=1)
+@stage("report", version=2)
 def report(work: Work) -> None:
     parameters = ReportParameters.model_validate(work.job.parameters)
     data = gather(work, parameters)
@@ -113,8 +114,7 @@ def _summary(dataset: str, index: IndexTable, train: Clips, test: Clips) -> dict
     return {
         "dataset": dataset,
         "layout": index.layout,
-        "classes": len(index.classes),
-        "training videos": len(train),
+        TRAINING_CLIPS: len(train),
         "test videos": len(test),
         "stored views a training video": train.table.views,
         "clip": f"{frames} frames of {height}×{width}",
@@ -149,7 +149,7 @@ def _row(
         peak_memory_bytes=max((manifest.peak_memory_bytes for made in makers for manifest in made), default=0),
         flops=own[0].flops,
         seeds=len(own),
-        artifact=str(plan.sets[0]) if plan.sets else str(plan.scores[0]),
+        artifact=(plan.sets or plan.scores)[0].key,
         per_class=[float(value) for value in np.mean([score.per_class for score in own], axis=0)],
         top1=top1,
     )
@@ -174,7 +174,7 @@ def _with_differences(rows: list[Row]) -> list[Row]:
 def _curves(parameters: ReportParameters, scores: dict[ArtifactRef, Score]) -> list[Curve]:
     curves = []
     for plan in parameters.rows:
-        name = f"{plan.name}, {plan.recipe}{f', ipc {plan.ipc}' if plan.ipc else ''}, {plan.student}"
+        name = f"{plan.name} {plan.recipe}{f', ipc {plan.ipc}' if plan.ipc else ''}, {plan.student}"
         for seed, ref in enumerate(plan.scores):
             score = scores[ref]
             curves.append(Curve(name=name, seed=seed, steps=list(score.steps), loss=list(score.loss), accuracy=None))
@@ -239,7 +239,7 @@ def _lineage(store: Store, refs: list[ArtifactRef]) -> dict[ArtifactRef, Manifes
 
 
 def _entry(manifest: Manifest) -> LineageEntry:
-    inputs = {name: [str(ref) for ref in refs] for name, refs in manifest.inputs.items()}
+    inputs = {name: [ref.key for ref in refs] for name, refs in manifest.inputs.items()}
     parameters = {name: value for name, value in manifest.parameters.items() if name not in {"rows", "videos"}}
     return LineageEntry(kind=manifest.kind, key=manifest.key, parameters=parameters, inputs=inputs,
                         seconds=manifest.seconds, bytes=manifest.bytes, created=manifest.created)  # fmt: skip
