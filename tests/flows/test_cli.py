@@ -140,7 +140,7 @@ def test_plan_after_a_run_finds_everything_cached(session: Session) -> None:
 def test_plan_names_the_parameter_that_changed(session: Session) -> None:
     planned = session.vidistill("plan", *session.arguments, "--set", "teacher.epochs=2")
     assert "epochs 1 → 2" in planned.stdout
-    assert "its input changed: teacher" in planned.stdout
+    assert "its input is made anew: teacher" in planned.stdout
     blocks = next(line for line in planned.stdout.splitlines() if line.startswith("block"))
     assert "to run" not in blocks
 
