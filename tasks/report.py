@@ -15,18 +15,8 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Manifest, Store
 from vidistill.tasks.evaluate import Score, load_score
 from vidistill.tasks.index import IndexTable, load_index
-from vidistill.tasks.rendering import (
-    TRAINING_CLIPS,
-    ClipPair,
-    Curve,
-    LineageEntry,
-    ReportData,
-    Row,
-    Saliency,
-    render_html,
-    render_json,
-    render_markdown,
-)
+from vidistill.tasks.rendering import render_html, render_json, render_markdown
+from vidistill.tasks.report_data import TRAINING_CLIPS, ClipPair, Curve, LineageEntry, ReportData, Row, Saliency
 from vidistill.tasks.stage import Job, Work, stage
 
 HTML, JSON, MARKDOWN = "report.html", "report.json", "report.md"

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidistill.tasks import pictures, rendering
-from vidistill.tasks.rendering import ClipPair, Curve, LineageEntry, ReportData, Row, Saliency
+from vidistill.tasks import pictures, rendering, report_tables
+from vidistill.tasks.report_data import TRAINING_CLIPS, ClipPair, Curve, LineageEntry, ReportData, Row, Saliency
 
 CLASSES = ["left", "right", "spin & <b>grow</b>", "bounce"]
 SCRIPTED = [
@@ -146,7 +146,7 @@ def data() -> ReportData:
     return ReportData(
         title="sprites: TSGF against Random",
         created="2026-01-02 03:20 UTC",
-        dataset_summary={"data set": "sprites", rendering.TRAINING_CLIPS: 160, "test clips": 80, "frames": 16},
+        dataset_summary={"data set": "sprites", TRAINING_CLIPS: 160, "test clips": 80, "frames": 16},
         classes=CLASSES,
         rows=rows,
         curves=curves,
@@ -202,7 +202,7 @@ def test_label_kinds_and_full_data_stand_in_tables_of_their_own(page: str) -> No
 def test_only_the_best_of_a_ranked_table_is_bold(data: ReportData) -> None:
     best = {
         (table.title, group.heading): [line.cells[0] for line in group.lines if line.best]
-        for table in rendering.tables(data.rows)
+        for table in report_tables.tables(data.rows)
         for group in table.groups
     }
     assert best == {
@@ -215,7 +215,7 @@ def test_only_the_best_of_a_ranked_table_is_bold(data: ReportData) -> None:
 
 
 def test_cells_have_human_units(data: ReportData) -> None:
-    [group] = rendering.tables(data.rows)[1].groups
+    [group] = report_tables.tables(data.rows)[1].groups
     assert group.lines[0].cells == [
         "TSGF",
         "62.1 ± 2.0",
@@ -234,7 +234,7 @@ def test_cells_have_human_units(data: ReportData) -> None:
 
 
 def test_one_seed_shows_no_deviation() -> None:
-    assert rendering.spread(row("dm", "hard", 0.5, seeds=1, top1_std=0.0)) == "50.0"
+    assert report_tables.spread(row("dm", "hard", 0.5, seeds=1, top1_std=0.0)) == "50.0"
 
 
 def test_a_table_without_random_says_so(page: str) -> None:
@@ -242,7 +242,7 @@ def test_a_table_without_random_says_so(page: str) -> None:
 
 
 def test_the_summary_says_the_result_in_words(data: ReportData) -> None:
-    assert rendering.summary(data).replace("\N{NO-BREAK SPACE}", " ") == (
+    assert report_tables.summary(data).replace("\N{NO-BREAK SPACE}", " ") == (
         "Top-1 accuracy on the test split of sprites with the student minic3d_bn, ± the standard deviation over seeds; "
         "in brackets the paired difference from Random under the same recipe, ± its standard error. "
         "With soft labels, TSGF, the best of 3, reaches 62.1 ± 2.0 % at 1 per class, 1/40 of the clips, "

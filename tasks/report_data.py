@@ -1,0 +1,118 @@
+"""What a report is made from: plain data, gathered from artifacts by tasks/report.py and drawn by tasks/rendering.py.
+
+Legend: T frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidistill.storage.parameters import Parameters
+
+LabelKind = Literal["hard", "soft", "online"]
+
+TRAINING_CLIPS = "training clips"
+"""The key of `ReportData.dataset_summary` from which the summary takes the share of the clips that was kept."""
+
+
+class Row(Parameters):
+    """One method at one budget on one student: shares in [0, 1], means and deviations over seeds.
+
+    Attributes:
+        ipc: distilled clips a class; None for all of them, as `full` has.
+        bytes: stored size of the set, with its soft labels or, for online ones, the teacher's weights.
+        seconds: time to make the set. peak_memory_bytes: of the stage's own process.
+        flops: of the student's whole training.
+        artifact: the key of the distilled set.
+        per_class: mean accuracy of each class. top1: one value a seed.
+        difference_mean: paired over seeds against Random of the same recipe, ipc and student.
+        difference_error: the standard error of that difference.
+    """
+
+    dataset: str
+    split: str
+    protocol: str
+    recipe: str
+    method: str
+    variant: str
+    ipc: int | None
+    student: str
+    labels: LabelKind
+    top1_mean: float
+    top1_std: float
+    top5_mean: float
+    auc_mean: float
+    f1_mean: float
+    bytes: int
+    seconds: float
+    peak_memory_bytes: int
+    flops: int
+    seeds: int
+    artifact: str
+    per_class: list[float]
+    top1: list[float]
+    difference_mean: float | None = None
+    difference_error: float | None = None
+
+
+class Curve(Parameters):
+    """One student's training; a name such as `tsgf soft ipc 1 minic3d_bn` is method, variant, then setting."""
+
+    name: str
+    seed: int
+    steps: list[int]
+    loss: list[float]
+    accuracy: list[float] | None
+
+
+class LineageEntry(Parameters):
+    """One artifact that this report rests on; `inputs` names the keys of others."""
+
+    kind: str
+    key: str
+    parameters: dict[str, Any]
+    inputs: dict[str, list[str]]
+    seconds: float
+    bytes: int
+    created: str
+
+
+@dataclass
+class Saliency:
+    """TSGF's frame saliency s, its threshold ε and the gradient mask M of one clip."""
+
+    method: str
+    class_name: str
+    s_T: list[float]
+    epsilon: float
+    mask_T: list[float]
+
+
+@dataclass
+class ClipPair:
+    """Real and distilled clips of one class, each uint8 (T, H, W, 3); `distilled` by method or `method/variant`."""
+
+    class_name: str
+    real: list[NDArray[np.uint8]]
+    distilled: dict[str, list[NDArray[np.uint8]]]
+
+
+@dataclass
+class ReportData:
+    """All that a report shows."""
+
+    title: str
+    created: str
+    dataset_summary: dict[str, str | int]
+    classes: list[str]
+    rows: list[Row]
+    curves: list[Curve] = field(default_factory=list)
+    pairs: list[ClipPair] = field(default_factory=list)
+    saliency: list[Saliency] = field(default_factory=list)
+    lineage: list[LineageEntry] = field(default_factory=list)
+    rejected: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
