@@ -14,7 +14,7 @@ from vidistill.tasks.decode import block_jobs, clips_job
 from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.evaluate import evaluate_job
 from vidistill.tasks.index import IndexTable, index_job
-from vidistill.tasks.methods import HARD, MethodSource, Recipe, find_method, recipe_named
+from vidistill.tasks.methods import HARD, Given, MethodSource, Recipe, find_method, recipe_named
 from vidistill.tasks.relabel import relabel_job
 from vidistill.tasks.report import ReportParameters, RowPlan, report_job
 from vidistill.tasks.stage import Job
@@ -121,6 +121,7 @@ def check_budgets(rows: list[Row], table: IndexTable) -> None:
 class DataRefs:
     """The artifacts that every row reads."""
 
+    index: ArtifactRef
     train: ArtifactRef
     test: ArtifactRef
 
@@ -161,7 +162,7 @@ def _data_jobs(graph: Graph, experiment: Experiment, table: IndexTable) -> DataR
     test_blocks = block_jobs(table, experiment.decode, "test")
     graph.add(*train_blocks, *test_blocks)
     train = graph.add(clips_job(index, experiment.decode, "train", train_blocks))
-    return DataRefs(train, graph.add(clips_job(index, experiment.decode, "test", test_blocks, train)))
+    return DataRefs(index, train, graph.add(clips_job(index, experiment.decode, "test", test_blocks, train)))
 
 
 def _row_jobs(graph: Graph, experiment: Experiment, table: IndexTable, data: DataRefs, row: Row) -> RowPlan:
@@ -197,18 +198,21 @@ def _set_jobs(
     assert row.source is not None
     assert row.ipc is not None
     options = checked(row.source.method.Parameters, row.cell.options, f"The method {row.source.name}")
-    inputs, chain = {"clips": data.train}, []
-    if "teacher" in row.source.method.needs:
-        inputs["teacher"] = graph.add(teacher_job(data.train, experiment.teacher))
-        chain.append(inputs["teacher"])
+    teacher = teacher_job(data.train, experiment.teacher)
+    chain: list[ArtifactRef] = []
+
+    def add(job: Job) -> ArtifactRef:
+        chain.append(graph.add(job))
+        return chain[-1]
+
+    given = Given(data.index, data.train, teacher, add)
+    inputs = {"clips": [data.train], **row.source.method(options).inputs(given)}
     label = f"distil {_label(row)} seed {seed}"
     jobs = distil_jobs(row.source, options, row.ipc, seed, len(table.classes), inputs, label)
-    chain += [graph.add(job) for job in jobs]
+    made = [add(job) for job in jobs][-1]
     if row.recipe.labels == "soft":
-        teacher = graph.add(teacher_job(data.train, experiment.teacher))
-        job = relabel_job(chain[-1], data.train, teacher, row.recipe, seed, f"label {_label(row)} seed {seed}")
-        chain = list(dict.fromkeys([teacher, *chain, graph.add(job)]))
-    return chain
+        add(relabel_job(made, data.train, add(teacher), row.recipe, seed, f"label {_label(row)} seed {seed}"))
+    return list(dict.fromkeys(chain))
 
 
 def _label(row: Row) -> str:

@@ -30,7 +30,7 @@ class DistilParameters(Parameters):
 
 
 def distil_jobs(
-    source: MethodSource, options: Parameters, ipc: int, seed: int, classes: int, inputs: dict[str, ArtifactRef],
+    source: MethodSource, options: Parameters, ipc: int, seed: int, classes: int, inputs: dict[str, list[ArtifactRef]],
     label: str,
 ) -> list[Job]:  # fmt: skip
     """The jobs that make one set, the last of them the set itself.
@@ -65,7 +65,10 @@ def distil(work: Work) -> None:
         labels=parameters.labels,
         device=device,
         teacher=lambda: load_teacher(work.store, work.ref("teacher"), clips, device),
+        inputs=lambda name: [work.store.folder(ref) for ref in work.refs(name)],
         progress=work.progress,
+        checkpoint=work.checkpoint,
+        last_checkpoint=work.last_checkpoint,
     )
     made = source.method(options).distil(material)
     _check(made, parameters)

@@ -20,10 +20,12 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.keys import file_digest
 from vidistill.storage.parameters import Parameters
+from vidistill.storage.store import ArtifactRef
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from vidistill.tasks.stage import Job
     from vidistill.tasks.training import Device
 
 REGISTRY: dict[str, str] = {
@@ -87,6 +89,23 @@ def recipe_named(name: str, temperature: float, settings: dict[str, Any]) -> Rec
 
 
 @dataclass(frozen=True)
+class Given:
+    """What the flow has ready when a method names the artifacts that it reads (`Method.inputs`).
+
+    Attributes:
+        index: the index of the videos.
+        train: the training split's clips.
+        teacher: the job that trains the teacher; not added until a method adds it.
+        add: add a job to the flow; its artifact's reference.
+    """
+
+    index: ArtifactRef
+    train: ArtifactRef
+    teacher: Job
+    add: Callable[[Job], ArtifactRef]
+
+
+@dataclass(frozen=True)
 class Material:
     """What a method is given.
 
@@ -97,7 +116,10 @@ class Material:
         labels: the classes to distil; all of them, unless the method works by groups.
         device: where networks run.
         teacher: the trained teacher, loaded when called; only for methods that need it.
+        inputs: the folders of the artifacts that `Method.inputs` named.
         progress: call with (done, total).
+        checkpoint: call with a step and a function that writes into a folder; committed before it returns.
+        last_checkpoint: the step and folder of an earlier attempt's newest checkpoint.
     """
 
     clips: Clips
@@ -106,7 +128,10 @@ class Material:
     labels: tuple[int, ...]
     device: Device
     teacher: Callable[[], nn.Module]
+    inputs: Callable[[str], list[Path]]
     progress: Callable[[int, int], None]
+    checkpoint: Callable[[int, Callable[[Path], None]], None] = lambda _step, _write: None
+    last_checkpoint: Callable[[], tuple[int, Path] | None] = lambda: None
 
     def chosen(self, rows: NDArray[np.int64], **facts: Any) -> DistilledSet:
         """The set of these real clips (centre views), with their labels and sources."""
@@ -140,6 +165,10 @@ class Method(ABC):
     def groups(self, classes: int, ipc: int) -> list[tuple[int, ...]]:  # noqa: ARG002
         """The classes of each task; one task for all of them unless a method says otherwise."""
         return [tuple(range(classes))]
+
+    def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
+        """The artifacts that `distil` reads besides the clips, by name, each made by a job that is added here."""
+        return {"teacher": [given.add(given.teacher)]} if "teacher" in self.needs else {}
 
     @abstractmethod
     def distil(self, material: Material) -> DistilledSet:

@@ -47,6 +47,7 @@ class Bench:
             labels=labels,
             device=self.device,
             teacher=lambda: load_teacher(self.store, self.teacher, self.clips, self.device),
+            inputs=lambda name: [],
             progress=lambda done, total: None,
         )
 
