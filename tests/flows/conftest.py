@@ -17,7 +17,7 @@ import pytest
 from vidistill.tasks.sprites import SpritesParameters, render_sprites
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # what tests share lies in tests/ itself
-pytest.register_assert_rewrite("flow_running", "method_contract")
+pytest.register_assert_rewrite("deployed", "flow_running", "method_contract")
 
 from flow_running import BIN, CLASSES, background, environment  # noqa: E402
 from method_contract import Bench, build_bench  # noqa: E402

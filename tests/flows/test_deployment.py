@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from flow_running import BIN, background, environment
+from deployed import NAME, PREFECT_FILE, Deployed
+from flow_running import environment
 
-from vidistill import deployments
 from vidistill.flows.parameters import Experiment
 
-PREFECT_FILE = Path(next(iter(deployments.__path__))) / "prefect.yaml"
-NAME = "distill/experiment"
 EXPERIMENT: dict[str, Any] = {
     "data": "sprites",
     "cells": [
@@ -31,73 +26,18 @@ EXPERIMENT: dict[str, Any] = {
 }
 
 
-class Deployed:
-    """The deployment, asked about through the server's API and started through its command line."""
-
-    def __init__(self, folder: Path, env: dict[str, str]) -> None:
-        self.folder, self.env = folder, env
-
-    def prefect(self, *arguments: str, folder: Path | None = None) -> str:
-        command = [str(BIN / "prefect"), "--no-prompt", *arguments]
-        ended = subprocess.run(
-            command, cwd=folder or self.folder, env=self.env, capture_output=True, text=True, timeout=240, check=False
-        )
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        return ended.stdout
-
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        import httpx
-
-        url = f"{self.env['PREFECT_API_URL']}{path}"
-        for _ in range(20):
-            answer = httpx.get(url, timeout=60) if body is None else httpx.post(url, json=body, timeout=60)
-            if answer.status_code != 503:  # its SQLite is busy; Prefect's own client asks again, too
-                break
-            time.sleep(0.5)
-        assert answer.is_success, answer.text
-        return answer.json()
-
-    def run(self) -> str:
-        """Start a run and wait until it has ended; its id."""
-        parameters = {"experiment": EXPERIMENT, "runtime": {"store": str(self.folder / "store")}}
-        deployment = self.ask(f"/deployments/name/{NAME}")
-        run_id: str = self.ask(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})["id"]
-        deadline = time.monotonic() + 180
-        while (state := self.ask(f"/flow_runs/{run_id}")["state"])["type"] in {"SCHEDULED", "PENDING", "RUNNING"}:
-            assert time.monotonic() < deadline, f"{state} {(self.folder / 'worker.log').read_text()}"
-            time.sleep(0.5)
-        assert state["type"] == "COMPLETED", f"{state} {(self.folder / 'worker.log').read_text()}"
-        return run_id
-
-    def states(self, run_id: str) -> dict[str, str]:
-        """The name of each task run's last state; the server hears of it a moment after the run has ended."""
-        chosen = {"flow_runs": {"id": {"any_": [run_id]}}, "limit": 200}
-        deadline, before = time.monotonic() + 60, None
-        while True:
-            tasks = self.ask("/task_runs/filter", chosen)
-            found = {task["name"]: task["state"]["name"] if task["state"] else "Pending" for task in tasks}
-            settled = found == before and not {"Pending", "Running"} & set(found.values())
-            if settled or time.monotonic() > deadline:
-                return found
-            before = found
-            time.sleep(1)
-
-
 @pytest.fixture(scope="module")
 def deployed(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     folder = tmp_path_factory.mktemp("elsewhere")
-    env = environment(folder / "home", **server.variables)
-    made = Deployed(folder, env)
-    made.prefect("work-pool", "create", "vidistill", "--type", "process")
-    made.prefect("deploy", "--all", "--prefect-file", str(PREFECT_FILE))
-    command = [str(BIN / "prefect"), "worker", "start", "--pool", "vidistill", "--type", "process"]
-    with background(command, folder, env | {"PREFECT_WORKER_QUERY_SECONDS": "1"}):
+    made = Deployed(folder, environment(folder / "home", **server.variables))
+    made.deploy()
+    with made.worker():
         yield made
 
 
 @pytest.fixture(scope="module")
 def runs(deployed: Deployed) -> tuple[str, str]:
-    return deployed.run(), deployed.run()
+    return deployed.run(EXPERIMENT), deployed.run(EXPERIMENT)
 
 
 def test_the_deployment_is_what_the_file_says(deployed: Deployed) -> None:

@@ -14,6 +14,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from deployed import Deployed, kill_with_children
 from flow_running import BIN, CommandLine, environment
 
 from vidistill.storage.store import ArtifactRef, Store
@@ -23,6 +24,14 @@ ARGUMENTS = shlex.split(
     " --set teacher.checkpoint_epochs=1 --set tsgf.iterations=10 --set student.steps=20"
     " --set decode.max_lost_share=0.5 --set teacher.precision=fp32"
 )
+EXPERIMENT = {
+    "cells": [{"method": "random"}, {"method": "tsgf", "options": {"iterations": 10}}],
+    "seeds": 2,
+    "decode": {"frames": 4, "size": 48, "max_lost_share": 0.5},
+    "teacher": {"epochs": 8, "checkpoint_epochs": 1, "precision": "fp32"},
+    "student": {"steps": 20},
+}
+"""The same as `ARGUMENTS`."""
 
 
 def whole(store: Path) -> dict[ArtifactRef, str]:
@@ -56,14 +65,21 @@ def start(folder: Path, videos: Path, variables: dict[str, str]) -> subprocess.P
     return subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, **quiet)
 
 
-def kill_after(process: subprocess.Popen[bytes], store: Path, manifests: int, delay_seconds: float) -> bool:
-    """SIGKILL the run and all its children when the store holds so many artifacts; False: it ended before."""
+def wait_for(store: Path, manifests: int, process: subprocess.Popen[bytes]) -> bool:
+    """Until the store holds so many artifacts; False: the process ended before."""
     deadline = time.monotonic() + 200
     while len(list(store.glob("*/*/manifest.json"))) < manifests:
         if process.poll() is not None:
             return False
         assert time.monotonic() < deadline, "the run makes no progress"
         time.sleep(0.01)
+    return True
+
+
+def kill_after(process: subprocess.Popen[bytes], store: Path, manifests: int, delay_seconds: float) -> bool:
+    """SIGKILL the run and all its children when the store holds so many artifacts; False: it ended before."""
+    if not wait_for(store, manifests, process):
+        return False
     time.sleep(delay_seconds)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -98,6 +114,23 @@ def test_killed_runs_resume_to_the_same_bytes(tmp_path: Path, videos: Path, serv
 @pytest.mark.slow
 def test_ten_kills(tmp_path: Path, videos: Path, server, unbroken: Path) -> None:
     kill_and_resume(tmp_path, videos, server.variables, whole(unbroken), kills=10, seed=1)
+
+
+def test_a_killed_worker_loses_nothing(tmp_path: Path, videos: Path, server, unbroken: Path) -> None:
+    """The dead run is said to have crashed, as in the UI, which frees its place at once (else within five minutes)."""
+    deployed, experiment = Deployed(tmp_path, environment(tmp_path / "home", **server.variables)), dict(EXPERIMENT)
+    experiment["data"] = str(videos)
+    deployed.deploy()
+    with deployed.worker() as worker:
+        dead = deployed.start(experiment)
+        assert wait_for(tmp_path / "store", len(whole(unbroken)) // 2, worker)
+        kill_with_children(worker.pid)
+    deployed.ask(f"/flow_runs/{dead}/set_state", {"state": {"type": "CRASHED"}, "force": True})
+    before = made(tmp_path / "store")
+    with deployed.worker():
+        deployed.run(experiment)
+    assert before.items() <= made(tmp_path / "store").items(), "a committed artifact was made again"
+    assert whole(tmp_path / "store") == whole(unbroken)
 
 
 def test_damage_is_found_said_and_mended(tmp_path: Path, videos: Path, server, unbroken: Path) -> None:

@@ -1,0 +1,94 @@
+"""The shipped deployment on a real server, with a real process worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flow_running import BIN, background
+
+from vidistill import deployments
+
+PREFECT_FILE = Path(next(iter(deployments.__path__))) / "prefect.yaml"
+NAME = "distill/experiment"
+
+
+class Deployed:
+    """The deployment, asked about through the server's API and started through its command line."""
+
+    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+        self.folder, self.env = folder, env
+
+    def prefect(self, *arguments: str, folder: Path | None = None) -> str:
+        command = [str(BIN / "prefect"), "--no-prompt", *arguments]
+        ended = subprocess.run(
+            command, cwd=folder or self.folder, env=self.env, capture_output=True, text=True, timeout=240, check=False
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        import httpx
+
+        url = f"{self.env['PREFECT_API_URL']}{path}"
+        for _ in range(20):
+            answer = httpx.get(url, timeout=60) if body is None else httpx.post(url, json=body, timeout=60)
+            if answer.status_code != 503:  # its SQLite is busy; Prefect's own client asks again, too
+                break
+            time.sleep(0.5)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def deploy(self) -> None:
+        self.prefect("work-pool", "create", "vidistill", "--type", "process", "--overwrite")
+        self.prefect("deploy", "--all", "--prefect-file", str(PREFECT_FILE))
+
+    def start(self, experiment: dict[str, Any]) -> str:
+        """Ask for a run; its id."""
+        parameters = {"experiment": experiment, "runtime": {"store": str(self.folder / "store")}}
+        deployment = self.ask(f"/deployments/name/{NAME}")
+        run_id: str = self.ask(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})["id"]
+        return run_id
+
+    def run(self, experiment: dict[str, Any], timeout_seconds: float = 180) -> str:
+        """Start a run and wait until it has ended; its id."""
+        run_id = self.start(experiment)
+        deadline = time.monotonic() + timeout_seconds
+        while (state := self.ask(f"/flow_runs/{run_id}")["state"])["type"] in {"SCHEDULED", "PENDING", "RUNNING"}:
+            assert time.monotonic() < deadline, f"{state} {(self.folder / 'worker.log').read_text()}"
+            time.sleep(0.5)
+        assert state["type"] == "COMPLETED", f"{state} {(self.folder / 'worker.log').read_text()}"
+        return run_id
+
+    def states(self, run_id: str) -> dict[str, str]:
+        """The name of each task run's last state; the server hears of it a moment after the run has ended."""
+        chosen = {"flow_runs": {"id": {"any_": [run_id]}}, "limit": 200}
+        deadline, before = time.monotonic() + 60, None
+        while True:
+            tasks = self.ask("/task_runs/filter", chosen)
+            found = {task["name"]: task["state"]["name"] if task["state"] else "Pending" for task in tasks}
+            settled = found == before and not {"Pending", "Running"} & set(found.values())
+            if settled or time.monotonic() > deadline:
+                return found
+            before = found
+            time.sleep(1)
+
+    @contextmanager
+    def worker(self) -> Iterator[subprocess.Popen[bytes]]:
+        command = [str(BIN / "prefect"), "worker", "start", "--pool", "vidistill", "--type", "process"]
+        with background(command, self.folder, self.env | {"PREFECT_WORKER_QUERY_SECONDS": "1"}) as process:
+            yield process
+
+
+def kill_with_children(pid: int) -> None:
+    """SIGKILL a process and all that descend from it, whatever their process groups."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(pid, signal.SIGKILL)
+    for child in children:
+        kill_with_children(int(child))
