@@ -62,7 +62,7 @@ def keep_freed_memory() -> bool:
     """Tell glibc to keep what this process frees; True where it is glibc.
 
     By default every large activation is mapped afresh at every step and the kernel zeroes its pages, a sixth of a
-    training step of MiniC3D at 16×112×112. The process does not shrink until it ends: call it in those that train.
+    training step of MiniC3D at 16×112×112. The process shrinks only where `malloc_trim` is called (storage/measuring).
     """
     if sys.platform != "linux":
         return False

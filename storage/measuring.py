@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 import threading
@@ -11,6 +12,7 @@ from typing import Self
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 _lock = threading.Lock()
 _open: set[Cost] = set()
 
@@ -41,10 +43,15 @@ class Cost:
 
 
 def _note_peak() -> None:
-    """Give the mark to every open measurement, then set it back to the present size."""
+    """Give the mark to every open measurement, then set it back to the present size.
+
+    What the C library keeps of memory that was freed goes back first: it is not the next stage's.
+    """
     peak = peak_memory_bytes()
     for cost in _open:
         cost.peak_memory_bytes = max(cost.peak_memory_bytes, peak)
+    if _malloc_trim is not None:
+        _malloc_trim(0)
     try:
         _CLEAR.write_text("5")
     except OSError:

@@ -10,6 +10,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -61,7 +62,7 @@ class Device:
 
     @staticmethod
     def of(work: Work, precision: Precision) -> Device:
-        """Resolve `auto`, and set this process's thread count.
+        """Resolve `auto`, set this process's thread count, and have it keep the memory that networks free.
 
         Raises:
             RequestError: a device is asked for that is not there.
@@ -71,6 +72,7 @@ class Device:
         from vidistill.models import compute
 
         torch.set_num_threads(work.threads)
+        compute.keep_freed_memory()
         try:
             device = compute.resolve_device(work.runtime.device)
         except (RuntimeError, ValueError) as error:
@@ -94,16 +96,23 @@ def build_network(name: str, classes: int, shape_THWC: tuple[int, ...], seed: in
     Raises:
         RequestError: no network has this name.
     """
-    import torch
-
     from vidistill.models import build
 
     try:
-        with _seeding:
-            torch.manual_seed(seed)
+        with seeded(seed):
             return build(name, classes=classes, frames=shape_THWC[0], size=shape_THWC[1])
     except ValueError as error:
         raise RequestError(str(error)) from error
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Networks that are made here draw their weights from the seed; one at a time, since torch has one generator."""
+    import torch
+
+    with _seeding:
+        torch.manual_seed(seed)
+        yield
 
 
 def generator(*seed: int) -> np.random.Generator:
@@ -225,12 +234,12 @@ def _resume(network: nn.Module, sgd: torch.optim.Optimizer, work: Work | None) -
     network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
     for index, parameter in enumerate(sgd.param_groups[0]["params"]):
         sgd.state[parameter]["momentum_buffer"] = (
-            tensors[f"momentum.{index}"].to(parameter).to(memory_format=_format_of(parameter))
+            tensors[f"momentum.{index}"].to(parameter).to(memory_format=format_of(parameter))
         )
     return step, Curve(**json.loads((folder / "curve.json").read_text()))
 
 
-def _format_of(parameter: Tensor) -> torch.memory_format:
+def format_of(parameter: Tensor) -> torch.memory_format:
     import torch
 
     return torch.channels_last_3d if parameter.dim() == 5 else torch.preserve_format
@@ -302,5 +311,5 @@ def placed(network: nn.Module, device: Device) -> nn.Module:
     """The network on the device, the weights of its 3D convolutions channels-last; a CNN+RNN has none."""
     network.to(device.torch_device)
     for parameter in network.parameters():
-        parameter.data = parameter.data.to(memory_format=_format_of(parameter))
+        parameter.data = parameter.data.to(memory_format=format_of(parameter))
     return network

@@ -2,14 +2,19 @@
 
     python tests/benchmarks/decode_speed.py FOLDER... [--rounds 5] [--every 1]
 
-Every reader decodes with one thread and gives the centre clip, 16 frames 4 apart, as uint8 (16, 112, 112, 3).
-Readers take turns round by round, since other work on the machine would otherwise favour one; the fastest round counts.
-OpenCV, decord, torchcodec and the ffmpeg command join where they are installed.
+Every reader decodes with one thread and gives the centre clip, 16 frames 4 apart, as uint8 (16, 112, 112, 3); in one
+process, and in as many as there are cores, each with its share of the files. Readers take turns round by round, since
+other work on the machine would otherwise favour one; the fastest round counts. OpenCV, decord, torchcodec and the
+ffmpeg command join where they are installed. At the end, the peak memory of one decoding process after a tenth of the
+files and after all of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
+import resource
 import shutil
 import subprocess
 import time
@@ -151,11 +156,28 @@ def compare(readers: dict[str, Reader], paths: list[Path]) -> dict[str, str]:
 
 
 def seconds(read: Reader, paths: list[Path]) -> np.ndarray:
-    """By the clock, and of this process's CPU time, which other work on the machine disturbs less."""
-    begin = np.array([time.perf_counter(), time.process_time()])
+    """By the clock, and of CPU time (a command's included), which other work on the machine disturbs less."""
+    begin = clocks()
     for path in paths:
         read(path)
-    return np.array([time.perf_counter(), time.process_time()]) - begin
+    return clocks() - begin
+
+
+def clocks() -> np.ndarray:
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return np.array([time.perf_counter(), sum(used.ru_utime + used.ru_stime for used in usage)])
+
+
+def seconds_of_processes(read: Reader, paths: list[Path], processes: int) -> np.ndarray:
+    """By the clock, forks included: a process costs some hundredths of a second."""
+    fork = multiprocessing.get_context("fork")
+    begin = time.perf_counter()
+    started = [fork.Process(target=seconds, args=(read, paths[place::processes])) for place in range(processes)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    return np.array([time.perf_counter() - begin, np.nan])
 
 
 def seconds_of_children(decoders: list[Decoder], paths: list[Path]) -> np.ndarray:
@@ -169,26 +191,54 @@ def seconds_of_children(decoders: list[Decoder], paths: list[Path]) -> np.ndarra
     return np.array([time.perf_counter() - begin, np.nan])
 
 
+def peak_megabytes(decoder: Decoder) -> float:
+    assert decoder._child is not None
+    status = Path(f"/proc/{decoder._child.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1000
+
+
 def measure(folder: Path, rounds: int, every: int) -> None:
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix in SUFFIXES][::every]
+    cores = os.cpu_count() or 1
     readers = readers_here()
     notes = compare(readers, paths)
     readers = {name: read for name, read in readers.items() if name in notes}
-    taken: dict[str, list[np.ndarray]] = defaultdict(list)
-    with Decoder() as first, Decoder() as second:
-        seconds_of_children([first, second], paths[:2])
-        for _ in range(rounds):
-            for name, read in readers.items():
-                taken[name].append(seconds(read, paths))
-            taken["vidistill, 1 child"].append(seconds_of_children([first], paths))
-            taken["vidistill, 2 children"].append(seconds_of_children([first, second], paths))
+    alone: dict[str, list[np.ndarray]] = defaultdict(list)
+    together: dict[str, list[np.ndarray]] = defaultdict(list)
+    decoders = [Decoder() for _ in range(cores)]
+    seconds_of_children(decoders, paths[: 2 * cores])
+    for _ in range(rounds):
+        for name, read in readers.items():
+            alone[name].append(seconds(read, paths))
+            together[name].append(seconds_of_processes(read, paths, cores))
+        alone["vidistill, its children"].append(seconds_of_children(decoders[:1], paths))
+        together["vidistill, its children"].append(seconds_of_children(decoders, paths))
     print(f"\n{folder}: {len(paths)} files, fastest of {rounds} rounds")
-    print(f"{'reader':22} {'clips/s':>8} {'ratio':>6} {'CPU ms':>7} {'ratio':>6}   pixels off: median, worst file")
-    ours = np.min(taken["vidistill"], axis=0)
-    for name, rows in taken.items():
-        clock, cpu = np.min(rows, axis=0)
-        speed = f"{len(paths) / clock:8.1f} {ours[0] / clock:6.2f} {1000 * cpu / len(paths):7.2f} {ours[1] / cpu:6.2f}"
-        print(f"{name:22} {speed} {notes.get(name, '')}")
+    print(f"{'':24} {'one process':^29}   {f'{cores} processes':^21}")
+    print(
+        f"{'reader':24} {'clips/s':>8} {'ratio':>6} {'CPU ms':>7} {'ratio':>6} {'clips/s':>8} {'ratio':>6} {'gain':>6}"
+        "   pixels off: median, worst file"
+    )
+    ours, ours_together = np.min(alone["vidistill"], axis=0), np.min(together["vidistill"], axis=0)[0]
+    for name, rows in alone.items():
+        (clock, cpu), both = np.min(rows, axis=0), np.min(together[name], axis=0)[0]
+        one = f"{len(paths) / clock:8.1f} {ours[0] / clock:6.2f} {1000 * cpu / len(paths):7.2f} {ours[1] / cpu:6.2f}"
+        all_cores = f"{len(paths) / both:8.1f} {ours_together / both:6.2f} {clock / both:6.2f}"
+        print(f"{name:24} {one} {all_cores} {notes.get(name, '')}")
+    for decoder in decoders:
+        decoder.close()
+    report_memory(paths)
+
+
+def report_memory(paths: list[Path]) -> None:
+    with Decoder() as decoder:
+        seconds_of_children([decoder], paths[::10])
+        few = peak_megabytes(decoder)
+        seconds_of_children([decoder], paths)
+        print(
+            f"peak memory of one decoding process: {few:.0f} MB after {len(paths[::10])} files, "
+            f"{peak_megabytes(decoder):.0f} MB after {len(paths)} more"
+        )
 
 
 def main() -> None:

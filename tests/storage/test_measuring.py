@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -57,3 +59,20 @@ def test_the_cost_of_what_failed_is_known():
         _ = 1 / 0
     assert cost.seconds > 0
     assert 10 << 20 < cost.peak_memory_bytes <= peak_memory_bytes() + (1 << 20)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc keeps what is freed")
+def test_memory_kept_from_an_earlier_stage_is_not_counted(resettable):
+    """In a process that keeps what it frees, as those that train do."""
+    code = (
+        "import numpy as np; from vidistill.models.compute import keep_freed_memory;"
+        "from vidistill.storage.measuring import Cost;"
+        "assert keep_freed_memory(); np.ones(200 << 20, np.uint8);\n"
+        "with Cost() as cost: pass\n"
+        "print(cost.peak_memory_bytes)"
+    )
+    started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    bare = subprocess.run(
+        [sys.executable, "-c", code.replace("200 << 20", "1")], capture_output=True, text=True, check=True
+    )
+    assert int(started.stdout) < int(bare.stdout) + (50 << 20)
