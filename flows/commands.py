@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -176,10 +176,12 @@ def _print_table(document: dict[str, Any]) -> None:
         if not rows:
             continue
         table = Table(title=f"{kind} labels", title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for name in ("method", "student", "ipc", "top-1 %", "− random", "bytes", "time", "seeds"):
-            table.add_column(name, justify="left" if name in {"method", "student"} else "right", no_wrap=True)
+        for name in ("method", "recipe", "student", "ipc", "top-1 %", "− random", "bytes", "time", "seeds"):
+            justify: Literal["left", "right"] = "left" if name in {"method", "recipe", "student"} else "right"
+            table.add_column(name, justify=justify, no_wrap=True)
         for row in sorted(
-            rows, key=lambda row: (row["ipc"] is None, row["ipc"] or 0, row["student"], -row["top1_mean"])
+            rows,
+            key=lambda row: (row["ipc"] is None, row["ipc"] or 0, row["student"], row["recipe"], -row["top1_mean"]),
         ):
             table.add_row(*_cells(row))
         console.print()
@@ -191,7 +193,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
     if difference and row.get("difference_error") is not None:
         difference += f" ± {100 * row['difference_error']:.1f}"
     return [
-        f"{row['method']} {row['variant']}".strip() + (" " + row["recipe"].partition("+")[2]).rstrip(),
+        f"{row['method']} {row['variant']}".strip(),
+        row["recipe"],
         row["student"],
         "all" if row["ipc"] is None else str(row["ipc"]),
         f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}",

@@ -15,6 +15,7 @@ from typing import Any
 
 COLUMNS = [
     "method",
+    "recipe",
     "ipc",
     "student",
     "top-1 %",
@@ -62,9 +63,9 @@ def line(row: dict[str, Any]) -> str:
     difference = "" if row["difference_mean"] is None else f"{100 * row['difference_mean']:+.1f}"
     if difference and row["difference_error"] is not None:
         difference += f" ± {100 * row['difference_error']:.1f}"
-    name = " ".join(filter(None, [row["method"], row["variant"], row["recipe"].partition("+")[2] and "+mix"]))
     cells = [
-        name,
+        f"{row['method']} {row['variant']}".strip(),
+        row["recipe"],
         "all" if row["ipc"] is None else str(row["ipc"]),
         row["student"],
         f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}",
