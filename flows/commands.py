@@ -171,17 +171,19 @@ def _progress_bars() -> Iterator[None]:
 def _print_table(document: dict[str, Any]) -> None:
     from rich.table import Table
 
-    for kind in ("hard", "soft", "online"):
-        rows = [row for row in document["rows"] if row["labels"] == kind]
-        if not rows:
-            continue
-        table = Table(title=f"{kind} labels", title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for name in ("method", "recipe", "student", "ipc", "top-1 %", "− random", "bytes", "time", "seeds"):
-            justify: Literal["left", "right"] = "left" if name in {"method", "recipe", "student"} else "right"
+    order = ("hard", "soft", "online")
+    for kind, recipe in sorted(
+        {(row["labels"], row["recipe"]) for row in document["rows"]}, key=lambda pair: (order.index(pair[0]), pair[1])
+    ):
+        rows = [row for row in document["rows"] if row["recipe"] == recipe]
+        title = f"{kind} labels" + ("" if recipe == kind else f", recipe {recipe}")
+        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for name in ("method", "student", "ipc", "top-1 %", "− random", "bytes", "time", "seeds"):
+            justify: Literal["left", "right"] = "left" if name in {"method", "student"} else "right"
             table.add_column(name, justify=justify, no_wrap=True)
         for row in sorted(
             rows,
-            key=lambda row: (row["ipc"] is None, row["ipc"] or 0, row["student"], row["recipe"], -row["top1_mean"]),
+            key=lambda row: (row["ipc"] is None, row["ipc"] or 0, row["student"], -row["top1_mean"]),
         ):
             table.add_row(*_cells(row))
         console.print()
@@ -194,7 +196,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
         difference += f" ± {100 * row['difference_error']:.1f}"
     return [
         f"{row['method']} {row['variant']}".strip(),
-        row["recipe"],
         row["student"],
         "all" if row["ipc"] is None else str(row["ipc"]),
         f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}",
