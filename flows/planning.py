@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,13 +115,18 @@ def _explained(jobs: list[Job], store: Store, decode: DecodeParameters) -> list[
     for ref in store.refs():
         if store.has(ref):
             known[ref.kind].append(store.manifest(ref))
-    rates = {kind: _rate(manifests, decode) for kind, manifests in known.items()}
+    alike: dict[tuple[str, str], list[Manifest]] = defaultdict(list)
+    for manifest in (one for manifests in known.values() for one in manifests):
+        for name in {_sort(manifest.parameters), ""}:
+            alike[manifest.kind, name].append(manifest)
+    rates = {name: _rate(manifests, decode) for name, manifests in alike.items()}
     missing = {job.ref for job in jobs if not store.has(job.ref)}
     planned = []
     for job in jobs:
         why = reason(job, store, known[job.stage], missing) if job.ref in missing else ""
         units = work_units(job.stage, job.parameters, decode)
-        seconds = units * rates.get(job.stage, 1 / PIXELS_A_SECOND)
+        rate = rates.get((job.stage, _sort(job.parameters)), rates.get((job.stage, ""), 1 / PIXELS_A_SECOND))
+        seconds = units * rate
         planned.append(Planned(job, job.ref not in missing, why, seconds, _bytes(job, decode)))
     return planned
 
@@ -155,9 +160,21 @@ def _changed(before: Any, after: Any, name: str) -> Iterator[str]:
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for key in dict.fromkeys([*before, *after]):
             yield from _changed(before.get(key), after.get(key), f"{name}.{key}" if name else key)
+    elif name == "videos" and isinstance(before, list | tuple) and isinstance(after, list | tuple):
+        yield from _changed_videos(before, after)
     elif before != after:
         short = len(str(before)) + len(str(after)) < 60
         yield f"{name} {before} → {after}" if short else f"another {name}"
+
+
+def _changed_videos(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Which videos of a block are new, gone or changed."""
+    old, new = ({video["path"]: video for video in videos} for videos in (before, after))
+    changed = [path for path in new.keys() & old.keys() if new[path] != old[path]]
+    for what, paths in (("new", new.keys() - old.keys()), ("gone", old.keys() - new.keys()), ("changed", changed)):
+        if paths:
+            more = f" and {len(paths) - 1} more videos are" if len(paths) > 1 else " is"
+            yield f"{min(paths)}{more} {what}"
 
 
 def work_units(kind: str, parameters: Mapping[str, Any], decode: DecodeParameters) -> float:
@@ -181,6 +198,11 @@ def _rate(manifests: list[Manifest], decode: DecodeParameters) -> float:
     return statistics.median(
         manifest.seconds / work_units(manifest.kind, manifest.parameters, decode) for manifest in manifests
     )
+
+
+def _sort(parameters: Mapping[str, Any]) -> str:
+    """Which method or network a job runs: those of one kind take very different times."""
+    return str(parameters.get("method") or parameters.get("network") or "")
 
 
 def _bytes(job: Job, decode: DecodeParameters) -> float:
