@@ -9,7 +9,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-WIDTH, DEPTH = 128, 3
+from vidistill.models.convnet2d import WIDTH, block
+
+DEPTH = 3
 
 
 class FrameRNN(nn.Module):
@@ -33,7 +35,7 @@ class FrameRNN(nn.Module):
 
     def __init__(self, classes: int, size: int, *, cell: Literal["gru", "lstm"] = "gru", reduction: int = 8) -> None:
         super().__init__()
-        blocks = [_block(3 if depth == 0 else WIDTH) for depth in range(DEPTH)]
+        blocks = [block(3 if depth == 0 else WIDTH) for depth in range(DEPTH)]
         self.cnn = nn.Sequential(*blocks, nn.Flatten())
         frame_features = WIDTH * (size // 2**DEPTH) ** 2
         self.features = frame_features // reduction
@@ -52,7 +54,3 @@ class FrameRNN(nn.Module):
         """`logits_BK` of normalised clips."""
         logits_BK: Tensor = self.head(self.embed(x_BCTHW))
         return logits_BK
-
-
-def _block(c_in: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(c_in, WIDTH, 3, padding=1), nn.GroupNorm(WIDTH, WIDTH), nn.ReLU(), nn.AvgPool2d(2))
