@@ -112,7 +112,7 @@ def check_budgets(rows: list[Row], table: IndexTable) -> None:
     ipc = max((row.ipc for row in rows if row.ipc is not None), default=0)
     if ipc > counts[scarce]:
         raise RequestError(
-            f"ipc {ipc} asks for more clips than the class {table.classes[scarce]} has "
+            f"ipc {ipc} asks for more clips than the class {table.classes[scarce]!r} has "
             f"({counts[scarce]} training videos): ask for at most {counts[scarce]}, or add videos."
         )
 
@@ -182,7 +182,7 @@ def _row_jobs(graph: Graph, experiment: Experiment, table: IndexTable, data: Dat
         method=row.source.name if row.source else FULL,
         variant=row.cell.variant,
         recipe=row.recipe.name,
-        labels=row.recipe.labels,
+        labels=row.recipe.kind,
         ipc=row.ipc,
         student=row.student,
         scores=tuple(scores),
@@ -205,7 +205,8 @@ def _set_jobs(
         chain.append(graph.add(job))
         return chain[-1]
 
-    given = Given(data.index, data.train, teacher, add)
+    root = None if experiment.data == SPRITES else Path(experiment.data).expanduser()
+    given = Given(data.index, data.train, teacher, table, experiment.decode, root, add)
     inputs = {"clips": [data.train], **row.source.method(options).inputs(given)}
     label = f"distil {_label(row)} seed {seed}"
     jobs = distil_jobs(row.source, options, row.ipc, seed, len(table.classes), inputs, label)

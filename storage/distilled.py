@@ -5,6 +5,7 @@ Shapes: N clips, T frames, H height, W width, K classes. `clips_NTHWC` is uint8 
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,18 @@ from zarr.codecs import ZstdCodec
 from vidistill.storage.clips import create_clip_array, open_clip_array
 
 SET = "set.json"
+CLIPS = "clips"
+FORMS: dict[str, str] = {
+    "still": "vidistill.models.forms:still",
+    "regions": "vidistill.models.regions:regions",
+    "memory": "vidistill.models.forms:memory",
+    "interpolated": "vidistill.models.forms:interpolated",
+    "reshaped": "vidistill.models.forms:reshaped",
+    "fused": "vidistill.models.forms:fused",
+}
+"""How clips are made from what a set keeps, by the form's name: functions (stored, shape_NTHWC) → clips_NTHWC, or
+VNTHWC where an instance has variants. They may need networks, so they are looked up only when such a set is loaded.
+`clips` is the form that keeps the clips."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,10 @@ class DistilledSet:
         sources: where each clip began (paths relative to the data root), "" for none.
         facts: what the method wants to tell the report (JSON).
         extras: arrays, one row a clip, that the report draws and no student needs (saliency); not in `training_bytes`.
+        form: `clips`, or a name of `FORMS`: then `stored` lasts and the clips are made from it when the set is loaded.
+        stored: what the form keeps.
+        others_VNTHWC: uint8, the other variants of each clip, where the form has any: at each use a student is shown
+            one of them all, drawn at random.
     """
 
     clips_NTHWC: NDArray[np.uint8]
@@ -41,6 +58,9 @@ class DistilledSet:
     sources: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     extras: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    form: str = CLIPS
+    stored: dict[str, NDArray[Any]] = field(default_factory=dict)
+    others_VNTHWC: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         n, k = len(self.labels_N), len(self.classes)
@@ -51,6 +71,8 @@ class DistilledSet:
             raise ValueError(f"labels must lie in 0…{k - 1}; got {self.labels_N.min()}…{self.labels_N.max()}")
         if self.logits_NK is not None and self.logits_NK.shape != (n, k):
             raise ValueError(f"logits must have shape ({n}, {k}); got {self.logits_NK.shape}")
+        if self.form != CLIPS and self.form not in FORMS:
+            raise ValueError(f"form must be {CLIPS} or one of {', '.join(FORMS)}; got {self.form!r}")
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -59,18 +81,33 @@ class DistilledSet:
         return replace(self, logits_NK=logits_NK)
 
     def with_clips(self, clips_NTHWC: NDArray[np.uint8]) -> DistilledSet:
-        return replace(self, clips_NTHWC=clips_NTHWC)
+        """With other clips, which only the form `clips` can keep."""
+        return replace(self, clips_NTHWC=clips_NTHWC, form=CLIPS, stored={}, others_VNTHWC=None)
+
+    @property
+    def values(self) -> int:
+        """How many numbers the set keeps besides labels; papers count four bytes for each."""
+        return sum(array.size for array in self.stored.values()) if self.stored else self.clips_NTHWC.size
+
+    @property
+    def clips_an_instance(self) -> int:
+        """How many clips one instance of the budget gives: the regions of a mosaic, one otherwise."""
+        return len(self) // len(self.stored["mosaics"]) if self.form == "regions" else 1
 
     def save(self, folder: Path) -> None:
-        """Write the set as one Zarr group and `set.json`."""
+        """Write the set as one Zarr group and `set.json`; clips only where nothing smaller makes them."""
         group = zarr.open_group(folder, mode="a")
-        create_clip_array(folder, self.clips_NTHWC.shape)[:] = self.clips_NTHWC
+        if self.form == CLIPS:
+            create_clip_array(folder, self.clips_NTHWC.shape)[:] = self.clips_NTHWC
         arrays: dict[str, NDArray[Any]] = {"labels": self.labels_N, **{f"extra_{n}": a for n, a in self.extras.items()}}
+        arrays |= {f"stored_{name}": array for name, array in self.stored.items()}
         if self.logits_NK is not None:
             arrays["logits"] = self.logits_NK
         for name, array in arrays.items():
             group.create_array(name, data=array, chunks=array.shape, compressors=ZstdCodec(level=1, checksum=True))
         facts = {"classes": self.classes, "sources": self.sources, "facts": self.facts, "arrays": list(arrays)}
+        if self.form != CLIPS:
+            facts |= {"form": self.form, "shape": self.clips_NTHWC.shape}
         (folder / SET).write_text(json.dumps(facts, indent=1))
 
     @staticmethod
@@ -78,27 +115,60 @@ class DistilledSet:
         """Read a set that `save` wrote (an artifact's folder)."""
         facts = json.loads((folder / SET).read_text())
         arrays = {name: np.asarray(zarr.open_array(folder, path=name, mode="r")[...]) for name in facts["arrays"]}
+        form, stored = facts.get("form", CLIPS), _named(arrays, "stored_")
+        clips = open_clip_array(folder)[...] if form == CLIPS else materialised(form, stored, tuple(facts["shape"]))
         return DistilledSet(
-            clips_NTHWC=np.asarray(open_clip_array(folder)[...]),
+            **variants(np.asarray(clips)),
             labels_N=arrays["labels"],
             classes=tuple(facts["classes"]),
             logits_NK=arrays.get("logits"),
             sources=tuple(facts["sources"]),
             facts=facts["facts"],
-            extras={name.removeprefix("extra_"): a for name, a in arrays.items() if name.startswith("extra_")},
+            extras=_named(arrays, "extra_"),
+            form=form,
+            stored=stored,
         )
 
     @staticmethod
+    def facts_of(folder: Path) -> dict[str, Any]:
+        """A stored set's facts, without reading its clips."""
+        facts: dict[str, Any] = json.loads((folder / SET).read_text())["facts"]
+        return facts
+
+    @staticmethod
     def training_bytes(folder: Path) -> int:
-        """Bytes on disk of what a student needs: clips, labels and logits, compressed as stored."""
+        """Bytes on disk of what a student needs: clips or what makes them, labels, logits, compressed as stored."""
         kept = [path for path in folder.rglob("*") if path.is_file() and "extra_" not in str(path.relative_to(folder))]
         return sum(path.stat().st_size for path in kept if path.name not in {SET, "manifest.json"})
 
 
+def _named(arrays: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def materialised(form: str, stored: dict[str, NDArray[Any]], shape_NTHWC: tuple[int, ...]) -> NDArray[np.uint8]:
+    """The clips that a form makes from what it keeps: NTHWC, or VNTHWC where an instance has variants."""
+    module, _, name = FORMS[form].partition(":")
+    made: NDArray[np.uint8] = getattr(importlib.import_module(module), name)(stored, shape_NTHWC)
+    return made
+
+
+def variants(clips: NDArray[np.uint8]) -> dict[str, Any]:
+    """NTHWC or VNTHWC as arguments of a set."""
+    return {"clips_NTHWC": clips} if clips.ndim == 5 else {"clips_NTHWC": clips[0], "others_VNTHWC": clips[1:]}
+
+
 def joined(parts: list[DistilledSet]) -> DistilledSet:
-    """Sets of different classes as one, in class order."""
+    """Sets of different classes as one, in class order.
+
+    Raises:
+        ValueError: the parts differ in form, or keep what belongs to no one clip.
+    """
     if len(parts) == 1:
         return parts[0]
+    shared = {name for part in parts for name, array in part.stored.items() if len(array) != len(part)}
+    if len({part.form for part in parts}) > 1 or shared:
+        raise ValueError(f"parts of one form, a row a clip, can be joined; {sorted(shared)} belong to a whole part")
     labels_N = np.concatenate([part.labels_N for part in parts])
     order = np.argsort(labels_N, kind="stable")
     logits = [part.logits_NK for part in parts if part.logits_NK is not None]
@@ -111,4 +181,6 @@ def joined(parts: list[DistilledSet]) -> DistilledSet:
         sources=tuple(sources[index] for index in order) if sources else (),
         facts={"parts": [part.facts for part in parts]},
         extras={name: np.concatenate([part.extras[name] for part in parts])[order] for name in parts[0].extras},
+        form=parts[0].form,
+        stored={name: np.concatenate([part.stored[name] for part in parts])[order] for name in parts[0].stored},
     )

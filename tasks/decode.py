@@ -67,13 +67,18 @@ def block_jobs(table: IndexTable, parameters: DecodeParameters, split: str) -> l
     """Jobs over runs of 32 videos of one class: a video that is added or changed moves only its class's blocks."""
     sampling = parameters.sampling(split)
     jobs: list[Job] = []
-    for videos in _runs(table.of_split(split)):
-        names = tuple(BlockVideo(path=video.path, bytes=video.bytes, sha256=video.sha256) for video in videos)
-        jobs.append(block(BlockParameters(sampling=sampling, videos=names), label=f"decode {split} {len(jobs) + 1}"))
+    for videos in runs(table.of_split(split)):
+        own = BlockParameters(sampling=sampling, videos=named(videos))
+        jobs.append(block(own, label=f"decode {split} {len(jobs) + 1}"))
     return jobs
 
 
-def _runs(videos: list[Video]) -> list[list[Video]]:
+def named(videos: list[Video]) -> tuple[BlockVideo, ...]:
+    return tuple(BlockVideo(path=video.path, bytes=video.bytes, sha256=video.sha256) for video in videos)
+
+
+def runs(videos: list[Video]) -> list[list[Video]]:
+    """Runs of 32 videos of one class, in path order: the videos of a block."""
     classes: dict[int, list[Video]] = {}
     for video in sorted(videos, key=lambda video: video.path):
         classes.setdefault(video.label, []).append(video)

@@ -77,9 +77,10 @@ def distil(work: Work) -> None:
 
 
 def _check(made: DistilledSet, parameters: DistilParameters) -> None:
-    """A method owes exactly `ipc` clips for each of its classes."""
-    got = {label: int((made.labels_N == label).sum()) for label in parameters.labels}
-    if len(made) != parameters.ipc * len(parameters.labels) or set(got.values()) != {parameters.ipc}:
+    """A method owes exactly `ipc` instances for each of its classes."""
+    got = {label: int((made.labels_N == label).sum()) / made.clips_an_instance for label in parameters.labels}
+    owed = parameters.ipc * len(parameters.labels) * made.clips_an_instance
+    if len(made) != owed or set(got.values()) != {parameters.ipc}:
         raise RunError(f"The method {parameters.method} owes {parameters.ipc} clips a class and returned {got}.")
 
 

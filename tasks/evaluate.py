@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import Field
 
 from vidistill.storage.clips import Clips
@@ -121,10 +122,13 @@ class DistilledBatches:
     ) -> None:  # fmt: skip
         import torch
 
-        self._x_NCTHW = training.to_input(distilled.clips_NTHWC, clips.table.mean, clips.table.std, device)
+        every_NTHWC = distilled.clips_NTHWC
+        if distilled.others_VNTHWC is not None:
+            every_NTHWC = np.concatenate([every_NTHWC, *distilled.others_VNTHWC])
+        self._x_NCTHW = training.to_input(every_NTHWC, clips.table.mean, clips.table.std, device)
         self._recipe, self._order, self._device, self._teacher = recipe, order, device, teacher
         self._flips, self._crop_scale = clips.table.flips, crop_scale
-        if recipe.labels == "soft":
+        if recipe.labels == "soft" or (recipe.labels == "learned" and distilled.logits_NK is not None):
             logits_NK = torch.from_numpy(distilled.logits_NK).to(device.torch_device)
             self._targets_NK = soft_targets(logits_NK, recipe.temperature)
         else:
@@ -134,7 +138,7 @@ class DistilledBatches:
         import torch
 
         rows = torch.from_numpy(self._order.rows(step)).to(self._device.torch_device)
-        x_BCTHW, targets_BK = self._x_NCTHW[rows], self._targets_NK[rows]
+        x_BCTHW, targets_BK = self._x_NCTHW[self._variants(rows, step)], self._targets_NK[rows]
         random = training.generator(self._order.seed, step, 7)
         if self._teacher is not None and self._recipe.augmentation != "none":
             mix = MixParameters.model_validate(self._recipe.settings)
@@ -144,6 +148,15 @@ class DistilledBatches:
             with torch.no_grad(), self._device.autocast():
                 targets_BK = soft_targets(self._teacher(x_BCTHW).float(), self._recipe.temperature)
         return x_BCTHW, targets_BK
+
+    def _variants(self, rows_B: Tensor, step: int) -> Tensor:
+        """Rows of clips: of each of these instances one of its variants, drawn at random."""
+        import torch
+
+        variants = len(self._x_NCTHW) // self._order.n
+        random = training.generator(self._order.seed, step, 21)
+        drawn_B = torch.from_numpy(random.integers(variants, size=len(rows_B))).to(rows_B)
+        return rows_B + self._order.n * drawn_B
 
 
 def soft_targets(logits_BK: Tensor, temperature: float) -> Tensor:

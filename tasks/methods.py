@@ -25,6 +25,8 @@ from vidistill.storage.store import ArtifactRef
 if TYPE_CHECKING:
     from torch import nn
 
+    from vidistill.tasks.decode import DecodeParameters
+    from vidistill.tasks.index import IndexTable
     from vidistill.tasks.stage import Job
     from vidistill.tasks.training import Device
 
@@ -33,6 +35,18 @@ REGISTRY: dict[str, str] = {
     "herding": "vidistill.tasks.coreset.herding:Herding",
     "k_center": "vidistill.tasks.coreset.k_center:KCenter",
     "tsgf": "vidistill.tasks.tsgf:TSGF",
+    "dc": "vidistill.tasks.match.dc:DC",
+    "static_dc": "vidistill.tasks.match.static_dc:StaticDC",
+    "dm": "vidistill.tasks.match.dm:DM",
+    "mtt": "vidistill.tasks.match.mtt:MTT",
+    "frepo": "vidistill.tasks.match.frepo:FRePo",
+    "dm_vdsd": "vidistill.tasks.match.vdsd:DMVDSD",
+    "mtt_vdsd": "vidistill.tasks.match.vdsd:MTTVDSD",
+    "frepo_vdsd": "vidistill.tasks.match.vdsd:FRePoVDSD",
+    "idtd": "vidistill.tasks.match.idtd:IDTD",
+    "sfvd": "vidistill.tasks.match.sfvd:SFVD",
+    "sfvd_t": "vidistill.tasks.match.sfvd:SFVDT",
+    "optdistill": "vidistill.tasks.crops.optdistill:OptDistill",
 }
 """Methods by name. `full`, all of the training clips, is not one: it is the row that they are measured against."""
 
@@ -46,14 +60,14 @@ class Recipe(Parameters):
 
     Attributes:
         labels: `hard`; `soft`: the teacher's outputs for the stored clips, made once; `online`: the teacher is asked
-            at every step.
+            at every step; `learned`: the outputs that the method learned with its clips, one-hot where it learned none.
         augmentation: `none`; `tsgf`: guided VideoMix on the frames of low saliency (S3 §3.3); `image`: a CutMix box of
             its own for each frame (S3, Table 6). Once where labels are soft, at every step where they are online.
         temperature: of the teacher's outputs, before they become targets.
         settings: parameters of the augmentation.
     """
 
-    labels: Literal["hard", "soft", "online"] = "hard"
+    labels: Literal["hard", "soft", "online", "learned"] = "hard"
     augmentation: Literal["none", "tsgf", "image"] = "none"
     temperature: float = Field(1.0, gt=0)
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -64,10 +78,15 @@ class Recipe(Parameters):
 
     @property
     def needs_teacher(self) -> bool:
-        return self.labels != "hard"
+        return self.labels in ("soft", "online")
+
+    @property
+    def kind(self) -> Literal["hard", "soft", "online"]:
+        """The kind of labels, by which rows are compared; learned ones are soft."""
+        return "soft" if self.labels == "learned" else self.labels
 
 
-RECIPES = ("hard", "soft", "soft+tsgf", "soft+image", "online", "online+tsgf", "online+image")
+RECIPES = ("hard", "soft", "soft+tsgf", "soft+image", "online", "online+tsgf", "online+image", "learned")
 HARD = Recipe()
 
 
@@ -81,7 +100,7 @@ def recipe_named(name: str, temperature: float, settings: dict[str, Any]) -> Rec
         raise RequestError(f"There is no recipe {name!r}: choose from {', '.join(RECIPES)}.")
     labels, _, augmentation = name.partition("+")
     facts: dict[str, Any] = {"labels": labels, "augmentation": augmentation or "none"}
-    if labels != "hard":
+    if labels in ("soft", "online"):
         facts |= {"temperature": temperature}
     if augmentation:
         facts |= {"settings": settings}
@@ -96,12 +115,18 @@ class Given:
         index: the index of the videos.
         train: the training split's clips.
         teacher: the job that trains the teacher; not added until a method adds it.
+        table: every video of the data, so that jobs over some of them are known before they run.
+        decode: how the clips were made.
+        root: the folder of the videos; None for sprites, which the flow renders.
         add: add a job to the flow; its artifact's reference.
     """
 
     index: ArtifactRef
     train: ArtifactRef
     teacher: Job
+    table: IndexTable
+    decode: DecodeParameters
+    root: Path | None
     add: Callable[[Job], ArtifactRef]
 
 

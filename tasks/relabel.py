@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from vidistill.storage.clips import Clips
@@ -22,7 +23,7 @@ from vidistill.tasks.training import Device, Precision
 from vidistill.tasks.tsgf import SaliencyParameters, saliency, threshold, to_pixels
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class MixParameters(Parameters):
@@ -97,13 +98,26 @@ def relabel(work: Work) -> None:
     device = Device.of(work, parameters.precision)
     teacher = load_teacher(work.store, work.ref("teacher"), clips, device)
     distilled = DistilledSet.load(work.input("distilled"))
-    x_BCTHW = training.to_input(distilled.clips_NTHWC, clips.table.mean, clips.table.std, device)
     made = distilled
     if parameters.recipe.augmentation != "none":
         mix = MixParameters.model_validate(parameters.recipe.settings)
-        mixed_BCTHW = videomix(x_BCTHW, mix, parameters.recipe.augmentation, parameters.seed)
-        made = distilled.with_clips(to_pixels(mixed_BCTHW, clips))
-        x_BCTHW = training.to_input(made.clips_NTHWC, clips.table.mean, clips.table.std, device)
-    logits_NK = training.predict(teacher, (x_BCTHW[i : i + 32] for i in range(0, len(x_BCTHW), 32)), device)
-    made.with_logits(logits_NK.numpy()).save(work.folder)
+        x_NCTHW = training.to_input(distilled.clips_NTHWC, clips.table.mean, clips.table.std, device)
+        mixed_NCTHW = videomix(x_NCTHW, mix, parameters.recipe.augmentation, parameters.seed)
+        made = distilled.with_clips(to_pixels(mixed_NCTHW, clips))
+    made.with_logits(teacher_logits(teacher, made, clips, device)).save(work.folder)
     work.record(seeds=[parameters.seed], counts={"clips": len(made)}, **device.facts())
+
+
+def teacher_logits(teacher: nn.Module, made: DistilledSet, clips: Clips, device: Device) -> NDArray[np.float32]:
+    """The teacher's outputs (N, K); of a set with variants the logarithm of their mean probability."""
+    import torch
+
+    def of(clips_NTHWC: NDArray[np.uint8]) -> Tensor:
+        x_NCTHW = training.to_input(clips_NTHWC, clips.table.mean, clips.table.std, device)
+        return training.predict(teacher, (x_NCTHW[i : i + 32] for i in range(0, len(x_NCTHW), 32)), device)
+
+    logits_NK = of(made.clips_NTHWC)
+    if made.others_VNTHWC is not None:
+        every_VNK = torch.stack([logits_NK, *(of(other_NTHWC) for other_NTHWC in made.others_VNTHWC)])
+        logits_NK = every_VNK.softmax(2).mean(0).log()
+    return np.asarray(logits_NK.numpy(), dtype=np.float32)

@@ -56,6 +56,7 @@ class Job(Parameters):
         parameters: what changes the result.
         inputs: the artifacts that it reads, by name.
         label: what the user interface calls it.
+        places: where the files are that the parameters know by name and digest, by name; in no key.
     """
 
     stage: str
@@ -64,6 +65,7 @@ class Job(Parameters):
     parameters: dict[str, Any]
     inputs: dict[str, list[ArtifactRef]] = Field(default_factory=dict)
     label: str = ""
+    places: dict[str, str] = Field(default_factory=dict)
 
     @property
     def ref(self) -> ArtifactRef:

@@ -211,7 +211,7 @@ def optimise(
     import torch
 
     device = material.device
-    low_C, high_C = _range(clips, device)
+    low_C, high_C = pixel_range(clips, device)
     x_BCTHW = start_BCTHW.clone().requires_grad_(True)
     labels_B = torch.from_numpy(labels_N).to(device.torch_device)
     steps = _optimiser(x_BCTHW, parameters)
@@ -259,7 +259,7 @@ def _optimiser(x_BCTHW: Tensor, parameters: TSGFParameters) -> torch.optim.Optim
     return torch.optim.Adam([x_BCTHW], lr=parameters.lr, betas=(0.5, 0.9))
 
 
-def _range(clips: Clips, device: Device) -> tuple[Tensor, Tensor]:
+def pixel_range(clips: Clips, device: Device) -> tuple[Tensor, Tensor]:
     """Black and white in normalised units, shaped to broadcast over BCTHW."""
     import torch
 

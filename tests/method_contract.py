@@ -22,8 +22,8 @@ from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.decode import DecodeParameters, block_jobs, clips_job
 from vidistill.tasks.index import IndexParameters, index_job, survey
-from vidistill.tasks.methods import Material, Method, find_method
-from vidistill.tasks.stage import Runtime, run_job
+from vidistill.tasks.methods import Given, Material, Method, find_method
+from vidistill.tasks.stage import Job, Runtime, run_job
 from vidistill.tasks.teacher import TeacherParameters, load_teacher, teacher_job
 from vidistill.tasks.training import Device
 
@@ -32,14 +32,17 @@ DECODE = DecodeParameters(frames=4, size=48, views=1, max_lost_share=0.5)
 
 @dataclass(frozen=True)
 class Bench:
-    """Decoded training clips and a teacher of one epoch."""
+    """Decoded training clips, a teacher of one epoch, and whatever else a method asks for, made when it does."""
 
     store: Store
     clips: Clips
     teacher: ArtifactRef
     device: Device
+    runtime: Runtime
+    given: Given
 
-    def material(self, labels: tuple[int, ...], ipc: int, seed: int) -> Material:
+    def material(self, labels: tuple[int, ...], ipc: int, seed: int, method: Method | None = None) -> Material:
+        inputs = {} if method is None else method.inputs(self.given)
         return Material(
             clips=self.clips,
             ipc=ipc,
@@ -47,7 +50,7 @@ class Bench:
             labels=labels,
             device=self.device,
             teacher=lambda: load_teacher(self.store, self.teacher, self.clips, self.device),
-            inputs=lambda name: [],
+            inputs=lambda name: [self.store.folder(ref) for ref in inputs.get(name, [])],
             progress=lambda done, total: None,
         )
 
@@ -64,8 +67,12 @@ def build_bench(videos: Path, folder: Path) -> Bench:
     teacher = teacher_job(clips.ref, TeacherParameters(epochs=1, precision="fp32"))
     for job in (index, *blocks, clips, teacher):
         run_job(job, runtime)
-    store = Store(folder)
-    return Bench(store, Clips(store, clips.ref), teacher.ref, Device(torch.device("cpu"), "fp32", 1))
+
+    def add(job: Job) -> ArtifactRef:
+        return run_job(job, runtime)[0]
+
+    store, given = Store(folder), Given(index.ref, clips.ref, teacher, table, DECODE, videos, add)
+    return Bench(store, Clips(store, clips.ref), teacher.ref, Device(torch.device("cpu"), "fp32", 1), runtime, given)
 
 
 def fingerprint(made: DistilledSet) -> str:
@@ -88,7 +95,7 @@ class MethodContract:
 
     def distil(self, method: Method, bench: Bench, ipc: int = 1, seed: int = 0) -> DistilledSet:
         groups = method.groups(len(bench.clips.classes), ipc)
-        return joined([method.distil(bench.material(labels, ipc, seed)) for labels in groups])
+        return joined([method.distil(bench.material(labels, ipc, seed, method)) for labels in groups])
 
     def test_groups_cover_every_class_once(self, method: Method) -> None:
         for classes in (1, 3, 10, 101):

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
+from method_contract import Bench
 
-from vidistill.tasks.relabel import MixParameters, derangement, draw_box, videomix
+from vidistill.storage.distilled import DistilledSet
+from vidistill.tasks.relabel import MixParameters, derangement, draw_box, teacher_logits, videomix
 from vidistill.tasks.tsgf import saliency, threshold
 
 
@@ -64,3 +68,16 @@ def test_box_area_follows_the_uniform_law() -> None:
     # 1 − λ is uniform; with side a² = 1 − λ a box at a uniform centre keeps a(1 − a/4) of each side: mean of the square
     side = np.sqrt(np.linspace(0, 1, 100_001))
     assert abs(np.mean(areas) - np.mean((side * (1 - side / 4)) ** 2)) < 0.02
+
+
+def test_a_set_with_variants_is_labelled_by_the_mean_over_them(bench: Bench) -> None:
+    table = bench.clips.table
+    clips_NTHWC = bench.clips.read(range(4))
+    made = DistilledSet(clips_NTHWC[:2], bench.clips.labels_N[:2], table.classes)
+    teacher = bench.material((0,), 1, 0).teacher()
+    one, other = (teacher_logits(teacher, replace(made, clips_NTHWC=part), bench.clips, bench.device)
+                  for part in (clips_NTHWC[:2], clips_NTHWC[2:]))  # fmt: skip
+    both = teacher_logits(teacher, replace(made, others_VNTHWC=clips_NTHWC[None, 2:]), bench.clips, bench.device)
+    wanted = (np.exp(one) / np.exp(one).sum(1, keepdims=True) + np.exp(other) / np.exp(other).sum(1, keepdims=True)) / 2
+    np.testing.assert_allclose(np.exp(both), wanted, rtol=1e-5)
+    assert np.abs(one - other).max() > 1e-3

@@ -1,0 +1,77 @@
+"""Forms: what a distilled set keeps instead of its clips, and how the clips are made from it.
+
+Legend: V variants, N clips, T frames, F key frames, P features of a pool, K classes, H height, W width, 3 colours.
+`clips_NTHWC` is uint8 RGB; where networks are between, `mean` and `std` (3,) normalise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vidistill.models.hallucinator import hallucinate
+from vidistill.models.temporal import fuse, interpolate, reshape_channels, select
+
+
+def still(stored: dict[str, NDArray[Any]], shape_NTHWC: tuple[int, ...]) -> NDArray[np.uint8]:
+    """`images`, uint8 (N, H, W, 3), each standing still for T frames (Static-DC, SFVD)."""
+    images_NTHWC: NDArray[np.uint8] = np.broadcast_to(stored["images"][:, None], shape_NTHWC)
+    return np.ascontiguousarray(images_NTHWC)
+
+
+def memory(stored: dict[str, NDArray[Any]], shape_NTHWC: tuple[int, ...]) -> NDArray[np.uint8]:
+    """VDSD: m images and m motion maps an instance, in each of their m² pairs: VNTHWC, the first image's pairs first.
+
+    `images` (N·m, H, W, 3), uint8; `motion` (N·m, T, H, W), float; `weight` and `bias` of the hallucinator.
+    """
+    instances = shape_NTHWC[0]
+    images_NCHW, motion_NCTHW = _normalised(stored, "images"), torch.from_numpy(stored["motion"])[:, None]
+    weight, bias = torch.from_numpy(stored["weight"]), torch.from_numpy(stored["bias"])
+    of_each = range(len(images_NCHW) // instances)
+    first_N = torch.arange(instances) * len(of_each)
+    made = [
+        hallucinate(images_NCHW[first_N + s], motion_NCTHW[first_N + d], weight, bias) for s in of_each for d in of_each
+    ]
+    return np.stack([_pixels(x_NCTHW, stored) for x_NCTHW in made])
+
+
+def interpolated(stored: dict[str, NDArray[Any]], shape_NTHWC: tuple[int, ...]) -> NDArray[np.uint8]:
+    """SFVD: `images`, uint8 (N, F, H, W, 3), evenly spread in time and linear in between."""
+    keys_NCFHW = torch.from_numpy(stored["images"]).permute(0, 4, 1, 2, 3).float()
+    return _rounded(interpolate(keys_NCFHW, shape_NTHWC[1]))
+
+
+def reshaped(stored: dict[str, NDArray[Any]], shape_NTHWC: tuple[int, ...]) -> NDArray[np.uint8]:
+    """SFVD-T: `images` as in `interpolated` and real clips, `real` uint8 (N, T, H, W, 3), through `weight`, `bias`."""
+    keys_NCFHW, real_NCTHW = _normalised(stored, "images"), _normalised(stored, "real")
+    weight, bias = torch.from_numpy(stored["weight"]), torch.from_numpy(stored["bias"])
+    return _pixels(reshape_channels(interpolate(keys_NCFHW, shape_NTHWC[1]), real_NCTHW, weight, bias), stored)
+
+
+def fused(stored: dict[str, NDArray[Any]], shape_NTHWC: tuple[int, ...]) -> NDArray[np.uint8]:
+    """IDTD: a `pool` a class, uint8 (K, P, H, W, 3), read by `choice` (N, F, P), through `weight` and `bias`."""
+    pool_KPCHW = _normalised(stored, "pool").transpose(1, 2)
+    per_class = shape_NTHWC[0] // len(pool_KPCHW)
+    keys_NCFHW = select(pool_KPCHW.repeat_interleave(per_class, 0), torch.from_numpy(stored["choice"]))
+    weight, bias = torch.from_numpy(stored["weight"]), torch.from_numpy(stored["bias"])
+    return _pixels(fuse(keys_NCFHW, shape_NTHWC[1], weight, bias), stored)
+
+
+def _normalised(stored: dict[str, NDArray[Any]], name: str) -> Tensor:
+    """uint8 (…, H, W, 3) as float, colours second, by the set's `mean` and `std`."""
+    mean_C, std_C = torch.from_numpy(stored["mean"]), torch.from_numpy(stored["std"])
+    return ((torch.from_numpy(stored[name]) / 255 - mean_C) / std_C).movedim(-1, 1)
+
+
+def _pixels(x_NCTHW: Tensor, stored: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    mean_C11, std_C11 = (torch.from_numpy(stored[name])[:, None, None, None] for name in ("mean", "std"))
+    return _rounded((x_NCTHW * std_C11 + mean_C11) * 255)
+
+
+def _rounded(x_NCTHW: Tensor) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = x_NCTHW.round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1).contiguous().numpy()
+    return pixels

@@ -1,0 +1,172 @@
+"""DC (Zhao, Mopuri and Bilen 2021): clips that pull a network the way the real clips of their class do.
+
+Shapes: B clips a batch, N clips of the set, C colours, T frames, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.parameters import Parameters
+from vidistill.tasks.match import core, dsa
+from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, RealClips
+from vidistill.tasks.match.losses import gradient_distance
+from vidistill.tasks.methods import Material, Method
+from vidistill.tasks.training import Precision, generator
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+LOOPS = {1: (1, 1), 5: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
+"""(outer, inner) by instances a class, as published; VDSD's code adds the line for 5."""
+
+
+class DCLossParameters(Parameters):
+    """What DC compares (methods §3.4)."""
+
+    batch_real: int = Field(64, ge=1, description="Real clips a class and step (published: 256).")
+    lr_net: float = Field(0.01, gt=0, description="Of the network, which trains on the set between steps.")
+    outer: int | None = Field(None, ge=1, description="Steps before the network is made anew; by default from ipc.")
+    inner: int | None = Field(None, ge=1, description="The network's own steps after each; by default from ipc.")
+    augmentation: dsa.Strategy = Field("none", description="dsa makes this DSA.")
+
+    def loops(self, ipc: int) -> tuple[int, int]:
+        """(outer, inner) for a budget: the published line at or below it, unless they are set."""
+        outer, inner = LOOPS[max(known for known in LOOPS if known <= ipc)]
+        return self.outer or outer, self.inner or inner
+
+
+class DCParameters(DCLossParameters):
+    """Rates are those published for images; for clips none are."""
+
+    network: str = Field("minic3d", description="A fresh one for each `outer` steps.")
+    iterations: int = Field(100, ge=0, description="Fresh networks (published: 1,000); 100 fit two cores.")
+    lr: float = Field(0.1, gt=0, description="Of the pixels, in standard deviations.")
+    momentum: float = Field(0.5, ge=0, lt=1)
+    init: Literal["real", "noise"] = Field("real", description="Published: noise; real is what the other methods use.")
+    precision: Precision = "auto"
+
+
+class DC(Method):
+    """Learn clips by matching the gradients of their class."""
+
+    Parameters = DCParameters
+
+    def distil(self, material: Material) -> DistilledSet:
+        import torch
+
+        parameters: DCParameters = self.parameters
+        start = core.start_clips(material, parameters.init)
+        learnt = {"clips": core.leaf(start.x_NCTHW)}
+        real = RealClips(material.clips, material.seed, material.device)
+        outer, _ = parameters.loops(material.ipc)
+        loss = dc_loss(
+            material, start.labels_N, core.pixels, parameters,
+            lambda draw: core.fresh_network(material, parameters.network, draw, weights_learn=True),
+            lambda step, label: real.batch(step, [label], parameters.batch_real)[0],
+        )  # fmt: skip
+        sgd = torch.optim.SGD(learnt.values(), lr=parameters.lr, momentum=parameters.momentum)
+        in_range = core.keep_in_range(material.clips, material.device)
+        curve = core.optimise(learnt, loss, sgd, material, dc_loop(parameters.iterations, outer, in_range))
+        return core.finished(material, start, learnt["clips"], curve)
+
+
+def dc_loop(iterations: int, outer: int, project: Callable[[Learnt], None]) -> Loop:
+    """`iterations` networks of `outer` steps; checkpoints fall where one is made anew, and need not hold it."""
+    return Loop(iterations * outer, checkpoint_every=outer * max(1, iterations // 20), project=project)
+
+
+def dc_loss(
+    material: Material, labels_N: NDArray[np.int64], clips_of: Parametrisation, parameters: DCLossParameters,
+    network_of: Callable[[int], nn.Module], real_of: Callable[[int, int], Tensor],
+) -> Loss:  # fmt: skip
+    """Algorithm 1, its matching step: Σ over classes of the distance between real and synthetic gradients.
+
+    One class at a time, so that memory does not grow with the number of classes.
+
+    Args:
+        material: classes, seed, device.
+        labels_N: the class of each clip of the set.
+        clips_of: how clips are made from what is learnt.
+        parameters: what is compared.
+        network_of: the network of this number, its weights learning.
+        real_of: real clips of (step, class).
+    """
+    outer, inner = parameters.loops(len(labels_N) // len(material.labels))
+    slots = {label: np.flatnonzero(labels_N == label) for label in material.labels}
+    network: nn.Module
+
+    def loss(step: int, learnt: Learnt) -> Tensor:
+        import torch
+
+        nonlocal network
+        number, place = divmod(step, outer)
+        if place == 0:
+            network = network_of(number)
+        else:
+            _train(network, material, labels_N, clips_of, learnt, (step, inner, parameters.lr_net))
+        total, gradients = torch.zeros((), device=material.device.torch_device), dict[str, "Tensor"]()
+        for label, slots_B in slots.items():
+            omega = dsa.draw(parameters.augmentation, material.clips.table.flips, material.seed, step, label)
+            real = _real_gradients(network, dsa.apply(omega, real_of(step, label)), label, material)
+            x_BCTHW = clips_of(learnt, slots_B, generator(material.seed, step, label, 15))
+            synthetic = _gradients(network, dsa.apply(omega, x_BCTHW), label, material, create_graph=True)
+            distance = gradient_distance(real, synthetic)
+            core.add_gradients(gradients, distance, learnt)
+            total += distance.detach()
+        return core.with_gradients(total, learnt, gradients)
+
+    return loss
+
+
+def _gradients(
+    network: nn.Module, x_BCTHW: Tensor, label: int, material: Material, *, create_graph: bool = False
+) -> tuple[Tensor, ...]:
+    """∇_θ of the cross-entropy of clips of one class."""
+    import torch
+
+    with material.device.autocast():
+        logits_BK = network(x_BCTHW)
+    labels_B = torch.full((len(x_BCTHW),), label, device=logits_BK.device)
+    value = torch.nn.functional.cross_entropy(logits_BK.float(), labels_B)
+    return torch.autograd.grad(value, list(network.parameters()), create_graph=create_graph)
+
+
+def _real_gradients(network: nn.Module, x_BCTHW: Tensor, label: int, material: Material) -> list[Tensor]:
+    """The same for real clips, a few at a time: a mean over clips adds up."""
+    import torch
+
+    total = [torch.zeros_like(weight) for weight in network.parameters()]
+    for part in torch.split(x_BCTHW, core.at_once(network, material.device, len(x_BCTHW))):
+        gradients = _gradients(network, part, label, material)
+        for kept, gradient in zip(total, gradients, strict=True):
+            kept.add_(gradient, alpha=len(part) / len(x_BCTHW))
+    return total
+
+
+def _train(
+    network: nn.Module, material: Material, labels_N: NDArray[np.int64], clips_of: Parametrisation, learnt: Learnt,
+    plan: tuple[int, int, float],
+) -> None:  # fmt: skip
+    """`inner` plain SGD steps of the network on the whole set as it is now (Algorithm 1, the last update)."""
+    import torch
+
+    step, inner, lr = plan
+    labels = torch.from_numpy(labels_N).to(material.device.torch_device)
+    weights = list(network.parameters())
+    for turn in range(inner):
+        random = generator(material.seed, step, turn, 18)
+        with torch.no_grad():
+            x_NCTHW = clips_of(learnt, np.arange(len(labels_N)), random)
+        with material.device.autocast():
+            logits_NK = network(x_NCTHW)
+        gradients = torch.autograd.grad(torch.nn.functional.cross_entropy(logits_NK.float(), labels), weights)
+        with torch.no_grad():
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.sub_(gradient, alpha=lr)

@@ -1,0 +1,260 @@
+"""FRePo (Zhou, Nezhadarya and Ba 2022, "Dataset Distillation using Neural Feature Regression"), for videos.
+
+The set is right when kernel ridge regression on it, over the features of a network that was trained on it, predicts the
+labels of real clips. Networks live in a pool: each is trained a step on the set whenever it was used, and begins anew
+after a number of steps, so that the set meets networks of all ages. Labels are learnt with the clips.
+
+Published for videos is only VDSD's version (methods §3.3): settings here are its own, where they are known.
+
+Shapes: S clips of the set (N where it is told from a part of it), B real clips, C colours, T frames, H height, W width,
+K classes, D features. `x_BCTHW` is normalised.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.parameters import Parameters
+from vidistill.tasks import training
+from vidistill.tasks.match import core
+from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, RealClips
+from vidistill.tasks.methods import Material, Method
+from vidistill.tasks.training import Precision, generator
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+CHUNK = 64  # real clips a forward pass
+FLOOR = 1e-4  # of a learnt label read as a probability
+
+
+class FRePoLossParameters(Parameters):
+    """VDSD's settings, where its code states them (methods §3.3)."""
+
+    network: str = "minic3d"
+    pool: int = Field(10, ge=1, description="Networks at a time; each takes three times its weights in memory.")
+    age: int = Field(100, ge=1, description="Steps after which a network begins anew.")
+    lr_network: float = Field(1e-4, gt=0, description="Adam; the code's default is 1e-3, its scripts say 1e-4.")
+    warmup: int = Field(500, ge=1, description="Steps over which lr_network rises from its hundredth.")
+    batch_real: int = Field(512, ge=1, description="Real clips an iteration, as many of each class.")
+    batch_network: int = Field(500, ge=1, description="Clips of the set in a network's step; all, if fewer.")
+    ridge: float = Field(1e-6, gt=0, description="λ, in units of the kernel's mean diagonal.")
+    lr_labels: float = Field(1e-3, gt=0, description="Adam; VDSD gives the labels the hallucinator's rate.")
+
+
+class FRePoParameters(FRePoLossParameters):
+    """Pixels of videos were never published for FRePo: `lr` is ours, Adam's for pixels in standard deviations."""
+
+    iterations: int = Field(200, ge=0, description="Published with VDSD: 10,000; 200 fit two cores.")
+    lr: float = Field(0.01, gt=0)
+    init: Literal["real", "noise"] = "real"
+    precision: Precision = "auto"
+
+
+class FRePo(Method):
+    """Learn clips and labels from which kernel ridge regression predicts the real ones."""
+
+    Parameters = FRePoParameters
+    recipes = ("learned",)
+
+    def distil(self, material: Material) -> DistilledSet:
+        import torch
+
+        parameters: FRePoParameters = self.parameters
+        start = core.start_clips(material, parameters.init)
+        labels_NK = initial_labels(start.labels_N, len(material.clips.classes), material)
+        learnt = {"clips": core.leaf(start.x_NCTHW), "labels": core.leaf(labels_NK)}
+        clips, labels = ({"params": [learnt[name]]} for name in ("clips", "labels"))
+        adam = torch.optim.Adam([clips | {"lr": parameters.lr}, labels | {"lr": parameters.lr_labels}])
+        pool = Pool(material, parameters)
+        loop = Loop(parameters.iterations, project=core.keep_in_range(material.clips, material.device),
+                    schedule=cosine(parameters.iterations), memory=pool)  # fmt: skip
+        curve = core.optimise(learnt, frepo_loss(material, core.pixels, parameters, pool), adam, material, loop)
+        made = core.finished(material, start, learnt["clips"], curve)
+        return made.with_logits(as_logits(learnt["labels"]))
+
+
+def kernel_ridge(emb_SD: Tensor, y_SK: Tensor, emb_BD: Tensor, ridge: float) -> Tensor:
+    """FRePo's prediction for real clips, K_BS (K_SS + λ·tr(K_SS)/S·1)⁻¹ y_S with K = ψψᵀ: (B, K) in float64.
+
+    The kernel's condition is up to S/λ = 10⁸ and its gradient squares it, which float32 does not hold.
+    """
+    import torch
+
+    support_SD, real_BD = emb_SD.double(), emb_BD.double()
+    kernel_SS = support_SD @ support_SD.T
+    size = len(kernel_SS)
+    penalty_SS = ridge * kernel_SS.trace() / size * torch.eye(size, dtype=kernel_SS.dtype, device=kernel_SS.device)
+    predicted_BK: Tensor = real_BD @ support_SD.T @ torch.linalg.solve(kernel_SS + penalty_SS, y_SK.double())
+    return predicted_BK
+
+
+def regression_loss(predicted_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """mean_b Σ_k (prediction − (one-hot − 1/K))²."""
+    import torch
+
+    classes = predicted_BK.shape[1]
+    target_BK = torch.nn.functional.one_hot(labels_B, classes).to(predicted_BK) - 1 / classes
+    return (predicted_BK - target_BK).square().sum(1).mean()
+
+
+def margin_loss(y_SK: Tensor) -> Tensor:
+    """−mean min(top1 − top2, 1/K): keeps each learnt label a label of something."""
+    top_S2 = y_SK.topk(2, dim=1).values
+    return -(top_S2[:, 0] - top_S2[:, 1]).clamp(max=1 / y_SK.shape[1]).mean()
+
+
+def initial_labels(labels_N: NDArray[np.int64], classes: int, material: Material) -> Tensor:
+    """(one-hot − 1/K) / √(K/10)."""
+    return (training.one_hot(labels_N, classes, material.device) - 1 / classes) / math.sqrt(classes / 10)
+
+
+def as_logits(y_NK: Tensor) -> NDArray[np.float32]:
+    """Learnt labels as logits: their scale and shift undone, cut off below and normalised, as logarithms.
+
+    Labels as they began become one-hot. FRePo trains its students by regression on y, under a protocol of its own;
+    here they learn by cross-entropy as all students do (recipe `learned`).
+    """
+    classes = y_NK.shape[1]
+    p_NK = (y_NK.detach() * math.sqrt(classes / 10) + 1 / classes).clamp(min=FLOOR)
+    logits_NK: NDArray[np.float32] = (p_NK / p_NK.sum(1, keepdim=True)).log().float().cpu().numpy()
+    return logits_NK
+
+
+def cosine(iterations: int) -> Any:
+    """From 1 to a tenth over the run."""
+    return lambda iteration: 0.1 + 0.45 * (1 + math.cos(math.pi * iteration / iterations))
+
+
+class Pool:
+    """Networks of all ages, each with its Adam; everything in `state`, so that a run resumes as if never stopped.
+
+    The published pool starts with networks of staggered ages. Here number i of n starts fresh, with its counter at
+    i/n of the age: they begin anew one after the other, as there, and nothing is trained before the first iteration.
+    """
+
+    def __init__(self, material: Material, parameters: FRePoLossParameters) -> None:
+        self.material, self.parameters = material, parameters
+        self.ages = [number * parameters.age // parameters.pool for number in range(parameters.pool)]
+        self.births = [0] * parameters.pool
+        self.networks, self.adams = [], []
+        for number in range(parameters.pool):
+            network, adam = self._born(number)
+            self.networks.append(network)
+            self.adams.append(adam)
+
+    def _born(self, number: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        import torch
+
+        clips = self.material.clips
+        seed = int(generator(self.material.seed, number, self.births[number], 16).integers(2**31))
+        network = training.build_network(self.parameters.network, len(clips.classes), clips.shape_THWC, seed)
+        training.placed(network, self.material.device).eval()
+        return network, torch.optim.Adam(network.parameters(), lr=self.parameters.lr_network)
+
+    def pick(self, iteration: int) -> int:
+        return int(generator(self.material.seed, iteration, 17).integers(self.parameters.pool))
+
+    def train(self, number: int, iteration: int, x_BCTHW: Tensor, y_BK: Tensor) -> None:
+        """One step of network `number` by regression on clips of the set; then perhaps another takes its place."""
+        from vidistill.models.dropout import seed_dropout
+
+        network, adam = self.networks[number].train(), self.adams[number]
+        seed_dropout(network, int(generator(self.material.seed, iteration, 18).integers(2**31)))
+        for group in adam.param_groups:
+            group["lr"] = self.parameters.lr_network * min(1, 0.01 + 0.99 * self.ages[number] / self.parameters.warmup)
+        adam.zero_grad(set_to_none=True)
+        with self.material.device.autocast():
+            predicted_BK = network(x_BCTHW)
+        (predicted_BK.float() - y_BK).square().mean().backward()
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        network.eval()
+        self.ages[number] += 1
+        if self.ages[number] >= self.parameters.age:
+            self.ages[number], self.births[number] = 0, self.births[number] + 1
+            self.networks[number], self.adams[number] = self._born(number)
+
+    def state(self) -> dict[str, Tensor]:
+        import torch
+
+        tensors = {"ages": torch.tensor(self.ages), "births": torch.tensor(self.births)}
+        for number, (network, adam) in enumerate(zip(self.networks, self.adams, strict=True)):
+            tensors |= {f"{number}.network.{name}": tensor for name, tensor in network.state_dict().items()}
+            for index, moments in adam.state_dict()["state"].items():
+                tensors |= {f"{number}.adam.{index}.{name}": tensor for name, tensor in moments.items()}
+        return tensors
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.ages, self.births = state["ages"].tolist(), state["births"].tolist()
+        for number, (network, adam) in enumerate(zip(self.networks, self.adams, strict=True)):
+            network.load_state_dict(_under(state, f"{number}.network."))
+            adam.load_state_dict(adam.state_dict() | {"state": _moments(network, _under(state, f"{number}.adam."))})
+
+
+def _moments(network: nn.Module, state: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Adam's state by parameter, laid out in memory as the parameter is: rounding depends on it."""
+    import torch
+
+    weights = list(network.parameters())
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        index, _, field = name.partition(".")
+        like = tensor if field == "step" else torch.empty_like(weights[int(index)]).copy_(tensor)
+        moments.setdefault(int(index), {})[field] = like.detach()
+    return moments
+
+
+def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def frepo_loss(material: Material, clips_of: Parametrisation, parameters: FRePoLossParameters, pool: Pool) -> Loss:
+    """Regression on real clips plus the margin of the labels; what is learnt holds `labels`.
+
+    The network that was used last is trained on the set as it has become since, before another one is drawn.
+    """
+    import torch
+
+    real = RealClips(material.clips, material.seed, material.device)
+
+    def loss(iteration: int, learnt: Learnt) -> Tensor:
+        y_SK = learnt["labels"]
+        if iteration:
+            slots_B = generator(material.seed, iteration, 19).permutation(len(y_SK))[: parameters.batch_network]
+            with torch.no_grad():
+                x_BCTHW = clips_of(learnt, slots_B, generator(material.seed, iteration, 20))
+            pool.train(pool.pick(iteration - 1), iteration, x_BCTHW.detach(), y_SK.detach()[slots_B])
+        network = pool.networks[pool.pick(iteration)]
+        emb_BD, labels_B = _real_features(network, real, material, parameters.batch_real, iteration)
+        x_SCTHW = clips_of(learnt, np.arange(len(y_SK)), generator(material.seed, iteration, 15))
+        with material.device.autocast():
+            emb_SD = network.embed(x_SCTHW)  # type: ignore[operator]
+        predicted_BK = kernel_ridge(emb_SD, y_SK, emb_BD, parameters.ridge)
+        return regression_loss(predicted_BK, labels_B) + margin_loss(y_SK)
+
+    return loss
+
+
+def _real_features(
+    network: nn.Module, real: RealClips, material: Material, count: int, iteration: int
+) -> tuple[Tensor, Tensor]:
+    """Embeddings and labels of a random batch, as many clips of each class, a few classes a pass."""
+    import torch
+
+    per_class = max(1, count // len(material.labels))
+    at_once = max(1, CHUNK // per_class)
+    features, labels = [], []
+    for first in range(0, len(material.labels), at_once):
+        x_BCTHW, labels_B = real.batch(iteration, material.labels[first : first + at_once], per_class)
+        with torch.no_grad(), material.device.autocast():
+            features.append(network.embed(x_BCTHW).float())  # type: ignore[operator]
+        labels.append(torch.from_numpy(labels_B).to(x_BCTHW.device))
+    return torch.cat(features), torch.cat(labels)

@@ -1,0 +1,154 @@
+"""Our reading of IDTD (Information Diversification and Temporal Densification, arXiv 2412.00111).
+
+Known are the abstract and another paper's summary: a *feature pool* a class, read by several *feature selectors*, a
+*diversity loss* that pushes what they select apart; a *temporal fusor* that makes a full clip of the segments selected,
+trained with *stochastic temporal augmentation*; end to end, the matching loss of a base method plus λ times diversity.
+Shapes, networks, λ, rates and iterations are not known. Ours is the simplest that has all of these:
+
+- The pool holds P features a class, images that begin as frames of real clips.
+- An instance is a selector: F rows of P logits; a segment is one frame, the mean of the pool's features weighted by the
+  softmax of its row.
+- Diversity: the mean cosine between two segments of a class, of the same or of different selectors.
+- The fusor, shared by all classes, interpolates the segments to T frames and adds a 3×3×3 convolution of that, which
+  begins at zero.
+- Stochastic temporal augmentation: at each use in matching some of the segments, at least one, drawn in order.
+- The base is DM, the cheapest.
+
+Shapes: B clips a batch, N instances, C colours, T frames, F segments, P features, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vidistill.storage.distilled import DistilledSet
+from vidistill.tasks.match import core
+from vidistill.tasks.match.core import Learnt, Loop
+from vidistill.tasks.match.dm import DMLossParameters, dm_loss
+from vidistill.tasks.methods import Material, Method
+from vidistill.tasks.training import Precision
+from vidistill.tasks.tsgf import pixel_range, to_pixels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class IDTDParameters(DMLossParameters):
+    """All chosen by us: none is known."""
+
+    features: int = Field(4, ge=1, description="Of the pool, for each instance of a class: P = features·ipc.")
+    segments: int = Field(4, ge=1, description="F: what a selector selects.")
+    diversity: float = Field(0.1, ge=0, description="λ.")
+    sharpness: float = Field(4.0, ge=0, description="Logit by which a selector prefers its own features at the start.")
+    iterations: int = Field(200, ge=0, description="200 fit two cores.")
+    lr: float = Field(100.0, gt=0, description="Of the pool's pixels, in standard deviations; DM's 30 hardly moves it.")
+    lr_selector: float = Field(0.1, ge=0)
+    lr_fusor: float = Field(1e-4, ge=0)
+    momentum: float = Field(0.5, ge=0, lt=1)
+    precision: Precision = "auto"
+
+
+class IDTD(Method):
+    """Learn a pool of images a class, what each instance selects of it, and how a clip is made of that."""
+
+    Parameters = IDTDParameters
+
+    def distil(self, material: Material) -> DistilledSet:
+        import torch
+
+        parameters: IDTDParameters = self.parameters
+        start = core.start_clips(material, "real")
+        labels_N = start.labels_N
+        learnt = begin(material, start.x_NCTHW, parameters)
+        fused = Fused(material.ipc, material.clips.shape_THWC[0], *pixel_range(material.clips, material.device))
+        matching = dm_loss(material, labels_N, fused, parameters)
+
+        def loss(iteration: int, now: Learnt) -> Tensor:
+            keys_NCFHW = fused.keys(now, np.arange(len(labels_N)))
+            return matching(iteration, now) + parameters.diversity * diversity_loss(keys_NCFHW, material.ipc)
+
+        sgd = torch.optim.SGD(_groups(learnt, parameters), momentum=parameters.momentum)
+        loop = Loop(parameters.iterations, project=core.keep_in_range(material.clips, material.device, "pool"))
+        curve = core.optimise(learnt, loss, sgd, material, loop)
+        stored: dict[str, NDArray[Any]] = {
+            name: learnt[name].detach().cpu().numpy() for name in ("choice", "weight", "bias")
+        }
+        stored |= {"pool": to_pixels(learnt["pool"].detach(), material.clips), **core.norm_arrays(material)}
+        return core.kept(material, "fused", stored, start, curve)
+
+
+def _groups(learnt: Learnt, parameters: IDTDParameters) -> list[dict[str, Any]]:
+    return [
+        {"params": [learnt["pool"]], "lr": parameters.lr},
+        {"params": [learnt["choice"]], "lr": parameters.lr_selector},
+        {"params": [learnt["weight"], learnt["bias"]], "lr": parameters.lr_fusor},
+    ]
+
+
+def begin(material: Material, x_NCTHW: Tensor, parameters: IDTDParameters) -> Learnt:
+    """The pool, (K, 3, P, H, W), frames evenly spread over real clips; each selector prefers those of its own clip."""
+    import torch
+
+    features, segments = parameters.features, parameters.segments
+    frames_P = torch.linspace(0, x_NCTHW.shape[2] - 1, features).round().long()
+    colours, height, width = x_NCTHW.shape[1], *x_NCTHW.shape[3:]
+    of_clips = x_NCTHW[:, :, frames_P].reshape(-1, material.ipc, colours, features, height, width)
+    pool_KCPHW = of_clips.transpose(1, 2).reshape(-1, colours, material.ipc * features, height, width)
+    own_F = torch.linspace(0, features - 1, segments).round().long()
+    choice_NFP = torch.zeros(len(x_NCTHW), segments, material.ipc * features)
+    for row in range(len(x_NCTHW)):
+        choice_NFP[row, range(segments), row % material.ipc * features + own_F] = parameters.sharpness
+    tensors = {"pool": pool_KCPHW, "choice": choice_NFP, "weight": torch.zeros(3, 3, 3, 3, 3), "bias": torch.zeros(3)}
+    return {name: core.leaf(tensor.to(material.device.torch_device)) for name, tensor in tensors.items()}
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The parametrisation: some of an instance's segments, in order, fused to a clip."""
+
+    ipc: int
+    frames: int
+    low_C: Tensor
+    high_C: Tensor
+
+    def keys(self, learnt: Learnt, slots_B: NDArray[np.int64]) -> Tensor:
+        """What the selectors of these instances select, keys_BCFHW."""
+        import torch
+
+        from vidistill.models.temporal import select
+
+        slots = torch.from_numpy(slots_B).to(learnt["pool"].device)
+        return select(learnt["pool"][slots // self.ipc].transpose(1, 2), learnt["choice"][slots])
+
+    def __call__(self, learnt: Learnt, slots_B: NDArray[np.int64], random: np.random.Generator) -> Tensor:
+        from vidistill.models.temporal import fuse
+
+        keys_BCFHW = self.keys(learnt, slots_B)
+        segments = keys_BCFHW.shape[2]
+        some = np.sort(random.permutation(segments)[: random.integers(segments) + 1]).tolist()
+        x_BCTHW = fuse(keys_BCFHW[:, :, some], self.frames, learnt["weight"], learnt["bias"])
+        return x_BCTHW.clamp(self.low_C, self.high_C)
+
+
+def diversity_loss(keys_NCFHW: Tensor, ipc: int) -> Tensor:
+    """The mean cosine between any two segments of a class; 0 where there is but one.
+
+    Args:
+        keys_NCFHW: the segments of all instances, `ipc` in a row of each class.
+        ipc: instances a class.
+    """
+    import torch
+
+    segments = ipc * keys_NCFHW.shape[2]
+    if segments == 1:
+        return keys_NCFHW.new_zeros(())
+    flat_KSD = keys_NCFHW.transpose(1, 2).reshape(len(keys_NCFHW) // ipc, segments, -1)
+    unit_KSD = torch.nn.functional.normalize(flat_KSD, dim=2)
+    cosines_KSS = unit_KSD @ unit_KSD.transpose(1, 2)
+    pairs_SS = ~torch.eye(segments, dtype=torch.bool, device=cosines_KSS.device)
+    return cosines_KSS[:, pairs_SS].mean()

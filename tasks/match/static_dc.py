@@ -1,0 +1,105 @@
+"""Static-DC (VDSD, arXiv 2312.00362): one image an instance, distilled from single frames, shown as a still video.
+
+Shapes: B clips a batch, N clips of the set, C colours, T frames, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vidistill.storage.distilled import DistilledSet, materialised
+from vidistill.tasks import training
+from vidistill.tasks.match import core
+from vidistill.tasks.match.core import RealClips
+from vidistill.tasks.match.dc import DCParameters, dc_loop, dc_loss
+from vidistill.tasks.methods import Material, Method
+from vidistill.tasks.training import generator
+from vidistill.tasks.tsgf import to_pixels
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class StaticDCParameters(DCParameters):
+    """DC's settings; the network is an image network."""
+
+    network: str = Field("convnet2d", pattern="^convnet2d$", description="ConvNet on single frames.")
+    depth: int = Field(3, ge=1, description="Its blocks (VDSD's static memory: 4).")
+
+
+class StaticDC(Method):
+    """Learn images by matching gradients of single random frames."""
+
+    Parameters = StaticDCParameters
+
+    def distil(self, material: Material) -> DistilledSet:
+        start, x_NC1HW, curve = distil_images(material, self.parameters)
+        images_NHWC = to_pixels(x_NC1HW, material.clips)[:, 0]
+        stored: dict[str, NDArray[np.uint8]] = {"images": images_NHWC}
+        shape_NTHWC = (len(images_NHWC), *material.clips.shape_THWC)
+        return DistilledSet(
+            clips_NTHWC=materialised("still", stored, shape_NTHWC),
+            labels_N=start.labels_N,
+            classes=material.clips.classes,
+            sources=start.sources,
+            facts={"steps": curve.steps, "loss": curve.loss},
+            form="still",
+            stored=stored,
+        )
+
+
+def distil_images(
+    material: Material, parameters: StaticDCParameters, copies: int = 1
+) -> tuple[core.Start, Tensor, training.Curve]:
+    """`copies` images for each instance: where they began, x_NC1HW, and the loss.
+
+    An image begins as a random frame of a random clip of its class; those of one instance begin in the same clip.
+    """
+    import torch
+
+    start = core.start_clips(material, parameters.init, copies)
+    learnt = {"clips": core.leaf(one_frame(start.x_NCTHW, generator(material.seed, 19)))}
+    real = RealClips(material.clips, material.seed, material.device)
+
+    def frames_of(step: int, label: int) -> Tensor:
+        x_BCTHW, _ = real.batch(step, [label], parameters.batch_real)
+        return one_frame(x_BCTHW, generator(material.seed, step, label, 20))
+
+    outer, _ = parameters.loops(material.ipc * copies)
+    loss = dc_loss(
+        material, start.labels_N, core.pixels, parameters,
+        lambda number: image_network(material, parameters.depth, number), frames_of,
+    )  # fmt: skip
+    sgd = torch.optim.SGD(learnt.values(), lr=parameters.lr, momentum=parameters.momentum)
+    in_range = core.keep_in_range(material.clips, material.device)
+    curve = core.optimise(learnt, loss, sgd, material, dc_loop(parameters.iterations, outer, in_range))
+    return start, learnt["clips"].detach(), curve
+
+
+def one_frame(x_BCTHW: Tensor, random: np.random.Generator) -> Tensor:
+    """x_BC1HW: a random frame of each clip."""
+    import torch
+
+    frames_B = torch.from_numpy(random.integers(x_BCTHW.shape[2], size=len(x_BCTHW))).to(x_BCTHW.device)
+    return x_BCTHW[torch.arange(len(x_BCTHW), device=x_BCTHW.device), :, frames_B].unsqueeze(2)
+
+
+def image_network(material: Material, depth: int, number: int) -> nn.Module:
+    """A fresh ConvNet for clips of one frame, its weights learning.
+
+    Raises:
+        RequestError: the frames are too small for so many blocks.
+    """
+    import torch
+
+    from vidistill.models.convnet2d import ConvNet2D
+
+    clips = material.clips
+    seed = int(generator(material.seed, number, 13).integers(2**31))
+    with training.seeded(seed):
+        network = ConvNet2D(len(clips.classes), clips.shape_THWC[1], depth=depth)
+    return torch.nn.Sequential(torch.nn.Flatten(1, 2), network).to(material.device.torch_device)

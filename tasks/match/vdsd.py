@@ -1,0 +1,278 @@
+"""VDSD ("Dancing with Still Images", arXiv 2312.00362): a still image, a map of motion, one network for all clips.
+
+Stage 1 distils images from single frames by gradient matching (Static-DC with a ConvNet of four blocks). In stage 2
+they are frozen; the motion maps and the hallucinator are learnt by DM, MTT or FRePo. An instance has m images and m
+maps and shows one of their m² pairs, drawn at each use: in matching, and when a student trains.
+
+Its clips are clamped to the range of pixels wherever they are used, so that what is matched is what a student sees; the
+published code feeds students floats of any size.
+
+Shapes: B clips a batch, N instances, m of each, C colours, T frames, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.parameters import Parameters
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks import training
+from vidistill.tasks.match import core
+from vidistill.tasks.match.core import Learnt, Loop, Loss, Start
+from vidistill.tasks.match.dm import DMLossParameters, dm_loss
+from vidistill.tasks.match.frepo import FRePoLossParameters, Pool, as_logits, cosine, frepo_loss, initial_labels
+from vidistill.tasks.match.mtt import MTTLossParameters, expert_inputs, mtt_loss
+from vidistill.tasks.match.static_dc import StaticDCParameters, distil_images
+from vidistill.tasks.methods import Given, Material, Method
+from vidistill.tasks.training import Precision, generator
+from vidistill.tasks.tsgf import pixel_range, to_pixels
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class MemoryParameters(Parameters):
+    """What the three versions share (methods §4)."""
+
+    static: StaticDCParameters = Field(
+        StaticDCParameters(depth=4), description="Stage 1; published: 3,000 iterations; rates not seen, so Static-DC's."
+    )
+    memories: int = Field(2, ge=1, description="m: images, and motion maps, an instance.")
+    hallucinator: Literal["torch", "copy"] = Field(
+        "torch",
+        description="copy: its colours begin as the image's own, its motion as torch's default (not published).",
+    )
+    iterations: int = Field(200, ge=0, description="Of stage 2; published: DM 5,000, MTT and FRePo 10,000.")
+    lr_dynamic: float | None = Field(
+        None, ge=0, description="Of the motion maps; by default the published one for ipc."
+    )
+    lr_hallucinator: float | None = Field(None, ge=0)
+    momentum: float = Field(0.95, ge=0, lt=1)
+    precision: Precision = "auto"
+
+
+def budget(instances: int, memories: int, shape_THWC: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The shapes of what is kept: 4 bytes a number give the published storage figures."""
+    from vidistill.models.hallucinator import WEIGHT
+
+    frames, height, width, colours = shape_THWC
+    of_all = instances * memories
+    return {
+        "images": (of_all, height, width, colours),
+        "motion": (of_all, frames, height, width),
+        "weight": WEIGHT,
+        "bias": WEIGHT[:1],
+    }
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The parametrisation: random pairs of each instance's images and motion maps, hallucinated."""
+
+    images_NCHW: Tensor
+    memories: int
+    low_C: Tensor
+    high_C: Tensor
+
+    def __call__(self, learnt: Learnt, slots_B: NDArray[np.int64], random: np.random.Generator) -> Tensor:
+        import torch
+
+        from vidistill.models.hallucinator import hallucinate
+
+        drawn_2B = slots_B * self.memories + random.integers(self.memories, size=(2, len(slots_B)))
+        image_B, motion_B = torch.from_numpy(drawn_2B).to(self.images_NCHW.device)
+        x_BCTHW = hallucinate(
+            self.images_NCHW[image_B], learnt["motion"][motion_B][:, None], learnt["weight"], learnt["bias"]
+        )
+        return x_BCTHW.clamp(self.low_C, self.high_C)
+
+
+class VDSD(Method):
+    """Both stages; a version says what is matched in the second, and how it is optimised."""
+
+    def distil(self, material: Material) -> DistilledSet:
+        parameters: MemoryParameters = self.parameters
+        first = static_steps(parameters, material.ipc)
+        material = replace(material, progress=_of_all(material, first + parameters.iterations))
+        images_NHWC, start = static_memory(material, parameters, first)
+        table = material.clips.table
+        images_NCHW = training.to_input(images_NHWC[:, None], table.mean, table.std, material.device).squeeze(2)
+        memory = Memory(images_NCHW, parameters.memories, *pixel_range(material.clips, material.device))
+        learnt = begin(material, parameters, images_NCHW)
+        loss, optimiser, loop = self.second(material, start.labels_N, memory, learnt)
+        curve = core.optimise(learnt, loss, optimiser, later(material, first), loop)
+        stored = {name: learnt[name].detach().cpu().numpy() for name in ("motion", "weight", "bias")}
+        stored |= {
+            "images": to_pixels(learnt["images"][:, :, None], material.clips)[:, 0],
+            **core.norm_arrays(material),
+        }
+        made = core.kept(material, "memory", stored, start, curve)
+        return made.with_logits(as_logits(learnt["labels"])) if "labels" in learnt else made
+
+    @abstractmethod
+    def second(
+        self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt
+    ) -> tuple[Loss, torch.optim.Optimizer, Loop]:
+        """Stage 2: its loss, its optimiser and its loop; may add to `learnt`."""
+
+
+def static_steps(parameters: MemoryParameters, ipc: int) -> int:
+    """Steps of stage 1."""
+    return parameters.static.iterations * parameters.static.loops(ipc * parameters.memories)[0]
+
+
+def _of_all(material: Material, total: int) -> Any:
+    return lambda done, _total: material.progress(done, total)
+
+
+def static_memory(material: Material, parameters: MemoryParameters, first: int) -> tuple[NDArray[np.uint8], Start]:
+    """Stage 1: images (N·m, H, W, 3), and where the N instances began.
+
+    Where stage 2 has a checkpoint, the images are in it, and those given here do not matter.
+    """
+    found = material.last_checkpoint()
+    if found is not None and found[0] > first:
+        stage = parameters.static.model_copy(update={"iterations": 0})
+        material = replace(material, last_checkpoint=lambda: None)
+    else:
+        stage = parameters.static
+    start, x_NC1HW, _ = distil_images(material, stage, parameters.memories)
+    of_each = parameters.memories
+    began = Start(start.x_NCTHW[::of_each], start.labels_N[::of_each], start.sources[::of_each])
+    return to_pixels(x_NC1HW, material.clips)[:, 0], began
+
+
+def later(material: Material, first: int) -> Material:
+    """The material of a second stage, whose checkpoints and progress count on from `first`."""
+
+    def last_checkpoint() -> Any:
+        found = material.last_checkpoint()
+        return (found[0] - first, found[1]) if found is not None and found[0] > first else None
+
+    return replace(
+        material,
+        progress=lambda done, total: material.progress(first + done, first + total),
+        checkpoint=lambda step, write: material.checkpoint(first + step, write),
+        last_checkpoint=last_checkpoint,
+    )
+
+
+def begin(material: Material, parameters: MemoryParameters, images_NCHW: Tensor) -> Learnt:
+    """Motion N(0, 1), the hallucinator as torch initialises it, and the images, which are not moved."""
+    import torch
+
+    from vidistill.models.hallucinator import drawn_weights
+
+    count, _, height, width = images_NCHW.shape
+    random = torch.Generator().manual_seed(int(generator(material.seed, 22).integers(2**31)))
+    motion_NTHW = torch.randn((count, material.clips.shape_THWC[0], height, width), generator=random)
+    weight, bias = drawn_weights(random)
+    if parameters.hallucinator == "copy":
+        weight[:, :3] = 0
+        weight[range(3), range(3), 1, 1, 1] = 1
+    tensors = {"motion": motion_NTHW, "weight": weight, "bias": bias}
+    learnt = {name: core.leaf(tensor.to(images_NCHW.device)) for name, tensor in tensors.items()}
+    return learnt | {"images": images_NCHW}
+
+
+def groups_of(learnt: Learnt, lr_dynamic: float, lr_hallucinator: float) -> list[dict[str, Any]]:
+    """The two groups of stage 2's optimiser."""
+    return [
+        {"params": [learnt["motion"]], "lr": lr_dynamic},
+        {"params": [learnt["weight"], learnt["bias"]], "lr": lr_hallucinator},
+    ]
+
+
+def rates(parameters: MemoryParameters, published: tuple[float, float]) -> tuple[float, float]:
+    """The rates of the motion maps and of the hallucinator: those that are set, else the published ones."""
+    dynamic, hallucinator = parameters.lr_dynamic, parameters.lr_hallucinator
+    return published[0] if dynamic is None else dynamic, published[1] if hallucinator is None else hallucinator
+
+
+class DMVDSDParameters(MemoryParameters, DMLossParameters):
+    """DM+VDSD; published rates (1e-4, 1e-5) for IPC 1, (1e3, 1e-6) for more."""
+
+
+class DMVDSD(VDSD):
+    """Stage 2 by DM."""
+
+    Parameters = DMVDSDParameters
+
+    def second(
+        self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt
+    ) -> tuple[Loss, torch.optim.Optimizer, Loop]:
+        import torch
+
+        parameters: DMVDSDParameters = self.parameters
+        groups = groups_of(learnt, *rates(parameters, (1e-4, 1e-5) if material.ipc == 1 else (1e3, 1e-6)))
+        sgd = torch.optim.SGD(groups, momentum=parameters.momentum)
+        return dm_loss(material, labels_N, memory, parameters), sgd, Loop(parameters.iterations)
+
+
+class MTTVDSDParameters(MemoryParameters, MTTLossParameters):
+    """MTT+VDSD; published rates (1e4, 1e-3), 10 steps of the student for IPC 1, 5 of 128 clips for IPC 5."""
+
+    lr_init: float = Field(0.01, gt=0, description="α, the student's learning rate, at the beginning.")
+    lr_lr: float = Field(1e-5, ge=0, description="The rate at which α is learned.")
+    lr_min: float = Field(0.001, gt=0, description="α stays above it.")
+
+
+class MTTVDSD(VDSD):
+    """Stage 2 by MTT."""
+
+    Parameters = MTTVDSDParameters
+
+    def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
+        return super().inputs(given) | {"experts": expert_inputs(given, self.parameters)}
+
+    def second(
+        self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt
+    ) -> tuple[Loss, torch.optim.Optimizer, Loop]:
+        import torch
+
+        parameters: MTTVDSDParameters = self.parameters
+        learnt["lr"] = core.leaf(torch.tensor(parameters.lr_init, device=material.device.torch_device))
+        groups = groups_of(learnt, *rates(parameters, (1e4, 1e-3)))
+        sgd = torch.optim.SGD(
+            [*groups, {"params": [learnt["lr"]], "lr": parameters.lr_lr}], momentum=parameters.momentum
+        )
+
+        def keep_rate(tensors: Learnt) -> None:
+            tensors["lr"].clamp_(min=parameters.lr_min)
+
+        loop = Loop(parameters.iterations, project=keep_rate)
+        return mtt_loss(material, labels_N, memory, parameters), sgd, loop
+
+
+class FRePoVDSDParameters(MemoryParameters, FRePoLossParameters):
+    """FRePo+VDSD: one image and one map an instance; Adam. The rate of the maps is an argument without a default."""
+
+    memories: int = Field(1, ge=1, description="Published: 1.")
+
+
+class FRePoVDSD(VDSD):
+    """Stage 2 by FRePo, with learnt labels."""
+
+    Parameters = FRePoVDSDParameters
+    recipes = ("learned",)
+
+    def second(
+        self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt
+    ) -> tuple[Loss, torch.optim.Optimizer, Loop]:
+        import torch
+
+        parameters: FRePoVDSDParameters = self.parameters
+        learnt["labels"] = core.leaf(initial_labels(labels_N, len(material.clips.classes), material))
+        groups = groups_of(learnt, *rates(parameters, (1e-2, 1e-3)))
+        adam = torch.optim.Adam([*groups, {"params": [learnt["labels"]], "lr": parameters.lr_labels}])
+        pool = Pool(material, parameters)
+        loop = Loop(parameters.iterations, schedule=cosine(parameters.iterations), memory=pool)
+        return frepo_loss(material, memory, parameters, pool), adam, loop

@@ -1,0 +1,246 @@
+"""Speed and memory of an iteration of DM and MTT against a plain transcription of the published loops, in one run.
+
+    python tests/benchmarks/matching_speed.py                              # 8×56², ten classes, one instance each
+    python tests/benchmarks/matching_speed.py --frames 16 --size 112 --ipc 5 --methods mtt
+    python tests/benchmarks/matching_speed.py --device cuda --frames 16 --size 112 --classes 50
+
+"Plain" is what the published code does: fp32, contiguous clips held in memory, a Python loop over the classes, and for
+MTT all N steps unrolled in one graph. "Ours" is the method's own loss, its clips read from their array. Each side runs
+in a process of its own, in turns. Memory is the peak of an iteration above what the process holds between two
+(resident on a CPU; on a GPU, all that is allocated).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import zarr
+from torch import Tensor, nn
+
+from vidistill.models import build, compute
+from vidistill.storage.clips import TABLE, Clips, ClipTable, ClipVideo, create_clip_array
+from vidistill.storage.measuring import Cost
+from vidistill.storage.store import Manifest, Store
+from vidistill.tasks.experts import TRAJECTORY, flat
+from vidistill.tasks.match import core, dm, mtt
+from vidistill.tasks.methods import Material
+from vidistill.tasks.training import Device
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)
+Step = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One side of one comparison."""
+
+    method: str
+    side: str
+    options: argparse.Namespace
+
+
+class Plain(nn.Module):
+    """MiniC3D's layers in the order in which the papers list them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def embed(self, x: Tensor) -> Tensor:
+        for conv, pool in zip(self.network.convs, self.network.pools, strict=True):
+            x = F.max_pool3d(F.relu(nn.Conv3d.forward(conv, x)), pool)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool3d(self.embed(x), self.network.time_pool, stride=1)
+        return self.network.head(self.network.dropout(x)).flatten(2).max(dim=2).values
+
+
+def noise_clips(folder: Path, options: argparse.Namespace) -> Clips:
+    """A clip array of noise, as the stages would make it."""
+    count, store = options.classes * options.clips, Store(folder)
+    shape_NTHWC = (count, options.frames, options.size, options.size, 3)
+    block = Manifest(kind="block", key="noise", version=1, parameters={}, inputs={})
+    with store.writing(block) as attempt:
+        array, random = create_clip_array(attempt.folder, shape_NTHWC), np.random.default_rng(0)
+        for row in range(count):
+            array[row] = random.integers(0, 256, shape_NTHWC[1:], dtype=np.uint8)
+    videos = tuple(
+        ClipVideo(path=f"{row}.avi", label=row // options.clips, group=None, duration_seconds=None, block=0, row=row)
+        for row in range(count)
+    )
+    names = tuple(f"class {label}" for label in range(options.classes))
+    table = ClipTable(classes=names, flips=False, views=1, mean=MEAN, std=STD, videos=videos, rejected=())
+    whole = Manifest(kind="clips", key="noise", version=1, parameters={}, inputs={"blocks": [block.ref]})
+    with store.writing(whole) as attempt:
+        (attempt.folder / TABLE).write_text(table.model_dump_json())
+    return Clips(store, whole.ref)
+
+
+def noise_expert(folder: Path, options: argparse.Namespace) -> Path:
+    """A trajectory of two snapshots that lie near each other."""
+    folder.mkdir()
+    start_P = flat(fresh(options))
+    step_P = 0.001 * np.random.default_rng(0).standard_normal(len(start_P), dtype=np.float32)
+    array = zarr.create_array(
+        folder, name=TRAJECTORY, shape=(1, 2, len(start_P)), chunks=(1, 1, len(start_P)), dtype="float32"
+    )
+    array[0] = np.stack([start_P, start_P + step_P])
+    return folder
+
+
+def fresh(options: argparse.Namespace) -> nn.Module:
+    torch.manual_seed(0)
+    return build("minic3d", classes=options.classes, frames=options.frames, size=options.size)
+
+
+def ours(case: Case, clips: Clips, expert: Path, device: Device) -> Step:
+    options = case.options
+    labels = tuple(range(options.classes))
+    material = Material(clips, options.ipc, 0, labels, device, lambda: None, lambda _: [expert], lambda *_: None)
+    start = core.start_clips(material, "real")
+    learnt = {"clips": core.leaf(start.x_NCTHW)}
+    if case.method == "dm":
+        parameters = dm.DMParameters(batch_real=options.clips)
+        loss = dm.dm_loss(material, start.labels_N, core.pixels, parameters)
+    else:
+        learnt["lr"] = core.leaf(torch.tensor(0.01, device=device.torch_device))
+        parameters = mtt.MTTParameters(syn_steps=options.steps, max_start_epoch=1)
+        loss = mtt.mtt_loss(material, start.labels_N, core.pixels, parameters)
+
+    def step(iteration: int) -> float:
+        value = loss(iteration, learnt)
+        torch.autograd.grad(value, list(learnt.values()))
+        return float(value.detach())
+
+    return step
+
+
+def plain(case: Case, clips: Clips, expert: Path, device: Device) -> Step:
+    options, place = case.options, device.torch_device
+    every_NCTHW = (torch.from_numpy(clips.read(range(len(clips)))).permute(0, 4, 1, 2, 3).float() / 255 - 0.5) / 0.29
+    every_NCTHW = every_NCTHW.contiguous()
+    rows = [row for label in range(options.classes) for row in clips.rows_of(label)[: options.ipc]]
+    x = every_NCTHW[rows].to(place).requires_grad_(True)
+    labels = torch.tensor(clips.labels_N[rows], device=place)
+    if case.method == "dm":
+        return plain_dm(x, every_NCTHW, options, place)
+    return plain_mtt(x, labels, expert, options, place)
+
+
+def plain_dm(x: Tensor, every_NCTHW: Tensor, options: argparse.Namespace, place: torch.device) -> Step:
+    def step(_iteration: int) -> float:
+        network = Plain(fresh(options)).to(place).requires_grad_(False)
+        loss = torch.zeros((), device=place)
+        for label in range(options.classes):
+            rows = torch.randperm(options.clips) + label * options.clips
+            real = network.embed(every_NCTHW[rows].to(place)).detach().flatten(1)
+            synthetic = network.embed(x[label * options.ipc : (label + 1) * options.ipc]).flatten(1)
+            loss = loss + (real.mean(0) - synthetic.mean(0)).square().sum()
+        torch.autograd.grad(loss, x)
+        return float(loss.detach())
+
+    return step
+
+
+def plain_mtt(x: Tensor, labels: Tensor, expert: Path, options: argparse.Namespace, place: torch.device) -> Step:
+    network = Plain(fresh(options)).to(place)
+    shapes = {name: weight.shape for name, weight in network.named_parameters()}
+    start, target = (torch.from_numpy(row).to(place) for row in zarr.open_array(expert, path=TRAJECTORY, mode="r")[0])
+    lr = torch.tensor(0.01, device=place, requires_grad=True)
+
+    def named(theta_P: Tensor) -> dict[str, Tensor]:
+        parts = theta_P.split([shape.numel() for shape in shapes.values()])
+        return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+    def step(_iteration: int) -> float:
+        theta_P = start.clone().requires_grad_(True)
+        for _ in range(options.steps):
+            loss = F.cross_entropy(torch.func.functional_call(network, named(theta_P), (x,)), labels)
+            theta_P = theta_P - lr * torch.autograd.grad(loss, theta_P, create_graph=True)[0]
+        distance = (theta_P - target).square().sum() / (start - target).square().sum()
+        torch.autograd.grad(distance, [x, lr])
+        return float(distance.detach())
+
+    return step
+
+
+def at_rest() -> int:
+    """Resident bytes of this process, once the allocator has given back what it can."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+    with Cost() as now:
+        pass
+    return now.peak_memory_bytes
+
+
+def measure(case: Case) -> tuple[float, int, float]:
+    """(median seconds an iteration, peak bytes, the last loss); a first iteration is not measured."""
+    options = case.options
+    torch.set_num_threads(options.threads)
+    place = compute.resolve_device(options.device)
+    precision = compute.resolve_precision(options.precision, place) if case.side == "ours" else "fp32"
+    device = Device(place, precision, options.threads)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    with tempfile.TemporaryDirectory() as folder:
+        clips = noise_clips(Path(folder) / "store", options)
+        expert = noise_expert(Path(folder) / "expert", options)
+        step = (ours if case.side == "ours" else plain)(case, clips, expert, device)
+        loss, seconds = step(0), []
+        rest = at_rest()
+        with Cost() as cost:
+            for iteration in range(1, options.iterations + 1):
+                begin = clock()
+                loss = step(iteration)  # a float: the device has finished
+                seconds.append(clock() - begin)
+    peak = torch.cuda.max_memory_allocated() if place.type == "cuda" else cost.peak_memory_bytes - rest
+    return statistics.median(seconds), peak, loss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="An iteration of DM and MTT against the published loops.")
+    parser.add_argument("--methods", nargs="+", default=["dm", "mtt"], choices=["dm", "mtt"])
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--size", type=int, default=56)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--clips", type=int, default=32, help="real clips a class, all in each batch of DM")
+    parser.add_argument("--ipc", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=10, help="of MTT's student")
+    parser.add_argument("--iterations", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
+    parser.add_argument("--cpu-time", action="store_true", help="CPU seconds of the process instead of the wall's")
+    options = parser.parse_args()
+    for method in options.methods:
+        found: dict[str, tuple[float, int, float]] = {}
+        for side in ("plain", "ours") * options.rounds:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                once = pool.apply(measure, (Case(method, side, options),))
+            found[side] = min(once, found.get(side, once))
+        for side, (seconds, peak, loss) in found.items():
+            faster, leaner = found["plain"][0] / seconds, found["plain"][1] / max(peak, 1)
+            print(
+                f"{method:4s} {options.frames}×{options.size}² {options.classes}×{options.ipc} {side:6s}"
+                f" {seconds:8.3f} s  ×{faster:.2f}   {peak / 2**20:8.0f} MiB  ÷{leaner:.2f}   loss {loss:.5g}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

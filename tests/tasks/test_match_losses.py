@@ -1,0 +1,265 @@
+"""Matching losses, MTT's sweep and DSA against loops, formulas by hand and unrolled graphs, in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vidistill.tasks.match import dsa, losses, mtt
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors this small are not worth waking another thread for."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def double(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=shape))
+
+
+def test_mean_embedding_distance_is_equation_5_of_dm_with_its_gradient() -> None:
+    real_BD, synthetic_BD = double(7, 3, seed=1), double(4, 3, seed=2).requires_grad_(True)
+    real_slots, slots = [0, 1, 1, 0, 2, 2, 2], [1, 0, 2, 1]
+
+    def distance(emb_BD: torch.Tensor) -> torch.Tensor:
+        real_KD = losses.class_means(real_BD, torch.tensor(real_slots), 3)
+        return losses.mean_embedding_distance(real_KD, losses.class_means(emb_BD, torch.tensor(slots), 3))
+
+    expected, gradient = 0.0, np.zeros((4, 3))
+    for k in range(3):
+        own = [b for b in range(4) if slots[b] == k]
+        for d in range(3):
+            of_real = [float(real_BD[b, d]) for b in range(7) if real_slots[b] == k]
+            gap = sum(of_real) / len(of_real) - sum(float(synthetic_BD[b, d].detach()) for b in own) / len(own)
+            expected += gap**2
+            for b in own:
+                gradient[b, d] = -2 * gap / len(own)
+    value = distance(synthetic_BD)
+    assert value.item() == pytest.approx(expected, rel=1e-12)
+    np.testing.assert_allclose(torch.autograd.grad(value, synthetic_BD)[0], gradient, rtol=1e-12)
+
+
+def cosine_distance_by_loops(real: list[np.ndarray], synthetic: list[np.ndarray]) -> float:
+    total = 0.0
+    for r, s in zip(real, synthetic, strict=True):
+        if r.ndim == 1:
+            continue
+        for row, other in zip(r.reshape(len(r), -1).tolist(), s.reshape(len(s), -1).tolist(), strict=True):
+            dot = math.fsum(a * b for a, b in zip(row, other, strict=True))
+            total += 1 - dot / (math.hypot(*row) * math.hypot(*other) + 1e-6)
+    return total
+
+
+def test_gradient_distance_is_that_of_dc_with_its_gradient() -> None:
+    shapes = [(2, 3, 1, 2, 2), (2,), (4, 3), (4,)]
+    real, synthetic = ([double(*shape, seed=s + i) for i, shape in enumerate(shapes)] for s in (0, 10))
+    expected = cosine_distance_by_loops([t.numpy() for t in real], [t.numpy() for t in synthetic])
+    assert losses.gradient_distance(real, synthetic).item() == pytest.approx(expected, rel=1e-12)
+    leaves = [tensor.requires_grad_(True) for tensor in synthetic]
+    assert torch.autograd.gradcheck(lambda *own: losses.gradient_distance(real, own), leaves)
+    assert losses.gradient_distance(real, real).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_dc_differentiates_through_the_networks_gradient() -> None:
+    """A linear network, whose gradient Σ (softmax − onehot) xᵀ / B is written down by hand."""
+    weight, real = double(3, 5, seed=1), double(4, 5, seed=2)
+    synthetic = double(2, 5, seed=3).requires_grad_(True)
+
+    def by_hand(x: torch.Tensor) -> torch.Tensor:
+        target = torch.tensor([0.0, 1.0, 0.0])
+        return ((x @ weight.T).softmax(1) - target).T @ x / len(x)
+
+    theta = weight.clone().requires_grad_(True)
+
+    def by_autograd(x: torch.Tensor, *, create_graph: bool = False) -> list[torch.Tensor]:
+        labels = torch.ones(len(x), dtype=torch.int64)
+        value = torch.nn.functional.cross_entropy(x @ theta.T, labels)
+        return list(torch.autograd.grad(value, [theta], create_graph=create_graph))
+
+    ours = losses.gradient_distance(by_autograd(real), by_autograd(synthetic, create_graph=True))
+    theirs = losses.gradient_distance([by_hand(real)], [by_hand(synthetic)])
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
+    expected = torch.autograd.grad(theirs, synthetic)[0]
+    np.testing.assert_allclose(torch.autograd.grad(ours, synthetic)[0], expected, rtol=1e-10)
+
+
+def test_trajectory_distance_is_equation_2_of_mtt_with_its_gradient() -> None:
+    reached, target, start = ([double(2, 3, seed=s), double(4, seed=s + 1)] for s in (0, 2, 4))
+
+    def square(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+        ones, others = ([v for t in ts for v in t.flatten().tolist()] for ts in (one, other))
+        return math.fsum((a - b) ** 2 for a, b in zip(ones, others, strict=True))
+
+    leaves = [tensor.requires_grad_(True) for tensor in reached]
+    value = losses.trajectory_distance(leaves, target, start)
+    assert value.item() == pytest.approx(square(reached, target) / square(start, target), rel=1e-12)
+    for gradient, leaf, goal in zip(torch.autograd.grad(value, leaves), leaves, target, strict=True):
+        expected = 2 * (leaf.detach() - goal) / square(start, target)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-12)
+
+
+# --- MTT's sweep -------------------------------------------------------------------------------------------------
+
+
+class Toy:
+    """A small 3D network in float64 and its loss on clips that differ from step to step."""
+
+    def __init__(self, batch: int = 3) -> None:
+        torch.manual_seed(0)
+        self.network = torch.nn.Sequential(
+            torch.nn.Conv3d(3, 2, 3, padding=1), torch.nn.Tanh(), torch.nn.AvgPool3d(2), torch.nn.Flatten(),
+            torch.nn.Linear(2 * 1 * 2 * 2, 3),
+        ).double()  # fmt: skip
+        self.names = [name for name, _ in self.network.named_parameters()]
+        self.start = [weight.detach().clone() for weight in self.network.parameters()]
+        self.target = [weight + 0.1 * double(*weight.shape, seed=5) for weight in self.start]
+        self.x = double(batch, 3, 2, 4, 4, seed=6)
+        self.lr = torch.tensor(0.3, dtype=torch.float64)
+
+    def __call__(self, step: int, weights: Any, learnt: Any) -> torch.Tensor:
+        x_BCTHW = learnt[0] * (1 + 0.1 * step)
+        logits = torch.func.functional_call(
+            self.network, dict(zip(self.names, weights, strict=True)), (x_BCTHW,)
+        )  # fmt: skip
+        return torch.nn.functional.cross_entropy(logits, torch.arange(len(x_BCTHW)) % 3)
+
+    def parts(self, step: int, weights: Any, learnt: Any) -> Iterator[torch.Tensor]:
+        """The same loss, clip by clip."""
+        named = dict(zip(self.names, weights, strict=True))
+        for b in range(len(self.x)):
+            x_1CTHW = learnt[0][b : b + 1] * (1 + 0.1 * step)
+            logits = torch.func.functional_call(self.network, named, (x_1CTHW,))
+            yield torch.nn.functional.cross_entropy(logits, torch.tensor([b % 3])) / len(self.x)
+
+    def sweep(self, steps: int, gradient: mtt.Gradient = "exact") -> mtt.Swept:
+        return mtt.sweep(self.parts, self.start, self.target, [self.x], self.lr, steps, gradient)
+
+
+def unrolled(toy: Toy, steps: int, *, hold: bool = False) -> tuple[torch.Tensor, ...]:
+    """Eq. 2 of N steps in one graph: the loss, and its gradients by the clips and the learning rate."""
+    x, lr = toy.x.clone().requires_grad_(True), toy.lr.clone().requires_grad_(True)
+    theta = [weight.clone().requires_grad_(True) for weight in toy.start]
+    moved = theta
+    for step in range(steps):
+        at = [weight.detach().requires_grad_(True) for weight in moved] if hold else moved
+        g = torch.autograd.grad(toy(step, at, [x]), at, create_graph=True)
+        moved = [weight - lr * gradient for weight, gradient in zip(moved, g, strict=True)]
+    value = losses.trajectory_distance(moved, toy.target, toy.start)
+    return (value.detach(), *torch.autograd.grad(value, [x, lr]))
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 6])
+def test_the_sweep_is_the_naive_unroll(steps: int) -> None:
+    toy = Toy()
+    loss, by_x, by_lr = unrolled(toy, steps)
+    swept = toy.sweep(steps)
+    assert swept.loss.item() == pytest.approx(loss.item(), rel=1e-12)
+    assert relative(swept.learnt[0], by_x) < 1e-12
+    assert relative(swept.lr, by_lr) < 1e-12
+
+
+def test_tesla_holds_the_weights_fixed_and_is_an_approximation() -> None:
+    toy = Toy()
+    for steps in (1, 4):
+        exact, tesla = (toy.sweep(steps, kind).learnt[0] for kind in ("exact", "tesla"))
+        assert relative(tesla, unrolled(toy, steps, hold=True)[1]) < 1e-12
+        assert (relative(tesla, exact) < 1e-12) == (steps == 1)
+
+
+class Live:
+    """Bytes of the tensors that autograd holds, now and at most."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def pack(self, tensor: torch.Tensor) -> Held:
+        return Held(self, tensor)
+
+    def unpack(self, held: Held) -> torch.Tensor:
+        return held.tensor
+
+
+class Held:
+    def __init__(self, live: Live, tensor: torch.Tensor) -> None:
+        self.live, self.tensor, self.bytes = live, tensor, tensor.numel() * tensor.element_size()
+        live.now += self.bytes
+        live.most = max(live.most, live.now)
+
+    def __del__(self) -> None:
+        self.live.now -= self.bytes
+
+
+def held_by(function: Any) -> int:
+    live = Live()
+    with torch.autograd.graph.saved_tensors_hooks(live.pack, live.unpack):
+        function()
+    return live.most
+
+
+def test_the_graph_of_the_sweep_does_not_grow_with_the_steps() -> None:
+    toy = Toy()
+    swept = {n: held_by(lambda n=n: toy.sweep(n)) for n in (2, 8)}
+    naive = {n: held_by(lambda n=n: unrolled(toy, n)) for n in (2, 8)}
+    assert swept[8] <= 1.01 * swept[2]
+    assert naive[8] > 3 * naive[2]
+    assert naive[8] > 8 * swept[8]
+
+
+# --- DSA ---------------------------------------------------------------------------------------------------------
+
+KINDS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_all_frames_and_all_clips_are_augmented_alike(kind: dsa.Kind, seed: int) -> None:
+    omega = dsa.Augmentation(kind, tuple(np.random.default_rng(seed).random(3)))
+    frame_C1HW = double(3, 1, 12, 12, seed=seed)
+    made = dsa.apply(omega, frame_C1HW.expand(2, 3, 4, 12, 12))
+    assert made.shape == (2, 3, 4, 12, 12)
+    for clip in made:
+        for t in range(4):
+            torch.testing.assert_close(clip[:, t], made[0, :, 0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_augmentations_can_be_differentiated_and_do_something(kind: dsa.Kind) -> None:
+    omega = dsa.Augmentation(kind, (0.2, 0.9, 0.4))
+    x_BCTHW = double(1, 3, 2, 6, 6).requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x: dsa.apply(omega, x), (x_BCTHW,))
+    assert not torch.equal(dsa.apply(omega, x_BCTHW), x_BCTHW)
+
+
+def test_augmentations_by_hand() -> None:
+    x = double(1, 3, 2, 8, 8)
+    flipped = dsa.Augmentation("flip", (0.1, 0, 0))(x)
+    assert torch.equal(flipped, x[..., range(7, -1, -1)])
+    assert torch.equal(dsa.Augmentation("flip", (0.9, 0, 0))(x), x)
+    cut = dsa.Augmentation("cutout", (0.5, 0.5, 0))(x)
+    assert (cut[..., 2:6, 2:6] == 0).all()
+    assert int((cut == 0).sum()) == 3 * 2 * 16
+    shifted = dsa.Augmentation("crop", (0.0, 0.99, 0))(x)  # one row down, one column to the left
+    torch.testing.assert_close(shifted[..., 1:, :-1], x[..., :-1, 1:])
+    assert (shifted[..., 0, :] == 0).all()
+    torch.testing.assert_close(dsa.Augmentation("rotate", (0.5, 0, 0))(x), x)
+
+
+def test_flips_are_drawn_only_where_the_data_allow_them() -> None:
+    drawn = {flips: [dsa.draw("dsa", flips, seed, 1) for seed in range(200)] for flips in (False, True)}
+    assert {omega.kind for omega in drawn[True]} == set(KINDS)
+    assert {omega.kind for omega in drawn[False]} == set(KINDS) - {"flip"}
+    assert drawn[True] == [dsa.draw("dsa", True, seed, 1) for seed in range(200)]
+    assert dsa.draw("none", True, 0, 1) is None
