@@ -79,12 +79,11 @@ def _opencv() -> str:
     try:
         cv2 = importlib.import_module("cv2")
     except ImportError:
-        return "not installed: the report leaves optical flow out (pip install 'vidistill[flow-pictures]')"
+        return "not installed: no optical flow in reports, no optdistill (pip install 'vidistill[crops]')"
     if not hasattr(cv2, "TrackerCSRT_create"):
         raise Ill(
             f"cv2 {cv2.__version__} has no CSRT: another OpenCV package was installed over opencv-contrib-python. "
-            "Mend it: pip uninstall -y opencv-python opencv-python-headless opencv-contrib-python && "
-            "pip install --force-reinstall --no-deps opencv-contrib-python -c constraints.txt"
+            "Mend it: pip install --force-reinstall --no-deps opencv-contrib-python -c constraints.txt"
         )
     return f"{cv2.__version__} with CSRT"
 
@@ -134,7 +133,7 @@ def _store(location: str) -> str:
 
 def _extras() -> str:
     found = []
-    for name in ("s3fs", "prefect-dask", "opencv-contrib-python"):
+    for name in ("s3fs", "prefect-dask", "opencv-contrib-python", "ultralytics", "diffusers", "transformers"):
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -92,6 +93,24 @@ class Decoder:
         header, pixels = self._ask({"action": "clips", "path": os.fspath(path), **sampling.model_dump()})
         return pixels.reshape(header["shape"])
 
+    def frames(self, path: Path, every: int = 1, limit: int | None = None) -> Iterator[np.ndarray]:
+        """Every `every`-th frame at the video's own size, upright, uint8 (H, W, 3) RGB, one at a time, `limit` at most.
+
+        Memory holds one frame, however long the video: the child waits until it is taken. Whoever stops before the end
+        costs a new child.
+
+        Raises:
+            VideoError: The video cannot be used, or not up to its end.
+        """
+        header, pixels = self._ask({"action": "frames", "path": os.fspath(path), "every": every, "limit": limit})
+        try:
+            while "shape" in header:
+                yield pixels.reshape(header["shape"])
+                header, pixels = self._ask(None)
+        except GeneratorExit:
+            self.close()
+            raise
+
     def close(self) -> None:
         if self._child is not None:
             self._child.kill()
@@ -106,8 +125,9 @@ class Decoder:
     ) -> None:
         self.close()
 
-    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
-        child = self._running_child()
+    def _ask(self, request: dict[str, Any] | None) -> tuple[dict[str, Any], np.ndarray]:
+        """The answer to a request; to none, the next message of the last one's answer."""
+        child = self._child if request is None and self._child is not None else self._running_child()
         try:
             header, pixels = exchange(child, request, self.timeout_seconds)
         except TimeoutError:
@@ -151,10 +171,11 @@ def start(timeout_seconds: float) -> subprocess.Popen[bytes]:
 
 
 def exchange(
-    child: subprocess.Popen[bytes], request: dict[str, Any], seconds: float
+    child: subprocess.Popen[bytes], request: dict[str, Any] | None, seconds: float
 ) -> tuple[dict[str, Any], np.ndarray]:
     assert child.stdin is not None
-    child.stdin.write(json.dumps(request).encode() + b"\n")
+    if request is not None:
+        child.stdin.write(json.dumps(request).encode() + b"\n")
     return receive(child, seconds)
 
 

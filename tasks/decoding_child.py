@@ -1,7 +1,8 @@
 """The process behind `vidistill.tasks.decoding.Decoder`: a crash or a hang of libav costs one video, not the run.
 
 Started by its path, so it imports nothing of vidistill. It reads one JSON object a line on stdin and answers each on
-stdout: four bytes of length, that much JSON, then as many bytes of pixels as the JSON's shape says.
+stdout: four bytes of length, that much JSON, then as many bytes of pixels as the JSON's shape says. To "frames" it
+answers with such a message for each frame, and one without a shape.
 
 Letters: V views, T frames, H = W = size, C = 3 (RGB); U the different frames of all views.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import itertools
 import json
 import os
 import struct
@@ -296,6 +298,34 @@ def collect(path: str, stream: Any, index: Index, wanted: np.ndarray, size: int,
     return pixels_UHWC[:filled], number + 1
 
 
+def frames(path: str, every: int, limit: int | None) -> Iterator[np.ndarray]:
+    """Every `every`-th frame of a video at its own size, turned upright, uint8 (H, W, 3).
+
+    Damaged packets are passed over; all frames have the first one's size, whatever comes later in the stream.
+    """
+    with opened(path) as (container, stream):
+        reformatter, number, size = VideoReformatter(), 0, None
+        for packet in itertools.chain(packets(container, stream), [None]):
+            for frame in decoded(stream.codec_context, packet):
+                size = size or (frame.width, frame.height)
+                if limit is not None and number >= limit * every:
+                    return
+                if number % every == 0:
+                    picture: Any = reformatter.reformat(frame, *size, "rgb24", interpolation=SCALING, threads=1)
+                    yield np.rot90(picture.to_ndarray(), round(frame.rotation / 90))
+                number += 1
+    if not number:
+        raise UnusableVideo("no frame could be decoded")
+
+
+def decoded(context: Any, packet: Any) -> list[Any]:
+    """A packet's frames, none where it is damaged."""
+    try:
+        return list(context.decode(packet))
+    except av.FFmpegError:
+        return []
+
+
 def probe(path: str) -> dict[str, Any]:
     """What `vidistill.tasks.decoding.Probe` holds."""
     with opened(path) as (container, stream):
@@ -322,18 +352,26 @@ def probe(path: str) -> dict[str, Any]:
 # --- serving ----------------------------------------------------------------------------------------------------------
 
 
-def answer(request: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
+def answer(request: dict[str, Any]) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
+    """The messages that answer a request, one unless it asks for frames."""
     action = request.pop("action")
     try:
         if action == "probe":
-            return {"probe": probe(**request)}, None
-        pixels = clips(**request)
+            yield {"probe": probe(**request)}, None
+        elif action == "frames":
+            yield from (with_shape(frame_HWC) for frame_HWC in frames(**request))
+            yield {}, None
+        else:
+            yield with_shape(clips(**request))
     except UnusableVideo as error:
-        return {"unusable": str(error)}, None
+        yield {"unusable": str(error)}, None
     except MemoryError:
-        return {"unusable": "too large for this machine's memory"}, None
+        yield {"unusable": "too large for this machine's memory"}, None
     except (av.FFmpegError, OSError, ValueError) as error:
-        return {"unusable": f"cannot be decoded ({error})"}, None
+        yield {"unusable": f"cannot be decoded ({error})"}, None
+
+
+def with_shape(pixels: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
     return {"shape": pixels.shape}, np.ascontiguousarray(pixels)
 
 
@@ -345,12 +383,13 @@ def serve(requests: BinaryIO, answers: BinaryIO, timeout_seconds: float) -> None
         for line in requests:
             # The parent ends a hang; this is for a child whose parent is gone. It fires even where the GIL is held.
             faulthandler.dump_traceback_later(timeout_seconds + 5, exit=True, file=nowhere)
-            header, pixels = answer(json.loads(line))
-            text = json.dumps(header).encode()
-            answers.write(struct.pack(">I", len(text)) + text)
-            if pixels is not None:
-                answers.write(pixels.data)
-            answers.flush()
+            for header, pixels in answer(json.loads(line)):
+                text = json.dumps(header).encode()
+                answers.write(struct.pack(">I", len(text)) + text)
+                if pixels is not None:
+                    answers.write(pixels.data)
+                answers.flush()
+                faulthandler.dump_traceback_later(timeout_seconds + 5, exit=True, file=nowhere)
             faulthandler.cancel_dump_traceback_later()
 
 

@@ -13,8 +13,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vidistill.tasks import pictures
-from vidistill.tasks.report_data import ClipPair, Curve, LineageEntry, ReportData
+from vidistill.tasks.report_data import ClipPair, CropSet, CropShown, Curve, LineageEntry, ReportData
 from vidistill.tasks.report_tables import (
     COLUMNS,
     TableLine,
@@ -30,6 +33,7 @@ from vidistill.tasks.report_tables import (
 )
 
 PICTURE_BYTES = 11_000_000
+CROP_BYTES = 6_000_000
 PICTURED_CLASSES = 10
 PER_CLASS_METHODS = 6
 
@@ -45,7 +49,7 @@ def render_html(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": size, "duration": duration, "percent": percent}
+    environment.filters |= {"display": display, "size": size, "duration": duration, "percent": percent}
     colours = _colours(data)
     clips, left_out = _clips(data.pairs)
     return environment.get_template("report.html.jinja").render(
@@ -58,6 +62,7 @@ def render_html(data: ReportData) -> str:
         left_out=left_out,
         motion=_motion(data.pairs),
         saliency=[(one, pictures.saliency_panel(one.s_T, one.epsilon, one.mask_T)) for one in data.saliency],
+        crops=_crops(data.crops),
         lineage=_by_kind(data.lineage),
         keys={entry.key for entry in data.lineage},
         columns=COLUMNS,
@@ -76,6 +81,9 @@ def render_json(data: ReportData) -> dict[str, Any]:
         "rejected": data.rejected,
         "curves": [curve.model_dump(mode="json") for curve in data.curves],
         "saliency": [asdict(one) for one in data.saliency],
+        "crops": [
+            {"method": one.method, "ipc": one.ipc, "counts": one.counts, "detector": one.detector} for one in data.crops
+        ],
         "lineage": [entry.model_dump(mode="json") for entry in data.lineage],
         "notes": data.notes,
     }
@@ -93,6 +101,7 @@ def render_markdown(data: ReportData) -> str:
             lines += ["| " + " | ".join(_markdown_cells(line)) + " |" for line in group.lines]
             blocks += [f"**{_markdown_text(group.heading)}**", "\n".join(lines)]
             blocks += [] if group.random_present else ["Random was not run under this recipe."]
+            blocks += [_markdown_text(mark) for mark in group.marks]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -201,7 +210,7 @@ def _clips(pairs: Sequence[ClipPair]) -> tuple[list[ClassClips], int]:
     for pair in pairs[:PICTURED_CLASSES]:
         first = [("Real", clip) for clip in pair.real[:1]]
         first += [(display(name), clips[0]) for name, clips in pair.distilled.items() if clips]
-        moving = [(source, pictures.moving(clip), pictures.data_uri(clip[:1])) for source, clip in first]
+        moving = [(source, *_looping(clip)) for source, clip in first]
         spent += sum(len(animated) + len(still) for _, animated, still in moving)
         if spent > PICTURE_BYTES:
             break
@@ -215,6 +224,39 @@ def _motion(pairs: Sequence[ClipPair]) -> tuple[str, pictures.Motion] | None:
         return None
     clips = {"Real": pair.real[0]} | {display(name): clips[0] for name, clips in pair.distilled.items() if clips}
     return pair.class_name, pictures.motion_strips(clips)
+
+
+@dataclass(frozen=True)
+class CropPictures:
+    """An OptDistill set as addresses of pictures: three for each shown crop, one for each mosaic."""
+
+    crops: CropSet
+    shown: list[tuple[CropShown, list[tuple[str, str, str]]]]
+    mosaics: list[tuple[str, str, str]]
+    left_out: int
+
+
+def _crops(sets: Sequence[CropSet]) -> list[CropPictures]:
+    """Every mosaic, as far as the page stays small, and the crops that each set shows."""
+    made, spent = [], 0
+    for one in sets:
+        shown = []
+        for crop in one.shown:
+            parts = [("first frame", crop.first_HWC[None]), ("track", crop.track_THWC), ("crop", crop.crop_THWC)]
+            shown.append((crop, [(name, *_looping(clip)) for name, clip in parts]))
+        mosaics = []
+        for class_name, mosaic in one.mosaics:
+            if spent > CROP_BYTES:
+                break
+            mosaics.append((class_name, *_looping(mosaic)))
+            spent += len(mosaics[-1][1]) + len(mosaics[-1][2])
+        made.append(CropPictures(one, shown, mosaics, len(one.mosaics) - len(mosaics)))
+    return made
+
+
+def _looping(clip_THWC: NDArray[np.uint8]) -> tuple[str, str]:
+    """The addresses of a moving picture and of its first frame, for those who want none that moves."""
+    return pictures.moving(clip_THWC), pictures.data_uri(clip_THWC[:1])
 
 
 def _by_kind(lineage: Sequence[LineageEntry]) -> dict[str, list[LineageEntry]]:

@@ -16,11 +16,13 @@ from vidistill.storage.store import ArtifactRef, Manifest, Store
 from vidistill.tasks.evaluate import Score, load_score
 from vidistill.tasks.index import IndexTable, load_index
 from vidistill.tasks.rendering import render_html, render_json, render_markdown
+from vidistill.tasks.report_crops import crop_sets, row_mark
 from vidistill.tasks.report_data import TRAINING_CLIPS, ClipPair, Curve, LineageEntry, ReportData, Row, Saliency
 from vidistill.tasks.stage import Job, Work, stage
 
 HTML, JSON, MARKDOWN = "report.html", "report.json", "report.md"
 SHOWN_CLASSES = 10
+BLOCKS = {"block", "tracks", "crops"}  # too many to list in the lineage
 
 
 class RowPlan(Parameters):
@@ -66,7 +68,7 @@ def report_job(
     return report(parameters, inputs, label="report")
 
 
-@stage("report", version=2)
+@stage("report", version=3)
 def report(work: Work) -> None:
     parameters = ReportParameters.model_validate(work.job.parameters)
     data = gather(work, parameters)
@@ -83,7 +85,10 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
     scores = {ref: load_score(store.folder(ref)) for ref in work.refs("scores")}
     manifests = _lineage(store, [ref for refs in work.job.inputs.values() for ref in refs])
     lost = [row.model_dump() for row in (*index.rejected, *train.table.rejected, *test.table.rejected)]
-    rows = [_row(parameters, plan, scores, manifests) for plan in parameters.rows]
+    rows = [
+        _row(parameters, plan, scores, manifests).model_copy(update={"mark": row_mark(store, plan.sets)})
+        for plan in parameters.rows
+    ]
     return ReportData(
         title=parameters.title,
         created=max(manifest.created for manifest in manifests.values()),
@@ -93,7 +98,8 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
         curves=_curves(parameters, scores),
         pairs=_pairs(store, parameters, train),
         saliency=_saliencies(store, parameters, train.classes),
-        lineage=[_entry(manifest) for manifest in manifests.values() if manifest.kind != "block"],
+        crops=crop_sets(store, parameters.rows),
+        lineage=[_entry(manifest) for manifest in manifests.values() if manifest.kind not in BLOCKS],
         rejected=lost,
         notes=[*index.notes, *_notes(manifests)],
     )

@@ -31,6 +31,7 @@ class Row(Parameters):
         per_class: mean accuracy of each class. top1: one value a seed.
         difference_mean: paired over seeds against Random of the same recipe, ipc and student.
         difference_error: the standard error of that difference.
+        mark: what the reader must know of this row, such as that few videos gave a crop.
     """
 
     dataset: str
@@ -57,6 +58,7 @@ class Row(Parameters):
     top1: list[float]
     difference_mean: float | None = None
     difference_error: float | None = None
+    mark: str = ""
 
 
 class Curve(Parameters):
@@ -102,6 +104,30 @@ class ClipPair:
 
 
 @dataclass
+class CropShown:
+    """One video of OptDistill, from the boxes in its first frame to its crop; all uint8."""
+
+    video: str
+    class_name: str
+    score: float
+    first_HWC: NDArray[np.uint8]
+    track_THWC: NDArray[np.uint8]
+    crop_THWC: NDArray[np.uint8]
+
+
+@dataclass
+class CropSet:
+    """OptDistill's set of one variant and budget: what became of the videos, some of them, and its mosaics by class."""
+
+    method: str
+    ipc: int
+    counts: dict[str, int]
+    detector: dict[str, float]
+    shown: list[CropShown]
+    mosaics: list[tuple[str, NDArray[np.uint8]]]
+
+
+@dataclass
 class ReportData:
     """All that a report shows."""
 
@@ -113,6 +139,7 @@ class ReportData:
     curves: list[Curve] = field(default_factory=list)
     pairs: list[ClipPair] = field(default_factory=list)
     saliency: list[Saliency] = field(default_factory=list)
+    crops: list[CropSet] = field(default_factory=list)
     lineage: list[LineageEntry] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -39,6 +39,7 @@ class TableGroup:
     heading: str
     lines: list[TableLine]
     random_present: bool
+    marks: list[str]
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def _group(rows: list[Row], heading: str) -> TableGroup:
         TableLine(_cells(row), ranked and percent(row.top1_mean) == best, row.method == "random", row.artifact)
         for row in rows
     ]
-    return TableGroup(heading, lines, whole or any(line.random for line in lines))
+    marks = [f"† {row_label(row)}: {row.mark}." for row in rows if row.mark]
+    return TableGroup(heading, lines, whole or any(line.random for line in lines), marks)
 
 
 def heading_of(row: Row, every: Sequence[Row]) -> str:
@@ -107,8 +109,9 @@ def heading_of(row: Row, every: Sequence[Row]) -> str:
 
 
 def _cells(row: Row) -> list[str]:
+    name = row_label(row) + (" †" if row.mark else "")
     return [
-        row_label(row), spread(row), difference(row), percent(row.top5_mean), f"{row.auc_mean:.3f}",
+        name, spread(row), difference(row), percent(row.top5_mean), f"{row.auc_mean:.3f}",
         percent(row.f1_mean), size(row.bytes), duration(row.seconds), size(row.peak_memory_bytes), flops(row.flops),
         str(row.seeds), row.artifact[:10],
     ]  # fmt: skip

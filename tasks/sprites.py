@@ -255,7 +255,7 @@ def boxes_of(mask_NHW: Floats) -> NDArray[np.int64]:
     return np.stack([*starts, *ends], axis=1)
 
 
-def write_video(path: Path, frames_NHWC: Frames) -> None:
+def write_video(path: Path, frames_NHWC: Frames, fps: int = FRAMES_PER_SECOND) -> None:
     """Encode frames (N, H, W, 3) as H.264 in MP4, with one thread and no dates, so that the bytes repeat.
 
     Without `cpu-independent` x264's macroblock tree gives other bytes for the same frames, from one call to the next.
@@ -264,7 +264,7 @@ def write_video(path: Path, frames_NHWC: Frames) -> None:
 
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact", "movflags": "+faststart"}) as container:
         options = {"crf": "18", "preset": "veryfast", "x264-params": "cpu-independent=1"}
-        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = frames_NHWC.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1

@@ -1,0 +1,1 @@
+"""OptDistill (paper S2): detect, track, crop, score, tile."""

@@ -1,0 +1,164 @@
+"""The `crops` stage: cut the tracked windows out of the videos, score them, keep the best crop of each video.
+
+A block has the videos of a `tracks` block. Legend: L frames of a crop, T of a clip, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+
+from vidistill.storage.clips import Clips
+from vidistill.storage.parameters import Parameters
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.crops.score import TEACHER, Kind, KineticsScorer, Scorer, TeacherScorer, checked_place, score
+from vidistill.tasks.crops.track import cut, window
+from vidistill.tasks.crops.tracking import TRACKS
+from vidistill.tasks.decoding import Decoder, VideoError
+from vidistill.tasks.layouts import data_folder
+from vidistill.tasks.stage import Job, Work, stage
+from vidistill.tasks.teacher import load_teacher
+from vidistill.tasks.training import Device, Precision
+
+CROPS = "crops.json"
+
+
+class CropParameters(Parameters):
+    """How crops are cut and scored; see `OptDistillParameters`. `height` and `width` are those of a region."""
+
+    height: int
+    width: int
+    interval: int
+    frames: int
+    scorer: str
+    digest: str
+    score: Kind
+    max_lost: float
+    label: int
+    precision: Precision
+
+
+def crops_job(
+    parameters: CropParameters, tracks: ArtifactRef, clips: ArtifactRef, teacher: ArtifactRef | None,
+    places: dict[str, str], label: str,
+) -> Job:  # fmt: skip
+    inputs = {"tracks": tracks, "clips": clips} | ({"teacher": teacher} if teacher else {})
+    return crops(parameters, inputs, label=label).model_copy(update={"places": places})
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every video of a block is cut and scored with."""
+
+    root: Path
+    decoder: Decoder
+    scorer: Scorer
+    place: int | None
+    parameters: CropParameters
+
+
+@stage("crops", version=1, threads="one")
+def crops(work: Work) -> None:
+    parameters = CropParameters.model_validate(work.job.parameters)
+    device, clips = Device.of(work, parameters.precision), Clips(work.store, work.ref("clips"))
+    scorer = open_scorer(work, parameters, clips, device)
+    place = checked_place(clips.classes[parameters.label], scorer, parameters.score)
+    tracked = json.loads((work.input("tracks") / TRACKS).read_text())
+    block = work.store.manifest(work.store.manifest(work.ref("clips")).inputs["blocks"][0])
+    sampling = [block.parameters["sampling"][name] for name in ("frames", "interval")]
+    zarr.open_group(work.folder, mode="a")
+    outcomes = []
+    with Decoder(timeout_seconds=work.runtime.timeout_seconds) as decoder:
+        bench = Bench(data_folder(Path(work.runtime.data)), decoder, scorer, place, parameters)
+        for number, video in enumerate(tracked):
+            work.progress(number, len(tracked), video["path"])
+            outcome = crop_video(bench, video, work.folder, f"crop_{number:02d}")
+            outcomes.append(outcome | {"sampling": sampling})
+    work.progress(len(tracked), len(tracked))
+    (work.folder / CROPS).write_text(json.dumps(outcomes))
+    kept = sum(one["crop"] is not None for one in outcomes)
+    work.record(counts={"videos": len(outcomes), "crops": kept}, **device.facts())
+
+
+def open_scorer(work: Work, parameters: CropParameters, clips: Clips, device: Device) -> Scorer:
+    if parameters.scorer == TEACHER:
+        return TeacherScorer(load_teacher(work.store, work.ref("teacher"), clips, device), clips, device)
+    return KineticsScorer(work.job.places.get(parameters.scorer, parameters.scorer), clips.classes, device)
+
+
+def crop_video(bench: Bench, video: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
+    """A video's outcome: the array of its best crop with its score and boxes, or None and the reason."""
+    outcome: dict[str, Any] = {"path": video["path"], "crop": None, "reason": video["reason"], "border": False}
+    limit = bench.parameters.max_lost
+    tracks = [one for one in video["tracks"] if one["lost"] <= limit * len(one["boxes"])]
+    if not tracks:
+        return outcome | ({"reason": f"lost in more than {limit:.0%} of its frames"} if video["tracks"] else {})
+    try:
+        frames = bench.decoder.frames(bench.root / video["path"], every=bench.parameters.interval)
+        cuts, border = cut_all(frames, [one["boxes"] for one in tracks], bench.parameters)
+    except VideoError as error:
+        return outcome | {"reason": f"unreadable: {error}"}
+    scores = [score_of(crop_LHWC, bench) for crop_LHWC in cuts]
+    best = int(np.argmax(scores))
+    crop_LHWC = cuts[best]
+    zarr.create_array(folder, name=name, data=crop_LHWC, chunks=crop_LHWC.shape,
+                      compressors=ZstdCodec(level=1, checksum=True), config={"write_empty_chunks": True})  # fmt: skip
+    return outcome | {
+        "crop": name, "score": scores[best], "scores": scores, "length": len(crop_LHWC), "border": border[best],
+        "whole": video["whole"], "boxes": tracks[best]["boxes"], "shape": video["shape"],
+    }  # fmt: skip
+
+
+def cut_all(
+    frames: Iterable[NDArray[np.uint8]], tracks: list[list[Any]], parameters: CropParameters
+) -> tuple[list[NDArray[np.uint8]], list[bool]]:
+    """The crops (L, height, width, 3) along each track, and whether the border moved or shrank any of its windows.
+
+    Args:
+        frames: every `interval`-th frame of the video.
+        tracks: boxes, one for each frame of the video; the last one holds where frames are more.
+        parameters: size and interval.
+    """
+    cuts: list[list[NDArray[np.uint8]]] = [[] for _ in tracks]
+    border = [False] * len(tracks)
+    aspect = parameters.width / parameters.height
+    for number, frame_HWC in enumerate(frames):
+        for track, boxes in enumerate(tracks):
+            box = boxes[min(number * parameters.interval, len(boxes) - 1)]
+            place, moved = window(tuple(box), aspect, frame_HWC.shape)
+            border[track] = border[track] or moved
+            cuts[track].append(cut(frame_HWC, place, parameters.height, parameters.width))
+    return [np.stack(one) for one in cuts], border
+
+
+def score_of(crop_LHWC: NDArray[np.uint8], bench: Bench) -> float:
+    clip_THWC = clip_of(crop_LHWC, bench.parameters.frames)
+    return score(bench.scorer.log_probabilities(clip_THWC), bench.parameters.score, bench.place)
+
+
+def clip_of(crop_LHWC: NDArray[np.uint8], frames: int) -> NDArray[np.uint8]:
+    """The middle T frames of a crop; all of them, spread evenly with repeats, where there are fewer."""
+    if len(crop_LHWC) < frames:
+        return spread(crop_LHWC, frames)
+    start = (len(crop_LHWC) - frames) // 2
+    middle_THWC: NDArray[np.uint8] = crop_LHWC[start : start + frames]
+    return middle_THWC
+
+
+def spread(crop_LHWC: NDArray[np.uint8], frames: int) -> NDArray[np.uint8]:
+    """So many frames of a crop, evenly from its first to its last."""
+    chosen_LHWC: NDArray[np.uint8] = crop_LHWC[np.linspace(0, len(crop_LHWC) - 1, frames).round().astype(int)]
+    return chosen_LHWC
+
+
+def read_crop(folder: Path, outcome: dict[str, Any]) -> NDArray[np.uint8]:
+    """The crop of an outcome from its block's folder: uint8 (L, height, width, 3)."""
+    return np.asarray(zarr.open_array(folder, path=outcome["crop"], mode="r")[...])

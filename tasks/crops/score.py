@@ -1,0 +1,137 @@
+"""Score: how sure a video network is of a crop (S2, §5.1, step 3), or how well it knows its class (§4.3).
+
+Legend: T frames, H height, W width, K classes of the network. `clip_THWC` is uint8 RGB.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidistill.models.regions import enlarge
+from vidistill.storage.clips import Clips
+from vidistill.storage.errors import RequestError
+from vidistill.tasks import training
+from vidistill.tasks.training import Device
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TEACHER = "teacher"
+Kind = Literal["confidence", "loss"]
+KINETICS_SIDE = 112  # what R3D-18 was trained on
+
+
+class Scorer(Protocol):
+    """A network's log-probabilities, and which of its classes are those of the data."""
+
+    classes: tuple[str, ...]
+
+    def log_probabilities(self, clip_THWC: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Of a clip, (K,)."""
+        ...
+
+
+class TeacherScorer:
+    """The data set's own teacher."""
+
+    def __init__(self, network: nn.Module, clips: Clips, device: Device) -> None:
+        self._network, self._clips, self._device = network, clips, device
+        self.classes = clips.classes
+
+    def log_probabilities(self, clip_THWC: NDArray[np.uint8]) -> NDArray[np.float64]:
+        table, (_, height, width, _) = self._clips.table, self._clips.shape_THWC
+        x_BCTHW = training.to_input(enlarge(clip_THWC[None], height, width), table.mean, table.std, self._device)
+        logits_NK = training.predict(self._network, iter([x_BCTHW]), self._device)
+        return np.asarray(logits_NK[0].double().log_softmax(0).numpy())
+
+
+class KineticsScorer:
+    """torchvision's R3D-18, by the name of its weights (`KINETICS400_V1`) or a file of them."""
+
+    def __init__(self, weights: str, classes: tuple[str, ...], device: Device) -> None:
+        from torchvision.models.video import R3D_18_Weights, r3d_18
+
+        state = r3d_state(weights)
+        outputs = len(state["fc.bias"])
+        known = R3D_18_Weights.KINETICS400_V1
+        self.classes = tuple(known.meta["categories"]) if outputs == len(known.meta["categories"]) else classes
+        if outputs != len(self.classes):
+            raise RequestError(
+                f"The weights {weights} tell {outputs} classes apart, and the data have {len(classes)}: "
+                "give weights of Kinetics-400 or of the data's classes."
+            )
+        network = r3d_18(num_classes=outputs)
+        network.load_state_dict(state)
+        self._network, self._device = training.settled(network, device), device
+        transform = known.transforms()
+        self._mean, self._std = transform.mean, transform.std
+
+    def log_probabilities(self, clip_THWC: NDArray[np.uint8]) -> NDArray[np.float64]:
+        large_NTHWC = enlarge(clip_THWC[None], KINETICS_SIDE, KINETICS_SIDE)
+        x_BCTHW = training.to_input(large_NTHWC, self._mean, self._std, self._device)
+        logits_NK = training.predict(self._network, iter([x_BCTHW]), self._device)
+        return np.asarray(logits_NK[0].double().log_softmax(0).numpy())
+
+
+def r3d_state(weights: str) -> dict[str, Any]:
+    """R3D-18's weights, from a file (.pt, .pth, .safetensors) or by torchvision's name, which fetches them once.
+
+    Raises:
+        RequestError: there is no such file or name, or it cannot be fetched.
+    """
+    import torch
+    from safetensors.torch import load_file
+    from torchvision.models.video import R3D_18_Weights
+
+    advice = f"give optdistill.scorer the path of R3D-18's weights, or {TEACHER!r}"
+    try:
+        if Path(weights).is_file():
+            plain = weights.endswith(".safetensors")
+            loaded: dict[str, Any] = load_file(weights) if plain else torch.load(weights, weights_only=True)
+            state: dict[str, Any] = loaded.get("state_dict", loaded)
+        else:
+            state = R3D_18_Weights[weights].get_state_dict(progress=False)
+    except KeyError as error:
+        raise RequestError(f"R3D-18 has no weights {weights!r}: {advice}.") from error
+    except Exception as error:
+        raise RequestError(
+            f"The weights {weights!r} cannot be had ({type(error).__name__}: {error}): {advice}."
+        ) from error
+    if "fc.bias" not in state:
+        raise RequestError(f"The file {weights} does not hold R3D-18's weights: {advice}.")
+    return state
+
+
+def place_of(class_name: str, classes: tuple[str, ...]) -> int | None:
+    """The class of this name, whatever its case and spaces: UCF101's PlayingViolin is Kinetics' `playing violin`."""
+    plain = [re.sub("[^a-z0-9]", "", name.lower()) for name in (class_name, *classes)]
+    return plain.index(plain[0], 1) - 1 if plain[0] in plain[1:] else None
+
+
+def score(log_probabilities_K: NDArray[np.float64], kind: Kind, place: int | None) -> float:
+    """`confidence`: the highest probability. `loss`: −ℓ, the log-probability of the true class."""
+    if kind == "loss":
+        assert place is not None
+        return float(log_probabilities_K[place])
+    return math.exp(float(log_probabilities_K.max()))
+
+
+def checked_place(class_name: str, scorer: Scorer, kind: Kind) -> int | None:
+    """Where the scorer has this class; `loss` cannot do without.
+
+    Raises:
+        RequestError: the score is the loss on a class that the network does not know.
+    """
+    place = place_of(class_name, scorer.classes)
+    if place is None and kind == "loss":
+        raise RequestError(
+            f"The scorer does not know the class {class_name!r}, so its loss cannot be the score: "
+            "set optdistill.score=confidence, or optdistill.scorer=teacher."
+        )
+    return place

@@ -1,0 +1,141 @@
+"""The `tracks` stage: detect in the first frame and follow to the last, in blocks of 32 videos of one class.
+
+What is kept are boxes, a few kilobytes a video: grids, sizes, scores and seeds share them, and tracking is what costs.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vidistill.storage.keys import file_digest
+from vidistill.storage.parameters import Parameters
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.crops.detect import (
+    HOG,
+    TRAINED,
+    Detector,
+    People,
+    Rule,
+    Yolo,
+    check_labels,
+    choose_boxes,
+    opencv,
+)
+from vidistill.tasks.crops.track import Track, track_all
+from vidistill.tasks.crops.training import DetectorParameters, load_detector
+from vidistill.tasks.decode import BlockVideo
+from vidistill.tasks.decoding import Decoder, VideoError
+from vidistill.tasks.layouts import data_folder
+from vidistill.tasks.stage import Job, Work, stage
+from vidistill.tasks.training import generator
+
+TRACKS, FIRST_FRAMES = "tracks.json", "first"
+PICTURE_SIDE = 160  # short side at most of the first frames that are kept for the report
+
+
+class TrackParameters(Parameters):
+    """How objects are found and followed; see `OptDistillParameters`."""
+
+    detector: str
+    digest: str
+    confidence: float
+    labels: tuple[str, ...]
+    rule: Rule
+    redetect: int
+    seed: int
+    fallback: Literal["skip", "whole"]
+    videos: tuple[BlockVideo, ...]
+
+
+def weights_of(name: str) -> tuple[str, str, dict[str, str]]:
+    """Weights as a job knows them: a name, the digest of a file (none for a name alone), and where that file is."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        return name, "", {}
+    return path.name, file_digest(path), {path.name: str(path.absolute())}
+
+
+def tracks_job(parameters: TrackParameters, detector: ArtifactRef | None, places: dict[str, str], label: str) -> Job:
+    job = tracks(parameters, {"detector": detector} if detector else {}, label=label)
+    return job.model_copy(update={"places": places})
+
+
+@stage("tracks", version=1, threads="one")
+def tracks(work: Work) -> None:
+    import torch
+
+    torch.set_num_threads(work.threads)
+    parameters = TrackParameters.model_validate(work.job.parameters)
+    detector = open_detector(work, parameters)
+    check_labels(parameters.labels, detector.labels, parameters.detector)
+    root = data_folder(Path(work.runtime.data))
+    (work.folder / FIRST_FRAMES).mkdir()
+    outcomes = []
+    with Decoder(timeout_seconds=work.runtime.timeout_seconds) as decoder:
+        for number, video in enumerate(parameters.videos):
+            work.progress(number, len(parameters.videos), video.path)
+            picture = work.folder / FIRST_FRAMES / f"{number:02d}.jpg"
+            outcomes.append(track_video(root, video, parameters, detector, decoder, picture))
+    work.progress(len(parameters.videos), len(parameters.videos))
+    (work.folder / TRACKS).write_text(json.dumps(outcomes))
+    tracked = sum(bool(one["tracks"]) for one in outcomes)
+    work.record(counts={"videos": len(outcomes), "tracked": tracked}, threads=work.threads)
+
+
+def open_detector(work: Work, parameters: TrackParameters) -> Detector:
+    if parameters.detector == HOG:
+        return People(parameters.confidence)
+    if parameters.detector == TRAINED:
+        trained = DetectorParameters.model_validate(work.store.manifest(work.ref("detector")).parameters)
+        return load_detector(work.input("detector"), trained, parameters.confidence)
+    weights = work.job.places.get(parameters.detector, parameters.detector)
+    return Yolo(weights, parameters.confidence, work.runtime.device)
+
+
+def track_video(
+    root: Path, video: BlockVideo, parameters: TrackParameters, detector: Detector, decoder: Decoder, picture: Path
+) -> dict[str, Any]:
+    """A video's outcome: what was detected, and a track for each box that was chosen; no track, and the reason."""
+    outcome: dict[str, Any] = {"path": video.path, "reason": "", "detections": [], "tracks": []}
+    try:
+        (first_HWC,) = decoder.frames(root / video.path, limit=1)
+        found = detector.detect(first_HWC)
+        outcome |= {"shape": first_HWC.shape[:2], "detections": [_plain(asdict(one)) for one in found]}
+        _keep_picture(first_HWC, picture)
+        random = generator(parameters.seed, int(video.sha256[:8], 16))
+        wanted = parameters.labels or detector.wanted
+        chosen = choose_boxes(found, wanted, parameters.rule, random, first_HWC.shape)
+        if not chosen and parameters.fallback == "skip":
+            return outcome | {"reason": f"no {' or '.join(wanted)} in the first frame"}
+        followed = [_whole(first_HWC.shape)]
+        if chosen:
+            followed = track_all(decoder.frames(root / video.path), chosen, detector, parameters.redetect)
+    except VideoError as error:
+        return outcome | {"reason": f"unreadable: {error}", "tracks": []}
+    return outcome | {"tracks": [_plain(asdict(one)) for one in followed], "whole": not chosen}
+
+
+def _whole(shape_HWC: tuple[int, ...]) -> Track:
+    """The whole picture, whatever the number of frames."""
+    return Track([(0.0, 0.0, float(shape_HWC[1]), float(shape_HWC[0]))])
+
+
+def _plain(value: Any) -> Any:
+    """Numbers with two decimals, so that a block's boxes take kilobytes."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return round(float(value), 2) if isinstance(value, float | np.floating) else value
+
+
+def _keep_picture(frame_HWC: np.ndarray, path: Path) -> None:
+    cv2 = opencv()
+    scale = min(1.0, PICTURE_SIDE / min(frame_HWC.shape[:2]))
+    small_HWC = cv2.resize(frame_HWC, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    cv2.imwrite(str(path), cv2.cvtColor(small_HWC, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])

@@ -1,0 +1,192 @@
+"""The small detector's stage: trained on the boxes that the data record beside their videos, its mAP measured.
+
+Legend: B pictures, H height, W width, P cells, D detections; boxes are (x0, y0, x1, y1) in pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vidistill.storage.errors import RequestError
+from vidistill.storage.parameters import Parameters
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.crops.detect import Box, Detection, Trained, to_picture
+from vidistill.tasks.crops.track import overlap
+from vidistill.tasks.decoding import Decoder, VideoError
+from vidistill.tasks.index import load_index
+from vidistill.tasks.layouts import data_folder
+from vidistill.tasks.stage import Job, Work, stage
+from vidistill.tasks.training import generator, seeded
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+BOXES = "boxes.json"
+"""From a video's path to `{"boxes": [[x0, y0, x1, y1], …]}`, one a frame: what sprites record."""
+WEIGHTS, FACTS = "weights.safetensors", "detector.json"
+IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
+
+Labelled = list[tuple[NDArray[np.uint8], Box]]
+
+
+class DetectorParameters(Parameters):
+    """How the small detector is trained; nothing of it is published."""
+
+    steps: int = Field(500, ge=1)
+    batch_size: int = Field(32, ge=1)
+    lr: float = Field(2e-3, gt=0, description="Peak of AdamW's one-cycle rate.")
+    pictures: int = Field(1600, ge=1, description="Frames at most that are kept in memory, spread over the videos.")
+    side: int = Field(64, ge=16, multiple_of=4, description="Short side of the pictures that the network sees.")
+    seed: int = 0
+
+
+def detector_job(index: ArtifactRef, parameters: DetectorParameters) -> Job:
+    return detector(parameters, {"index": index}, label="train a detector")
+
+
+@stage("detector", version=1, threads="one")
+def detector(work: Work) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(work.threads)
+    parameters = DetectorParameters.model_validate(work.job.parameters)
+    root = data_folder(Path(work.runtime.data))
+    recorded = recorded_boxes(root)
+    table = load_index(work.store, work.ref("index"))
+    with Decoder(timeout_seconds=work.runtime.timeout_seconds) as decoder:
+        paths = {split: [video.path for video in table.of_split(split)] for split in ("train", "test")}
+        seen = labelled_frames(root, recorded, paths["train"], parameters.pictures, decoder)
+        unseen = labelled_frames(root, recorded, paths["test"], parameters.pictures // 4, decoder)
+    network = fit(seen, parameters, work)
+    found = Trained(network, parameters.side, confidence=0.05)
+    facts = mean_average_precision([(found.detect(frame_HWC), box) for frame_HWC, box in unseen])
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, work.folder / WEIGHTS)
+    (work.folder / FACTS).write_text(json.dumps(facts))
+    work.record(counts={"pictures": len(seen), "test pictures": len(unseen)}, seeds=[parameters.seed], device="cpu",
+                precision="fp32", threads=work.threads)  # fmt: skip
+
+
+def recorded_boxes(root: Path) -> dict[str, list[Box]]:
+    """The boxes that a data folder records: a box a frame, by the videos' paths.
+
+    Raises:
+        RequestError: it records none, so that no detector can be trained.
+    """
+    file = root / BOXES
+    if not file.is_file():
+        raise RequestError(
+            f"{root} has no {BOXES} to train a detector on: give optdistill.detector the path of weights, or hog "
+            "for people."
+        )
+    return {name: [tuple(box) for box in one["boxes"]] for name, one in json.loads(file.read_text()).items()}
+
+
+def labelled_frames(
+    root: Path, recorded: dict[str, list[Box]], paths: list[str], limit: int, decoder: Decoder
+) -> Labelled:
+    """At most `limit` frames with their boxes, evenly spread over the videos and over their frames."""
+    known = [path for path in sorted(paths) if recorded.get(path)]
+    known = [known[i] for i in np.linspace(0, len(known) - 1, min(limit, len(known))).astype(int)]
+    kept: Labelled = []
+    for number, path in enumerate(known):
+        boxes, share = recorded[path], max(1, limit // len(known))
+        wanted = set(((np.arange(share) + number / len(known)) * len(boxes) / share).astype(int).tolist())
+        try:
+            frames = enumerate(decoder.frames(root / path))
+            kept += [(frame_HWC, boxes[place]) for place, frame_HWC in frames if place in wanted]
+        except VideoError:
+            continue
+    return kept
+
+
+def fit(labelled: Labelled, parameters: DetectorParameters, work: Work | None = None) -> nn.Module:
+    """Train the network: flips both ways, random brightness, AdamW with one cycle."""
+    import torch
+
+    from vidistill.models.detector import STRIDE, Detector, detection_loss
+
+    with seeded(parameters.seed):
+        network = Detector().train()
+    pictures_N3HW, boxes_N4 = _tensors(labelled, parameters.side)
+    adam = torch.optim.AdamW(network.parameters(), lr=parameters.lr, weight_decay=1e-4)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(adam, parameters.lr, parameters.steps, pct_start=0.2)
+    for step in range(parameters.steps):
+        random = generator(parameters.seed, step, 11)
+        rows = torch.from_numpy(random.integers(len(boxes_N4), size=parameters.batch_size))
+        x_BCHW, truth_B4 = _augmented(pictures_N3HW[rows], boxes_N4[rows], random)
+        logits_BP, boxes_BP4 = network(x_BCHW)
+        loss = detection_loss(logits_BP, boxes_BP4, truth_B4, columns=x_BCHW.shape[3] // STRIDE)
+        adam.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        adam.step()
+        cycle.step()
+        if work is not None:
+            work.progress(step + 1, parameters.steps, f"loss {float(loss.detach()):.3f}")
+    return network.eval()
+
+
+def _tensors(labelled: Labelled, side: int) -> tuple[Tensor, Tensor]:
+    """All pictures as uint8 (N, 3, side, side), squeezed where they are not square, and their boxes (N, 4)."""
+    import torch
+
+    pictures, boxes = [], []
+    for frame_HWC, box in labelled:
+        height, width = frame_HWC.shape[:2]
+        x_1CHW = to_picture(frame_HWC, side / min(height, width))
+        squeezed_1CHW = torch.nn.functional.interpolate(x_1CHW, (side, side), mode="bilinear", antialias=True)
+        pictures.append((squeezed_1CHW[0] * 255).round().to(torch.uint8))
+        boxes.append([box[0] * side / width, box[1] * side / height, box[2] * side / width, box[3] * side / height])
+    return torch.stack(pictures), torch.tensor(boxes)
+
+
+def _augmented(pictures_B3HW: Tensor, boxes_B4: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """A batch at another brightness, mirrored across either axis half of the time."""
+    x_BCHW = pictures_B3HW.float() / 255 * float(random.uniform(0.8, 1.2))
+    side, boxes_B4 = x_BCHW.shape[-1], boxes_B4.clone()
+    for axis, first in ((-1, 0), (-2, 1)):
+        if random.random() < 0.5:
+            x_BCHW = x_BCHW.flip(axis)
+            boxes_B4[:, [first, first + 2]] = side - boxes_B4[:, [first + 2, first]]
+    return x_BCHW, boxes_B4
+
+
+def mean_average_precision(pictures: list[tuple[list[Detection], Box]]) -> dict[str, Any]:
+    """AP at an IoU of 0.5, and its mean over 0.5, 0.55 … 0.95, for one true box a picture.
+
+    Precision is taken at every recall that is reached, as the best at that recall or above (PASCAL VOC since 2010).
+    """
+    precisions = [average_precision(pictures, threshold) for threshold in IOUS]
+    return {"map50": precisions[0], "map": float(np.mean(precisions)), "pictures": len(pictures)}
+
+
+def average_precision(pictures: list[tuple[list[Detection], Box]], threshold: float) -> float:
+    """The area under precision over recall; of several detections of one box, the first is right."""
+    judged: list[tuple[float, bool]] = []
+    for detections, truth in pictures:
+        taken = False
+        for one in sorted(detections, key=lambda one: -one.confidence):
+            right = not taken and overlap(one.box, truth) >= threshold
+            taken = taken or right
+            judged.append((one.confidence, right))
+    right_D = np.array([right for _, right in sorted(judged, key=lambda one: -one[0])], dtype=float)
+    precision_D = np.cumsum(right_D) / np.arange(1, len(right_D) + 1)
+    best_D = np.maximum.accumulate(precision_D[::-1])[::-1]
+    return float((best_D * right_D).sum() / max(1, len(pictures)))
+
+
+def load_detector(folder: Path, parameters: DetectorParameters, confidence: float) -> Trained:
+    """A trained detector from its artifact's folder."""
+    from safetensors.torch import load_file
+
+    from vidistill.models.detector import Detector
+
+    network = Detector()
+    network.load_state_dict(load_file(folder / WEIGHTS))
+    return Trained(network, parameters.side, confidence)
