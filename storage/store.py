@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, StoreError
+from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, RequestError, StoreError
 from vidistill.storage.keys import file_digest
 from vidistill.storage.locks import abandoned, locked
 from vidistill.storage.parameters import Parameters
@@ -156,11 +156,19 @@ class Store:
         """Find out early that the store cannot be written.
 
         Raises:
-            StoreError: saying why and what to do.
+            RequestError: nothing can be made at that place.
+            StoreError: it cannot be written, and why.
         """
         with clear_errors(self.root):
             staging = self.root / ".staging"
-            staging.mkdir(parents=True, exist_ok=True)
+            try:
+                staging.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                taken = error.errno in (errno.ENOTDIR, errno.EEXIST)
+                if error.errno in _CAUSES and not taken:
+                    raise
+                why = "a part of the path is a file" if taken else error.strerror
+                raise RequestError(f"The store {self.root} cannot be written: {why}: name another --store.") from error
             probe = staging / f"probe.{uuid.uuid4().hex}"
             try:
                 probe.write_bytes(bytes(4096))

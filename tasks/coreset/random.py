@@ -33,5 +33,7 @@ def enough(clips: Clips, label: int, ipc: int) -> NDArray[np.int64]:
     rows = clips.rows_of(label)
     if len(rows) < ipc:
         name = clips.classes[label]
-        raise RequestError(f"ipc {ipc} asks for more clips than {name} has ({len(rows)} usable training videos).")
+        raise RequestError(
+            f"ipc {ipc} asks for more clips than the class {name!r} has ({len(rows)} usable training videos)."
+        )
     return rows

@@ -103,6 +103,10 @@ def wrong(
         pytest.param(("--data", "VIDEOS", *RANDOM, "--set", "seeds"), ("'seeds'", "="), id="--set without a value"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--set", "seeds=["), ("seeds=[",), id="--set that is no YAML"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--set", "seeds.a=1"), ("seeds",), id="--set below a number"),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--set", "random.lr=1"), ("'lr'", "it has none"), id="method without options"
+        ),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--device", "tpu"), ("'tpu'", "cuda"), id="unknown device"),
         pytest.param(("--preset", "magic"), ("'magic'", "demo"), id="unknown preset"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--magic"), ("--magic", "--help"), id="unknown option"),
         pytest.param(
@@ -169,13 +173,41 @@ def test_a_method_file_that_cannot_be_used(
 def test_a_store_below_a_file(vidistill: CommandLine, videos: Path) -> None:
     (vidistill.folder / "file").touch()
     ended = vidistill("run", "--data", videos, *RANDOM, *TINY, "--store", "file/store", "--out", "out")
-    check(ended, FAILED, "file/store", "--store", store=vidistill.folder / "nothing", out=vidistill.folder / "out")
+    check(ended, WRONG, "file/store", "--store", store=vidistill.folder / "nothing", out=vidistill.folder / "out")
 
 
 def test_a_report_that_cannot_be_written(vidistill: CommandLine, videos: Path) -> None:
     (vidistill.folder / "file").touch()
     ended = vidistill("run", "--data", videos, *RANDOM, *TINY, "--store", "store", "--out", "file/out")
     check(ended, WRONG, "file/out", "--out", store=vidistill.folder / "store", out=vidistill.folder / "nothing")
+
+
+def test_a_store_that_nothing_can_hold(vidistill: CommandLine, videos: Path) -> None:
+    ended = vidistill("run", "--data", videos, *RANDOM, *TINY, "--store", "/proc/store", "--out", "out")
+    check(ended, WRONG, "/proc/store", "--store", store=Path("/proc/store"), out=vidistill.folder / "out")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("verify",), ("There is no store", "nowhere")),
+        (("ls",), ("There is no store", "nowhere")),
+        (("gc",), ("There is no store", "nowhere")),
+        (("report",), ("There is no store", "nowhere")),
+    ],
+    ids=lambda value: value[0],
+)
+def test_a_store_that_is_not_there(vidistill: CommandLine, command: tuple[str], said: tuple[str, ...]) -> None:
+    ended = vidistill(*command, "--store", "nowhere")
+    check(ended, WRONG, *said, store=vidistill.folder / "nowhere", out=vidistill.folder / "vidistill-report")
+    assert not (vidistill.folder / "nowhere").exists()
+
+
+def test_what_a_store_does_not_have(vidistill: CommandLine) -> None:
+    (vidistill.folder / "empty").mkdir()
+    for command, said in ((("ls", "magic"), ("'magic'", "nothing yet")), (("report",), ("none was made yet",))):
+        ended = vidistill(*command, "--store", "empty")
+        check(ended, WRONG, *said, store=vidistill.folder / "empty", out=vidistill.folder / "vidistill-report")
 
 
 def test_a_read_only_store(vidistill: CommandLine, videos: Path) -> None:

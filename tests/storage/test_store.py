@@ -353,8 +353,8 @@ def test_a_store_whose_path_is_a_file(tmp_path, below):
     store = Store(root)
     assert store.problem(manifest_of().ref) == "no artifact"
     assert store.refs() == []
-    for attempt in (store.check_writable, lambda: make(store)):
-        with pytest.raises(StoreError) as error:
+    for attempt, kind in ((store.check_writable, RequestError), (lambda: make(store), StoreError)):
+        with pytest.raises(kind) as error:
             attempt()
         assert_one_sentence(error, root, "a part of the path is a file")
     assert (tmp_path / "file").read_text() == "notes"
