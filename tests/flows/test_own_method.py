@@ -61,6 +61,10 @@ def test_it_runs_is_reported_and_only_its_own_changes_run_again(user: CommandLin
     assert sorted(artifact.split("/")[0] for artifact in made) == ["distilled", "report", "score"]
 
 
+def test_it_is_the_example_of_the_readme() -> None:
+    assert MINE in (Path(__file__).resolve().parents[2] / "README.md").read_text()
+
+
 def test_its_file_is_found_from_another_folder(user: CommandLine, videos: Path, tmp_path: Path) -> None:
     elsewhere = CommandLine(tmp_path, {name: value for name, value in user.variables.items() if name != "PYTHONPATH"})
     spec = f"{user.folder / 'mine.py'}:Mine"
