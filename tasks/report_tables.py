@@ -178,7 +178,7 @@ def summary(data: ReportData) -> str:
     first = data.rows[0]
     same = [row for row in data.rows if (row.dataset, row.split, row.protocol, row.student)
             == (first.dataset, first.split, first.protocol, first.student)]  # fmt: skip
-    kinds = ([row for row in same if row.labels == kind and row.ipc is not None] for kind in ("soft", "hard", "online"))
+    kinds = ([row for row in same if row.labels == kind and row.ipc is not None] for kind in ("hard", "soft", "online"))
     sentences = [_kind_sentence(rows, data) for rows in kinds if any(row.method != "random" for row in rows)]
     full = [f"{row_label(row)} reaches {_spread_percent(row)}." for row in same if row.ipc is None]
     opening = (
@@ -222,5 +222,5 @@ def _verdict(row: Row) -> str:
     if row.difference_mean is None or row.difference_error is None:
         return ""
     settled = abs(row.difference_mean) >= 2 * row.difference_error
-    doubt = "" if settled else f": within two standard errors, so {row.seeds} seeds do not settle it"
+    doubt = "" if settled else f", not settled by {row.seeds} seeds"
     return f" ({difference(row).replace(' ', NO_BREAK)}{doubt})"
