@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,21 +25,45 @@ Data = Annotated[
     str, typer.Option("--data", help="A folder of labelled videos, a CSV of path,label,split, or `sprites`.")
 ]
 Methods = Annotated[
-    list[str] | None, typer.Option("--method", help="Names, comma-separated, or FILE.py:CLASS. `full`: all clips.")
+    list[str] | None,
+    typer.Option(
+        "--method", help="full, random, herding, k_center, tsgf, dm, mtt … (README), comma-separated, or FILE.py:CLASS."
+    ),
 ]
-Budgets = Annotated[str | None, typer.Option("--ipc", help="Clips a class, comma-separated: 1,5.")]
+Budgets = Annotated[
+    str | None, typer.Option("--ipc", help="Clips a class, comma-separated: 1,5. [dim]\\[default: 1][/dim]")
+]
 Layout = Annotated[str | None, typer.Option(help="folders, ucf101, hmdb51, csv …; recognised where it is not given.")]
-Split = Annotated[int | None, typer.Option(help="Number of the official split.")]
-Frames = Annotated[int | None, typer.Option(help="Frames a clip.  [dim]16[/dim]")]
-Size = Annotated[int | None, typer.Option(help="Height and width of a clip in pixels.  [dim]112[/dim]")]
-Students = Annotated[str | None, typer.Option(help="minic3d_bn, minic3d, cnn_gru, cnn_lstm; comma-separated.")]
-Seeds = Annotated[int | None, typer.Option(help="How many seeds; mean ± standard deviation over them.")]
-StoreRoot = Annotated[str | None, typer.Option("--store", help="Where artifacts are kept: a folder or s3://….")]
+Split = Annotated[int | None, typer.Option(help="Number of the official split. [dim]\\[default: 1][/dim]")]
+Frames = Annotated[int | None, typer.Option(help="Frames a clip. [dim]\\[default: 16][/dim]")]
+Size = Annotated[int | None, typer.Option(help="Height and width of a clip in pixels. [dim]\\[default: 112][/dim]")]
+Students = Annotated[
+    str | None,
+    typer.Option(help="minic3d_bn, minic3d, cnn_gru, cnn_lstm; comma-separated. [dim]\\[default: minic3d_bn][/dim]"),
+]
+Seeds = Annotated[
+    int | None, typer.Option(help="How many seeds; mean ± standard deviation over them. [dim]\\[default: 5][/dim]")
+]
+StoreRoot = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        help="Where artifacts are kept: a folder or s3://…. [dim]\\[default: VIDISTILL_STORE, else one a user][/dim]",
+    ),
+]
 Out = Annotated[Path, typer.Option("--out", help="Where report.html and report.json are written.")]
 Preset = Annotated[str | None, typer.Option(help="A YAML file of parameters, or the name of a shipped one.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Any parameter: teacher.epochs=20, tsgf.lr=0.05.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Any parameter: teacher.epochs=20, tsgf.lr=0.05; --set mine.option=3 reaches a method of yours."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show Prefect's log and full tracebacks.")]
+
+
+STOPPED = 130  # what typer answers where Ctrl-C ended a command
 
 
 @app.command()
@@ -79,6 +104,27 @@ def demo(store: StoreRoot = None, out: Out = Path("vidistill-demo"), verbose: Ve
 
 
 @app.command()
+def pool(
+    data: Data = "",
+    clips: Annotated[int | None, typer.Option(help="Generated clips a class. [dim]\\[default: 20][/dim]")] = None,
+    layout: Layout = None, split: Split = None, frames: Frames = None, size: Size = None, store: StoreRoot = None,
+    preset: Preset = None, settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any parameter: pool.sampler.steps=50, pool.latte.size=S.")
+    ] = None, out: Annotated[Path, typer.Option("--out", help="Where its quality and contact sheet are written.")]
+    = Path("vidistill-pool"), device: Device = "auto", verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Train a generator on a data set and generate clips from it; more clips of the same one are added."""
+    from vidistill.flows import commands
+
+    nested: dict[str, dict[str, Any]] = {
+        "index": {"layout": layout, "split": split},
+        "decode": {"frames": frames, "size": size},
+        "pool": {"clips_a_class": clips},
+    }
+    commands.pool(commands.pool_request_of(preset, data, nested, settings or []), store, out, device, verbose)
+
+
+@app.command()
 def index(
     data: Data, layout: Layout = None, split: Split = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
@@ -98,6 +144,18 @@ def report(
     from vidistill.flows import housekeeping
 
     housekeeping.write_report(key, store, out)
+
+
+@app.command()
+def export(
+    key: Annotated[str, typer.Argument(help="A distilled set's key, or its first letters (see the report).")],
+    store: StoreRoot = None, out: Annotated[Path, typer.Option("--out", help="The folder to write to.")] = Path("set"),
+    fps: Annotated[int, typer.Option(help="Frames a second of the files.")] = 8,
+) -> None:  # fmt: skip
+    """Write a distilled set as H.264 files with its labels, and say the bytes of both."""
+    from vidistill.flows import housekeeping
+
+    housekeeping.export(key, store, out, fps)
 
 
 @app.command("ls")
@@ -172,13 +230,11 @@ def _number(value: str, option: str) -> int:
 
 def main() -> None:
     """The command's door: errors of ours are one sentence, and exit codes are 0 done, 1 failed, 2 wrong request."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that a server of its own ends, too
     try:
-        app(standalone_mode=False)
-    except typer.Exit as leaving:
-        sys.exit(leaving.exit_code)
+        code = app(standalone_mode=False) or 0
     except (typer.Abort, KeyboardInterrupt):
-        print("vidistill: stopped; run the same command again to go on from here.", file=sys.stderr)
-        sys.exit(130)
+        code = STOPPED
     except VidistillError as error:
         if "--verbose" in sys.argv:
             raise
@@ -190,3 +246,6 @@ def main() -> None:
             raise
         print(f"vidistill: {usage().rstrip('.')}. Try `vidistill --help`.", file=sys.stderr)
         sys.exit(2)
+    if code == STOPPED:
+        print("vidistill: stopped; run the same command again to go on from here.", file=sys.stderr)
+    sys.exit(code)

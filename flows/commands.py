@@ -13,7 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from vidistill.flows.parameters import SPRITES, Experiment, checked, load_preset, override
+from vidistill.flows.parameters import SPRITES, Experiment, PoolRequest, checked, load_preset, override
 from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.opening import default_location, open_store
 from vidistill.tasks.layouts import IndexParameters
@@ -41,17 +41,33 @@ def request_of(
     Raises:
         RequestError: nothing says which data or which method.
     """
+    plain = _gathered(preset, named or {}, nested or {})
+    if not plain.get("cells"):
+        raise RequestError("Which method? Give --method random,tsgf (see `vidistill run --help`).")
+    return override(plain, settings or [])
+
+
+def pool_request_of(
+    preset: str | None, data: str, nested: dict[str, dict[str, Any]], settings: list[str]
+) -> dict[str, Any]:
+    """Plain parameters of a pool: preset, then named options, then settings.
+
+    Raises:
+        RequestError: nothing says which data.
+    """
+    return override(_gathered(preset, {"data": data or None}, nested), settings, PoolRequest)
+
+
+def _gathered(preset: str | None, named: dict[str, Any], nested: dict[str, dict[str, Any]]) -> dict[str, Any]:
     plain = load_preset(preset) if preset else {}
-    plain |= {name: value for name, value in (named or {}).items() if value is not None}
-    for group, values in (nested or {}).items():
+    plain |= {name: value for name, value in named.items() if value is not None}
+    for group, values in nested.items():
         given = {name: value for name, value in values.items() if value is not None}
         if given:
             plain[group] = plain.get(group, {}) | given
     if not plain.get("data"):
         raise RequestError("Which videos? Give --data DIR, or --data sprites for the embedded set.")
-    if not plain.get("cells"):
-        raise RequestError("Which method? Give --method random,tsgf (see `vidistill run --help`).")
-    return override(plain, settings or [])
+    return plain
 
 
 def run(plain: dict[str, Any], store: str | None, out: Path, device: str, verbose: bool) -> None:
@@ -59,7 +75,7 @@ def run(plain: dict[str, Any], store: str | None, out: Path, device: str, verbos
     from vidistill.flows.planning import check
 
     experiment = checked(Experiment, plain, "The experiment")
-    runtime = Runtime(store=store or default_location(), device=device)
+    runtime = _runtime(store, device)
     with _progress_bars():
         check(experiment, runtime)
     _check_places(runtime, out)
@@ -73,12 +89,46 @@ def run(plain: dict[str, Any], store: str | None, out: Path, device: str, verbos
     console.print(f"\nThe report is [bold]{out / 'report.html'}[/bold]", soft_wrap=True, highlight=False)
 
 
+def pool(plain: dict[str, Any], store: str | None, out: Path, device: str, verbose: bool) -> None:
+    """Run the flow `pool` and print what is known of the pool."""
+    from rich.markdown import Markdown
+
+    request = checked(PoolRequest, plain, "The pool")
+    runtime = _runtime(store, device)
+    _check_places(runtime, out)
+    with _quiet_prefect(verbose):
+        from vidistill.flows import pool as flow
+
+        _check_server()
+        with _progress_bars():
+            flow.pool(request, runtime, out)
+    console.print(Markdown((out / "pool.md").read_text()))
+    console.print(f"\nThe contact sheet is [bold]{out / 'sheet.png'}[/bold]", soft_wrap=True, highlight=False)
+
+
 def plan(plain: dict[str, Any], store: str | None, device: str) -> None:
     """Print what a run would do; nothing is written."""
     from vidistill.flows.planning import describe
 
     experiment = checked(Experiment, plain, "The experiment")
-    describe(experiment, Runtime(store=store or default_location(), device=device), console)
+    describe(experiment, _runtime(store, device), console)
+
+
+def _runtime(store: str | None, device: str) -> Runtime:
+    """Where to run.
+
+    Raises:
+        RequestError: there is no such device here.
+    """
+    runtime = checked(Runtime, {"store": store or default_location(), "device": device}, "--device")
+    if runtime.device == "cuda":
+        from vidistill.models.compute import resolve_device
+
+        try:
+            resolve_device("cuda")
+        except ValueError as error:
+            raise RequestError(f"--device cuda: {error}") from error
+    return runtime
 
 
 def index(data: str, layout: str | None, split: int | None, as_json: bool) -> None:
@@ -114,7 +164,8 @@ def _check_places(runtime: Runtime, out: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise RequestError(f"The folder {out} cannot be written ({error.strerror}): name another --out.") from error
+        why = "a part of the path is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise RequestError(f"The folder {out} cannot be written ({why}): name another --out.") from error
 
 
 def _check_server() -> None:
@@ -137,7 +188,7 @@ def _check_server() -> None:
 @contextmanager
 def _quiet_prefect(verbose: bool) -> Iterator[None]:
     """Prefect's settings for a command line: patient at the start, silent about itself, nothing sent anywhere."""
-    levels = {} if verbose else {"PREFECT_LOGGING_LEVEL": "CRITICAL"}
+    levels = {} if verbose else {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL"}
     for name, value in (ENVIRONMENT | levels).items():
         os.environ.setdefault(name, value)
     logging.getLogger("vidistill").setLevel(logging.WARNING)

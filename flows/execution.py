@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidistill.flows.experiment import Graph
-from vidistill.flows.parameters import SPRITES, Experiment
+from vidistill.flows.parameters import SPRITES, DataRequest
 from vidistill.storage.errors import RequestError, VidistillError
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.index import IndexTable, survey
 from vidistill.tasks.sprites_stage import sprites_job
-from vidistill.tasks.stage import Job, Runtime, prefect_task, stage_failure
+from vidistill.tasks.stage import Job, Runtime, prefect_task, stage_failure, start_jobs, stop_jobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("vidistill")
 
 
-def data_runtime(experiment: Experiment, runtime: Runtime) -> Runtime:
+def data_runtime(experiment: DataRequest, runtime: Runtime) -> Runtime:
     """The runtime with the data's place: the folder that is named, or where the store keeps the rendered sprites."""
     if experiment.data == SPRITES:
         store = open_store(runtime.store)
@@ -29,7 +29,7 @@ def data_runtime(experiment: Experiment, runtime: Runtime) -> Runtime:
     return runtime.model_copy(update={"data": str(Path(experiment.data).expanduser().absolute())})
 
 
-def find_videos(experiment: Experiment, runtime: Runtime, workers: int) -> IndexTable:
+def find_videos(experiment: DataRequest, runtime: Runtime, workers: int) -> IndexTable:
     return survey(Path(runtime.data), experiment.index, workers=workers, timeout_seconds=runtime.timeout_seconds)
 
 
@@ -72,8 +72,14 @@ def run_graph(graph: Graph, runtime: Runtime) -> None:
     """
     for sentence in discard_damaged(graph, open_store(runtime.store)):
         log.warning(sentence)
-    for wave in graph.waves():
-        _settle([(job, prefect_task(job.stage).submit(job, runtime)) for job in wave])
+    start_jobs()
+    try:
+        for wave in graph.waves():
+            _settle([(job, prefect_task(job.stage).submit(job, runtime)) for job in wave])
+    except BaseException as error:
+        if not isinstance(error, Exception):  # Ctrl-C or SIGTERM: Prefect waits until all that runs has ended
+            stop_jobs()
+        raise
 
 
 def _settle(submitted: list[tuple[Job, Any]]) -> None:
@@ -89,7 +95,7 @@ def _settle(submitted: list[tuple[Job, Any]]) -> None:
             raise stage_failure(job, error) from error
 
 
-def refuse_inside(experiment: Experiment, runtime: Runtime) -> None:
+def refuse_inside(experiment: DataRequest, runtime: Runtime) -> None:
     """A store inside the data folder would index its own clips.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What `ls`, `gc`, `verify` and `report` do to a store."""
+"""What `ls`, `gc`, `verify`, `export` and `report` do to a store."""
 
 from __future__ import annotations
 
@@ -7,18 +7,37 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, RequestError
+from vidistill.storage.errors import ArtifactDamaged, RequestError
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.store import ArtifactRef, Store
+from vidistill.tasks.export import export_set
 from vidistill.tasks.report import HTML, JSON
 
 console = Console(soft_wrap=True, highlight=False)
+ROOTS = ("report", "pool", "pool-quality", "pool-part", "latte")
+"""Kinds that are kept, with what they were made from: reports, and what may have taken days to generate."""
+
+
+def _existing(location: str | None) -> Store:
+    """The store, which must have been made by a run.
+
+    Raises:
+        RequestError: there is none at that place.
+    """
+    place = location or default_location()
+    store = open_store(place)
+    if "://" not in place and not store.root.is_dir():
+        raise RequestError(f"There is no store at {store.root}: name one by --store, or make one by `vidistill run`.")
+    return store
 
 
 def list_artifacts(kind: str | None, location: str | None) -> None:
     """Print a line an artifact."""
-    store = open_store(location or default_location())
+    store = _existing(location)
     refs = store.refs(kind)
+    if kind and not refs:
+        kinds = ", ".join(sorted({ref.kind for ref in store.refs()})) or "nothing yet"
+        raise RequestError(f"The store {store.location} has no artifact of the kind {kind!r}; it has {kinds}.")
     for ref in refs:
         problem = store.problem(ref)
         if problem is not None:
@@ -35,7 +54,7 @@ def verify(location: str | None) -> None:
     Raises:
         ArtifactDamaged: naming how many are damaged; each has been printed.
     """
-    store = open_store(location or default_location())
+    store = _existing(location)
     refs = store.refs()
     problems = {ref: store.problem(ref, thorough=True) for ref in refs}
     lost = {need: f"no artifact, and {ref} was made from it" for ref in refs for need in _lost(store, ref)}
@@ -59,8 +78,8 @@ def _lost(store: Store, ref: ArtifactRef) -> list[ArtifactRef]:
 
 
 def collect(location: str | None, yes: bool) -> None:
-    """Remove, or name, what no whole report in the store was made from."""
-    store = open_store(location or default_location())
+    """Remove, or name, what no whole report or pool in the store was made from."""
+    store = _existing(location)
     used = _reachable(store)
     unused = [ref for ref in store.refs() if ref not in used]
     freed = 0
@@ -77,7 +96,7 @@ def collect(location: str | None, yes: bool) -> None:
 
 
 def _reachable(store: Store) -> set[ArtifactRef]:
-    left = [ref for ref in store.refs("report") if store.has(ref)]
+    left = [ref for kind in ROOTS for ref in store.refs(kind) if store.has(ref)]
     found: set[ArtifactRef] = set()
     while left:
         ref = left.pop()
@@ -87,21 +106,40 @@ def _reachable(store: Store) -> set[ArtifactRef]:
     return found | set(store.refs("sprites"))
 
 
+def export(key: str, location: str | None, out: Path, fps: int) -> None:
+    """Write a distilled set as video files.
+
+    Raises:
+        RequestError: no set has this key, or several begin with it.
+    """
+    store = _existing(location)
+    sets = [ref for kind in ("relabelled", "joined", "distilled") for ref in store.refs(kind) if store.has(ref)]
+    found = [ref for ref in sets if ref.key.startswith(key)]
+    if not found:
+        raise RequestError(f"The store {store.location} has no set {key!r}: see `vidistill ls distilled`.")
+    if len(found) > 1:
+        raise RequestError(f"{len(found)} sets begin with {key!r}: give more of the key (`vidistill ls distilled`).")
+    sizes = export_set(store.folder(found[0]), out, fps)["bytes"]
+    console.print(
+        f"{found[0]} is {sizes['stored'] / 1e6:.2f} MB as stored, {sizes['video'] / 1e6:.2f} MB as video: {out}"
+    )
+
+
 def write_report(key: str, location: str | None, out: Path) -> None:
     """Copy a report out of the store.
 
     Raises:
-        ArtifactNotFound: no report has this key.
-        RequestError: several begin with it.
+        RequestError: no report has this key, or several begin with it.
     """
-    store = open_store(location or default_location())
+    store = _existing(location)
     reports = [ref for ref in store.refs("report") if store.has(ref)]
     if key == "latest":
         found = sorted(reports, key=lambda ref: store.manifest(ref).created)[-1:]
     else:
         found = [ref for ref in reports if ref.key.startswith(key)]
     if not found:
-        raise ArtifactNotFound(f"The store {store.location} has no report {key!r}: see `vidistill ls report`.")
+        advice = "see `vidistill ls report`" if reports else "none was made yet, `vidistill run` makes one"
+        raise RequestError(f"The store {store.location} has no report {key!r}: {advice}.")
     if len(found) > 1:
         raise RequestError(f"{len(found)} reports begin with {key!r}: give more of the key (`vidistill ls report`).")
     out.mkdir(parents=True, exist_ok=True)

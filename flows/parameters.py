@@ -13,6 +13,7 @@ from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.decode import DecodeParameters
 from vidistill.tasks.evaluate import StudentParameters
+from vidistill.tasks.generate.pool import PoolParameters
 from vidistill.tasks.layouts import IndexParameters
 from vidistill.tasks.relabel import MixParameters
 from vidistill.tasks.sprites import SpritesParameters
@@ -35,21 +36,32 @@ class Cell(Parameters):
     seeds: int | None = Field(None, ge=1, description="Number of seeds; the experiment's where it is not given.")
 
 
-class Experiment(Parameters):
-    """Methods × budgets × students × seeds on one data set: one table."""
+class DataRequest(Parameters):
+    """A data set, its clips and its teacher."""
 
     data: str = Field(description="A folder of videos, a CSV file, or `sprites`, the set that vidistill renders.")
+    index: IndexParameters = IndexParameters()
+    decode: DecodeParameters = DecodeParameters()
+    teacher: TeacherParameters = TeacherParameters()
+    sprites: SpritesParameters = SpritesParameters()
+
+
+class PoolRequest(DataRequest):
+    """A pool of generated clips of one data set."""
+
+    pool: PoolParameters = PoolParameters()
+
+
+class Experiment(DataRequest):
+    """Methods × budgets × students × seeds on one data set: one table."""
+
     cells: tuple[Cell, ...] = Field(min_length=1, description="The table's methods.")
     ipc: tuple[int, ...] = Field((1,), min_length=1, description="Instances (clips) a class.")
     students: tuple[str, ...] = Field(("minic3d_bn",), min_length=1, description="Networks trained on distilled sets.")
     seeds: int = Field(5, ge=1, description="Seeds 0 … n−1; each draws the selection, the distillation, the student.")
     temperature: float = Field(1.0, gt=0, description="Of the teacher's outputs in soft and online recipes.")
     mix: MixParameters = MixParameters()
-    index: IndexParameters = IndexParameters()
-    decode: DecodeParameters = DecodeParameters()
-    teacher: TeacherParameters = TeacherParameters()
     student: StudentParameters = StudentParameters()
-    sprites: SpritesParameters = SpritesParameters()
 
     @model_validator(mode="after")
     def _sane(self) -> Experiment:
@@ -79,7 +91,7 @@ def load_preset(name: str) -> dict[str, Any]:
     return found
 
 
-def override(plain: dict[str, Any], settings: list[str]) -> dict[str, Any]:
+def override(plain: dict[str, Any], settings: list[str], model: type[DataRequest] = Experiment) -> dict[str, Any]:
     """Apply `key=value` settings, dotted for what is nested (`teacher.epochs=20`); values are YAML.
 
     `method.option=value` reaches the options of every cell of that method (`tsgf.iterations=50`).
@@ -92,7 +104,7 @@ def override(plain: dict[str, Any], settings: list[str]) -> dict[str, Any]:
         if not equals:
             raise RequestError(f"--set {setting!r} has no '=': write --set key=value, e.g. --set teacher.epochs=20.")
         try:
-            _put(plain, key.strip().split("."), yaml.safe_load(value))
+            _put(plain, key.strip().split("."), yaml.safe_load(value), model)
         except yaml.YAMLError as error:
             raise RequestError(
                 f"--set {setting!r}: {value!r} is not a YAML value, such as 3, [1, 5] or text."
@@ -100,14 +112,14 @@ def override(plain: dict[str, Any], settings: list[str]) -> dict[str, Any]:
     return plain
 
 
-def _put(plain: dict[str, Any], path: list[str], value: Any) -> None:
-    if path[0] not in Experiment.model_fields:
+def _put(plain: dict[str, Any], path: list[str], value: Any, model: type[DataRequest]) -> None:
+    if path[0] not in model.model_fields:
         cells = [cell for cell in plain.get("cells", []) if cell["method"] == path[0]]
         if not cells or len(path) < 2:
-            known = ", ".join(Experiment.model_fields)
+            known = ", ".join(model.model_fields)
             raise RequestError(
-                f"--set knows no parameter {'.'.join(path)!r}: choose one of {known}, "
-                "or a method of this run and its option."
+                f"--set knows no parameter {'.'.join(path)!r}, and {path[0]!r} is no method of this run: "
+                f"choose one of {known}, or a method and its option."
             )
         for cell in cells:
             _put_nested(cell.setdefault("options", {}), path[1:], value)
@@ -143,5 +155,7 @@ def checked(model: type[Model], plain: dict[str, Any], where: str) -> Model:
         name = ".".join(str(part) for part in first["loc"]) or where
         if first["type"] == "extra_forbidden":
             known = ", ".join(_fields_at(model, first["loc"][:-1]))
-            raise RequestError(f"{where} has no parameter {name!r}; it knows {known}.") from error
-        raise RequestError(f"{where}: {name} is {first['input']!r}: {first['msg']}.") from error
+            advice = f"it knows {known}" if known else "it has none"
+            raise RequestError(f"{where} has no parameter {name!r}; {advice}.") from error
+        said = f"{name} is {first['input']!r}: {first['msg']}" if first["loc"] else str(first["ctx"]["error"])
+        raise RequestError(f"{where}: {said}.") from error

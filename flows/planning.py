@@ -182,6 +182,10 @@ def work_units(kind: str, parameters: Mapping[str, Any], decode: DecodeParameter
     pixels = decode.frames * decode.size**2
     if kind == "block":
         return len(parameters["videos"]) * pixels
+    if kind == "tracks":
+        return len(parameters["videos"]) * PIXELS_A_SECOND  # CSRT: about a second a video
+    if kind == "detector":
+        return float(parameters["steps"] * parameters["batch_size"] * parameters["side"] ** 2)
     if kind == "teacher":
         return float(parameters["epochs"] * 400 * pixels)
     if kind == "score":

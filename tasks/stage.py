@@ -260,6 +260,7 @@ def perform(job: Job, runtime: Runtime) -> ArtifactRef | State[ArtifactRef]:
     """A task's body: the artifact's name, in a state called Cached where nothing had to be done."""
     from prefect.states import Completed
 
+    go_on()
     ref, cached = run_job(job, runtime)
     return Completed(name="Cached", data=ref) if cached else ref
 
@@ -268,7 +269,27 @@ ProgressListener = Callable[[str, int, int, str], None]
 _listeners: list[ProgressListener] = []
 
 
+_stopping = threading.Event()
+
+
+def stop_jobs() -> None:
+    """Every job of this process ends at its next progress report; what it had checkpointed stays."""
+    _stopping.set()
+
+
+def start_jobs() -> None:
+    """Undo `stop_jobs`."""
+    _stopping.clear()
+
+
+def go_on() -> None:
+    """Raises RunError where jobs are to stop."""
+    if _stopping.is_set():
+        raise RunError("The run was stopped: run the same command again to go on from here.")
+
+
 def report_progress(label: str, done: int, total: int, note: str = "") -> None:
+    go_on()
     for listener in _listeners:
         listener(label, done, total, note)
 
@@ -286,7 +307,7 @@ def listening(listener: ProgressListener) -> Iterator[None]:
 @cache
 def _versions() -> dict[str, str]:
     found = {}
-    for name in ("vidistill", "torch", "torchvision", "av", "zarr", "numcodecs", "numpy", "prefect"):
+    for name in ("vidistill", "torch", "torchvision", "av", "zarr", "numcodecs", "numpy", "prefect", "diffusers"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

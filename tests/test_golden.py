@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
+from safetensors.numpy import load_file
 
 from vidistill.flows.execution import data_runtime, find_videos
 from vidistill.flows.experiment import Graph, build
@@ -27,14 +29,34 @@ from vidistill.tasks.index import load_index
 from vidistill.tasks.sprites_stage import sprites_job
 from vidistill.tasks.stage import Job, Runtime, run_job, stage_of
 
+EXPERTS = {"epochs": 2, "batch_size": 8, "precision": "fp32"}
+TRAJECTORIES = {"iterations": 1, "experts": 1, "max_start_epoch": 1, "syn_steps": 2, "expert": EXPERTS}
+STATIC = {"iterations": 1, "batch_real": 2, "depth": 3}
+OPTIONS: dict[str, dict[str, object]] = {
+    "tsgf": {"iterations": 3, "group_classes": 4},
+    "random": {},
+    "dc": {"iterations": 1, "batch_real": 2},
+    "static_dc": STATIC,
+    "dm": {"iterations": 2, "batch_real": 2},
+    "mtt": TRAJECTORIES,
+    "frepo": {"iterations": 1, "batch_real": 4, "pool": 1},
+    "dm_vdsd": {"iterations": 1, "batch_real": 2, "static": STATIC},
+    "mtt_vdsd": TRAJECTORIES | {"static": STATIC},
+    "frepo_vdsd": {"iterations": 1, "batch_real": 4, "pool": 1, "static": STATIC},
+    "idtd": {"iterations": 2, "batch_real": 2},
+    "sfvd": TRAJECTORIES,
+    "sfvd_t": TRAJECTORIES,
+    "optdistill": {"grid": 1, "fallback": "whole", "training": {"steps": 20}},
+}
 EXPERIMENT = {
     "data": "sprites",
     "cells": [
         {
-            "method": "tsgf",
-            "options": {"iterations": 3, "precision": "fp32", "group_classes": 4},
-            "recipes": ["soft+tsgf"],
+            "method": name,
+            "options": options | ({"precision": "fp32"} if name != "random" else {}),
+            "recipes": ["soft+tsgf"] if name == "tsgf" else ["hard"],
         }
+        for name, options in OPTIONS.items()
     ],
     "seeds": 1,
     "sprites": {"size": 48, "frames": 12, "train_per_class": 2, "test_per_class": 1},
@@ -48,10 +70,30 @@ GOLDEN: dict[str, tuple[int, object]] = {
     "block": (1, [4, 4, 48, 48, 3, 59.839066116898145, 45.401230173918904]),
     "clips": (1, [0.241288, 0.22182, 0.207793, 0.167597, 0.125827, 0.067188]),
     "teacher": (1, [2.092992, 2.012164]),
-    "distilled": (1, [58.786865234375]),
+    "distilled tsgf": (1, [58.786865234375]),
     "joined": (1, [57.418009440104164]),
     "relabelled": (1, [57.23698820891204, 0.1240234375, -0.0093994140625, 0.018310546875]),
     "score": (1, [2.13473, 2.112054, 2.088037]),
+    "distilled random": (1, [57.424601236979164]),
+    "distilled dc": (1, [57.424601236979164]),
+    "distilled static_dc": (1, [56.194498697916664]),
+    "distilled dm": (1, [57.423769350405095]),
+    "expert": (1, [1, 3, 3642248, 0.004312883131206036, 0.0057484740391373634]),
+    "distilled mtt": (1, [59.87838179976852]),
+    "distilled frepo": (1, [57.424601236979164, -0.003075854852795601, -7.023321628570557, -9.214310646057129]),
+    "distilled dm_vdsd": (1, [58.45875831886574]),
+    "distilled mtt_vdsd": (1, [58.448531539351855]),
+    "distilled frepo_vdsd": (1, [58.639205367476855, -0.003075854852795601, -7.02329683303833, -9.214310646057129]),
+    "distilled idtd": (1, [57.44759566695602]),
+    "distilled sfvd": (1, [55.23631004050926]),
+    "distilled sfvd_t": (1, [56.77610948350694]),
+    "detector": (1, [3.4848798602038333]),
+    "tracks": (1, [2, "detections", "path", "reason", "shape", "tracks", "whole"]),
+    "crops": (
+        1,
+        [2, "border", "boxes", "crop", "length", "path", "reason", "sampling", "score", "scores", "shape", "whole"],
+    ),
+    "distilled optdistill": (1, [54.98952003761574]),
 }
 
 
@@ -85,6 +127,19 @@ def measure(store: Store, manifest: Manifest) -> object:
         return [round(value, 6) for value in (*table["mean"], *table["std"])]
     if manifest.kind == "teacher":
         return json.loads((folder / "curve.json").read_text())["loss"]
+    if manifest.kind == "expert":
+        weights_ESP = np.asarray(zarr.open_array(folder, path="trajectory", mode="r")[...])
+        return [
+            *weights_ESP.shape,
+            float(np.abs(weights_ESP[0, -1]).mean()),
+            float(np.abs(np.diff(weights_ESP)).mean()),
+        ]
+    if manifest.kind == "detector":
+        weights = load_file(folder / "weights.safetensors").values()
+        return [float(np.mean([np.abs(weight).mean() for weight in weights]))]
+    if manifest.kind in {"tracks", "crops"}:
+        outcomes = json.loads((folder / f"{manifest.kind}.json").read_text())
+        return [len(outcomes), *sorted(outcomes[0])]
     if manifest.kind == "score":
         return list(load_score(folder).loss)
     made = DistilledSet.load(folder)
@@ -96,8 +151,9 @@ def measured(folder: Path) -> dict[str, tuple[int, object]]:
     store, jobs = run_all(folder)
     found: dict[str, tuple[int, object]] = {}
     for job in jobs:
-        if job.stage not in found and job.stage != "report":
-            found[job.stage] = (stage_of(job).version, measure(store, store.manifest(job.ref)))
+        name = " ".join(filter(None, [job.stage, job.parameters.get("method")]))
+        if name not in found and job.stage != "report":
+            found[name] = (stage_of(job).version, measure(store, store.manifest(job.ref)))
     return found
 
 

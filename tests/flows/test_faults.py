@@ -57,12 +57,14 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, videos: Path, server) -> 
     return folder / "store"
 
 
-def start(folder: Path, videos: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
+def start(folder: Path, videos: Path, variables: dict[str, str], *more: str) -> subprocess.Popen[bytes]:
+    """A run in a process group of its own, which writes what it says to `said`."""
     folder.mkdir(exist_ok=True)
-    command = [str(BIN / "vidistill"), "run", "--data", str(videos), *ARGUMENTS, "--store", str(folder / "store")]
+    store = str(folder / "store")
+    command = [str(BIN / "vidistill"), "run", "--data", str(videos), *ARGUMENTS, "--store", store, *more]
     env = environment(folder / "home", **variables)
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, **quiet)
+    with (folder / "said").open("wb") as said:
+        return subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, stdout=said, stderr=said)
 
 
 def wait_for(store: Path, manifests: int, process: subprocess.Popen[bytes]) -> bool:
@@ -131,6 +133,26 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path, videos: Path, server, unb
         deployed.run(experiment)
     assert before.items() <= made(tmp_path / "store").items(), "a committed artifact was made again"
     assert whole(tmp_path / "store") == whole(unbroken)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_stop_does_so_soon(tmp_path: Path, videos: Path, sent: signal.Signals) -> None:
+    """At its next step, with the last checkpoint in the store and the server that it started gone."""
+    run = start(tmp_path, videos, {}, "--set", "teacher.epochs=5000")
+    store = tmp_path / "store"
+    deadline = time.monotonic() + 200
+    while not list(store.glob("teacher-checkpoint/*")):
+        assert run.poll() is None, (tmp_path / "said").read_text()
+        assert time.monotonic() < deadline, "the run makes no progress"
+        time.sleep(0.1)
+    run.send_signal(sent)
+    assert run.wait(timeout=60) == 130
+    assert (tmp_path / "said").read_text().endswith("stopped; run the same command again to go on from here.\n")
+    assert "Traceback" not in (tmp_path / "said").read_text()
+    assert list(store.glob("teacher-checkpoint/*"))
+    assert not list((store / ".staging").glob("*"))
+    with pytest.raises(ProcessLookupError):
+        os.killpg(run.pid, 0)
 
 
 def test_damage_is_found_said_and_mended(tmp_path: Path, videos: Path, server, unbroken: Path) -> None:

@@ -1,0 +1,103 @@
+"""The flow `pool`: from videos to generated clips that every selection method reads, made once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from vidistill.flows.execution import data_runtime, find_videos, refuse_inside, run_graph
+from vidistill.flows.experiment import Graph
+from vidistill.flows.parameters import SPRITES, PoolRequest
+from vidistill.flows.progress import publishing_progress
+from vidistill.storage.opening import default_location, open_store
+from vidistill.storage.pool import Pool
+from vidistill.storage.store import ArtifactRef, Store
+from vidistill.tasks.decode import block_jobs, clips_job
+from vidistill.tasks.generate.autoencoder import FACTS as AUTOENCODER_FACTS
+from vidistill.tasks.generate.pool import pool_of
+from vidistill.tasks.generate.quality import FACTS as QUALITY_FACTS
+from vidistill.tasks.generate.quality import SHEET, load_quality, quality_job
+from vidistill.tasks.index import IndexTable, index_job
+from vidistill.tasks.methods import Given
+from vidistill.tasks.sprites_stage import sprites_job
+from vidistill.tasks.stage import Runtime
+from vidistill.tasks.teacher import teacher_job
+
+WORKERS = os.cpu_count() or 1
+
+
+@flow(name="pool", task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))  # type: ignore[arg-type]
+def pool(request: PoolRequest, runtime: Runtime | None = None, out: Path | None = None) -> ArtifactRef:
+    """Generate a pool of clips of a labelled video data set, or the part of it that the store lacks.
+
+    Args:
+        request: the data, the generator, the sampler and the clips a class.
+        runtime: store, device, threads and time limits; the store of this user by default.
+        out: a folder for pool.md, quality.json and sheet.png; the store alone where it is not given.
+
+    Returns:
+        The artifact of the pool's quality, whose input `pool` is the pool.
+    """
+    runtime = runtime or Runtime(store=default_location())
+    refuse_inside(request, runtime)
+    with publishing_progress():
+        if request.data == SPRITES:
+            run_graph(Graph({(job := sprites_job(request.sprites)).ref: job}), runtime)
+        runtime = data_runtime(request, runtime)
+        graph, ref = build_pool(request, find_videos(request, runtime, WORKERS))
+        run_graph(graph, runtime)
+    publish(open_store(runtime.store), ref, out)
+    return ref
+
+
+def publish(store: Store, ref: ArtifactRef, out: Path | None) -> None:
+    """Copy the pool's quality and contact sheet out of the store, and show them in the Prefect UI."""
+    words, folder = described(store, ref), store.folder(ref)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "pool.md").write_text(words)
+        for name in (QUALITY_FACTS, SHEET):
+            shutil.copyfile(folder / name, out / name)
+    create_markdown_artifact(words, key="distill-pool", description=f"Pool {store.manifest(ref).inputs['pool'][0].key}")
+
+
+def build_pool(request: PoolRequest, table: IndexTable) -> tuple[Graph, ArtifactRef]:
+    """All jobs of a pool, its quality last, and the quality's reference."""
+    graph = Graph()
+    index = graph.add(index_job(table, request.index))
+    blocks = block_jobs(table, request.decode, "train")
+    graph.add(*blocks)
+    train = graph.add(clips_job(index, request.decode, "train", blocks))
+    teacher = teacher_job(train, request.teacher)
+    root = None if request.data == SPRITES else Path(request.data).expanduser()
+    given = Given(index, train, teacher, table, request.decode, root, graph.add)
+    made = pool_of(given, request.pool)
+    return graph, graph.add(quality_job(made, train, graph.add(teacher)))
+
+
+def described(store: Store, ref: ArtifactRef) -> str:
+    """A pool and its quality in Markdown."""
+    manifest = store.manifest(ref)
+    pool_ref = manifest.inputs["pool"][0]
+    made, found, facts = Pool(store, pool_ref), load_quality(store.folder(ref)), store.manifest(pool_ref)
+    codec = json.loads((store.folder(facts.inputs["autoencoder"][0]) / AUTOENCODER_FACTS).read_text())
+    sampler, size = made.facts["sampler"], "×".join(map(str, made.shape_THWC[:3]))
+    how = f"{sampler['method']}, {sampler['steps']} steps, guidance {sampler['guidance']:g}, seed {made.facts['seed']}"
+    network = facts.record["generator"]["size"]
+    lines = [
+        f"**{len(made)} clips of {len(made.classes)} classes**, {size}, by Latte {network}: {how}",
+        "",
+        f"- the teacher names the class of {found.accuracy:.1%}",
+        f"- Fréchet distance in its features: {found.fvd:.2f}; between halves of the real clips: {found.fvd_real:.2f}",
+        f"- distance to the nearest training clip: {found.nearest_median:.2f}; of real ones: {found.nearest_real:.2f}",
+        f"- {found.copied:.1%} lie nearer to a training clip than 99 % of the training clips lie to another",
+        f"- autoencoder: factor {codec['factor']}, {codec['error']:.1f} levels of 255 off, {codec['psnr']:.1f} dB",
+        *(f"- warning: {warning}" for warning in facts.record["warnings"]),
+    ]
+    return "\n".join(lines) + "\n"

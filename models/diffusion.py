@@ -1,0 +1,67 @@
+"""The diffusion that Latte is trained under: 1,000 steps, linear betas, noise prediction (Ho et al. 2020).
+
+Legend: B clips, C latent channels, T frames, H, W latent height and width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+STEPS, BETA_FIRST, BETA_LAST = 1000, 1e-4, 0.02
+
+
+def alphas_cumulated() -> Tensor:
+    """ᾱ of each step: (1000,) float64."""
+    return torch.cumprod(1 - torch.linspace(BETA_FIRST, BETA_LAST, STEPS, dtype=torch.float64), dim=0)
+
+
+def noised(z_BCTHW: Tensor, noise_BCTHW: Tensor, steps_B: Tensor) -> Tensor:
+    """√ᾱ·z + √(1 − ᾱ)·noise (Ho et al. 2020, Eq. 4)."""
+    alpha = _of_step(alphas_cumulated(), steps_B, z_BCTHW)
+    return alpha.sqrt() * z_BCTHW + (1 - alpha).sqrt() * noise_BCTHW
+
+
+def diffusion_loss(output: Tensor, z_BCTHW: Tensor, noise_BCTHW: Tensor, steps_B: Tensor) -> Tensor:
+    """Squared error of the noise; with 2·C outputs plus the variance's share of the variational bound.
+
+    Args:
+        output: (B, C, T, H, W), or (B, 2·C, T, H, W) with a learned variance.
+        z_BCTHW: clean latents.
+        noise_BCTHW: what was added.
+        steps_B: 0…999.
+    """
+    channels = z_BCTHW.shape[1]
+    predicted = output[:, :channels].float()
+    loss = F.mse_loss(predicted, noise_BCTHW)
+    if output.shape[1] == channels:
+        return loss
+    place = output[:, channels:].float()
+    return loss + variance_bound(predicted.detach(), place, z_BCTHW, noise_BCTHW, steps_B)
+
+
+def variance_bound(predicted: Tensor, place: Tensor, z_BCTHW: Tensor, noise_BCTHW: Tensor, steps_B: Tensor) -> Tensor:
+    """KL(q(z₋₁|z, z₀) ‖ p(z₋₁|z)) in bits a value, in which only the variance learns (Nichol & Dhariwal 2021, §3.1).
+
+    `place` in [−1, 1] lies between the logarithms of the posterior's variance and of β (their Eq. 15). Steps that
+    clean the last noise (0) have no posterior and count nothing. Their λ = 0.001 times the sum over 1,000 steps is the
+    mean over uniformly drawn steps, so that this is added to the squared error as it is.
+    """
+    betas = torch.linspace(BETA_FIRST, BETA_LAST, STEPS, dtype=torch.float64)
+    whole = alphas_cumulated()
+    before = torch.cat([torch.ones(1, dtype=torch.float64), whole[:-1]])
+    posterior = betas * (1 - before) / (1 - whole)
+    posterior[0] = posterior[1]
+    low, high = (_of_step(variance.log(), steps_B, z_BCTHW) for variance in (posterior, betas))
+    share = (place + 1) / 2
+    variance_log = share * high + (1 - share) * low
+    to_mean = _of_step(betas / ((1 - whole).sqrt() * (1 - betas).sqrt()), steps_B, z_BCTHW)
+    gap = to_mean * (predicted - noise_BCTHW)  # of the means, as both are linear in the noise
+    divergence = 0.5 * (variance_log - low - 1 + (low - variance_log).exp() + gap**2 * (-variance_log).exp())
+    counted = (steps_B > 0).to(divergence.dtype)[:, None, None, None, None]
+    return (divergence * counted).mean() / torch.log(torch.tensor(2.0))
+
+
+def _of_step(values: Tensor, steps_B: Tensor, like: Tensor) -> Tensor:
+    return values.to(like.device)[steps_B].to(like.dtype)[:, None, None, None, None]

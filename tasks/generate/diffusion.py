@@ -1,0 +1,215 @@
+"""Diffusion: Latte trained on the latents of the training split (S4, §4; methods §9), or fine-tuned from its release.
+
+Shapes: B clips a batch, N clips, V views (mirrored ones too), C latent channels, T frames; latents are h×w.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vidistill.storage.clips import Clips
+from vidistill.storage.errors import RequestError
+from vidistill.storage.parameters import Parameters
+from vidistill.storage.pool import open_latent_array
+from vidistill.storage.store import ArtifactRef, Store
+from vidistill.tasks import training
+from vidistill.tasks.generate.autoencoder import known_by
+from vidistill.tasks.generate.optimising import AdamParameters, fit, write_curve
+from vidistill.tasks.stage import Job, Work, stage
+from vidistill.tasks.training import Device, Precision, generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vidistill.models.latte import Latte
+
+WEIGHTS, FACTS, PLACE = "weights.safetensors", "latte.json", "latte"
+LEAK = (
+    "The released class-conditional UCF101 checkpoint of Latte was trained on all videos of UCF101, without regard to "
+    "its splits: scores on UCF101's test videos, or on those of a subset of it, are not clean."
+)
+PRELOAD_BYTES = 2 << 30
+log = logging.getLogger("vidistill")
+
+
+class LatteParameters(Parameters):
+    """The transformer and its training.
+
+    Published (methods §9): XL, patches of 2, learned sigma, a constant 1e-4, EMA 0.9999, a million steps of 40 clips.
+    The defaults are for small clips on two cores.
+    """
+
+    size: Literal["micro", "mini", "S", "B", "L", "XL"] = Field("micro", description="1.9 M to 674 M parameters.")
+    patch: int = Field(1, ge=1, description="Side of a token in latents; published: 2, of latents of 32×32.")
+    learned_sigma: bool = Field(False, description="Learn the variance too; the released checkpoint does.")
+    label_dropout: float = Field(0.1, ge=0, lt=1, description="Share of clips trained without their label.")
+    pretrained: str = Field("", description="A released checkpoint (.pt or .safetensors) to fine-tune from.")
+    new_labels: bool = Field(True, description="Fine-tune with a new label table; without: the classes are its own.")
+    steps: int = Field(6000, ge=0, description="0: the checkpoint as it is.")
+    batch_size: int = Field(16, ge=1, description="Clips a step.")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="Of the averaged weights, which generate.")
+    adam: AdamParameters = AdamParameters(lr=5e-4, decay_share=0.2)
+    precision: Precision = "auto"
+    seed: int = 0
+    checkpoint_steps: int = Field(500, ge=1)
+
+
+def latte_job(clips: ArtifactRef, latents: ArtifactRef, parameters: LatteParameters) -> Job:
+    """The job that trains a transformer.
+
+    Raises:
+        RequestError: the checkpoint to start from is not a file.
+    """
+    inputs = {"clips": clips, "latents": latents}
+    if not parameters.pretrained:
+        return latte(parameters, inputs, label=f"latte {parameters.size}")
+    path = Path(parameters.pretrained).expanduser()
+    if not path.is_file():
+        raise RequestError(f"There is no checkpoint {path}: give the file of a released Latte, such as ucf101.pt.")
+    known = parameters.model_copy(update={"pretrained": known_by(parameters.pretrained)})
+    job = latte(known, inputs, label=f"latte {parameters.size}")
+    return job.model_copy(update={"places": {PLACE: str(path.absolute())}})
+
+
+@stage("latte", version=1, threads="all")
+def latte(work: Work) -> None:
+    from safetensors.torch import save_file
+
+    parameters = LatteParameters.model_validate(work.job.parameters)
+    device = Device.of(work, parameters.precision)
+    clips = Clips(work.store, work.ref("clips"))
+    batches = LatentBatches.of(work.input("latents"), clips, parameters, device)
+    shape, classes = batches.shape_CTHW, len(clips.classes)
+    network = built(parameters, classes, shape)
+    warnings = _start_from(network, work.job.places[PLACE], parameters) if parameters.pretrained else []
+    weights, curve = fit(
+        network, lambda step: batches.loss(network, step), parameters.steps, parameters.adam, device, work,
+        checkpoint_every=parameters.checkpoint_steps, ema_decay=parameters.ema_decay,
+    )  # fmt: skip
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, work.folder / WEIGHTS)
+    write_curve(work.folder, curve)
+    facts = {"classes": classes, "shape_CTHW": shape, "warnings": warnings,
+             "parameters": sum(weight.numel() for weight in weights.values())}  # fmt: skip
+    (work.folder / FACTS).write_text(json.dumps(facts, indent=1))
+    work.record(seeds=[parameters.seed], counts={"clips": len(clips)}, warnings=warnings, **device.facts())
+
+
+@dataclass(frozen=True)
+class LatentBatches:
+    """What a step trains on, all of it drawn from (seed, step)."""
+
+    views_NVCTHW: Any
+    labels_N: NDArray[np.int64]
+    classes: int
+    parameters: LatteParameters
+    device: Device
+
+    @staticmethod
+    def of(folder: Path, clips: Clips, parameters: LatteParameters, device: Device) -> LatentBatches:
+        """Latents of at most 2 GiB are held in memory."""
+        array = open_latent_array(folder)
+        views = array[...] if array.nbytes <= PRELOAD_BYTES else array
+        return LatentBatches(views, clips.labels_N, len(clips.classes), parameters, device)
+
+    @property
+    def shape_CTHW(self) -> tuple[int, int, int, int]:
+        return tuple(self.views_NVCTHW.shape[2:])
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """z_BCTHW, noise_BCTHW, steps_B (0…999) and labels_B, where a dropped label is `classes`: none."""
+        import torch
+
+        from vidistill.models.diffusion import STEPS
+
+        random = generator(self.parameters.seed, step, 5)
+        rows = random.integers(len(self.labels_N), size=self.parameters.batch_size)
+        views = random.integers(self.views_NVCTHW.shape[1], size=len(rows))
+        z_BCTHW = np.stack([self.views_NVCTHW[row, view] for row, view in zip(rows, views, strict=True)])
+        noise_BCTHW = random.standard_normal(z_BCTHW.shape, dtype=np.float32)
+        steps_B = random.integers(STEPS, size=len(rows))
+        dropped = random.random(len(rows)) < self.parameters.label_dropout
+        labels_B = np.where(dropped, self.classes, self.labels_N[rows])
+        place = self.device.torch_device
+        arrays = (z_BCTHW.astype(np.float32), noise_BCTHW, steps_B, labels_B)
+        z, noise, steps, labels = (torch.from_numpy(array).to(place) for array in arrays)
+        return z, noise, steps, labels
+
+    def loss(self, network: Latte, step: int) -> Tensor:
+        from vidistill.models.diffusion import diffusion_loss, noised
+
+        z_BCTHW, noise_BCTHW, steps_B, labels_B = self(step)
+        with self.device.autocast():
+            output = network(noised(z_BCTHW, noise_BCTHW, steps_B), steps_B, labels_B)
+        return diffusion_loss(output, z_BCTHW, noise_BCTHW, steps_B)
+
+
+def built(parameters: LatteParameters, classes: int, shape_CTHW: tuple[int, ...]) -> Latte:
+    """A freshly initialised transformer for latents of this shape, drawn from the seed.
+
+    Raises:
+        RequestError: the patch does not divide the latents.
+    """
+    from vidistill.models.latte import SIZES, Latte
+
+    channels, frames, side = shape_CTHW[:3]
+    with training.seeded(parameters.seed):
+        try:
+            return Latte(classes, frames, side, SIZES[parameters.size], channels=channels, patch=parameters.patch,
+                         learned_sigma=parameters.learned_sigma)  # fmt: skip
+        except ValueError as error:
+            raise RequestError(f"The transformer cannot be built: {error}.") from error
+
+
+def _start_from(network: Latte, place: str, parameters: LatteParameters) -> list[str]:
+    """Load a released checkpoint into the network; what the report has to warn of."""
+    from vidistill.models.latte import load_published
+
+    try:
+        load_published(network, read_checkpoint(Path(place)), new_labels=parameters.new_labels)
+    except ValueError as error:
+        raise RequestError(
+            f"The weights {place} do not fit a Latte {parameters.size} with patches of {parameters.patch} and "
+            f"learned_sigma={parameters.learned_sigma}: {error}."
+        ) from error
+    log.warning(LEAK)
+    return [LEAK]
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The names and tensors of a checkpoint file: its averaged weights where it has them, otherwise its last ones.
+
+    Raises:
+        RequestError: it cannot be read as weights.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise RequestError(f"The weights {path} cannot be read ({why}): give a .pt or .safetensors file.") from error
+    state: dict[str, Tensor] = found.get("ema", found.get("model", found))
+    return state
+
+
+def load_latte(store: Store, ref: ArtifactRef, device: Device) -> Latte:
+    """The transformer with its averaged weights, in evaluation mode on the device."""
+    from safetensors.torch import load_file
+
+    folder = store.folder(ref)
+    facts = json.loads((folder / FACTS).read_text())
+    parameters = LatteParameters.model_validate(store.manifest(ref).parameters)
+    network = built(parameters, facts["classes"], tuple(facts["shape_CTHW"]))
+    network.load_state_dict(load_file(folder / WEIGHTS))
+    return network.to(device.torch_device).eval().requires_grad_(False)

@@ -1,0 +1,169 @@
+"""Sample: clips from the transformer, in parts of fixed size, each an artifact of its own.
+
+A clip is drawn by (seed, class, index) alone, so that parts can be made anywhere, in any order, and more of them later.
+
+Shapes: B clips a batch, N clips a part, C latent channels, T frames, h, w latent height and width.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from vidistill.storage.clips import create_clip_array, open_clip_array
+from vidistill.storage.errors import RequestError
+from vidistill.storage.parameters import Parameters
+from vidistill.storage.pool import create_latent_array
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.generate.autoencoder import decoded, load_codec
+from vidistill.tasks.generate.diffusion import load_latte
+from vidistill.tasks.stage import Job, Work, stage
+from vidistill.tasks.training import Device, Precision, generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vidistill.models.latte import Latte
+
+FIRST_NOISE, STEP_NOISE = 6, 7
+
+
+class SamplerParameters(Parameters):
+    """How noise becomes clips. Published: 250 steps of DDPM, guidance 7 (methods §9)."""
+
+    method: Literal["ddim", "dpm", "ddpm"] = Field(
+        "dpm", description="ddim; dpm: DPM-Solver++ of second order; ddpm: the published one, slow and stochastic."
+    )
+    steps: int = Field(25, ge=1, le=1000)
+    guidance: float = Field(3.0, ge=1, description="Scale of classifier-free guidance; 1 is none, and half the work.")
+    batch_size: int = Field(10, ge=1, description="Clips at a time.")
+    precision: Precision = "auto"
+
+
+class PartParameters(Parameters):
+    """Clips number first … first + count − 1 of a class."""
+
+    sampler: SamplerParameters
+    seed: int
+    label: int
+    first: int
+    count: int
+
+
+def part_jobs(
+    latte: ArtifactRef, codec: ArtifactRef, sampler: SamplerParameters, seed: int, classes: Sequence[str],
+    clips_a_class: int, part_clips: int,
+) -> list[Job]:  # fmt: skip
+    """The parts that hold so many clips a class, class by class; the last of a class is whole too."""
+    inputs = {"latte": latte, "autoencoder": codec}
+    return [
+        pool_part(
+            PartParameters(sampler=sampler, seed=seed, label=label, first=first, count=part_clips),
+            inputs,
+            label=f"generate {name} {first}–{first + part_clips - 1}",
+        )
+        for label, name in enumerate(classes)
+        for first in range(0, clips_a_class, part_clips)
+    ]
+
+
+@stage("pool-part", version=1, threads="all")
+def pool_part(work: Work) -> None:
+    parameters = PartParameters.model_validate(work.job.parameters)
+    sampler, numbers = parameters.sampler, range(parameters.first, parameters.first + parameters.count)
+    device = Device.of(work, sampler.precision)
+    network = load_latte(work.store, work.ref("latte"), device)
+    codec = load_codec(work.store, work.ref("autoencoder"), device)
+    shape_CTHW = (network.channels, network.frames, network.side, network.side)
+    size = network.side * codec.factor
+    clips = create_clip_array(work.folder, (parameters.count, shape_CTHW[1], size, size, 3))
+    latents = create_latent_array(work.folder, (parameters.count, *shape_CTHW))
+    for start in range(0, parameters.count, sampler.batch_size):
+        rows = numbers[start : start + sampler.batch_size]
+        z_BCTHW = sampled(network, sampler, parameters.seed, parameters.label, rows, shape_CTHW, device)
+        stop = start + len(rows)
+        latents[start:stop] = z_BCTHW.cpu().numpy().astype(np.float16)
+        clips[start:stop] = decoded(codec, z_BCTHW, device)
+        work.progress(stop, parameters.count)
+    work.record(seeds=[parameters.seed], counts={"clips": parameters.count}, **device.facts())
+
+
+def sampled(
+    network: Latte, sampler: SamplerParameters, seed: int, label: int, numbers: Sequence[int],
+    shape_CTHW: tuple[int, ...], device: Device,
+) -> Tensor:  # fmt: skip
+    """Latents of these clips of a class: float32 (B, C, T, h, w).
+
+    Raises:
+        RequestError: diffusers is not installed.
+    """
+    import torch
+
+    scheduler = scheduler_of(sampler, network)
+    first = [generator(seed, label, number, FIRST_NOISE).standard_normal(shape_CTHW, dtype=np.float32)
+             for number in numbers]  # fmt: skip
+    z_BCTHW = torch.from_numpy(np.stack(first)).to(device.torch_device)
+    labels_B = torch.full((len(numbers),), label, device=device.torch_device)
+    draws = {"generator": _generators(seed, label, numbers)} if sampler.method == "ddpm" else {}
+    with torch.inference_mode():
+        for step in scheduler.timesteps:
+            steps_B = step.to(device.torch_device).expand(len(numbers))
+            with device.autocast():
+                output = network.guided(z_BCTHW, steps_B, labels_B, sampler.guidance).float()
+            if sampler.method != "ddpm":
+                output = output[:, : network.channels]
+            z_BCTHW = scheduler.step(output, step, z_BCTHW, **draws).prev_sample
+    return z_BCTHW
+
+
+def scheduler_of(sampler: SamplerParameters, network: Latte) -> Any:
+    """One of diffusers' schedulers, set to the diffusion that the transformer was trained under."""
+    from vidistill.models.diffusion import BETA_FIRST, BETA_LAST, STEPS
+
+    try:
+        diffusers: Any = importlib.import_module("diffusers")
+    except ImportError as error:
+        raise RequestError("Generating clips needs diffusers: `pip install 'vidistill[pool]'`.") from error
+    betas = {"num_train_timesteps": STEPS, "beta_start": BETA_FIRST, "beta_end": BETA_LAST, "beta_schedule": "linear"}
+    if sampler.method == "dpm":
+        made = diffusers.DPMSolverMultistepScheduler(**betas, algorithm_type="dpmsolver++", solver_order=2)
+    elif sampler.method == "ddim":
+        made = diffusers.DDIMScheduler(**betas, clip_sample=False, timestep_spacing="trailing")
+    else:
+        variance = "learned_range" if network.learned_sigma else "fixed_large"
+        made = diffusers.DDPMScheduler(**betas, clip_sample=False, variance_type=variance)
+    made.set_timesteps(sampler.steps)
+    return made
+
+
+def _generators(seed: int, label: int, numbers: Sequence[int]) -> list[Any]:
+    """Of the noise of each step: one a clip, on the CPU, so that batches do not matter."""
+    import torch
+
+    seeds = (int(generator(seed, label, number, STEP_NOISE).integers(2**62)) for number in numbers)
+    return [torch.Generator().manual_seed(one) for one in seeds]
+
+
+class ResizeParameters(Parameters):
+    size: int
+
+
+@stage("pool-part-resized", version=1)
+def resized(work: Work) -> None:
+    """A part's clips at another size: averaged areas where they shrink, cubic where they grow."""
+    import torch
+
+    size = ResizeParameters.model_validate(work.job.parameters).size
+    source = open_clip_array(work.input("part"))
+    n, t = source.shape[:2]
+    array = create_clip_array(work.folder, (n, t, size, size, 3))
+    mode = "area" if size < source.shape[2] else "bicubic"
+    for row in range(n):
+        frames_TCHW = torch.from_numpy(np.asarray(source[row])).permute(0, 3, 1, 2).float()
+        scaled = torch.nn.functional.interpolate(frames_TCHW, size=(size, size), mode=mode)
+        array[row] = scaled.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    work.record(counts={"clips": n})

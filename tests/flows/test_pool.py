@@ -1,0 +1,82 @@
+"""The flow `pool`: what is asked for again is cached, and more clips cost the new parts alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flow_running import CLASSES
+from method_contract import DECODE
+
+from vidistill.flows.cli import app
+from vidistill.flows.parameters import PoolRequest, override
+from vidistill.flows.pool import pool
+from vidistill.models.latte import SIZES, Size
+from vidistill.storage.errors import RequestError
+from vidistill.storage.pool import Pool
+from vidistill.storage.store import Store
+from vidistill.tasks.generate.autoencoder import AutoencoderParameters
+from vidistill.tasks.generate.diffusion import LatteParameters
+from vidistill.tasks.generate.pool import PoolParameters
+from vidistill.tasks.generate.sample import SamplerParameters
+from vidistill.tasks.stage import Runtime
+from vidistill.tasks.teacher import TeacherParameters
+
+POOL = PoolParameters(
+    clips_a_class=2,
+    part_clips=2,
+    autoencoder=AutoencoderParameters(width=8, steps=2, batch_frames=2, precision="fp32"),
+    latte=LatteParameters(steps=2, batch_size=2, precision="fp32"),
+    sampler=SamplerParameters(steps=2, precision="fp32"),
+)
+
+
+def states() -> Counter[tuple[str, str]]:
+    """How many task runs of the server are in which state, by the task's name."""
+    from prefect import get_client
+
+    with get_client(sync_client=True) as client:
+        runs = client.read_task_runs(limit=200)
+    return Counter((run.name.split(" ")[0], run.state_name) for run in runs)
+
+
+def test_more_clips_cost_their_parts_alone(
+    videos: Path, prefect_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(SIZES, "micro", Size(2, 32, 2))
+    runtime = Runtime(store=str(tmp_path / "store"), device="cpu", threads=1)
+    request = PoolRequest(
+        data=str(videos), decode=DECODE, teacher=TeacherParameters(epochs=1, precision="fp32"), pool=POOL
+    )
+    before = states()
+    first = pool(request, runtime, tmp_path / "out")
+    made = states() - before
+    assert made["generate", "Completed"] == len(CLASSES)
+    assert not [name for name, state in made if state == "Cached"]
+    more = request.model_copy(update={"pool": POOL.model_copy(update={"clips_a_class": 3})})
+    second = pool(more, runtime, tmp_path / "out")
+    again = states() - before - made
+    assert {name for name, state in again if state == "Completed"} == {"generate", "pool", "quality"}
+    assert again["generate", "Completed"] == again["generate", "Cached"] == len(CLASSES)
+    store = Store(tmp_path / "store")
+    sizes = [len(Pool(store, store.manifest(ref).inputs["pool"][0])) for ref in (first, second)]
+    assert sizes == [2 * len(CLASSES), 3 * len(CLASSES)]
+    assert len(json.loads((tmp_path / "out" / "quality.json").read_text())["nearest"]) == sizes[1]
+    assert "**9 clips of 3 classes**, 4×48×48, by Latte micro" in (tmp_path / "out" / "pool.md").read_text()
+    assert (tmp_path / "out" / "sheet.png").is_file()
+
+
+def test_settings_reach_the_pool() -> None:
+    plain = override({"data": "sprites"}, ["pool.sampler.steps=7", "pool.latte.size=S"], PoolRequest)
+    request = PoolRequest.model_validate(plain)
+    assert (request.pool.sampler.steps, request.pool.latte.size) == (7, "S")
+    with pytest.raises(RequestError, match="knows no parameter 'cells'"):
+        override({"data": "sprites"}, ["cells=1"], PoolRequest)
+
+
+def test_the_command_is_there() -> None:
+    assert "pool" in {command.callback.__name__ for command in app.registered_commands if command.callback}

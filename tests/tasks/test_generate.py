@@ -1,0 +1,244 @@
+"""The generator's stages: the autoencoder, the latents, the transformer, and what a killed run leaves of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from method_contract import Bench
+from safetensors.torch import load_file
+
+from vidistill.models.latte import SIZES, Size
+from vidistill.storage.errors import RequestError
+from vidistill.storage.pool import open_latent_array
+from vidistill.storage.store import ArtifactRef, Store
+from vidistill.tasks.generate.autoencoder import (
+    AutoencoderParameters,
+    autoencoder_job,
+    decoded,
+    encoded,
+    latents_job,
+    load_codec,
+)
+from vidistill.tasks.generate.diffusion import LEAK, LatentBatches, LatteParameters, latte_job, load_latte
+from vidistill.tasks.generate.optimising import AdamParameters, averaged
+from vidistill.tasks.stage import Job, Runtime, listening, run_job
+
+FAST = AdamParameters(lr=3e-3, warmup_steps=2)
+CODEC = AutoencoderParameters(width=8, steps=8, batch_frames=4, adam=FAST, precision="fp32", checkpoint_steps=3)
+LATTE = LatteParameters(steps=8, batch_size=4, adam=FAST, precision="fp32", checkpoint_steps=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_transformer():
+    patch = pytest.MonkeyPatch()
+    patch.setitem(SIZES, "micro", Size(2, 32, 2))
+    yield
+    patch.undo()
+
+
+@dataclass(frozen=True)
+class Made:
+    store: Store
+    runtime: Runtime
+    bench: Bench
+    codec: ArtifactRef
+    latents: ArtifactRef
+
+    def do(self, job: Job) -> ArtifactRef:
+        return run_job(job, self.runtime)[0]
+
+    def latte(self, parameters: LatteParameters) -> Job:
+        return latte_job(self.bench.given.train, self.latents, parameters)
+
+    def facts(self, ref: ArtifactRef, name: str) -> Any:
+        return json.loads((self.store.folder(ref) / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def made(bench: Bench) -> Made:
+    codec = run_job(autoencoder_job(bench.given.train, CODEC), bench.runtime)[0]
+    latents = run_job(latents_job(bench.given.train, codec, "fp32"), bench.runtime)[0]
+    return Made(bench.store, bench.runtime, bench, codec, latents)
+
+
+def killed_and_resumed(made: Made, job: Job, at: int) -> list[int]:
+    """Kill a job at a step, run it again; the steps of the second run."""
+
+    def kill(_label: str, done: int, _total: int, _note: str) -> None:
+        if done == at:
+            raise KeyboardInterrupt
+
+    with listening(kill), pytest.raises(KeyboardInterrupt):
+        run_job(job, made.runtime)
+    steps: list[int] = []
+    with listening(lambda _label, step, _total, _note: steps.append(step)):
+        run_job(job, made.runtime)
+    return steps
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "latte"])
+def test_a_killed_training_ends_with_the_same_bytes(made: Made, kind: str) -> None:
+    train = made.bench.given.train
+    job = autoencoder_job(train, CODEC) if kind == "autoencoder" else made.latte(LATTE)
+    whole = load_file(made.store.folder(made.do(job)) / "weights.safetensors")
+    curve = made.facts(job.ref, "curve.json")
+    made.store.discard(job.ref)
+    steps = killed_and_resumed(made, job, at=5)
+    assert steps[0] == 4  # the checkpoint is of step 3
+    again = load_file(made.store.folder(job.ref) / "weights.safetensors")
+    assert all(torch.equal(again[name], weight) for name, weight in whole.items())
+    assert made.facts(job.ref, "curve.json") == curve
+    assert curve["steps"][-1] == 8
+
+
+def test_the_autoencoder_learns_and_its_error_is_recorded(made: Made) -> None:
+    longer = CODEC.model_copy(update={"steps": 60})
+    short, long = (made.facts(ref, "autoencoder.json") for ref in
+                   (made.codec, made.do(autoencoder_job(made.bench.given.train, longer))))  # fmt: skip
+    assert long["error"] < short["error"]
+    assert long["psnr"] > short["psnr"]
+    device, clips_NTHWC = made.bench.device, made.bench.clips.read(range(len(made.bench.clips)))
+    codec = load_codec(made.store, made.codec, device)
+    round_trip = decoded(codec, encoded(codec, clips_NTHWC, device), device).astype(float)
+    assert np.abs(round_trip - clips_NTHWC).mean() == pytest.approx(short["error"], rel=0.02)
+
+
+def test_latents_are_normalised_and_hold_every_view_and_its_mirror(made: Made) -> None:
+    array = open_latent_array(made.store.folder(made.latents))
+    clips = made.bench.clips
+    mirrors = 2 if clips.table.flips else 1
+    assert array.shape == (len(clips), mirrors * clips.table.views, 4, 4, 6, 6)
+    z = np.asarray(array[:, 0], dtype=np.float64)
+    assert np.abs(z.mean((0, 2, 3, 4))).max() < 0.1
+    assert z.std((0, 2, 3, 4)) == pytest.approx(1, abs=0.1)
+    expected = encoded(load_codec(made.store, made.codec, made.bench.device), clips.read([1]), made.bench.device)
+    assert np.abs(z[1] - expected[0].numpy()).max() < 0.01
+
+
+def test_labels_are_dropped_as_often_as_asked_and_steps_and_noise_are_drawn_anew(made: Made) -> None:
+    parameters = LATTE.model_copy(update={"label_dropout": 0.25, "batch_size": 200})
+    batches = LatentBatches.of(made.store.folder(made.latents), made.bench.clips, parameters, made.bench.device)
+    _, noise, steps, labels = batches(0)
+    none = len(made.bench.clips.classes)
+    assert float((labels == none).float().mean()) == pytest.approx(0.25, abs=0.1)
+    assert set(labels.tolist()) == set(range(none + 1))
+    assert (int(steps.min()) < 100, int(steps.max()) > 900) == (True, True)
+    assert float(noise.std()) == pytest.approx(1, abs=0.02)
+    assert torch.equal(batches(0)[1], noise)
+    assert not torch.equal(batches(1)[1], noise)
+
+
+def test_the_average_of_the_weights_follows_its_formula() -> None:
+    network = torch.nn.Linear(1, 1, bias=False)
+    average = {"weight": torch.zeros(1, 1)}
+    expected, decays = 0.0, [min(0.3, (1 + step) / (10 + step)) for step in range(6)]
+    for step, decay in enumerate(decays):
+        with torch.no_grad():
+            network.weight.fill_(step)
+        averaged(average, network, step, 0.3)
+        expected = decay * expected + (1 - decay) * step
+    assert decays[0] == 0.1
+    assert decays[-1] == 0.3
+    assert float(average["weight"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_generates_is_the_average(made: Made) -> None:
+    last, mean = (made.do(made.latte(LATTE.model_copy(update={"ema_decay": decay}))) for decay in (0.0, 0.999))
+    name = "final_layer.linear.weight"
+    weights = [load_latte(made.store, ref, made.bench.device).state_dict()[name] for ref in (last, mean)]
+    assert weights[0].abs().mean() > weights[1].abs().mean() > 0  # from zero; the average lags behind
+
+
+def test_the_transformer_learns(made: Made) -> None:
+    ref = made.do(made.latte(LATTE.model_copy(update={"steps": 80, "batch_size": 8})))
+    loss = made.facts(ref, "curve.json")["loss"]
+    assert np.mean(loss[-10:]) < 0.9 * np.mean(loss[:3])
+
+
+def test_every_size_can_be_asked_for() -> None:
+    assert set(get_args(LatteParameters.model_fields["size"].annotation)) == set(SIZES)
+
+
+def test_a_patch_that_does_not_fit_is_a_wrong_request(made: Made) -> None:
+    with pytest.raises(RequestError, match="patches of 4 do not fill latents of 6×6"):
+        made.do(made.latte(LATTE.model_copy(update={"patch": 4})))
+
+
+def test_a_size_that_the_autoencoder_does_not_divide_is_a_wrong_request(made: Made, tmp_path: Path) -> None:
+    folder = diffusers_autoencoder(tmp_path / "vae", levels=6)
+    job = autoencoder_job(made.bench.given.train, AutoencoderParameters(pretrained=str(folder), precision="fp32"))
+    with pytest.raises(RequestError, match="48 pixels do not divide by the autoencoder's 32: try 32 pixels"):
+        made.do(job)
+
+
+def diffusers_autoencoder(folder: Path, levels: int = 4) -> Path:
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
+    network = diffusers.AutoencoderKL(
+        block_out_channels=(4,) * levels, layers_per_block=1, norm_num_groups=2, latent_channels=4, **kinds
+    )
+    network.save_pretrained(folder)
+    return folder
+
+
+def test_a_named_autoencoder_is_known_by_its_content_and_kept(made: Made, tmp_path: Path) -> None:
+    folder = diffusers_autoencoder(tmp_path / "here" / "vae")
+    shutil.copytree(folder, tmp_path / "there" / "vae")
+    jobs = [autoencoder_job(made.bench.given.train, AutoencoderParameters(pretrained=str(place), precision="fp32"))
+            for place in (folder, tmp_path / "there" / "vae")]  # fmt: skip
+    assert jobs[0].ref == jobs[1].ref
+    ref = made.do(jobs[0])
+    shutil.rmtree(tmp_path / "here")
+    codec = load_codec(made.store, ref, made.bench.device)
+    z = encoded(codec, made.bench.clips.read([0]), made.bench.device)
+    assert z.shape == (1, 4, 4, 6, 6)
+    assert decoded(codec, z, made.bench.device).shape == (1, 4, 48, 48, 3)
+    facts = made.facts(ref, "autoencoder.json")
+    assert (facts["factor"], facts["channels"], facts["scale"][0]) == (8, 4, 0.18215)
+    assert facts["error"] > 0
+
+
+def test_weights_that_are_not_there_are_a_wrong_request(made: Made) -> None:
+    with pytest.raises(RequestError, match=r"no weights at \./nowhere"):
+        autoencoder_job(made.bench.given.train, AutoencoderParameters(pretrained="./nowhere"))
+    with pytest.raises(RequestError, match="no checkpoint maxin-cn/Latte: give the file"):
+        made.latte(LATTE.model_copy(update={"pretrained": "maxin-cn/Latte"}))
+
+
+def checkpoint(made: Made, path: Path, classes: int, tokens: int = 36) -> dict[str, torch.Tensor]:
+    """A released file: an average and the last weights, with the embeddings that are fixed."""
+    network = load_latte(made.store, made.do(made.latte(LATTE)), made.bench.device)
+    state = {name: torch.randn_like(weight) for name, weight in network.state_dict().items()}
+    state["y_embedder.embedding_table.weight"] = torch.randn(classes + 1, 32)
+    state |= {"pos_embed": torch.zeros(1, tokens, 32), "temp_embed": torch.zeros(1, 16, 32)}
+    torch.save({"ema": state, "model": {}}, path)
+    return state
+
+
+def test_fine_tuning_starts_from_the_released_weights_and_warns(made: Made, tmp_path: Path) -> None:
+    state = checkpoint(made, tmp_path / "ucf101.pt", classes=101)
+    ref = made.do(made.latte(LATTE.model_copy(update={"pretrained": str(tmp_path / "ucf101.pt"), "steps": 0})))
+    loaded = load_latte(made.store, ref, made.bench.device).state_dict()
+    table = loaded.pop("y_embedder.embedding_table.weight")
+    assert all(torch.equal(weight, state[name]) for name, weight in loaded.items())
+    assert len(table) == len(made.bench.clips.classes) + 1
+    assert made.facts(ref, "latte.json")["warnings"] == [LEAK]
+    assert made.store.manifest(ref).parameters["pretrained"].startswith("ucf101.pt:")
+
+
+def test_released_weights_that_do_not_fit_are_a_wrong_request(made: Made, tmp_path: Path) -> None:
+    checkpoint(made, tmp_path / "ucf101.pt", classes=101)
+    wrong = LATTE.model_copy(update={"pretrained": str(tmp_path / "ucf101.pt"), "new_labels": False})
+    with pytest.raises(RequestError, match=r"do not fit a Latte micro .* ← 102×32"):
+        made.do(made.latte(wrong))
+    (tmp_path / "broken.pt").write_bytes(b"not weights")
+    with pytest.raises(RequestError, match=r"broken.pt cannot be read .*: give a .pt or .safetensors file"):
+        made.do(made.latte(LATTE.model_copy(update={"pretrained": str(tmp_path / "broken.pt")})))

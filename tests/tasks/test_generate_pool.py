@@ -1,0 +1,335 @@
+"""The pool: parts that never change, drawn by (seed, class, number), listed and extended, and what is known of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from method_contract import Bench
+from PIL import Image
+
+from vidistill.flows.parameters import PoolRequest
+from vidistill.flows.pool import build_pool
+from vidistill.models.diffusion import alphas_cumulated
+from vidistill.models.latte import SIZES, Latte, Size
+from vidistill.storage.clips import Clips, open_clip_array
+from vidistill.storage.errors import RequestError
+from vidistill.storage.pool import Pool
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.generate.autoencoder import AutoencoderParameters, decoded, load_codec
+from vidistill.tasks.generate.diffusion import LatteParameters, load_latte
+from vidistill.tasks.generate.optimising import AdamParameters
+from vidistill.tasks.generate.pool import PoolParameters, check_pool, pool_of
+from vidistill.tasks.generate.quality import SHEET, frechet_distance, load_quality, nearest, quality_job
+from vidistill.tasks.generate.sample import SamplerParameters, sampled
+from vidistill.tasks.generate.sheet import GAP, TITLE
+from vidistill.tasks.stage import Job, listening, run_job
+
+ADAM = AdamParameters(lr=3e-3, warmup_steps=2)
+PARAMETERS = PoolParameters(
+    clips_a_class=3,
+    part_clips=2,
+    autoencoder=AutoencoderParameters(width=8, steps=4, batch_frames=4, adam=ADAM, precision="fp32"),
+    latte=LatteParameters(steps=12, batch_size=4, adam=ADAM, precision="fp32", checkpoint_steps=5),
+    sampler=SamplerParameters(steps=3, batch_size=2, precision="fp32"),
+    seed=7,
+)
+KILLED = """
+import json, os, signal, sys
+from vidistill.models.diffusion import alphas_cumulated
+from vidistill.models.latte import SIZES, Latte, Size
+from vidistill.tasks.stage import Job, Runtime, listening, run_job
+
+def kill(label, done, total, note):
+    if [label, done] == plan["kill"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+SIZES["micro"] = Size(2, 32, 2)
+plan = json.loads(sys.stdin.read())
+with listening(kill):
+    for job in plan["jobs"]:
+        run_job(Job.model_validate(job), Runtime.model_validate(plan["runtime"]))
+"""
+METHODS = [SamplerParameters(method=name, steps=4, precision="fp32") for name in ("ddim", "dpm", "ddpm")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_transformer():
+    patch = pytest.MonkeyPatch()
+    patch.setitem(SIZES, "micro", Size(2, 32, 2))
+    yield
+    patch.undo()
+
+
+@dataclass
+class Maker:
+    """Runs the jobs of a pool as a flow would, and remembers which had to be done."""
+
+    bench: Bench
+    jobs: list[Job] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+
+    def add(self, job: Job) -> ArtifactRef:
+        ref, cached = run_job(job, self.bench.runtime)
+        self.jobs.append(job)
+        self.done += [] if cached else [job.stage]
+        return ref
+
+    def make(self, parameters: PoolParameters) -> ArtifactRef:
+        return pool_of(replace(self.bench.given, add=self.add), parameters)
+
+
+@pytest.fixture(scope="module")
+def maker(bench: Bench) -> Maker:
+    made = Maker(bench)
+    made.make(PARAMETERS)
+    return made
+
+
+@pytest.fixture
+def again(maker: Maker) -> Maker:
+    return Maker(maker.bench)
+
+
+@pytest.fixture(scope="module")
+def pool(maker: Maker) -> Pool:
+    return Pool(maker.bench.store, of(maker, "pool"))
+
+
+def of(maker: Maker, kind: str) -> ArtifactRef:
+    """The first artifact of a kind that was asked for."""
+    return next(job.ref for job in maker.jobs if job.stage == kind)
+
+
+def parts(maker: Maker) -> list[Job]:
+    return [job for job in maker.jobs if job.stage == "pool-part"]
+
+
+def test_a_pool_is_a_clip_set_with_latents(pool: Pool, bench: Bench) -> None:
+    classes = len(bench.clips.classes)
+    assert len(pool) == 3 * classes
+    assert np.bincount(pool.labels_N).tolist() == [3] * classes
+    assert pool.shape_THWC == bench.clips.shape_THWC
+    assert (pool.table.mean, pool.table.std) == (bench.clips.table.mean, bench.clips.table.std)
+    assert pool.read([0, 4]).shape == (2, *bench.clips.shape_THWC)
+    assert pool.latents([0, 4]).shape == (2, 4, 4, 6, 6)
+    assert [pool.index_of(row) for row in pool.rows_of(1)] == [0, 1, 2]
+    assert (pool.facts["seed"], pool.facts["clips_a_class"], pool.facts["sampler"]["steps"]) == (7, 3, 3)
+
+
+def test_its_manifest_says_what_made_it(maker: Maker, pool: Pool) -> None:
+    record = maker.bench.store.manifest(of(maker, "pool")).record
+    assert record["labels"] == pool.labels_N.tolist()
+    assert record["generator"]["size"] == "micro"
+    assert record["warnings"] == []
+
+
+def test_clips_are_their_latents_decoded(maker: Maker, pool: Pool) -> None:
+    codec = of(maker, "autoencoder")
+    z = torch.from_numpy(pool.latents([1]))
+    again_NTHWC = decoded(load_codec(maker.bench.store, codec, maker.bench.device), z, maker.bench.device)
+    assert np.abs(again_NTHWC.astype(int) - pool.read([1])).max() <= 2  # latents are kept in half precision
+
+
+def draw(maker: Maker, sampler: SamplerParameters, seed: int, label: int, numbers: range) -> Any:
+    store, device = maker.bench.store, maker.bench.device
+    network = load_latte(store, of(maker, "latte"), device)
+    return sampled(network, sampler, seed, label, numbers, (4, 4, 6, 6), device).numpy()
+
+
+@pytest.mark.parametrize("sampler", METHODS, ids=lambda sampler: sampler.method)
+def test_a_clip_is_drawn_by_seed_class_and_number_whatever_its_batch(maker: Maker, sampler: SamplerParameters) -> None:
+    together = draw(maker, sampler, 7, 1, range(4))
+    for numbers in (range(2, 3), range(1, 4)):
+        apart = draw(maker, sampler, 7, 1, numbers)
+        assert np.allclose(apart, together[numbers.start : numbers.stop], atol=1e-3 * np.abs(together).max())
+    for other in (draw(maker, sampler, 8, 1, range(1)), draw(maker, sampler, 7, 2, range(1)), together[1:2]):
+        assert np.abs(other - together[:1]).max() > 0.1
+
+
+class Gaussian(Latte):
+    """The exact noise prediction where the latents of class k are N(k, 0.5²)."""
+
+    def forward(self, z_BCTHW: torch.Tensor, steps_B: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+        alpha = alphas_cumulated()[steps_B].float()[:, None, None, None, None]
+        mean = labels_B.float()[:, None, None, None, None]
+        return (1 - alpha).sqrt() * (z_BCTHW - alpha.sqrt() * mean) / (0.25 * alpha + 1 - alpha)
+
+
+@pytest.mark.parametrize(("method", "steps"), [("ddim", 250), ("dpm", 25), ("ddpm", 250)])
+def test_samplers_draw_from_a_distribution_whose_noise_is_known(bench: Bench, method: Any, steps: int) -> None:
+    network = Gaussian(3, 2, 4, Size(2, 32, 2))
+    sampler = SamplerParameters(method=method, steps=steps, guidance=1, precision="fp32")
+    z = sampled(network, sampler, 0, 2, range(40), (4, 2, 4, 4), bench.device)
+    assert float(z.mean()) == pytest.approx(2, abs=0.03)
+    assert float(z.std()) == pytest.approx(0.5, abs=0.03)
+    guided = sampler.model_copy(update={"guidance": 2.0})  # away from no class, which is N(3, 0.5²)
+    assert float(sampled(network, guided, 0, 2, range(10), (4, 2, 4, 4), bench.device).mean()) < 1.5
+
+
+def test_another_cut_into_parts_gives_the_same_clips(maker: Maker, again: Maker, pool: Pool) -> None:
+    again.make(PARAMETERS.model_copy(update={"part_clips": 3}))
+    other = Pool(maker.bench.store, of(again, "pool"))
+    assert [video.path for video in other.table.videos] == [video.path for video in pool.table.videos]
+    rows = range(len(pool))
+    assert np.abs(other.read(rows).astype(int) - pool.read(rows)).max() <= 1
+    assert set(again.done) == {"pool-part", "pool"}
+
+
+def test_more_clips_are_added_and_none_is_made_again(maker: Maker, again: Maker, pool: Pool) -> None:
+    store = maker.bench.store
+    before = {job.ref: (store.folder(job.ref) / "manifest.json").stat().st_mtime_ns for job in parts(maker)}
+    again.make(PARAMETERS.model_copy(update={"clips_a_class": 5}))
+    longer = Pool(store, of(again, "pool"))
+    classes = len(pool.classes)
+    assert np.bincount(longer.labels_N).tolist() == [5] * classes
+    assert again.done == ["pool-part"] * classes + ["pool"]  # of three parts a class, two were there
+    assert {ref: (store.folder(ref) / "manifest.json").stat().st_mtime_ns for ref in before} == before
+    for label in range(classes):
+        assert np.array_equal(longer.read(longer.rows_of(label)[:3]), pool.read(pool.rows_of(label)))
+
+
+def test_the_same_pool_is_cached_whole(maker: Maker, again: Maker) -> None:
+    assert again.make(PARAMETERS) == of(maker, "pool")
+    assert again.done == []
+
+
+def test_a_killed_generation_keeps_its_parts_and_ends_with_the_same_bytes(maker: Maker, again: Maker) -> None:
+    store, jobs = maker.bench.store, parts(maker)[:2]
+    whole = [np.asarray(open_clip_array(store.folder(job.ref))[...]) for job in jobs]
+    for job in jobs:
+        store.discard(job.ref)
+
+    def kill(label: str, _done: int, _total: int, _note: str) -> None:
+        if label == jobs[1].label:
+            raise KeyboardInterrupt
+
+    run_job(jobs[0], maker.bench.runtime)
+    with listening(kill), pytest.raises(KeyboardInterrupt):
+        run_job(jobs[1], maker.bench.runtime)
+    assert again.make(PARAMETERS) == of(maker, "pool")
+    assert again.done == ["pool-part"]
+    for job, clips_NTHWC in zip(jobs, whole, strict=True):
+        assert np.array_equal(open_clip_array(store.folder(job.ref))[...], clips_NTHWC)
+
+
+def test_sigkill_in_training_and_in_generation_changes_no_byte(maker: Maker, again: Maker) -> None:
+    store, runtime, made = maker.bench.store, maker.bench.runtime, parts(maker)[:2]
+    latte = next(job for job in maker.jobs if job.stage == "latte")
+    jobs = [latte, *made]
+    files = [store.manifest(job.ref).files for job in jobs]
+    for job in jobs:
+        store.discard(job.ref)
+    for label, done in ((latte.label, 7), (made[1].label, 2)):
+        plan = {"jobs": [job.model_dump(mode="json") for job in jobs], "runtime": runtime.model_dump(mode="json"),
+                "kill": [label, done]}  # fmt: skip
+        command = [sys.executable, "-c", KILLED]
+        killed = subprocess.run(command, input=json.dumps(plan), text=True, capture_output=True, check=False)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        there = [store.has(job.ref) for job in jobs]
+        assert there == ([False] * 3 if label == latte.label else [True, True, False])
+    again.make(PARAMETERS)
+    assert again.done == ["pool-part"]
+    assert [store.manifest(job.ref).files for job in jobs] == files
+
+
+def test_two_writers_make_a_part_once(maker: Maker) -> None:
+    job = parts(maker)[0]
+    maker.bench.store.discard(job.ref)
+    began: list[int] = []
+    start = threading.Barrier(2)
+
+    def write() -> bool:
+        start.wait()
+        return run_job(job, maker.bench.runtime)[1]
+
+    with listening(lambda _label, done, _total, _note: began.append(done)), ThreadPoolExecutor(2) as both:
+        cached = [future.result() for future in [both.submit(write) for _ in range(2)]]
+    assert sorted(cached) == [False, True]
+    assert began == [2]
+
+
+def test_a_larger_pool_is_resized_in_a_stage_of_its_own(maker: Maker, again: Maker, bench: Bench) -> None:
+    again.make(PARAMETERS.model_copy(update={"size": 64, "clips_a_class": 1}))
+    made = Pool(bench.store, of(again, "pool"))
+    assert made.shape_THWC == bench.clips.shape_THWC
+    assert made.shape_CTHW == (4, 4, 8, 8)
+    assert again.done.count("pool-part-resized") == again.done.count("pool-part") == len(bench.clips.classes)
+    source = np.asarray(open_clip_array(bench.store.folder(parts(again)[0].ref))[0])
+    assert source.shape == (4, 64, 64, 3)
+    assert np.abs(made.read([0])[0].mean((0, 1, 2)) - source.mean((0, 1, 2))).max() < 1
+
+
+def test_a_pool_of_the_data_sets_own_size_is_not_resized(maker: Maker, again: Maker) -> None:
+    assert again.make(PARAMETERS.model_copy(update={"size": 48})) == of(maker, "pool")
+
+
+def test_what_does_not_fit_the_data_set_is_a_wrong_request(pool: Pool, bench: Bench) -> None:
+    check_pool(pool, bench.clips, 3)
+    with pytest.raises(RequestError, match=r"ipc 4 asks for more clips than the pool has .* \(3\): raise"):
+        check_pool(pool, bench.clips, 4)
+    other = Clips(bench.store, bench.given.train)
+    other.classes = (*pool.classes[:-1], "yodelling")
+    with pytest.raises(RequestError, match=r"classes are not the data set's \(.*yodelling"):
+        check_pool(pool, other, 1)
+    longer = type("Longer", (Clips,), {"shape_THWC": (8, 48, 48, 3)})(bench.store, bench.given.train)
+    with pytest.raises(RequestError, match="The pool's clips are 4×48×48, the data set's 8×48×48"):
+        check_pool(pool, longer, 1)
+
+
+def test_frechet_distance_is_that_of_its_formula() -> None:
+    random = np.random.default_rng(0)
+    a_ND, b_MD = random.normal(size=(40, 5)), random.normal(1, 2, size=(30, 5)) @ random.normal(size=(5, 5))
+    cov_a, cov_b = np.cov(a_ND.T), np.cov(b_MD.T)
+    cross = scipy.linalg.sqrtm(cov_a @ cov_b).real
+    expected = ((a_ND.mean(0) - b_MD.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * cross)
+    assert frechet_distance(a_ND, b_MD) == pytest.approx(expected)
+    assert frechet_distance(a_ND[:3], a_ND[:3]) == pytest.approx(0, abs=1e-9)  # fewer rows than features
+
+
+def test_nearest_finds_copies_and_passes_over_itself() -> None:
+    real_MD = np.array([[0.0, 0], [3, 0], [3, 1]])
+    rows, distances = nearest(real_MD[[2, 0]] + 0.1, real_MD)
+    assert rows.tolist() == [2, 0]
+    assert distances == pytest.approx(0.1 * 2**0.5)
+    assert nearest(real_MD, real_MD, itself=True)[0].tolist() == [1, 2, 1]
+
+
+def test_quality_is_recorded(maker: Maker, pool: Pool, bench: Bench) -> None:
+    ref = maker.add(quality_job(of(maker, "pool"), bench.given.train, bench.teacher))
+    found = load_quality(bench.store.folder(ref))
+    assert 0 <= found.accuracy <= 1
+    assert found.accuracy == pytest.approx(np.mean(list(found.accuracy_by_class.values())))
+    assert found.fvd > 0
+    assert found.fvd_real > 0
+    assert [one.row for one in found.nearest] == list(range(len(pool)))
+    assert all(one.levels > 0 and one.distance > 0 for one in found.nearest)
+    assert bench.store.manifest(ref).record["accuracy"] == found.accuracy
+    sheet_HWC = np.asarray(Image.open(bench.store.folder(ref) / SHEET))
+    row, width = 48 + GAP, 2 * (4 * 48 + 3 * 2) + 2 * GAP  # four frames of 48 pixels, two pixels between them
+    assert sheet_HWC.shape == (len(pool.classes) * (TITLE + 3 * row), width, 3)
+    first_HWC, near = sheet_HWC[TITLE : TITLE + 48], found.nearest[0].train_row
+    assert np.array_equal(first_HWC[:, 50:98], pool.read([0])[0, 1])
+    assert np.array_equal(first_HWC[:, -48:], bench.clips.read([near])[0, 3])
+
+
+def test_the_flow_asks_for_the_same_artifacts(maker: Maker, bench: Bench) -> None:
+    """A flow and a method that reads the pool agree on its key."""
+    request = PoolRequest(data="sprites", decode=bench.given.decode, pool=PARAMETERS)
+    graph, ref = build_pool(request, bench.given.table)
+    pools = [job.ref for job in graph.jobs.values() if job.stage == "pool"]
+    assert pools == [of(maker, "pool")]
+    assert graph.jobs[ref].inputs["pool"] == pools
+    waves: list[list[Job]] = list(graph.waves())
+    assert {job.stage for job in waves[-1]} == {"pool-quality"}
+    assert len([job for wave in waves for job in wave if job.stage == "pool-part"]) == 2 * len(bench.clips.classes)
