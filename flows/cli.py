@@ -248,4 +248,5 @@ def main() -> None:
         sys.exit(2)
     if code == STOPPED:
         print("vidistill: stopped; run the same command again to go on from here.", file=sys.stderr)
-    sys.exit(code)
+    if code:
+        sys.exit(code)
