@@ -231,7 +231,7 @@ def _print_table(document: dict[str, Any]) -> None:
         table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for name in ("method", "student", "ipc", "top-1 %", "− random", "bytes", "time", "seeds"):
             justify: Literal["left", "right"] = "left" if name in {"method", "student"} else "right"
-            table.add_column(name, justify=justify, no_wrap=True)
+            table.add_column(name, justify=justify, no_wrap=name != "method")
         for row in sorted(
             rows,
             key=lambda row: (row["ipc"] is None, row["ipc"] or 0, row["student"], -row["top1_mean"]),
