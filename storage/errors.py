@@ -15,6 +15,10 @@ class RunError(VidistillError, RuntimeError):
     """The run failed: exit code 1."""
 
 
+class Stopped(RunError):
+    """Somebody asked the run to stop."""
+
+
 class StoreError(RunError, OSError):
     """The store could not be read or written."""
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from vidistill.storage.errors import ArtifactDamaged, RunError
+from vidistill.storage.errors import ArtifactDamaged, RunError, Stopped
 from vidistill.storage.keys import digest
 from vidistill.storage.measuring import Cost
 from vidistill.storage.opening import open_store
@@ -283,9 +283,9 @@ def start_jobs() -> None:
 
 
 def go_on() -> None:
-    """Raises RunError where jobs are to stop."""
+    """Raises Stopped where jobs are to stop."""
     if _stopping.is_set():
-        raise RunError("The run was stopped: run the same command again to go on from here.")
+        raise Stopped("The run was stopped: run the same command again to go on from here.")
 
 
 def report_progress(label: str, done: int, total: int, note: str = "") -> None:

@@ -187,7 +187,9 @@ def test_random_gives_the_clips_that_it_drew(clips):
 
 @pytest.mark.parametrize("method", [Random, Herding, KCenter])
 def test_more_clips_than_a_class_has(clips, method):
-    with pytest.raises(RequestError, match=r"^ipc 5 asks for more clips than run has \(4 usable training videos\)\.$"):
+    with pytest.raises(
+        RequestError, match=r"^ipc 5 asks for more clips than the class 'run' has \(4 usable training videos\)\.$"
+    ):
         method(method.Parameters()).distil(material(clips, labels=(0, 1), ipc=5))
 
 
