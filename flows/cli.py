@@ -228,18 +228,9 @@ def _number(value: str, option: str) -> int:
         raise RequestError(f"{option} takes whole numbers separated by commas, such as 1,5; got {value!r}.") from error
 
 
-def _stop(_number: int, _frame: object) -> None:
-    """Have the jobs end at their next step, whoever catches the interrupt on its way."""
-    stage = sys.modules.get("vidistill.tasks.stage")
-    if stage is not None:
-        stage.stop_jobs()
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """The command's door: errors of ours are one sentence, and exit codes are 0 done, 1 failed, 2 wrong request."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # Prefect's own server ends with the run, after either
-        signal.signal(number, _stop)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that a server of its own ends, too
     try:
         code = app(standalone_mode=False) or 0
     except (typer.Abort, KeyboardInterrupt, Stopped):

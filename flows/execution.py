@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,8 @@ from vidistill.tasks.sprites_stage import sprites_job
 from vidistill.tasks.stage import Job, Runtime, prefect_task, stage_failure, start_jobs, stop_jobs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+    from types import FrameType
 
 log = logging.getLogger("vidistill")
 
@@ -73,13 +77,34 @@ def run_graph(graph: Graph, runtime: Runtime) -> None:
     for sentence in discard_damaged(graph, open_store(runtime.store)):
         log.warning(sentence)
     start_jobs()
-    try:
+    with _stopping_jobs_on(signal.SIGINT, signal.SIGTERM):
         for wave in graph.waves():
             _settle([(job, prefect_task(job.stage).submit(job, runtime)) for job in wave])
-    except BaseException as error:
-        if not isinstance(error, Exception):  # Ctrl-C or SIGTERM: Prefect waits until all that runs has ended
-            stop_jobs()
-        raise
+
+
+@contextmanager
+def _stopping_jobs_on(*signals: signal.Signals) -> Iterator[None]:
+    """Have these signals stop the jobs before anything else: Prefect waits until all that runs has ended, and what a
+    handler raises may be caught on its way.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop_jobs()
+        known = before[signal.Signals(number)]
+        if callable(known):
+            known(number, frame)
+
+    for number in signals:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, known in before.items():
+            signal.signal(number, known)
 
 
 def _settle(submitted: list[tuple[Job, Any]]) -> None:
