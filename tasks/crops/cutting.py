@@ -21,7 +21,7 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.crops.score import TEACHER, Kind, KineticsScorer, Scorer, TeacherScorer, checked_place, score
 from vidistill.tasks.crops.track import cut, window
-from vidistill.tasks.crops.tracking import TRACKS
+from vidistill.tasks.crops.tracking import TRACKS, each_video
 from vidistill.tasks.decoding import Decoder, VideoError
 from vidistill.tasks.layouts import data_folder
 from vidistill.tasks.stage import Job, Work, stage
@@ -75,15 +75,13 @@ def crops(work: Work) -> None:
     block = work.store.manifest(work.store.manifest(work.ref("clips")).inputs["blocks"][0])
     sampling = [block.parameters["sampling"][name] for name in ("frames", "interval")]
     zarr.open_group(work.folder, mode="a")
-    outcomes = []
     with Decoder(timeout_seconds=work.runtime.timeout_seconds) as decoder:
         bench = Bench(data_folder(Path(work.runtime.data)), decoder, scorer, place, parameters)
-        for number, video in enumerate(tracked):
-            work.progress(number, len(tracked), video["path"])
-            outcome = crop_video(bench, video, work.folder, f"crop_{number:02d}")
-            outcomes.append(outcome | {"sampling": sampling})
-    work.progress(len(tracked), len(tracked))
-    (work.folder / CROPS).write_text(json.dumps(outcomes))
+
+        def outcome_of(number: int) -> dict[str, Any]:
+            return crop_video(bench, tracked[number], work.folder, f"crop_{number:02d}") | {"sampling": sampling}
+
+        outcomes = each_video(work, CROPS, [video["path"] for video in tracked], outcome_of)
     kept = sum(one["crop"] is not None for one in outcomes)
     work.record(counts={"videos": len(outcomes), "crops": kept}, **device.facts())
 

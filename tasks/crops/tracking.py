@@ -6,6 +6,10 @@ What is kept are boxes, a few kilobytes a video: grids, sizes, scores and seeds 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +18,7 @@ import numpy as np
 
 from vidistill.storage.keys import file_digest
 from vidistill.storage.parameters import Parameters
-from vidistill.storage.store import ArtifactRef
+from vidistill.storage.store import MANIFEST, ArtifactRef
 from vidistill.tasks.crops.detect import (
     HOG,
     TRAINED,
@@ -35,6 +39,7 @@ from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.training import generator
 
 TRACKS, FIRST_FRAMES = "tracks.json", "first"
+CHECKPOINT_SECONDS = 2.0  # of work that a kill may cost, and the video that it was at
 PICTURE_SIDE = 160  # short side at most of the first frames that are kept for the report
 
 
@@ -75,16 +80,50 @@ def tracks(work: Work) -> None:
     check_labels(parameters.labels, detector.labels, parameters.detector)
     root = data_folder(Path(work.runtime.data))
     (work.folder / FIRST_FRAMES).mkdir()
-    outcomes = []
     with Decoder(timeout_seconds=work.runtime.timeout_seconds) as decoder:
-        for number, video in enumerate(parameters.videos):
-            work.progress(number, len(parameters.videos), video.path)
+
+        def outcome_of(number: int) -> dict[str, Any]:
             picture = work.folder / FIRST_FRAMES / f"{number:02d}.jpg"
-            outcomes.append(track_video(root, video, parameters, detector, decoder, picture))
-    work.progress(len(parameters.videos), len(parameters.videos))
-    (work.folder / TRACKS).write_text(json.dumps(outcomes))
+            return track_video(root, parameters.videos[number], parameters, detector, decoder, picture)
+
+        outcomes = each_video(work, TRACKS, [video.path for video in parameters.videos], outcome_of)
     tracked = sum(bool(one["tracks"]) for one in outcomes)
     work.record(counts={"videos": len(outcomes), "tracked": tracked}, threads=work.threads)
+
+
+def each_video(
+    work: Work, file: str, paths: list[str], outcome_of: Callable[[int], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The outcome of each video, in `file`. A job that was killed goes on where it was.
+
+    Args:
+        work: the job, which keeps what `outcome_of` wrote into its folder.
+        file: the name of the list of outcomes.
+        paths: of the videos.
+        outcome_of: from a video's number to its outcome.
+    """
+    outcomes: list[dict[str, Any]] = []
+    if (found := work.last_checkpoint()) is not None:
+        shutil.copytree(found[1], work.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        outcomes = json.loads((work.folder / file).read_text())
+    kept = time.monotonic()
+    for number in range(len(outcomes), len(paths)):
+        work.progress(number, len(paths), paths[number])
+        outcomes.append(outcome_of(number))
+        (work.folder / file).write_text(json.dumps(outcomes))
+        if time.monotonic() - kept > CHECKPOINT_SECONDS and len(outcomes) < len(paths):
+            work.checkpoint(len(outcomes), lambda folder: _link(work.folder, folder))
+            kept = time.monotonic()
+    work.progress(len(paths), len(paths))
+    return outcomes
+
+
+def _link(source: Path, target: Path) -> None:
+    """Both folders hold the same files, which nothing changes but by writing them anew; lists are copied."""
+    shutil.copytree(
+        source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST),
+        copy_function=lambda old, new: shutil.copyfile(old, new) if old.endswith(".json") else os.link(old, new),
+    )  # fmt: skip
 
 
 def open_detector(work: Work, parameters: TrackParameters) -> Detector:

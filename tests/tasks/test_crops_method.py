@@ -16,7 +16,8 @@ from method_contract import DECODE, Bench, MethodContract, build_bench, fingerpr
 from vidistill.models.regions import cells, enlarge
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
-from vidistill.storage.store import Manifest, Store
+from vidistill.storage.store import ArtifactRef, Manifest, Store
+from vidistill.tasks.crops import tracking
 from vidistill.tasks.crops.cutting import CROPS
 from vidistill.tasks.crops.optdistill import OptDistill, OptDistillParameters, gather
 from vidistill.tasks.crops.tracking import FIRST_FRAMES, TRACKS
@@ -32,7 +33,7 @@ from vidistill.tasks.report import RowPlan
 from vidistill.tasks.report_crops import crop_sets, row_mark
 from vidistill.tasks.report_data import ReportData, Row
 from vidistill.tasks.sprites import SpritesParameters, render_sprites, write_video
-from vidistill.tasks.stage import run_job, stage_of
+from vidistill.tasks.stage import Job, listening, run_job, stage_of
 
 ROW_NUMBERS = ("top1_mean", "top1_std", "top5_mean", "auc_mean", "f1_mean", "bytes", "seconds", "peak_memory_bytes",
                "flops")  # fmt: skip
@@ -167,6 +168,37 @@ def test_a_still_video_without_a_box_can_be_kept_whole(bench: Bench) -> None:
     (still,) = [crop for crop in found[bench.clips.classes.index("left")] if "g0099" in crop.path]
     assert still.length == 1 == counts["still"]
     assert np.abs(still.read().astype(int) - 60).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["tracks", "crops"])
+def test_a_block_that_was_killed_goes_on_with_its_next_video(
+    bench: Bench, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Job] = []
+
+    def add(job: Job) -> ArtifactRef:
+        jobs.append(job)
+        return job.ref
+
+    method = optdistill(grid=2)
+    method.inputs(bench.given)
+    method.inputs(dataclasses.replace(bench.given, add=add))
+    (job,) = [job for job in jobs if job.stage == kind][:1]
+    before = bench.store.manifest(run_job(job, bench.runtime)[0]).files
+    bench.store.discard(job.ref)
+    monkeypatch.setattr(tracking, "CHECKPOINT_SECONDS", 0)
+
+    def kill(_label: str, done: int, _total: int, _note: str) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with listening(kill), pytest.raises(KeyboardInterrupt):
+        run_job(job, bench.runtime)
+    steps: list[int] = []
+    with listening(lambda _label, step, _total, _note: steps.append(step)):
+        run_job(job, bench.runtime)
+    assert steps[0] == 5
+    assert bench.store.manifest(job.ref).files == before
 
 
 def test_where_few_videos_give_a_crop_the_row_is_marked(bench: Bench) -> None:
