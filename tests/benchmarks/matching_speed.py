@@ -1,13 +1,13 @@
-"""Speed and memory of an iteration of DM and MTT against a plain transcription of the published loops, in one run.
+"""Speed and memory of an iteration of DM, MTT and DM+VDSD against a plain transcription of the published loops.
 
     python tests/benchmarks/matching_speed.py                              # 8×56², ten classes, one instance each
     python tests/benchmarks/matching_speed.py --frames 16 --size 112 --ipc 5 --methods mtt
     python tests/benchmarks/matching_speed.py --device cuda --frames 16 --size 112 --classes 50
 
 "Plain" is what the published code does: fp32, contiguous clips held in memory, a Python loop over the classes, and for
-MTT all N steps unrolled in one graph. "Ours" is the method's own loss, its clips read from their array. Each side runs
-in a process of its own, in turns. Memory is the peak of an iteration above what the process holds between two
-(resident on a CPU; on a GPU, all that is allocated).
+MTT all N steps unrolled in one graph. "Ours" is the method's own loss, its clips read from their array. Both sides are
+measured in one run, each in a process of its own, in turns. Memory is the peak of an iteration above what the process
+holds between two (resident on a CPU; on a GPU, all that is allocated).
 """
 
 from __future__ import annotations
@@ -35,11 +35,14 @@ from vidistill.storage.clips import TABLE, Clips, ClipTable, ClipVideo, create_c
 from vidistill.storage.measuring import Cost
 from vidistill.storage.store import Manifest, Store
 from vidistill.tasks.experts import TRAJECTORY, flat
-from vidistill.tasks.match import core, dm, mtt
+from vidistill.tasks.match import core, dm, mtt, vdsd
 from vidistill.tasks.methods import Material
 from vidistill.tasks.training import Device
+from vidistill.tasks.tsgf import pixel_range
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)
+METHODS = ["dm", "mtt", "dm_vdsd"]
+MEMORIES = 2  # images, and maps of motion, an instance of VDSD
 Step = Callable[[int], float]
 
 
@@ -116,6 +119,14 @@ def ours(case: Case, clips: Clips, expert: Path, device: Device) -> Step:
     if case.method == "dm":
         parameters = dm.DMParameters(batch_real=options.clips)
         loss = dm.dm_loss(material, start.labels_N, core.pixels, parameters)
+    elif case.method == "dm_vdsd":
+        memories = vdsd.DMVDSDParameters(batch_real=options.clips, memories=MEMORIES)
+        images_NCHW = start.x_NCTHW[:, :, 0].repeat_interleave(MEMORIES, dim=0)
+        learnt = {
+            name: tensor for name, tensor in vdsd.begin(material, memories, images_NCHW).items() if name != "images"
+        }
+        memory = vdsd.Memory(images_NCHW, MEMORIES, *pixel_range(clips, device))
+        loss = dm.dm_loss(material, start.labels_N, memory, memories)
     else:
         learnt["lr"] = core.leaf(torch.tensor(0.01, device=device.torch_device))
         parameters = mtt.MTTParameters(syn_steps=options.steps, max_start_epoch=1)
@@ -137,20 +148,42 @@ def plain(case: Case, clips: Clips, expert: Path, device: Device) -> Step:
     x = every_NCTHW[rows].to(place).requires_grad_(True)
     labels = torch.tensor(clips.labels_N[rows], device=place)
     if case.method == "dm":
-        return plain_dm(x, every_NCTHW, options, place)
+        return plain_dm(lambda first, last: x[first:last], [x], every_NCTHW, options, place)
+    if case.method == "dm_vdsd":
+        return plain_vdsd(x.detach()[:, :, 0], every_NCTHW, options, place)
     return plain_mtt(x, labels, expert, options, place)
 
 
-def plain_dm(x: Tensor, every_NCTHW: Tensor, options: argparse.Namespace, place: torch.device) -> Step:
+def plain_vdsd(
+    first_NCHW: Tensor, every_NCTHW: Tensor, options: argparse.Namespace, place: torch.device
+) -> Step:  # fmt: skip
+    """Its clips are made one class at a time, from random pairs of an image and a map of motion."""
+    images_NCHW = first_NCHW.repeat_interleave(MEMORIES, dim=0)
+    motion_N1THW = torch.randn(len(images_NCHW), 1, options.frames, options.size, options.size, device=place)
+    motion_N1THW.requires_grad_(True)
+    hallucinator = nn.Conv3d(4, 3, 3, padding=1).to(place)
+
+    def clips_of(first: int, last: int) -> Tensor:
+        image_B, motion_B = torch.arange(first, last) * MEMORIES + torch.randint(MEMORIES, (2, last - first))
+        still_BCTHW = images_NCHW[image_B, :, None].expand(-1, -1, options.frames, -1, -1)
+        return hallucinator(torch.cat([still_BCTHW, motion_N1THW[motion_B]], dim=1))
+
+    return plain_dm(clips_of, [motion_N1THW, *hallucinator.parameters()], every_NCTHW, options, place)
+
+
+def plain_dm(
+    clips_of: Callable[[int, int], Tensor], learnt: list[Tensor], every_NCTHW: Tensor, options: argparse.Namespace,
+    place: torch.device,
+) -> Step:  # fmt: skip
     def step(_iteration: int) -> float:
         network = Plain(fresh(options)).to(place).requires_grad_(False)
         loss = torch.zeros((), device=place)
         for label in range(options.classes):
             rows = torch.randperm(options.clips) + label * options.clips
             real = network.embed(every_NCTHW[rows].to(place)).detach().flatten(1)
-            synthetic = network.embed(x[label * options.ipc : (label + 1) * options.ipc]).flatten(1)
+            synthetic = network.embed(clips_of(label * options.ipc, (label + 1) * options.ipc)).flatten(1)
             loss = loss + (real.mean(0) - synthetic.mean(0)).square().sum()
-        torch.autograd.grad(loss, x)
+        torch.autograd.grad(loss, learnt)
         return float(loss.detach())
 
     return step
@@ -212,8 +245,8 @@ def measure(case: Case) -> tuple[float, int, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="An iteration of DM and MTT against the published loops.")
-    parser.add_argument("--methods", nargs="+", default=["dm", "mtt"], choices=["dm", "mtt"])
+    parser = argparse.ArgumentParser(description="An iteration against the published loops.")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--size", type=int, default=56)
     parser.add_argument("--classes", type=int, default=10)
@@ -236,7 +269,7 @@ def main() -> None:
         for side, (seconds, peak, loss) in found.items():
             faster, leaner = found["plain"][0] / seconds, found["plain"][1] / max(peak, 1)
             print(
-                f"{method:4s} {options.frames}×{options.size}² {options.classes}×{options.ipc} {side:6s}"
+                f"{method:7s} {options.frames}×{options.size}² {options.classes}×{options.ipc} {side:6s}"
                 f" {seconds:8.3f} s  ×{faster:.2f}   {peak / 2**20:8.0f} MiB  ÷{leaner:.2f}   loss {loss:.5g}",
                 flush=True,
             )
