@@ -186,14 +186,21 @@ def work_units(kind: str, parameters: Mapping[str, Any], decode: DecodeParameter
         return len(parameters["videos"]) * PIXELS_A_SECOND  # CSRT: about a second a video
     if kind == "detector":
         return float(parameters["steps"] * parameters["batch_size"] * parameters["side"] ** 2)
-    if kind == "teacher":
-        return float(parameters["epochs"] * 400 * pixels)
+    if kind in {"teacher", "expert"}:
+        return float(parameters.get("expert", parameters)["epochs"] * 400 * pixels)
+    if kind == "autoencoder":
+        return float(parameters["steps"] * parameters["batch_frames"] * decode.size**2)
+    if kind == "latte":
+        return float(parameters["steps"] * parameters["batch_size"] * pixels)
+    if kind == "pool-part":
+        return float(parameters["count"] * parameters["sampler"]["steps"] * pixels)
     if kind == "score":
         student = parameters["student"]
         return float(student["steps"] * student["optimiser"]["batch_size"] * pixels)
     if kind == "distilled":
-        steps = parameters["options"].get("iterations", 1)
-        return float(steps * parameters["ipc"] * len(parameters["labels"]) * pixels)
+        options = parameters["options"]
+        clips = parameters["ipc"] * options.get("syn_steps", 1) + options.get("batch_real", 0)
+        return float(options.get("iterations", 1) * clips * len(parameters["labels"]) * pixels)
     return pixels
 
 
