@@ -122,8 +122,8 @@ def row_label(row: Row) -> str:
 
 
 def display(name: str) -> str:
-    """`tsgf/no mask` or `tsgf no mask` → `TSGF · no mask`."""
-    method, *variant = re.split(r"[/\s]+", name, maxsplit=1)
+    """`tsgf/no mask` or `tsgf no mask` → `TSGF · no mask`; `tsgf, soft` → `TSGF · soft`."""
+    method, *variant = re.split(r"[/,\s]+", name, maxsplit=1)
     return " · ".join([_NAMES.get(method, method), *variant])
 
 
