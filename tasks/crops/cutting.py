@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -42,6 +42,7 @@ class CropParameters(Parameters):
     digest: str
     score: Kind
     max_lost: float
+    fallback: Literal["skip", "whole"]
     label: int
     precision: Precision
 
@@ -65,7 +66,7 @@ class Bench:
     parameters: CropParameters
 
 
-@stage("crops", version=1, threads="one")
+@stage("crops", version=2, threads="one")
 def crops(work: Work) -> None:
     parameters = CropParameters.model_validate(work.job.parameters)
     device, clips = Device.of(work, parameters.precision), Clips(work.store, work.ref("clips"))
@@ -94,9 +95,14 @@ def open_scorer(work: Work, parameters: CropParameters, clips: Clips, device: De
 
 def crop_video(bench: Bench, video: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
     """A video's outcome: the array of its best crop with its score and boxes, or None and the reason."""
-    outcome: dict[str, Any] = {"path": video["path"], "crop": None, "reason": video["reason"], "border": False}
+    whole = bench.parameters.fallback == "whole" and "shape" in video and not video["target"]
+    reason = "" if whole else video["reason"]
+    outcome: dict[str, Any] = {"path": video["path"], "crop": None, "reason": reason, "border": False}
     limit = bench.parameters.max_lost
     tracks = [one for one in video["tracks"] if one["lost"] <= limit * len(one["boxes"])]
+    if whole:
+        height, width = video["shape"]
+        tracks = [{"boxes": [(0, 0, width, height)]}]
     if not tracks:
         return outcome | ({"reason": f"lost in more than {limit:.0%} of its frames"} if video["tracks"] else {})
     try:
@@ -111,7 +117,7 @@ def crop_video(bench: Bench, video: dict[str, Any], folder: Path, name: str) -> 
                       compressors=ZstdCodec(level=1, checksum=True), config={"write_empty_chunks": True})  # fmt: skip
     return outcome | {
         "crop": name, "score": scores[best], "scores": scores, "length": len(crop_LHWC), "border": border[best],
-        "whole": video["whole"], "boxes": tracks[best]["boxes"], "shape": video["shape"],
+        "whole": whole, "boxes": tracks[best]["boxes"], "shape": video["shape"],
     }  # fmt: skip
 
 

@@ -113,8 +113,8 @@ class OptDistill(Method):
             tracks = given.add(self._tracks(given, kind, videos, detector, number))
             parameters = CropParameters(
                 height=height, width=width, interval=p.interval or given.decode.interval, frames=given.decode.frames,
-                scorer=name, digest=digest, score=p.score, max_lost=p.max_lost, label=videos[0].label,
-                precision=p.precision,
+                scorer=name, digest=digest, score=p.score, max_lost=p.max_lost, fallback=p.fallback,
+                label=videos[0].label, precision=p.precision,
             )  # fmt: skip
             made["tracks"].append(tracks)
             made["crops"].append(
@@ -175,7 +175,7 @@ class OptDistill(Method):
         wanted = p.labels.get(given.table.classes[videos[0].label], p.labels.get("*", ()))
         parameters = TrackParameters(
             detector=name, digest=digest, confidence=p.confidence, labels=wanted, rule=p.rule, redetect=p.redetect,
-            seed=p.detect_seed, fallback=p.fallback, videos=named(videos),
+            seed=p.detect_seed, videos=named(videos),
         )  # fmt: skip
         return tracks_job(parameters, detector, places, f"track {number}")
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from vidistill.tasks.crops.detect import (
     choose_boxes,
     opencv,
 )
-from vidistill.tasks.crops.track import Track, track_all
+from vidistill.tasks.crops.track import track_all
 from vidistill.tasks.crops.training import DetectorParameters, load_detector
 from vidistill.tasks.decode import BlockVideo
 from vidistill.tasks.decoding import Decoder, VideoError
@@ -53,7 +53,6 @@ class TrackParameters(Parameters):
     rule: Rule
     redetect: int
     seed: int
-    fallback: Literal["skip", "whole"]
     videos: tuple[BlockVideo, ...]
 
 
@@ -70,7 +69,7 @@ def tracks_job(parameters: TrackParameters, detector: ArtifactRef | None, places
     return job.model_copy(update={"places": places})
 
 
-@stage("tracks", version=1, threads="one")
+@stage("tracks", version=2, threads="one")
 def tracks(work: Work) -> None:
     import torch
 
@@ -140,7 +139,7 @@ def track_video(
     root: Path, video: BlockVideo, parameters: TrackParameters, detector: Detector, decoder: Decoder, picture: Path
 ) -> dict[str, Any]:
     """A video's outcome: what was detected, and a track for each box that was chosen; no track, and the reason."""
-    outcome: dict[str, Any] = {"path": video.path, "reason": "", "detections": [], "tracks": []}
+    outcome: dict[str, Any] = {"path": video.path, "reason": "", "detections": [], "target": False, "tracks": []}
     try:
         (first_HWC,) = decoder.frames(root / video.path, limit=1)
         found = detector.detect(first_HWC)
@@ -149,19 +148,12 @@ def track_video(
         random = generator(parameters.seed, int(video.sha256[:8], 16))
         wanted = parameters.labels or detector.wanted
         chosen = choose_boxes(found, wanted, parameters.rule, random, first_HWC.shape)
-        if not chosen and parameters.fallback == "skip":
+        if not chosen:
             return outcome | {"reason": f"no {' or '.join(wanted)} in the first frame"}
-        followed = [_whole(first_HWC.shape)]
-        if chosen:
-            followed = track_all(decoder.frames(root / video.path), chosen, detector, parameters.redetect)
+        followed = track_all(decoder.frames(root / video.path), chosen, detector, parameters.redetect)
     except VideoError as error:
         return outcome | {"reason": f"unreadable: {error}", "tracks": []}
-    return outcome | {"tracks": [_plain(asdict(one)) for one in followed], "whole": not chosen}
-
-
-def _whole(shape_HWC: tuple[int, ...]) -> Track:
-    """The whole picture, whatever the number of frames."""
-    return Track([(0.0, 0.0, float(shape_HWC[1]), float(shape_HWC[0]))])
+    return outcome | {"target": True, "tracks": [_plain(asdict(one)) for one in followed]}
 
 
 def _plain(value: Any) -> Any:

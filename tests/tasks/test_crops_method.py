@@ -149,9 +149,10 @@ def test_pictures_and_counts_are_left_for_the_report(bench: Bench) -> None:
 
 def test_tracks_are_shared_and_crops_are_not(bench: Bench) -> None:
     small, large = optdistill(grid=2).inputs(bench.given), optdistill(grid=3).inputs(bench.given)
+    whole = optdistill(grid=2, fallback="whole").inputs(bench.given)
     other = optdistill(grid=2, redetect=4).inputs(bench.given)
-    assert small["tracks"] == large["tracks"] != other["tracks"]
-    assert not set(small["crops"]) & set(large["crops"])
+    assert small["tracks"] == large["tracks"] == whole["tracks"] != other["tracks"]
+    assert not set(small["crops"]) & {*large["crops"], *whole["crops"]}
     folders = [bench.store.folder(ref) for ref in small["crops"]]
     (outcomes,) = [found for folder in folders if len(found := json.loads((folder / CROPS).read_text())) == 9]
     assert {one["crop"] is None for one in outcomes} == {True, False}
@@ -232,7 +233,7 @@ def test_a_video_that_is_gone_is_counted_and_costs_only_itself(bench: Bench, tmp
     outcomes = json.loads((Store(tmp_path / "store").folder(job.ref) / TRACKS).read_text())
     reasons = [one["reason"] for one in outcomes]
     assert sum(reason.startswith("unreadable: ") for reason in reasons) == 1
-    assert sum(bool(one["tracks"]) for one in outcomes) == len(outcomes) - 1
+    assert sum(reason == "no person in the first frame" for reason in reasons) == len(outcomes) - 1
 
 
 def test_a_budget_on_videos_bounds_the_work(bench: Bench) -> None:
