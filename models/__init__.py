@@ -12,6 +12,8 @@ NETWORKS: dict[str, str] = {
     "minic3d_bn": "MiniC3D-BN: the same convolutions with batch normalisation and a pooled linear head (Video-DC)",
     "cnn_gru": "CNN+GRU: a 2D ConvNet on each frame, a GRU over the frames (hidden = features/8)",
     "cnn_lstm": "CNN+LSTM: a 2D ConvNet on each frame, an LSTM over the frames (hidden = features/8)",
+    "c3d": "C3D: eight 3D convolutions without normalisation, two linear layers of 4,096 (Tran et al. 2015)",
+    "video_swin_t": "Video Swin-T: windowed attention over space and time, torchvision's swin3d_t without weights",
 }
 
 
@@ -32,4 +34,12 @@ def build(name: str, *, classes: int, frames: int, size: int) -> nn.Module:
         from vidistill.models.frame_rnn import FrameRNN
 
         return FrameRNN(classes, size, cell="lstm" if name == "cnn_lstm" else "gru")
+    if name == "c3d":
+        from vidistill.models.c3d import C3D
+
+        return C3D(classes, frames, size)
+    if name == "video_swin_t":
+        from vidistill.models.video_swin import VideoSwin
+
+        return VideoSwin(classes)
     raise ValueError(f"No network is called {name!r}: choose one of {', '.join(NETWORKS)}.")

@@ -29,7 +29,7 @@ class SeededDropout(nn.Module):
 
 
 def seed_dropout(network: nn.Module, seed: int) -> None:
-    """Seed every dropout of a network."""
-    for module in network.modules():
-        if isinstance(module, SeededDropout):
-            module.seed(seed)
+    """Seed every dropout of a network, each with a number of its own, so that no two draw the same mask."""
+    dropouts = (module for module in network.modules() if isinstance(module, SeededDropout))
+    for number, dropout in enumerate(dropouts):
+        dropout.seed(seed + number)

@@ -58,10 +58,10 @@ def convolve_pixels(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 class Conv3d(nn.Conv3d):
     """A convolution that knows two things about CPUs.
 
-    Pixels whose gradient is needed are convolved by 2×2 blocks, which is faster (`convolve_pixels`). Maps of at most
-    two frames or 2×2 pixels are convolved in fp32: there torch 2.14's bf16 weight gradient now and then holds
-    uninitialised memory (not finite in 1–11 of 12 tries at T = 2 or H = W = 2; in none of 48 at three or more of each,
-    where it stays within 0.4 % of fp32's).
+    Pixels whose gradient is needed are convolved by 2×2 blocks where the kernel is MiniC3D's, which is faster
+    (`convolve_pixels`). Maps of at most two frames or 2×2 pixels are convolved in fp32: there torch 2.14's bf16 weight
+    gradient now and then holds uninitialised memory (not finite in 1–11 of 12 tries at T = 2 or H = W = 2; in none of
+    48 at three or more of each, where it stays within 0.4 % of fp32's).
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
@@ -70,7 +70,7 @@ class Conv3d(nn.Conv3d):
         if min(input.shape[2], input.shape[-1]) <= 2:
             with torch.autocast("cpu", enabled=False):
                 return super().forward(input.to(self.weight.dtype))
-        if self.in_channels == WIDTHS[0] and input.requires_grad:
+        if self.in_channels == WIDTHS[0] and self.kernel_size == KERNEL and input.requires_grad:
             return convolve_pixels(input, self.weight, self.bias)
         return super().forward(input)
 

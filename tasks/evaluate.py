@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SCORE = "score.json"
+NETWORK_OPTIMISERS = {"c3d": OptimiserParameters(lr=0.001, batch_size=32, warmup_share=0.1)}
+"""C3D has no normalisation: in its first steps at 0.01 its loss rises tenfold and more, at 0.003 fourfold."""
 
 
 class StudentParameters(Parameters):
@@ -38,6 +40,17 @@ class StudentParameters(Parameters):
     full_optimiser: OptimiserParameters = OptimiserParameters(lr=0.02, batch_size=16, warmup_share=0.05)
     crop_scale: float = Field(1.0, gt=0, le=1, description="Smallest area share of the random crops; 1 is no crops.")
     precision: Precision = "auto"
+    networks: dict[str, OptimiserParameters] = Field(
+        NETWORK_OPTIMISERS,
+        exclude_if=lambda found: not found,
+        description="Instead of both optimisers, for students of these names.",
+    )
+
+    def of(self, network: str) -> StudentParameters:
+        """How a student of this network is trained: `networks` is settled and gone, so that it is in no score's key."""
+        own = self.networks.get(network)
+        chosen = {} if own is None else {"optimiser": own, "full_optimiser": own}
+        return self.model_copy(update={**chosen, "networks": {}})
 
 
 class EvaluateParameters(Parameters):
@@ -66,7 +79,7 @@ def evaluate_job(
     network: str, student: StudentParameters, recipe: Recipe, seed: int, inputs: dict[str, ArtifactRef], label: str
 ) -> Job:
     """Inputs: `train` and `test` clips; `distilled`, or nothing for all clips; `teacher` where labels are online."""
-    parameters = EvaluateParameters(network=network, student=student, recipe=recipe, seed=seed)
+    parameters = EvaluateParameters(network=network, student=student.of(network), recipe=recipe, seed=seed)
     return evaluate(parameters, inputs, label=label)
 
 

@@ -29,12 +29,20 @@ if TYPE_CHECKING:
     from vidistill.tasks.stage import Work
 
 Precision = Literal["auto", "fp32", "bf16"]
+STATES = {
+    "sgd": {"momentum_buffer": "momentum"},
+    "adamw": {"step": "step", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"},
+}
+"""What each optimiser remembers of a weight: torch's name for it, and that of a checkpoint."""
 _seeding = threading.Lock()  # torch initialises networks from one generator a process
 
 
 class OptimiserParameters(Parameters):
     """SGD with momentum, as in VDSD (methods §1.4); cosine decay to zero unless `schedule` says otherwise."""
 
+    method: Literal["sgd", "adamw"] = Field(
+        "sgd", exclude_if=lambda method: method == "sgd", description="adamw: torch's betas, and no momentum."
+    )
     lr: float = Field(0.01, gt=0, description="Peak learning rate.")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
@@ -169,61 +177,72 @@ def train(
     work: Work | None = None,
     checkpoint_every: int | None = None,
 ) -> Curve:
-    """Train by SGD on cross-entropy with probabilities as targets; resumes from the job's last checkpoint.
+    """Train on cross-entropy with probabilities as targets; resumes from the job's last checkpoint.
 
     Dropout is seeded anew at each step from (seed, step).
 
     Raises:
         RunError: the loss is not finite; says the step, the learning rate and what to try.
     """
-    import torch
-
     from vidistill.models.dropout import seed_dropout
 
     placed(network, device).train()
-    sgd = torch.optim.SGD(network.parameters(), lr=optimiser.lr, momentum=optimiser.momentum,
-                          weight_decay=optimiser.weight_decay, fused=True)  # fmt: skip
-    first, curve = _resume(network, sgd, work)
+    stepper = _stepper(network, optimiser)
+    names = STATES[optimiser.method]
+    first, curve = _resume(network, stepper, work, names)
     for step in range(first, steps):
         lr = optimiser.lr_at(step, steps)
-        for group in sgd.param_groups:
+        for group in stepper.param_groups:
             group["lr"] = lr
         seed_dropout(network, int(generator(seed, step, 2).integers(2**31)))
-        loss = _step(network, sgd, draw(step), device)
+        loss = _step(network, stepper, draw(step), device)
         if not math.isfinite(loss):
             raise RunError(f"The loss is {loss} at step {step} (lr {lr:.3g}): try a smaller lr or precision=fp32.")
         curve.add(step, steps, loss)
         if work is not None:
             work.progress(step + 1, steps, f"loss {loss:.3f}")
             if checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-                work.checkpoint(step + 1, lambda folder: _save(folder, network, sgd, curve))
+                work.checkpoint(step + 1, lambda folder: _save(folder, network, stepper, curve, names))
     return curve
 
 
-def _step(network: nn.Module, sgd: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], device: Device) -> float:
+def _stepper(network: nn.Module, optimiser: OptimiserParameters) -> torch.optim.Optimizer:
+    import torch
+
+    common: dict[str, Any] = {"lr": optimiser.lr, "weight_decay": optimiser.weight_decay, "fused": True}
+    if optimiser.method == "adamw":
+        return torch.optim.AdamW(network.parameters(), **common)
+    return torch.optim.SGD(network.parameters(), momentum=optimiser.momentum, **common)
+
+
+def _step(network: nn.Module, stepper: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], device: Device) -> float:
     import torch
 
     x_BCTHW, targets_BK = batch
-    sgd.zero_grad(set_to_none=True)
+    stepper.zero_grad(set_to_none=True)
     with device.autocast():
         logits_BK = network(x_BCTHW)
     loss = torch.nn.functional.cross_entropy(logits_BK.float(), targets_BK)
     loss.backward()  # type: ignore[no-untyped-call]
-    sgd.step()
+    stepper.step()
     return float(loss.detach())
 
 
-def _save(folder: Path, network: nn.Module, sgd: torch.optim.Optimizer, curve: Curve) -> None:
+def _save(
+    folder: Path, network: nn.Module, stepper: torch.optim.Optimizer, curve: Curve, names: dict[str, str]
+) -> None:
     from safetensors.torch import save_file
 
     tensors = {f"network.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
-    for index, state in sgd.state_dict()["state"].items():
-        tensors[f"momentum.{index}"] = state["momentum_buffer"].contiguous()
+    for index, state in stepper.state_dict()["state"].items():
+        tensors |= {f"{names[name]}.{index}": tensor.contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / "state.safetensors")
     (folder / "curve.json").write_text(json.dumps(asdict(curve)))
 
 
-def _resume(network: nn.Module, sgd: torch.optim.Optimizer, work: Work | None) -> tuple[int, Curve]:
+def _resume(
+    network: nn.Module, stepper: torch.optim.Optimizer, work: Work | None, names: dict[str, str]
+) -> tuple[int, Curve]:
     from safetensors.torch import load_file
 
     found = work.last_checkpoint() if work is not None else None
@@ -232,10 +251,10 @@ def _resume(network: nn.Module, sgd: torch.optim.Optimizer, work: Work | None) -
     step, folder = found
     tensors = load_file(folder / "state.safetensors")
     network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
-    for index, parameter in enumerate(sgd.param_groups[0]["params"]):
-        sgd.state[parameter]["momentum_buffer"] = (
-            tensors[f"momentum.{index}"].to(parameter).to(memory_format=format_of(parameter))
-        )
+    for index, parameter in enumerate(stepper.param_groups[0]["params"]):
+        for name, kept in names.items():
+            tensor = tensors[f"{kept}.{index}"]
+            stepper.state[parameter][name] = tensor.to(parameter).to(memory_format=format_of(tensor))
     return step, Curve(**json.loads((folder / "curve.json").read_text()))
 
 

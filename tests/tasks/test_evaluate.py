@@ -5,7 +5,10 @@ import pytest
 import torch
 from sklearn.metrics import f1_score, roc_auc_score
 
-from vidistill.tasks.evaluate import score, soft_targets
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.evaluate import StudentParameters, evaluate_job, score, soft_targets
+from vidistill.tasks.methods import HARD
+from vidistill.tasks.training import OptimiserParameters
 
 
 def test_scores_agree_with_scikit_learn() -> None:
@@ -32,3 +35,18 @@ def test_temperature_softens_without_moving_the_winner() -> None:
     logits_BK = torch.tensor([[4.0, 0.0, 0.0]])
     assert soft_targets(logits_BK, 4.0)[0].tolist() == pytest.approx([0.576, 0.212, 0.212], abs=1e-3)
     assert soft_targets(logits_BK, 1.0)[0, 0] > 0.96
+
+
+def student_of(network: str, student: StudentParameters) -> dict[str, object]:
+    clips = ArtifactRef(kind="clips", key="a")
+    job = evaluate_job(network, student, HARD, 0, {"train": clips, "test": clips}, "score")
+    return dict(job.parameters["student"])
+
+
+def test_a_network_has_its_own_optimiser_and_no_other_student_is_touched_by_it() -> None:
+    plain = student_of("minic3d_bn", StudentParameters())
+    assert set(plain) == {"steps", "full_steps", "optimiser", "full_optimiser", "crop_scale", "precision"}
+    assert plain == student_of("minic3d_bn", StudentParameters(networks={"c3d": OptimiserParameters(lr=1.0)}))
+    own = OptimiserParameters(method="adamw", lr=1e-3)
+    asked = student_of("video_swin_t", StudentParameters(networks={"video_swin_t": own}))
+    assert asked["optimiser"] == asked["full_optimiser"] == own.model_dump(mode="json")

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from vidistill.models.dropout import SeededDropout
+from vidistill.models.dropout import SeededDropout, seed_dropout
 from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.opening import open_store
 from vidistill.tasks import training
@@ -37,6 +37,7 @@ from vidistill.tasks.stage import Work, stage
 
 class TrainingParameters(Parameters):
     network: str = "minic3d_bn"
+    method: str = "sgd"
     steps: int = 8
     checkpoint_every: int = 3
 
@@ -70,7 +71,8 @@ def tiny_training(work: Work) -> None:
     else:
         network = training.build_network(parameters.network, 3, (4, 48, 48, 3), 0)
     curve = training.train(
-        network, draw, parameters.steps, training.OptimiserParameters(lr=0.05, warmup_share=0.2), device,
+        network, draw, parameters.steps,
+        training.OptimiserParameters(method=parameters.method, lr=0.05, warmup_share=0.2), device,
         seed=0, work=work, checkpoint_every=parameters.checkpoint_every,
     )
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, work.folder / "weights")
@@ -195,6 +197,31 @@ def test_a_step_is_sgd_with_momentum_and_decay_on_soft_cross_entropy():
         torch.testing.assert_close(ours.double(), reference, rtol=1e-3, atol=2e-6)
 
 
+def test_adamw_is_torchs_with_decay_and_no_momentum_of_ours():
+    network = make_network()
+    reference, steps = copy.deepcopy(network), 3
+    training.train(
+        network, draw, steps, OptimiserParameters(method="adamw", lr=0.01, weight_decay=0.1, momentum=0), CPU, seed=0
+    )
+    training.placed(reference, CPU).train()
+    adamw = torch.optim.AdamW(reference.parameters(), lr=0.01, weight_decay=0.1, fused=True)
+    for step in range(steps):
+        adamw.param_groups[0]["lr"] = 0.01 * (1 + math.cos(math.pi * step / steps)) / 2
+        seed_dropout(reference, int(training.generator(0, step, 2).integers(2**31)))
+        x_BCTHW, targets_BK = draw(step)
+        adamw.zero_grad()
+        torch.nn.functional.cross_entropy(reference(x_BCTHW), targets_BK).backward()
+        adamw.step()
+    for ours, theirs in zip(network.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_what_is_not_asked_for_is_in_no_key():
+    """Scores and teachers that were made before there was another optimiser are found again."""
+    assert "method" not in OptimiserParameters().model_dump(mode="json")
+    assert OptimiserParameters(method="adamw").model_dump(mode="json")["method"] == "adamw"
+
+
 def test_training_twice_gives_the_same_bits_whatever_torch_drew_before():
     made = []
     for seed in (1, 2):
@@ -240,9 +267,11 @@ def files_of(job, runtime) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ("weights", "curve.json")}
 
 
-@pytest.mark.parametrize("name", ["minic3d_bn", "minic3d", "cnn_lstm"])
-def test_a_resumed_run_is_the_run(stage_module, tmp_path, name):
-    job = stage_module.tiny_training(stage_module.TrainingParameters(network=name))
+@pytest.mark.parametrize(
+    ("name", "method"), [("minic3d_bn", "sgd"), ("minic3d", "sgd"), ("cnn_lstm", "sgd"), ("minic3d_bn", "adamw")]
+)
+def test_a_resumed_run_is_the_run(stage_module, tmp_path, name, method):
+    job = stage_module.tiny_training(stage_module.TrainingParameters(network=name, method=method))
     whole, broken = (Runtime(store=str(tmp_path / folder), threads=1, device="cpu") for folder in ("whole", "broken"))
     run_job(job, whole)
     assert stage_module.steps_taken == [*range(8)]

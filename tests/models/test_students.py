@@ -1,0 +1,159 @@
+"""The students of the pool's paper: C3D, the published network at its size, and Video Swin-T, torchvision's."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models.video import swin3d_t
+
+from vidistill.models import build, compute
+from vidistill.models.c3d import C3D
+from vidistill.models.dropout import SeededDropout, seed_dropout
+from vidistill.models.minic3d import Conv3d
+from vidistill.models.video_swin import StochasticDepth, VideoSwin
+
+STUDENTS = ("c3d", "video_swin_t")
+CONVS = [(3, 64), (64, 128), (128, 256), (256, 256), (256, 512), (512, 512), (512, 512), (512, 512)]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=STUDENTS)
+def small(request) -> nn.Module:
+    """A student of clips of 8×56×56."""
+    torch.manual_seed(0)
+    return build(request.param, classes=8, frames=8, size=56)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def c3d_weights(left: int, classes: int) -> int:
+    convolutions = sum(27 * c_in * c_out + c_out for c_in, c_out in CONVS)
+    return convolutions + (512 * left + 1) * 4096 + 4097 * 4096 + 4097 * classes
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "left"), [(16, 112, 16), (8, 112, 16), (8, 56, 4), (32, 64, 8), (4, 32, 1), (1, 17, 1)]
+)
+def test_c3d_keeps_its_widths_and_reads_all_that_the_pools_leave(frames, size, left):
+    with torch.device("meta"):
+        model = C3D(101, frames, size)
+        assert parameters(model) == c3d_weights(left, 101)
+        assert model(torch.empty(2, 3, frames, size, size)).shape == (2, 101)
+
+
+def test_c3d_is_the_published_network_at_its_size():
+    assert c3d_weights(16, 101) == pytest.approx(78.41e6, rel=1e-4)
+    with torch.device("meta"):
+        model = C3D(101, 16, 112)
+    assert compute.flops(model, (1, 3, 16, 112, 112)) == pytest.approx(2 * 38.5e9, rel=0.01)
+
+
+def test_c3d_is_its_layers_written_out():
+    torch.manual_seed(0)
+    model = C3D(5, 4, 24).eval()
+    x_BCTHW = want = torch.randn(2, 3, 4, 24, 24)
+    convs = [conv for conv in model.modules() if isinstance(conv, nn.Conv3d)]
+    assert [(conv.in_channels, conv.out_channels) for conv in convs] == CONVS
+    pools = {0: (1, 2, 2), 1: 2, 3: 2, 5: 2, 7: 2}
+    for number, conv in enumerate(convs):
+        want = torch.relu(F.conv3d(want, conv.weight, conv.bias, padding=1))
+        if number in pools:
+            want = F.max_pool3d(want, pools[number], ceil_mode=True)
+    want = torch.relu(F.linear(want.reshape(2, -1), model.fc6.weight, model.fc6.bias))
+    with torch.no_grad():
+        torch.testing.assert_close(model.embed(x_BCTHW), want)
+        want = model.head(torch.relu(F.linear(want, model.fc7.weight, model.fc7.bias)))
+        torch.testing.assert_close(model(x_BCTHW), want)
+
+
+def test_c3d_says_the_same_when_the_pixels_need_a_gradient():
+    """MiniC3D's faster form of its first convolution is for kernels of 3×7×7 alone."""
+    torch.manual_seed(0)
+    conv = Conv3d(3, 4, 3, padding=1)
+    x_BCTHW = torch.randn(2, 3, 4, 9, 9)
+    torch.testing.assert_close(
+        conv(x_BCTHW.clone().requires_grad_()), F.conv3d(x_BCTHW, conv.weight, conv.bias, padding=1)
+    )
+
+
+def test_swin_is_torchvisions_with_the_published_count():
+    torch.manual_seed(0)
+    ours, theirs = VideoSwin(400).eval(), swin3d_t(weights=None, num_classes=400).eval()
+    assert parameters(ours) == 28_158_070  # torchvision's Swin3D_T_Weights
+    theirs.load_state_dict(ours.swin.state_dict())
+    x_BCTHW = torch.randn(1, 3, 8, 56, 56)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x_BCTHW), theirs(x_BCTHW))
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_students_take_the_published_size_on_any_device(name):
+    with torch.device("meta"):
+        model = build(name, classes=11, frames=16, size=112)
+        assert model(torch.empty(1, 3, 16, 112, 112)).shape == (1, 11)
+        assert model.embed(torch.empty(1, 3, 16, 112, 112)).shape == (1, model.features)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_weight_has_a_finite_gradient(small, precision):
+    torch.manual_seed(1)
+    small.train().zero_grad()
+    x_BCTHW = torch.randn(2, 8, 56, 56, 3).permute(0, 4, 1, 2, 3)  # channels-last, as clips are
+    with compute.autocast(torch.device("cpu"), precision):
+        logits_BK = small(x_BCTHW)
+    loss = F.cross_entropy(logits_BK.float(), torch.tensor([0, 7]))
+    assert loss.item() == pytest.approx(math.log(8), abs=1.2)
+    loss.backward()
+    for name, p in small.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.isfinite().all(), name
+        assert p.grad.abs().max() > 0, name
+
+
+def test_the_order_of_frames_matters(small):
+    x_BCTHW = torch.randn(1, 3, 8, 56, 56)
+    with torch.no_grad():
+        assert not torch.allclose(small.eval()(x_BCTHW), small(x_BCTHW.flip(2)), atol=1e-5)
+
+
+def test_dropout_is_its_seed_whatever_torch_drew_before(small):
+    x_BCTHW = torch.randn(1, 3, 8, 56, 56).expand(4, -1, -1, -1, -1)
+    small.train()
+    made = []
+    for seed in (3, 3, 4):
+        torch.rand(5)
+        seed_dropout(small, seed)
+        with torch.no_grad():
+            made.append(small(x_BCTHW))
+    torch.testing.assert_close(made[0], made[1], rtol=0, atol=0)
+    assert not torch.equal(made[0], made[2])
+
+
+def test_no_two_dropouts_of_a_network_draw_the_same_mask():
+    dropouts = nn.Sequential(SeededDropout(0.5), SeededDropout(0.5))
+    seed_dropout(dropouts, 0)
+    masks = [dropout(torch.ones(64)) for dropout in dropouts]
+    assert not torch.equal(*masks)
+
+
+def test_stochastic_depth_leaves_out_whole_clips_and_keeps_the_mean():
+    depth = StochasticDepth(0.25)
+    depth.seed(0)
+    kept = depth(torch.ones(4000, 1, 2, 1, 1)).flatten(1)
+    assert torch.equal(kept[:, 0], kept[:, 1])
+    assert kept.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert kept.mean().item() == pytest.approx(1, abs=0.05)
+    assert [m.p for m in VideoSwin(2).modules() if isinstance(m, StochasticDepth)][-1] == pytest.approx(0.1)
