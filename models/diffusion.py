@@ -1,4 +1,4 @@
-"""The diffusion that Latte is trained under: 1,000 steps, linear betas, noise prediction (Ho et al. 2020).
+"""The diffusion that Latte is trained under: 1,000 steps, linear betas, noise prediction (Ho et al. 2020) or velocity.
 
 Legend: B clips, C latent channels, T frames, H, W latent height and width.
 """
@@ -23,22 +23,34 @@ def noised(z_BCTHW: Tensor, noise_BCTHW: Tensor, steps_B: Tensor) -> Tensor:
     return alpha.sqrt() * z_BCTHW + (1 - alpha).sqrt() * noise_BCTHW
 
 
-def diffusion_loss(output: Tensor, z_BCTHW: Tensor, noise_BCTHW: Tensor, steps_B: Tensor) -> Tensor:
-    """Squared error of the noise; with 2·C outputs plus the variance's share of the variational bound.
+def velocity_of(z_BCTHW: Tensor, noise_BCTHW: Tensor, steps_B: Tensor) -> Tensor:
+    """√ᾱ·noise − √(1 − ᾱ)·z (Salimans & Ho 2022, §4)."""
+    alpha = _of_step(alphas_cumulated(), steps_B, z_BCTHW)
+    return alpha.sqrt() * noise_BCTHW - (1 - alpha).sqrt() * z_BCTHW
+
+
+def diffusion_loss(
+    output: Tensor, z_BCTHW: Tensor, noise_BCTHW: Tensor, steps_B: Tensor, *, velocity: bool = False
+) -> Tensor:
+    """Squared error of the noise, or of the velocity; with 2·C outputs plus the variance's share of the bound.
 
     Args:
         output: (B, C, T, H, W), or (B, 2·C, T, H, W) with a learned variance.
         z_BCTHW: clean latents.
         noise_BCTHW: what was added.
         steps_B: 0…999.
+        velocity: whether the first C outputs are the velocity, not the noise.
     """
     channels = z_BCTHW.shape[1]
     predicted = output[:, :channels].float()
-    loss = F.mse_loss(predicted, noise_BCTHW)
+    wanted = velocity_of(z_BCTHW, noise_BCTHW, steps_B) if velocity else noise_BCTHW
+    loss = F.mse_loss(predicted, wanted)
     if output.shape[1] == channels:
         return loss
-    place = output[:, channels:].float()
-    return loss + variance_bound(predicted.detach(), place, z_BCTHW, noise_BCTHW, steps_B)
+    off = (predicted - wanted).detach()
+    if velocity:  # noise = √ᾱ·velocity + √(1 − ᾱ)·noised
+        off = off * _of_step(alphas_cumulated(), steps_B, off).sqrt()
+    return loss + variance_bound(noise_BCTHW + off, output[:, channels:].float(), z_BCTHW, noise_BCTHW, steps_B)
 
 
 def variance_bound(predicted: Tensor, place: Tensor, z_BCTHW: Tensor, noise_BCTHW: Tensor, steps_B: Tensor) -> Tensor:

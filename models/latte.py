@@ -156,6 +156,7 @@ class Latte(nn.Module):
         channels: C of the latents.
         patch: p, which must divide `side`.
         learned_sigma: whether C more outputs place the variance between its bounds (Nichol & Dhariwal 2021, Eq. 15).
+        velocity: whether the first C outputs are the velocity (`diffusion.velocity_of`) and not the noise.
 
     Raises:
         ValueError: the patch does not divide the side, or blocks do not come in pairs.
@@ -166,7 +167,7 @@ class Latte(nn.Module):
 
     def __init__(
         self, classes: int, frames: int, side: int, size: Size, *,
-        channels: int = 4, patch: int = 2, learned_sigma: bool = False,
+        channels: int = 4, patch: int = 2, learned_sigma: bool = False, velocity: bool = False,
     ) -> None:  # fmt: skip
         if side % patch:
             raise ValueError(f"patches of {patch} do not fill latents of {side}×{side}: choose a divisor of {side}")
@@ -174,7 +175,7 @@ class Latte(nn.Module):
             raise ValueError(f"spatial and temporal blocks come in pairs; got a depth of {size.depth}")
         super().__init__()
         self.channels, self.frames, self.side, self.no_class = channels, frames, side, classes
-        self.patch, self.learned_sigma = patch, learned_sigma
+        self.patch, self.learned_sigma, self.velocity = patch, learned_sigma, velocity
         self.outputs = 2 * channels if learned_sigma else channels
         self.x_embedder = PatchEmbedder(channels, size.width, patch)
         self.t_embedder = TimestepEmbedder(size.width)
@@ -201,7 +202,7 @@ class Latte(nn.Module):
                 nn.init.zeros_(weight)
 
     def forward(self, z_BCTHW: Tensor, steps_B: Tensor, labels_B: Tensor) -> Tensor:
-        """The noise in `z_BCTHW` at diffusion steps 0…999, for classes 0…K, where K stands for none."""
+        """The noise in `z_BCTHW`, or its velocity, at diffusion steps 0…999, for classes 0…K, of which K is none."""
         condition_BD = self.t_embedder(steps_B) + self.y_embedder(labels_B)
         x_BTSD = self.x_embedder(z_BCTHW) + self.places_SD
         for place, block in enumerate(self.blocks):

@@ -50,6 +50,11 @@ class LatteParameters(Parameters):
     size: Literal["micro", "mini", "S", "B", "L", "XL"] = Field("micro", description="1.9 M to 674 M parameters.")
     patch: int = Field(1, ge=1, description="Side of a token in latents; published: 2, of latents of 32×32.")
     learned_sigma: bool = Field(False, description="Learn the variance too; the released checkpoint does.")
+    velocity: bool = Field(
+        False,
+        description="Predict the velocity; the released checkpoint predicts the noise. Place and motion, which are "
+        "decided where noise is strong, then weigh as much as detail: for trainings of thousands of steps.",
+    )
     label_dropout: float = Field(0.1, ge=0, lt=1, description="Share of clips trained without their label.")
     pretrained: str = Field("", description="A released checkpoint (.pt or .safetensors) to fine-tune from.")
     new_labels: bool = Field(True, description="Fine-tune with a new label table; without: the classes are its own.")
@@ -66,11 +71,13 @@ def latte_job(clips: ArtifactRef, latents: ArtifactRef, parameters: LatteParamet
     """The job that trains a transformer.
 
     Raises:
-        RequestError: the checkpoint to start from is not a file.
+        RequestError: the checkpoint to start from is not a file, or predicts something else.
     """
     inputs = {"clips": clips, "latents": latents}
     if not parameters.pretrained:
         return latte(parameters, inputs, label=f"latte {parameters.size}")
+    if parameters.velocity:
+        raise RequestError("A released Latte predicts the noise: leave out latte.velocity to start from it.")
     path = Path(parameters.pretrained).expanduser()
     if not path.is_file():
         raise RequestError(f"There is no checkpoint {path}: give the file of a released Latte, such as ucf101.pt.")
@@ -148,7 +155,7 @@ class LatentBatches:
         z_BCTHW, noise_BCTHW, steps_B, labels_B = self(step)
         with self.device.autocast():
             output = network(noised(z_BCTHW, noise_BCTHW, steps_B), steps_B, labels_B)
-        return diffusion_loss(output, z_BCTHW, noise_BCTHW, steps_B)
+        return diffusion_loss(output, z_BCTHW, noise_BCTHW, steps_B, velocity=self.parameters.velocity)
 
 
 def built(parameters: LatteParameters, classes: int, shape_CTHW: tuple[int, ...]) -> Latte:
@@ -163,7 +170,7 @@ def built(parameters: LatteParameters, classes: int, shape_CTHW: tuple[int, ...]
     with training.seeded(parameters.seed):
         try:
             return Latte(classes, frames, side, SIZES[parameters.size], channels=channels, patch=parameters.patch,
-                         learned_sigma=parameters.learned_sigma)  # fmt: skip
+                         learned_sigma=parameters.learned_sigma, velocity=parameters.velocity)  # fmt: skip
         except ValueError as error:
             raise RequestError(f"The transformer cannot be built: {error}.") from error
 

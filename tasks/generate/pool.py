@@ -13,7 +13,7 @@ from vidistill.storage.clips import TABLE, Clips, ClipTable, ClipVideo
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import LATENTS, Pool
-from vidistill.storage.store import ArtifactRef
+from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.decode import block_jobs, clips_job
 from vidistill.tasks.generate.autoencoder import AutoencoderParameters, autoencoder_job, latents_job
 from vidistill.tasks.generate.diffusion import LatteParameters, latte_job
@@ -104,6 +104,17 @@ def pool(work: Work) -> None:
 def _clip(classes: tuple[str, ...], part: dict[str, Any], block: int, row: int) -> ClipVideo:
     name = f"{classes[part['label']]}/{part['first'] + row}"
     return ClipVideo(path=name, label=part["label"], group=None, duration_seconds=None, block=block, row=row)
+
+
+def open_pool(store: Store, ref: ArtifactRef, clips: Clips, clips_a_class: int) -> Pool:
+    """A pool from which so many clips a class of a data set are to be chosen.
+
+    Raises:
+        RequestError: see `check_pool`.
+    """
+    made = Pool(store, ref)
+    check_pool(made, clips, clips_a_class)
+    return made
 
 
 def check_pool(pool: Pool, clips: Clips, clips_a_class: int) -> None:

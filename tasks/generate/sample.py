@@ -128,14 +128,16 @@ def scheduler_of(sampler: SamplerParameters, network: Latte) -> Any:
         diffusers: Any = importlib.import_module("diffusers")
     except ImportError as error:
         raise RequestError("Generating clips needs diffusers: `pip install 'vidistill[pool]'`.") from error
-    betas = {"num_train_timesteps": STEPS, "beta_start": BETA_FIRST, "beta_end": BETA_LAST, "beta_schedule": "linear"}
+    kind = "v_prediction" if network.velocity else "epsilon"
+    trained = {"num_train_timesteps": STEPS, "beta_start": BETA_FIRST, "beta_end": BETA_LAST,
+               "beta_schedule": "linear", "prediction_type": kind}  # fmt: skip
     if sampler.method == "dpm":
-        made = diffusers.DPMSolverMultistepScheduler(**betas, algorithm_type="dpmsolver++", solver_order=2)
+        made = diffusers.DPMSolverMultistepScheduler(**trained, algorithm_type="dpmsolver++", solver_order=2)
     elif sampler.method == "ddim":
-        made = diffusers.DDIMScheduler(**betas, clip_sample=False, timestep_spacing="trailing")
+        made = diffusers.DDIMScheduler(**trained, clip_sample=False, timestep_spacing="trailing")
     else:
         variance = "learned_range" if network.learned_sigma else "fixed_large"
-        made = diffusers.DDPMScheduler(**betas, clip_sample=False, variance_type=variance)
+        made = diffusers.DDPMScheduler(**trained, clip_sample=False, variance_type=variance)
     made.set_timesteps(sampler.steps)
     return made
 

@@ -1,20 +1,35 @@
-"""Every shipped preset is an experiment whose methods, options, recipes and students exist."""
+"""Every shipped preset is a pool, or an experiment whose methods, options, recipes and students exist."""
 
 from __future__ import annotations
 
 import pytest
 
 from vidistill.flows.experiment import rows_of
-from vidistill.flows.parameters import PRESETS, Experiment, checked, load_preset
+from vidistill.flows.parameters import PRESETS, Experiment, PoolRequest, checked, load_preset
+
+PLAIN = {path.stem: {"data": "videos"} | load_preset(path.stem) for path in sorted(PRESETS.glob("*.yaml"))}
+POOL_FIELDS = PoolRequest.model_fields
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+@pytest.mark.parametrize("name", [name for name, plain in PLAIN.items() if "cells" in plain])
 def test_a_preset_is_an_experiment(name: str) -> None:
-    plain = {"data": "videos"} | load_preset(name)
-    experiment = checked(Experiment, plain, name)
+    experiment = checked(Experiment, PLAIN[name], name)
     rows = rows_of(experiment)
     for row in rows:
         if row.source is not None:
             checked(row.source.method.Parameters, row.cell.options, f"{name}: {row.source.name}")
     names = [(row.cell.method, row.cell.variant, row.recipe.name, row.ipc, row.student) for row in rows]
     assert len(names) == len(set(names)), "two rows of one name would be one row of the table"
+
+
+@pytest.mark.parametrize("name", [name for name, plain in PLAIN.items() if "cells" not in plain])
+def test_a_preset_without_cells_is_a_pool(name: str) -> None:
+    assert checked(PoolRequest, PLAIN[name], name).pool != PoolRequest(data="videos").pool
+
+
+def test_selections_on_sprites_read_the_pool_that_its_preset_makes() -> None:
+    chosen, made = (checked(PoolRequest, {name: plain[name] for name in POOL_FIELDS if name in plain}, "a preset")
+                    for plain in (PLAIN["select_sprites"], PLAIN["pool_sprites"]))  # fmt: skip
+    assert chosen == made
+    whole = [cell["ipc"] for cell in PLAIN["select_sprites"]["cells"] if cell.get("variant") == "all of it"]
+    assert whole == [[made.pool.clips_a_class]]

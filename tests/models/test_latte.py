@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidistill.models.autoencoder import Codec, FrameAutoencoder, to_clips, to_frames
-from vidistill.models.diffusion import STEPS, alphas_cumulated, diffusion_loss, noised, variance_bound
+from vidistill.models.diffusion import STEPS, alphas_cumulated, diffusion_loss, noised, variance_bound, velocity_of
 from vidistill.models.latte import LABELS, SIZES, Latte, Size, load_published
 
 TINY = Size(4, 32, 2)
@@ -249,6 +249,25 @@ def test_only_the_variance_learns_from_the_bound():
     diffusion_loss(plain, z, noise, steps).backward()
     assert torch.equal(output.grad[:, :4], plain.grad)
     assert output.grad[:, 4:].abs().max() > 0
+
+
+def test_velocity_is_that_of_the_schedulers():
+    diffusers = pytest.importorskip("diffusers")
+    z, steps, _ = latents()
+    noise = torch.randn_like(z)
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=STEPS, beta_schedule="linear")
+    torch.testing.assert_close(velocity_of(z, noise, steps), scheduler.get_velocity(z, noise, steps))
+    assert diffusion_loss(velocity_of(z, noise, steps), z, noise, steps, velocity=True) == 0
+
+
+def test_the_bound_is_the_same_whether_noise_or_velocity_is_learned():
+    z, steps, _ = latents()
+    noise, off, place = torch.randn_like(z), torch.randn_like(z), torch.rand_like(z)
+    root = alphas_cumulated()[steps].float().sqrt()[:, None, None, None, None]
+    velocity = torch.cat([velocity_of(z, noise, steps) + off, place], dim=1)
+    bound = variance_bound(noise + root * off, place, z, noise, steps)
+    found = diffusion_loss(velocity, z, noise, steps, velocity=True)
+    torch.testing.assert_close(found, F.mse_loss(off, torch.zeros_like(off)) + bound)
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])

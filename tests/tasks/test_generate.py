@@ -239,6 +239,8 @@ def test_released_weights_that_do_not_fit_are_a_wrong_request(made: Made, tmp_pa
     wrong = LATTE.model_copy(update={"pretrained": str(tmp_path / "ucf101.pt"), "new_labels": False})
     with pytest.raises(RequestError, match=r"do not fit a Latte micro .* ← 102×32"):
         made.do(made.latte(wrong))
+    with pytest.raises(RequestError, match="predicts the noise"):
+        made.latte(LATTE.model_copy(update={"pretrained": str(tmp_path / "ucf101.pt"), "velocity": True}))
     (tmp_path / "broken.pt").write_bytes(b"not weights")
     with pytest.raises(RequestError, match=r"broken.pt cannot be read .*: give a .pt or .safetensors file"):
         made.do(made.latte(LATTE.model_copy(update={"pretrained": str(tmp_path / "broken.pt")})))

@@ -158,17 +158,19 @@ def test_a_clip_is_drawn_by_seed_class_and_number_whatever_its_batch(maker: Make
 
 
 class Gaussian(Latte):
-    """The exact noise prediction where the latents of class k are N(k, 0.5²)."""
+    """The exact prediction, of noise or velocity, where the latents of class k are N(k, 0.5²)."""
 
     def forward(self, z_BCTHW: torch.Tensor, steps_B: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
         alpha = alphas_cumulated()[steps_B].float()[:, None, None, None, None]
         mean = labels_B.float()[:, None, None, None, None]
-        return (1 - alpha).sqrt() * (z_BCTHW - alpha.sqrt() * mean) / (0.25 * alpha + 1 - alpha)
+        noise = (1 - alpha).sqrt() * (z_BCTHW - alpha.sqrt() * mean) / (0.25 * alpha + 1 - alpha)
+        return (noise - (1 - alpha).sqrt() * z_BCTHW) / alpha.sqrt() if self.velocity else noise
 
 
+@pytest.mark.parametrize("velocity", [False, True])
 @pytest.mark.parametrize(("method", "steps"), [("ddim", 250), ("dpm", 25), ("ddpm", 250)])
-def test_samplers_draw_from_a_distribution_whose_noise_is_known(bench: Bench, method: Any, steps: int) -> None:
-    network = Gaussian(3, 2, 4, Size(2, 32, 2))
+def test_samplers_draw_from_a_distribution_that_is_known(bench: Bench, method: Any, steps: int, velocity: bool) -> None:
+    network = Gaussian(3, 2, 4, Size(2, 32, 2), velocity=velocity)
     sampler = SamplerParameters(method=method, steps=steps, guidance=1, precision="fp32")
     z = sampled(network, sampler, 0, 2, range(40), (4, 2, 4, 4), bench.device)
     assert float(z.mean()) == pytest.approx(2, abs=0.03)
