@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from vidistill.flows.parameters import SPRITES, Cell, Experiment, checked
@@ -13,6 +14,8 @@ from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.decode import block_jobs, clips_job
 from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.evaluate import evaluate_job
+from vidistill.tasks.generate.pool import pool_of
+from vidistill.tasks.generate.quality import quality_job
 from vidistill.tasks.index import IndexTable, index_job
 from vidistill.tasks.methods import HARD, Given, MethodSource, Recipe, find_method, recipe_named
 from vidistill.tasks.relabel import relabel_job
@@ -47,7 +50,11 @@ class Graph:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: a method's variant at a budget, under a recipe, for a student."""
+    """One row of the table: a method's variant at a budget, under a recipe, for a student.
+
+    Attributes:
+        companion: nobody asked for it: it is Random, beside a row that somebody asked for.
+    """
 
     source: MethodSource | None
     cell: Cell
@@ -55,6 +62,12 @@ class Row:
     ipc: int | None
     student: str
     seeds: int
+    companion: bool = False
+
+    @property
+    def of_pool(self) -> bool:
+        """Whether its clips are chosen from the pool."""
+        return self.source is not None and "pool" in self.source.method.needs
 
 
 def rows_of(experiment: Experiment) -> list[Row]:
@@ -68,14 +81,13 @@ def rows_of(experiment: Experiment) -> list[Row]:
         for row in _rows_of_cell(experiment, cell):
             wanted = [row]
             if row.ipc is not None:
-                wanted.append(
-                    Row(find_method("random"), Cell(method="random"), row.recipe, row.ipc, row.student, row.seeds)
-                )
+                wanted.append(Row(find_method("random"), Cell(method="random"), row.recipe, row.ipc, row.student,
+                                  row.seeds, companion=True))  # fmt: skip
             for one in wanted:
                 name = (one.cell.method, one.cell.variant, one.recipe.name, one.ipc, one.student)
-                known = rows.get(name)
-                if known is None or known.seeds < one.seeds:
-                    rows[name] = one
+                known = rows.get(name, one)
+                more = one if one.seeds > known.seeds else known
+                rows[name] = replace(more, companion=known.companion and one.companion)
     return list(rows.values())
 
 
@@ -99,31 +111,44 @@ def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
     ]
 
 
-def check_budgets(rows: list[Row], table: IndexTable) -> None:
-    """Fail before hours are spent.
+def within_budgets(rows: list[Row], table: IndexTable, pool_clips: int) -> list[Row]:
+    """The rows without those Randoms that nobody asked for and no class has the real clips for.
+
+    A row of the pool may have more clips than the training split has videos, and then nothing real stands beside it.
 
     Raises:
-        RequestError: a class has fewer training videos than a row's ipc.
+        RequestError: a class has fewer training videos, or the pool fewer clips, than a row's ipc.
     """
     counts = dict.fromkeys(range(len(table.classes)), 0)
     for video in table.of_split("train"):
         counts[video.label] += 1
     scarce = min(counts, key=lambda label: counts[label])
-    ipc = max((row.ipc for row in rows if row.ipc is not None), default=0)
+    generated = max((row.ipc or 0 for row in rows if row.of_pool), default=0)
+    if generated > pool_clips:
+        raise RequestError(
+            f"ipc {generated} asks for more clips than the pool will have of a class ({pool_clips}): raise "
+            f"pool.clips_a_class to {generated} or more."
+        )
+    kept = [row for row in rows if not (row.companion and (row.ipc or 0) > counts[scarce])]
+    ipc = max((row.ipc or 0 for row in kept if not row.of_pool), default=0)
     if ipc > counts[scarce]:
         raise RequestError(
             f"ipc {ipc} asks for more clips than the class {table.classes[scarce]!r} has "
             f"({counts[scarce]} training videos): ask for at most {counts[scarce]}, or add videos."
         )
+    return kept
 
 
 @dataclass(frozen=True)
 class DataRefs:
-    """The artifacts that every row reads."""
+    """The artifacts that every row reads, and what those rows that need a teacher or a pool have in common."""
 
     index: ArtifactRef
     train: ArtifactRef
     test: ArtifactRef
+    teacher: Job
+    root: Path | None
+    pool_jobs: Callable[[], list[Job]]
 
 
 def build(experiment: Experiment, table: IndexTable) -> Graph:
@@ -132,8 +157,7 @@ def build(experiment: Experiment, table: IndexTable) -> Graph:
     Raises:
         RequestError: the experiment asks for what is not there.
     """
-    rows = rows_of(experiment)
-    check_budgets(rows, table)
+    rows = within_budgets(rows_of(experiment), table, experiment.pool.clips_a_class)
     graph = Graph()
     data = _data_jobs(graph, experiment, table)
     plans = [_row_jobs(graph, experiment, table, data, row) for row in rows]
@@ -145,15 +169,22 @@ def build(experiment: Experiment, table: IndexTable) -> Graph:
         rows=tuple(plans),
         experiment=_without_places(experiment).model_dump(mode="json", exclude={"data"}),
     )
+    pools = [job.ref for job in graph.jobs.values() if job.stage == "pool"]
+    quality = [graph.add(data.teacher, quality_job(pool, data.train, data.teacher.ref)) for pool in pools]
     teacher = [job.ref for job in graph.jobs.values() if job.stage == "teacher"]
-    graph.add(report_job(parameters, graph.jobs[data.train].inputs["index"][0], data.train, data.test, teacher))
+    graph.add(report_job(parameters, data.index, data.train, data.test, teacher, quality))
     return graph
 
 
 def _without_places(experiment: Experiment) -> Experiment:
-    """With the names of users' methods alone: where their files lie changes no result."""
+    """With the names of users' methods and weights alone: where their files lie changes no result."""
     cells = [cell.model_copy(update={"method": Path(cell.method).name}) for cell in experiment.cells]
-    return experiment.model_copy(update={"cells": tuple(cells)})
+    pool = experiment.pool
+    named = {
+        name: part.model_copy(update={"pretrained": Path(part.pretrained).name if part.pretrained else ""})
+        for name, part in (("autoencoder", pool.autoencoder), ("latte", pool.latte))
+    }
+    return experiment.model_copy(update={"cells": tuple(cells), "pool": pool.model_copy(update=named)})
 
 
 def _data_jobs(graph: Graph, experiment: Experiment, table: IndexTable) -> DataRefs:
@@ -162,7 +193,23 @@ def _data_jobs(graph: Graph, experiment: Experiment, table: IndexTable) -> DataR
     test_blocks = block_jobs(table, experiment.decode, "test")
     graph.add(*train_blocks, *test_blocks)
     train = graph.add(clips_job(index, experiment.decode, "train", train_blocks))
-    return DataRefs(index, train, graph.add(clips_job(index, experiment.decode, "test", test_blocks, train)))
+    test = graph.add(clips_job(index, experiment.decode, "test", test_blocks, train))
+    teacher = teacher_job(train, experiment.teacher)
+    root = None if experiment.data == SPRITES else Path(experiment.data).expanduser()
+
+    @cache
+    def pool_jobs() -> list[Job]:
+        """The jobs of the one pool, worked out once, and only if somebody asks."""
+        jobs: list[Job] = []
+
+        def add(job: Job) -> ArtifactRef:
+            jobs.append(job)
+            return job.ref
+
+        pool_of(Given(index, train, teacher, table, experiment.decode, root, add), experiment.pool)
+        return jobs
+
+    return DataRefs(index, train, test, teacher, root, pool_jobs)
 
 
 def _row_jobs(graph: Graph, experiment: Experiment, table: IndexTable, data: DataRefs, row: Row) -> RowPlan:
@@ -174,7 +221,7 @@ def _row_jobs(graph: Graph, experiment: Experiment, table: IndexTable, data: Dat
             inputs["distilled"] = chain[-1]
             sets.append(chain[-1])
         if row.recipe.labels == "online":
-            inputs["teacher"] = graph.add(teacher_job(data.train, experiment.teacher))
+            inputs["teacher"] = graph.add(data.teacher)
         label = f"score {_label(row)} {row.student} seed {seed}"
         scores.append(graph.add(evaluate_job(row.student, experiment.student, row.recipe, seed, inputs, label)))
         makers.append([*chain, *([inputs["teacher"]] if "teacher" in inputs else [])])
@@ -198,21 +245,22 @@ def _set_jobs(
     assert row.source is not None
     assert row.ipc is not None
     options = checked(row.source.method.Parameters, row.cell.options, f"The method {row.source.name}")
-    teacher = teacher_job(data.train, experiment.teacher)
     chain: list[ArtifactRef] = []
 
     def add(job: Job) -> ArtifactRef:
         chain.append(graph.add(job))
         return chain[-1]
 
-    root = None if experiment.data == SPRITES else Path(experiment.data).expanduser()
-    given = Given(data.index, data.train, teacher, table, experiment.decode, root, add)
+    given = Given(
+        data.index, data.train, data.teacher, table, experiment.decode, data.root, add,
+        pool=lambda: [add(job) for job in data.pool_jobs()][-1],
+    )  # fmt: skip
     inputs = {"clips": [data.train], **row.source.method(options).inputs(given)}
     label = f"distil {_label(row)} seed {seed}"
     jobs = distil_jobs(row.source, options, row.ipc, seed, len(table.classes), inputs, label)
     made = [add(job) for job in jobs][-1]
     if row.recipe.labels == "soft":
-        add(relabel_job(made, data.train, add(teacher), row.recipe, seed, f"label {_label(row)} seed {seed}"))
+        add(relabel_job(made, data.train, add(data.teacher), row.recipe, seed, f"label {_label(row)} seed {seed}"))
     return list(dict.fromkeys(chain))
 
 

@@ -37,19 +37,18 @@ class Cell(Parameters):
 
 
 class DataRequest(Parameters):
-    """A data set, its clips and its teacher."""
+    """A data set, its clips, its teacher, and the generated clips that a pool of it has."""
 
     data: str = Field(description="A folder of videos, a CSV file, or `sprites`, the set that vidistill renders.")
     index: IndexParameters = IndexParameters()
     decode: DecodeParameters = DecodeParameters()
     teacher: TeacherParameters = TeacherParameters()
     sprites: SpritesParameters = SpritesParameters()
+    pool: PoolParameters = PoolParameters()
 
 
 class PoolRequest(DataRequest):
     """A pool of generated clips of one data set."""
-
-    pool: PoolParameters = PoolParameters()
 
 
 class Experiment(DataRequest):

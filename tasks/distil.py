@@ -11,6 +11,7 @@ from vidistill.storage.distilled import DistilledSet, joined
 from vidistill.storage.errors import RunError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.generate.pool import open_pool
 from vidistill.tasks.methods import Material, MethodSource, find_method
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.teacher import load_teacher
@@ -69,6 +70,7 @@ def distil(work: Work) -> None:
         progress=work.progress,
         checkpoint=work.checkpoint,
         last_checkpoint=work.last_checkpoint,
+        pool=lambda: open_pool(work.store, work.ref("pool"), clips, parameters.ipc),
     )
     made = source.method(options).distil(material)
     _check(made, parameters)

@@ -20,6 +20,7 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.keys import file_digest
 from vidistill.storage.parameters import Parameters
+from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef
 
 if TYPE_CHECKING:
@@ -47,10 +48,16 @@ REGISTRY: dict[str, str] = {
     "sfvd": "vidistill.tasks.match.sfvd:SFVD",
     "sfvd_t": "vidistill.tasks.match.sfvd:SFVDT",
     "optdistill": "vidistill.tasks.crops.optdistill:OptDistill",
+    "pool_random": "vidistill.tasks.select.random:PoolRandom",
+    "mae_score": "vidistill.tasks.select.mae_score:MAEScore",
+    "csta": "vidistill.tasks.select.csta:CSTA",
+    "dm_mmd": "vidistill.tasks.select.dm_mmd:DMMMD",
+    "vst_unet": "vidistill.tasks.select.vst_unet:VSTUNet",
+    "tac_dt": "vidistill.tasks.select.tac_dt:TACDT",
 }
 """Methods by name. `full`, all of the training clips, is not one: it is the row that they are measured against."""
 
-Need = Literal["teacher"]
+Need = Literal["teacher", "pool"]
 
 
 class Recipe(Parameters):
@@ -107,6 +114,15 @@ def recipe_named(name: str, temperature: float, settings: dict[str, Any]) -> Rec
     return Recipe(**facts)
 
 
+def no_pool() -> Any:
+    """Where a pool is asked for that nobody offers.
+
+    Raises:
+        RequestError: the method does not name the pool among its needs.
+    """
+    raise RequestError('There is no pool: a method that reads one has needs = ("pool",).')
+
+
 @dataclass(frozen=True)
 class Given:
     """What the flow has ready when a method names the artifacts that it reads (`Method.inputs`).
@@ -119,6 +135,7 @@ class Given:
         decode: how the clips were made.
         root: the folder of the videos; None for sprites, which the flow renders.
         add: add a job to the flow; its artifact's reference.
+        pool: add the jobs of the run's one pool of generated clips, the same whenever it is called; its reference.
     """
 
     index: ArtifactRef
@@ -128,6 +145,7 @@ class Given:
     decode: DecodeParameters
     root: Path | None
     add: Callable[[Job], ArtifactRef]
+    pool: Callable[[], ArtifactRef] = no_pool
 
 
 @dataclass(frozen=True)
@@ -145,6 +163,7 @@ class Material:
         progress: call with (done, total).
         checkpoint: call with a step and a function that writes into a folder; committed before it returns.
         last_checkpoint: the step and folder of an earlier attempt's newest checkpoint.
+        pool: the generated clips, checked against the data set and `ipc`; only for methods that need them.
     """
 
     clips: Clips
@@ -157,16 +176,22 @@ class Material:
     progress: Callable[[int, int], None]
     checkpoint: Callable[[int, Callable[[Path], None]], None] = lambda _step, _write: None
     last_checkpoint: Callable[[], tuple[int, Path] | None] = lambda: None
+    pool: Callable[[], Pool] = no_pool
 
     def chosen(self, rows: NDArray[np.int64], **facts: Any) -> DistilledSet:
         """The set of these real clips (centre views), with their labels and sources."""
-        return DistilledSet(
-            clips_NTHWC=self.clips.read(rows),
-            labels_N=self.clips.labels_N[rows],
-            classes=self.clips.classes,
-            sources=tuple(self.clips.table.videos[row].path for row in rows),
-            facts=facts,
-        )
+        return chosen_of(self.clips, rows, facts)
+
+
+def chosen_of(clips: Clips, rows: NDArray[np.int64], facts: dict[str, Any]) -> DistilledSet:
+    """The set of these rows of real or generated clips, with their labels and sources."""
+    return DistilledSet(
+        clips_NTHWC=clips.read(rows),
+        labels_N=clips.labels_N[rows],
+        classes=clips.classes,
+        sources=tuple(clips.table.videos[row].path for row in rows),
+        facts=facts,
+    )
 
 
 class Method(ABC):
@@ -193,7 +218,8 @@ class Method(ABC):
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
         """The artifacts that `distil` reads besides the clips, by name, each made by a job that is added here."""
-        return {"teacher": [given.add(given.teacher)]} if "teacher" in self.needs else {}
+        made = {"teacher": [given.add(given.teacher)]} if "teacher" in self.needs else {}
+        return made | ({"pool": [given.pool()]} if "pool" in self.needs else {})
 
     @abstractmethod
     def distil(self, material: Material) -> DistilledSet:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidistill.tasks import pictures
+from vidistill.tasks.rendering_pool import pool_document, pool_pictures
 from vidistill.tasks.report_data import ClipPair, CropSet, CropShown, Curve, LineageEntry, ReportData
 from vidistill.tasks.report_tables import (
     COLUMNS,
@@ -57,12 +58,14 @@ def render_html(data: ReportData) -> str:
         summary=summary(data),
         tables=tables(data.rows),
         facets=_facets(data.curves, colours),
+        losses=_loss_panels(data.losses, colours),
         bars=_bars(data, colours),
         clips=clips,
         left_out=left_out,
         motion=_motion(data.pairs),
         saliency=[(one, pictures.saliency_panel(one.s_T, one.epsilon, one.mask_T)) for one in data.saliency],
         crops=_crops(data.crops),
+        pools=pool_pictures(data.pools),
         lineage=_by_kind(data.lineage),
         keys={entry.key for entry in data.lineage},
         columns=COLUMNS,
@@ -80,10 +83,12 @@ def render_json(data: ReportData) -> dict[str, Any]:
         "rows": [row.model_dump(mode="json") for row in data.rows],
         "rejected": data.rejected,
         "curves": [curve.model_dump(mode="json") for curve in data.curves],
+        "losses": [curve.model_dump(mode="json") for curve in data.losses],
         "saliency": [asdict(one) for one in data.saliency],
         "crops": [
             {"method": one.method, "ipc": one.ipc, "counts": one.counts, "detector": one.detector} for one in data.crops
         ],
+        "pools": [pool_document(pool) for pool in data.pools],
         "lineage": [entry.model_dump(mode="json") for entry in data.lineage],
         "notes": data.notes,
     }
@@ -133,7 +138,7 @@ class Facet:
 
 def _curve_name(name: str) -> tuple[str, str]:
     """`tsgf soft ipc 1 minic3d_bn` → (`TSGF`, `soft ipc 1 minic3d_bn`)."""
-    found = re.match(r"(.+?)\s+((?:hard|soft|online)\b.*)", name)
+    found = re.match(r"(.+?)\s+((?:hard|soft|online|learned)\b.*)", name)
     method, setting = found.groups() if found else (name, "")
     return display(method), setting
 
@@ -168,6 +173,20 @@ def _curve_panel(
         for name in [_curve_name(curve.name)[0]]
     ]
     return pictures.line_panel(label, series, high)
+
+
+def _loss_panels(losses: Sequence[Curve], colours: dict[str, str]) -> list[pictures.Panel]:
+    """A panel for each method and budget: their losses are on scales of their own."""
+    panels = []
+    for name in dict.fromkeys(curve.name for curve in losses):
+        method, _, budget = name.rpartition(", ")
+        own = [curve for curve in losses if curve.name == name]
+        colour = colours.get(display(method), "c0")
+        series = [
+            pictures.Series(colour, f"seed {one.seed}: ends at {one.loss[-1]:.3g}", one.steps, one.loss) for one in own
+        ]
+        panels.append(pictures.line_panel(f"{display(method)}, {budget}", series))
+    return panels
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,11 +19,12 @@ from vidistill.tasks.index import IndexTable, load_index
 from vidistill.tasks.rendering import render_html, render_json, render_markdown
 from vidistill.tasks.report_crops import crop_sets, row_mark
 from vidistill.tasks.report_data import TRAINING_CLIPS, ClipPair, Curve, LineageEntry, ReportData, Row, Saliency
+from vidistill.tasks.report_pool import pools_shown
 from vidistill.tasks.stage import Job, Work, stage
 
 HTML, JSON, MARKDOWN = "report.html", "report.json", "report.md"
 SHOWN_CLASSES = 10
-BLOCKS = {"block", "tracks", "crops"}  # too many to list in the lineage
+BLOCKS = {"block", "tracks", "crops", "pool-part", "pool-part-resized"}  # too many to list in the lineage
 
 
 class RowPlan(Parameters):
@@ -53,8 +55,10 @@ class ReportParameters(Parameters):
 
 
 def report_job(
-    parameters: ReportParameters, index: ArtifactRef, train: ArtifactRef, test: ArtifactRef, teacher: list[ArtifactRef]
-) -> Job:
+    parameters: ReportParameters, index: ArtifactRef, train: ArtifactRef, test: ArtifactRef, teacher: list[ArtifactRef],
+    quality: Sequence[ArtifactRef] = (),
+) -> Job:  # fmt: skip
+    """The job of the page; `quality` are the qualities of the pools that rows were chosen from."""
     scores = {ref for row in parameters.rows for ref in row.scores}
     sets = {ref for row in parameters.rows for ref in row.sets}
     inputs = {
@@ -64,11 +68,12 @@ def report_job(
         "teacher": teacher,
         "scores": sorted(scores, key=str),
         "sets": sorted(sets, key=str),
+        "pool_quality": list(quality),
     }
     return report(parameters, inputs, label="report")
 
 
-@stage("report", version=3)
+@stage("report", version=4)
 def report(work: Work) -> None:
     parameters = ReportParameters.model_validate(work.job.parameters)
     data = gather(work, parameters)
@@ -96,9 +101,11 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
         classes=list(index.classes),
         rows=_with_differences(rows),
         curves=_curves(parameters, scores),
+        losses=_losses(store, parameters),
         pairs=_pairs(store, parameters, train),
         saliency=_saliencies(store, parameters, train.classes),
         crops=crop_sets(store, parameters.rows),
+        pools=pools_shown(store, manifests, work.refs("pool_quality")),
         lineage=[_entry(manifest) for manifest in manifests.values() if manifest.kind not in BLOCKS],
         rejected=lost,
         notes=[*index.notes, *_notes(manifests)],
@@ -175,6 +182,19 @@ def _curves(parameters: ReportParameters, scores: dict[ArtifactRef, Score]) -> l
             score = scores[ref]
             curves.append(Curve(name=name, seed=seed, steps=list(score.steps), loss=list(score.loss), accuracy=None))
     return curves
+
+
+def _losses(store: Store, parameters: ReportParameters) -> list[Curve]:
+    """What each optimised set's own loss did, once for all recipes and students that the set is scored by."""
+    found: dict[tuple[str, int], Curve] = {}
+    for plan in parameters.rows:
+        name = f"{plan.name}, ipc {plan.ipc}"
+        for seed, ref in enumerate(plan.sets):
+            facts = DistilledSet.facts_of(store.folder(ref))
+            if facts.get("loss"):
+                curve = Curve(name=name, seed=seed, steps=facts["steps"], loss=facts["loss"], accuracy=None)
+                found.setdefault((name, seed), curve)
+    return list(found.values())
 
 
 def _first_sets(parameters: ReportParameters) -> dict[str, ArtifactRef]:

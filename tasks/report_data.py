@@ -62,7 +62,9 @@ class Row(Parameters):
 
 
 class Curve(Parameters):
-    """One student's training; a name such as `tsgf soft ipc 1 minic3d_bn` is method, variant, then setting."""
+    """One training: a student's, by a name such as `tsgf soft ipc 1 minic3d_bn` (method, variant, then setting), or
+    that of a set, by a name such as `dm, ipc 1`.
+    """
 
     name: str
     seed: int
@@ -128,6 +130,49 @@ class CropSet:
 
 
 @dataclass
+class NeighbourShown:
+    """A generated clip, number `number` of its class, and its nearest training clip; both uint8 (T, H, W, 3).
+
+    Attributes:
+        distance: Euclidean, in the teacher's features.
+        levels: root mean square of the pixels' differences, in levels of 255.
+    """
+
+    class_name: str
+    number: int
+    nearest_class: str
+    distance: float
+    levels: float
+    made_THWC: NDArray[np.uint8]
+    real_THWC: NDArray[np.uint8]
+
+
+@dataclass
+class PoolShown:
+    """A pool of generated clips that rows were chosen from.
+
+    Attributes:
+        facts: how it was made, in words. warnings: what the reader must know of it.
+        steps, loss: of the generator's training.
+        sheet: the first clips of each class, uint8 (N, T, H, W, 3); of `classes_left_out` more there is none.
+        quality: `accuracy fvd fvd_real nearest_median nearest_real copied`; empty where it was not measured.
+        accuracy_by_class: share of each class's clips whose class the teacher names.
+        neighbours: generated clips beside their nearest training clips, by heading.
+    """
+
+    key: str
+    facts: dict[str, str]
+    warnings: list[str]
+    steps: list[int]
+    loss: list[float]
+    sheet: list[tuple[str, NDArray[np.uint8]]]
+    classes_left_out: int = 0
+    quality: dict[str, float] = field(default_factory=dict)
+    accuracy_by_class: dict[str, float] = field(default_factory=dict)
+    neighbours: dict[str, list[NeighbourShown]] = field(default_factory=dict)
+
+
+@dataclass
 class ReportData:
     """All that a report shows."""
 
@@ -137,9 +182,11 @@ class ReportData:
     classes: list[str]
     rows: list[Row]
     curves: list[Curve] = field(default_factory=list)
+    losses: list[Curve] = field(default_factory=list)
     pairs: list[ClipPair] = field(default_factory=list)
     saliency: list[Saliency] = field(default_factory=list)
     crops: list[CropSet] = field(default_factory=list)
+    pools: list[PoolShown] = field(default_factory=list)
     lineage: list[LineageEntry] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -21,6 +21,10 @@ from vidistill.storage.distilled import DistilledSet, joined
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.decode import DecodeParameters, block_jobs, clips_job
+from vidistill.tasks.generate.autoencoder import AutoencoderParameters
+from vidistill.tasks.generate.diffusion import LatteParameters
+from vidistill.tasks.generate.pool import PoolParameters, open_pool, pool_of
+from vidistill.tasks.generate.sample import SamplerParameters
 from vidistill.tasks.index import IndexParameters, index_job, survey
 from vidistill.tasks.methods import Given, Material, Method, find_method
 from vidistill.tasks.stage import Job, Runtime, run_job
@@ -28,6 +32,13 @@ from vidistill.tasks.teacher import TeacherParameters, load_teacher, teacher_job
 from vidistill.tasks.training import Device
 
 DECODE = DecodeParameters(frames=4, size=48, views=1, max_lost_share=0.5)
+POOL = PoolParameters(
+    clips_a_class=4,
+    part_clips=4,
+    autoencoder=AutoencoderParameters(width=8, steps=10, batch_frames=4, precision="fp32"),
+    latte=LatteParameters(steps=2, batch_size=2, precision="fp32"),
+    sampler=SamplerParameters(steps=2, precision="fp32"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class Bench:
             teacher=lambda: load_teacher(self.store, self.teacher, self.clips, self.device),
             inputs=lambda name: [self.store.folder(ref) for ref in inputs.get(name, [])],
             progress=lambda done, total: None,
+            pool=lambda: open_pool(self.store, inputs["pool"][0], self.clips, ipc),
         )
 
 
@@ -71,7 +83,8 @@ def build_bench(videos: Path, folder: Path) -> Bench:
     def add(job: Job) -> ArtifactRef:
         return run_job(job, runtime)[0]
 
-    store, given = Store(folder), Given(index.ref, clips.ref, teacher, table, DECODE, videos, add)
+    store = Store(folder)
+    given = Given(index.ref, clips.ref, teacher, table, DECODE, videos, add, pool=lambda: pool_of(given, POOL))
     return Bench(store, Clips(store, clips.ref), teacher.ref, Device(torch.device("cpu"), "fp32", 1), runtime, given)
 
 

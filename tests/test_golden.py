@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,10 @@ from vidistill.flows.parameters import Experiment
 from vidistill.storage.clips import open_clip_array
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.opening import open_store
+from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import Manifest, Store
 from vidistill.tasks.evaluate import load_score
+from vidistill.tasks.generate.quality import Quality, load_quality
 from vidistill.tasks.index import load_index
 from vidistill.tasks.sprites_stage import sprites_job
 from vidistill.tasks.stage import Job, Runtime, run_job, stage_of
@@ -47,13 +50,19 @@ OPTIONS: dict[str, dict[str, object]] = {
     "sfvd": TRAJECTORIES,
     "sfvd_t": TRAJECTORIES,
     "optdistill": {"grid": 1, "fallback": "whole", "training": {"steps": 20}},
+    "pool_random": {},
+    "mae_score": {},
+    "csta": {"iterations": 2},
+    "dm_mmd": {},
+    "vst_unet": {"epochs": 1, "widths": [4, 8], "features": 8},
+    "tac_dt": {},
 }
 EXPERIMENT = {
     "data": "sprites",
     "cells": [
         {
             "method": name,
-            "options": options | ({"precision": "fp32"} if name != "random" else {}),
+            "options": options | ({"precision": "fp32"} if "random" not in name else {}),
             "recipes": ["soft+tsgf"] if name == "tsgf" else ["hard"],
         }
         for name, options in OPTIONS.items()
@@ -63,6 +72,13 @@ EXPERIMENT = {
     "decode": {"frames": 4, "size": 48, "views": 2},
     "teacher": {"epochs": 2, "precision": "fp32"},
     "student": {"steps": 3, "precision": "fp32"},
+    "pool": {
+        "clips_a_class": 2,
+        "part_clips": 2,
+        "autoencoder": {"width": 8, "steps": 10, "batch_frames": 4, "precision": "fp32"},
+        "latte": {"steps": 2, "batch_size": 2, "precision": "fp32"},
+        "sampler": {"steps": 2, "precision": "fp32"},
+    },
 }
 GOLDEN: dict[str, tuple[int, object]] = {
     "sprites": (1, [24, 24.497395833333332]),
@@ -88,9 +104,22 @@ GOLDEN: dict[str, tuple[int, object]] = {
     "distilled sfvd": (1, [55.23631004050926]),
     "distilled sfvd_t": (1, [56.77610948350694]),
     "detector": (1, [3.4848798602038333]),
-    "tracks": (1, "2 detections path reason shape tracks whole"),
-    "crops": (1, "2 border boxes crop length path reason sampling score scores shape whole"),
+    "tracks": (2, "2 detections path reason shape target tracks"),
+    "crops": (2, "2 border boxes crop length path reason sampling score scores shape whole"),
     "distilled optdistill": (1, [54.98952003761574]),
+    "autoencoder": (1, [74.734]),
+    "latents": (1, [16, 2, 4, 4, 6, 6, 0.8027478041153194]),
+    "latte": (1, [1.052841, 0.903687]),
+    "pool-part": (1, [2, 4, 48, 48, 3, 135.01884403935185, 2, 4, 4, 6, 6, 121.3349609904819]),
+    "pool": (1, "16 down/0 up/1"),
+    "distilled pool_random": (1, [135.9517867476852]),
+    "embeddings": (1, [16, 128, 0.7884029583402707]),
+    "distilled mae_score": (1, [134.67336244936342]),
+    "distilled csta": (1, [135.892175745081]),
+    "distilled dm_mmd": (1, [135.28142632378473]),
+    "distilled vst_unet": (1, [136.67711046006946]),
+    "distilled tac_dt": (1, [136.63277180989584]),
+    "pool-quality": (1, "16 8"),
 }
 
 
@@ -137,11 +166,40 @@ def measure(store: Store, manifest: Manifest) -> object:
     if manifest.kind in {"tracks", "crops"}:
         outcomes = json.loads((folder / f"{manifest.kind}.json").read_text())
         return " ".join([str(len(outcomes)), *sorted(outcomes[0])])
-    if manifest.kind == "score":
-        return list(load_score(folder).loss)
+    if manifest.kind in SHORT:
+        return SHORT[manifest.kind](folder)
     made = DistilledSet.load(folder)
     logits = [] if made.logits_NK is None else made.logits_NK[0, :3].tolist()
     return [float(made.clips_NTHWC.mean()), *logits]
+
+
+def _mean(array: zarr.Array) -> list[float]:
+    values = np.asarray(array[...], dtype=np.float64)
+    return [*values.shape, float(np.abs(values).mean())]
+
+
+def _sizes(found: Quality) -> str:
+    """Its numbers are computed in the precision of the CPU at hand."""
+    return f"{len(found.nearest)} {len(found.accuracy_by_class)}"
+
+
+def _ends(names: list[str]) -> str:
+    return f"{len(names)} {names[0]} {names[-1]}"
+
+
+SHORT: dict[str, Callable[[Path], object]] = {
+    "autoencoder": lambda folder: [json.loads((folder / "autoencoder.json").read_text())["error"]],
+    "latents": lambda folder: _mean(open_latent_array(folder)),
+    "latte": lambda folder: json.loads((folder / "curve.json").read_text())["loss"],
+    "pool-part": lambda folder: [*_mean(open_clip_array(folder)), *_mean(open_latent_array(folder))],
+    "pool": lambda folder: _ends(
+        [video["path"] for video in json.loads((folder / "table.json").read_text())["videos"]]
+    ),
+    "embeddings": lambda folder: _mean(zarr.open_array(folder, path="embeddings", mode="r")),
+    "pool-quality": lambda folder: _sizes(load_quality(folder)),
+    "score": lambda folder: list(load_score(folder).loss),
+}
+"""What is measured where one line says it."""
 
 
 def measured(folder: Path) -> dict[str, tuple[int, object]]:

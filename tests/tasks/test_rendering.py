@@ -150,6 +150,11 @@ def data() -> ReportData:
         classes=CLASSES,
         rows=rows,
         curves=curves,
+        losses=[
+            Curve(name=f"dm, ipc {ipc}", seed=seed, steps=[0, 9], loss=[2.0, 1.0], accuracy=None)
+            for ipc in (1, 5)
+            for seed in (0, 1)
+        ],
         pairs=pairs,
         saliency=[Saliency("TSGF", "left", s_T.tolist(), 0.6, mask_T.tolist())],
         lineage=lineage,
@@ -262,6 +267,19 @@ def test_json_rows_begin_with_the_fields_that_scripts_read(data: ReportData) -> 
     assert document["rows"][-1]["ipc"] is None
     assert document["rejected"] == data.rejected
     assert all(set(one) == {"video", "outcome", "reason"} for one in document["rejected"])
+
+
+def test_the_losses_of_sets_have_a_panel_for_each_method_and_budget(data: ReportData) -> None:
+    section = rendering.render_html(data).partition('<section id="losses">')[2].partition("</section>")[0]
+    panels = section.split("<figure>")[1:]
+    assert [re.search("<figcaption>(.*?)</figcaption>", panel)[1] for panel in panels] == ["DM, ipc 1", "DM, ipc 5"]
+    assert [panel.count('class="line') for panel in panels] == [2, 2]
+    assert "seed 1: ends at 1" in panels[0]
+    assert len(rendering.render_json(data)["losses"]) == 4
+
+
+def test_a_learned_recipe_is_not_part_of_a_methods_name() -> None:
+    assert rendering._curve_name("optdistill N=2, tiles learned, ipc 1, minic3d_bn")[0] == "OptDistill · N=2, tiles"
 
 
 def test_numbers_that_are_not_finite_become_null_and_break_the_line() -> None:

@@ -1,0 +1,1 @@
+"""Selection: clips of the generated pool, chosen."""

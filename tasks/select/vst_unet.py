@@ -1,0 +1,146 @@
+"""VST-UNet: a network learns, without labels of what is worth it, which generated clips of a class to keep (S4, §3.1).
+
+Shapes: N clips of a class (N_c), C channels of latents, T frames, h, w height and width of latents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vidistill.storage.clips import PRELOAD_BYTES
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.parameters import Parameters
+from vidistill.storage.pool import Pool
+from vidistill.tasks import training
+from vidistill.tasks.match.core import Learnt, Loop, optimise
+from vidistill.tasks.methods import Material, Method, chosen_of
+from vidistill.tasks.select.embedding import highest
+from vidistill.tasks.training import Curve, Device, Precision, generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vidistill.models.vst_unet import VSTUNet as Network
+
+ORDER = 36
+
+
+class VSTUNetParameters(Parameters):
+    """The network and its training; S4 states the two weights alone, DR-DSN (its parent) 60 epochs.
+
+    Table 6 is `diversity=0, representativeness=0` (CE), `representativeness=0` (+Div), `diversity=0` (+Rep), and all.
+    """
+
+    diversity: float | None = Field(None, ge=0, description="λ_d; published: 0 for one clip a class, else 0.1.")
+    representativeness: float | None = Field(
+        None, ge=0, description="λ_r; published: 0.1 for one clip a class, else 1."
+    )
+    epochs: int = Field(60, ge=1, description="E_s: in each, every class is one step, in random order.")
+    lr: float = Field(1e-3, gt=0, description="Of Adam.")
+    widths: tuple[int, ...] = Field((16, 32, 64), min_length=2, description="Channels of the U-Net's levels.")
+    features: int = Field(64, ge=1, description="Length of f_c.")
+    precision: Precision = Field("fp32", description="Maps of latents are too small for bf16 to gain on a CPU.")
+
+    def weights(self, ipc: int) -> tuple[float, float]:
+        """λ_d and λ_r for so many clips a class (S4, §4); those of 5 and 10 for every number above one."""
+        published = (0.0, 0.1) if ipc == 1 else (0.1, 1.0)
+        asked = (self.diversity, self.representativeness)
+        div, rep = (own if given is None else given for given, own in zip(asked, published, strict=True))
+        return div, rep
+
+
+class VSTUNet(Method):
+    """Algorithm 1: one network for all classes; a step sees all latents of one; then the VPC highest p_c are kept.
+
+    "A small subset of videos with the highest probabilities is chosen in each epoch" has no gradient by p_c. The losses
+    are taken in expectation instead: every video is chosen independently with a probability in the order of p_c, and
+    these sum to VPC. For L_ce and L_div that is a sum, for L_rep's minimum there is a closed form, so that nothing need
+    be drawn: REINFORCE, by which the parent work estimates the same expectation from five draws, has a variance that
+    grows with N_c, and a straight-through top-k tells a video which is not chosen nothing about what it would change.
+    As probabilities go to 0 and 1 the loss becomes that of the top-VPC choice, which is what is kept in the end.
+    """
+
+    needs = ("pool",)
+    Parameters = VSTUNetParameters
+
+    def distil(self, material: Material) -> DistilledSet:
+        pool = material.pool()
+        latents = Latents(pool, material.device, hold=_size(pool) <= PRELOAD_BYTES)
+        network, curve = self._trained(latents, material)
+        rows = []
+        for label in material.labels:
+            _, score_N, _ = outputs(network, latents(label), material.device)
+            rows.append(pool.rows_of(label)[highest(score_N.cpu().numpy(), material.ipc)])
+        diversity, representativeness = self.parameters.weights(material.ipc)
+        facts = {"steps": curve.steps, "loss": curve.loss, "diversity": diversity,
+                 "representativeness": representativeness}  # fmt: skip
+        return chosen_of(pool, np.concatenate(rows), facts)
+
+    def _trained(self, latents: Latents, material: Material) -> tuple[Network, Curve]:
+        """Lines 2–10 of Algorithm 1, from the last checkpoint if there is one."""
+        import torch
+
+        from vidistill.models.vst_unet import VSTUNet as Network
+        from vidistill.models.vst_unet import selection_loss
+
+        p: VSTUNetParameters = self.parameters
+        with training.seeded(material.seed):
+            network = Network(latents.pool.shape_CTHW[0], len(material.clips.classes), p.widths, p.features)
+        network.to(material.device.torch_device).train()
+        labels, weights = material.labels, p.weights(material.ipc)
+
+        def loss(iteration: int, _learnt: Learnt) -> Tensor:
+            label = label_of(iteration, labels, material.seed)
+            return selection_loss(outputs(network, latents(label), material.device), label, material.ipc, *weights)
+
+        learnt: Learnt = dict(network.named_parameters())
+        adam = torch.optim.Adam(network.parameters(), lr=p.lr)
+        curve = optimise(learnt, loss, adam, material, Loop(p.epochs * len(labels)))
+        return network.eval().requires_grad_(False), curve
+
+
+@dataclass
+class Latents:
+    """All latents of a class on the device, held where they are few enough."""
+
+    pool: Pool
+    device: Device
+    hold: bool
+
+    def __post_init__(self) -> None:
+        self._held: dict[int, Tensor] = {}
+
+    def __call__(self, label: int) -> Tensor:
+        """z_NCTHW, float32."""
+        import torch
+
+        if label in self._held:
+            return self._held[label]
+        z_NCTHW = torch.from_numpy(self.pool.latents(self.pool.rows_of(label))).to(self.device.torch_device)
+        if self.hold:
+            self._held[label] = z_NCTHW
+        return z_NCTHW
+
+
+def outputs(network: Network, z_NCTHW: Tensor, device: Device) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, scores and logits in float32, whatever they were computed in."""
+    with device.autocast():
+        f_ND, score_N, logits_NK = network(z_NCTHW)
+    return f_ND.float(), score_N.float(), logits_NK.float()
+
+
+def label_of(iteration: int, labels: tuple[int, ...], seed: int) -> int:
+    """The class of a step: every epoch has all of them, in an order of its own."""
+    epoch, place = divmod(iteration, len(labels))
+    order: NDArray[np.int64] = generator(seed, epoch, ORDER).permutation(len(labels))
+    return labels[int(order[place])]
+
+
+def _size(pool: Pool) -> int:
+    """Bytes of all latents in float32."""
+    return 4 * len(pool) * int(np.prod(pool.shape_CTHW))
