@@ -50,10 +50,12 @@ class LatteParameters(Parameters):
     size: Literal["micro", "mini", "S", "B", "L", "XL"] = Field("micro", description="1.9 M to 674 M parameters.")
     patch: int = Field(1, ge=1, description="Side of a token in latents; published: 2, of latents of 32×32.")
     learned_sigma: bool = Field(False, description="Learn the variance too; the released checkpoint does.")
-    velocity: bool = Field(
-        False,
-        description="Predict the velocity; the released checkpoint predicts the noise. Place and motion, which are "
-        "decided where noise is strong, then weigh as much as detail: for trainings of thousands of steps.",
+    velocity: bool | None = Field(
+        None,
+        description="Predict the velocity, not the noise; by default where training begins from nothing, as the "
+        "released checkpoint predicts the noise. Place and motion, which are decided where noise is strong, then weigh "
+        "as much as detail: on sprites, after 2,000 steps of noise prediction the teacher knew 8 % of the clips, after "
+        "750 of this 29 %.",
     )
     label_dropout: float = Field(0.1, ge=0, lt=1, description="Share of clips trained without their label.")
     pretrained: str = Field("", description="A released checkpoint (.pt or .safetensors) to fine-tune from.")
@@ -74,6 +76,8 @@ def latte_job(clips: ArtifactRef, latents: ArtifactRef, parameters: LatteParamet
         RequestError: the checkpoint to start from is not a file, or predicts something else.
     """
     inputs = {"clips": clips, "latents": latents}
+    if parameters.velocity is None:
+        parameters = parameters.model_copy(update={"velocity": not parameters.pretrained})
     if not parameters.pretrained:
         return latte(parameters, inputs, label=f"latte {parameters.size}")
     if parameters.velocity:
@@ -155,7 +159,7 @@ class LatentBatches:
         z_BCTHW, noise_BCTHW, steps_B, labels_B = self(step)
         with self.device.autocast():
             output = network(noised(z_BCTHW, noise_BCTHW, steps_B), steps_B, labels_B)
-        return diffusion_loss(output, z_BCTHW, noise_BCTHW, steps_B, velocity=self.parameters.velocity)
+        return diffusion_loss(output, z_BCTHW, noise_BCTHW, steps_B, velocity=bool(self.parameters.velocity))
 
 
 def built(parameters: LatteParameters, classes: int, shape_CTHW: tuple[int, ...]) -> Latte:
@@ -170,7 +174,7 @@ def built(parameters: LatteParameters, classes: int, shape_CTHW: tuple[int, ...]
     with training.seeded(parameters.seed):
         try:
             return Latte(classes, frames, side, SIZES[parameters.size], channels=channels, patch=parameters.patch,
-                         learned_sigma=parameters.learned_sigma, velocity=parameters.velocity)  # fmt: skip
+                         learned_sigma=parameters.learned_sigma, velocity=bool(parameters.velocity))  # fmt: skip
         except ValueError as error:
             raise RequestError(f"The transformer cannot be built: {error}.") from error
 

@@ -17,7 +17,7 @@ from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.decode import block_jobs, clips_job
 from vidistill.tasks.generate.autoencoder import AutoencoderParameters, autoencoder_job, latents_job
 from vidistill.tasks.generate.diffusion import LatteParameters, latte_job
-from vidistill.tasks.generate.sample import ResizeParameters, SamplerParameters, part_jobs, resized
+from vidistill.tasks.generate.sample import ResizeParameters, SamplerParameters, check_installed, part_jobs, resized
 from vidistill.tasks.methods import Given
 from vidistill.tasks.stage import Job, Work, stage
 
@@ -35,7 +35,12 @@ class PoolParameters(Parameters):
 
 
 def pool_of(given: Given, parameters: PoolParameters) -> ArtifactRef:
-    """The pool's artifact, after adding the jobs that make it: the same ones for every method, budget and seed."""
+    """The pool's artifact, after adding the jobs that make it: the same ones for every method, budget and seed.
+
+    Raises:
+        RequestError: diffusers is not installed, or weights to begin from are not there.
+    """
+    check_installed()
     source = _clips_to_learn(given, parameters.size)
     codec = given.add(autoencoder_job(source, parameters.autoencoder))
     latents = given.add(latents_job(source, codec, parameters.autoencoder.precision))

@@ -8,6 +8,7 @@ Shapes: B clips a batch, N clips a part, C latent channels, T frames, h, w laten
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,6 +53,16 @@ class PartParameters(Parameters):
     label: int
     first: int
     count: int
+
+
+def check_installed() -> None:
+    """Before anything is trained.
+
+    Raises:
+        RequestError: diffusers, whose schedulers sample, is not installed.
+    """
+    if importlib.util.find_spec("diffusers") is None:
+        raise RequestError("Generating clips needs diffusers: `pip install 'vidistill[pool]'`.")
 
 
 def part_jobs(
@@ -124,10 +135,7 @@ def scheduler_of(sampler: SamplerParameters, network: Latte) -> Any:
     """One of diffusers' schedulers, set to the diffusion that the transformer was trained under."""
     from vidistill.models.diffusion import BETA_FIRST, BETA_LAST, STEPS
 
-    try:
-        diffusers: Any = importlib.import_module("diffusers")
-    except ImportError as error:
-        raise RequestError("Generating clips needs diffusers: `pip install 'vidistill[pool]'`.") from error
+    diffusers: Any = importlib.import_module("diffusers")
     kind = "v_prediction" if network.velocity else "epsilon"
     trained = {"num_train_timesteps": STEPS, "beta_start": BETA_FIRST, "beta_end": BETA_LAST,
                "beta_schedule": "linear", "prediction_type": kind}  # fmt: skip

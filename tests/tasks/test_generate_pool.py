@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import signal
 import subprocess
@@ -287,6 +288,12 @@ def test_what_does_not_fit_the_data_set_is_a_wrong_request(pool: Pool, bench: Be
     longer = type("Longer", (Clips,), {"shape_THWC": (8, 48, 48, 3)})(bench.store, bench.given.train)
     with pytest.raises(RequestError, match="The pool's clips are 4×48×48, the data set's 8×48×48"):
         check_pool(pool, longer, 1)
+
+
+def test_without_diffusers_nothing_is_trained(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(RequestError, match=r"Generating clips needs diffusers: `pip install 'vidistill\[pool\]'`"):
+        pool_of(bench.given, PoolParameters())
 
 
 def test_frechet_distance_is_that_of_its_formula() -> None:
