@@ -73,7 +73,7 @@ def report_job(
     return report(parameters, inputs, label="report")
 
 
-@stage("report", version=4)
+@stage("report", version=5)
 def report(work: Work) -> None:
     parameters = ReportParameters.model_validate(work.job.parameters)
     data = gather(work, parameters)
@@ -198,11 +198,12 @@ def _losses(store: Store, parameters: ReportParameters) -> list[Curve]:
 
 
 def _first_sets(parameters: ReportParameters) -> dict[str, ArtifactRef]:
-    """The seed-0 set of each method and variant at its smallest budget, hard or stored labels before online ones."""
+    """The seed-0 set of each method and variant at its smallest budget, and again where a recipe changes its clips."""
     chosen: dict[str, ArtifactRef] = {}
     for plan in sorted(parameters.rows, key=lambda plan: (plan.ipc or 0, plan.labels == "online")):
         if plan.sets:
-            name = plan.name if plan.recipe == "hard" else f"{plan.name}, {plan.recipe}"
+            mixed = "+" in plan.recipe and plan.labels != "online"
+            name = f"{plan.name}, {plan.recipe}" if mixed else plan.name
             chosen.setdefault(name, plan.sets[0])
     return chosen
 
