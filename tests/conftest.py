@@ -18,6 +18,27 @@ def data_root() -> Path:
     return root
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread, as it does in a stage that asks for one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tiny_transformer() -> Iterator[None]:
+    """Latte's size `micro` is smaller than micro."""
+    from vidistill.models.latte import SIZES, Size
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "micro", Size(2, 32, 2))
+        yield
+
+
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """Flows of this process run against a Prefect server with a database of its own."""

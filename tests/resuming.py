@@ -1,4 +1,4 @@
-"""A distillation that is killed and run again, beside one that is not."""
+"""A job that is killed and run again, and a distillation beside one that is not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,22 @@ from method_contract import Bench
 from vidistill.storage.distilled import DistilledSet
 from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.methods import find_method
-from vidistill.tasks.stage import listening, run_job
+from vidistill.tasks.stage import Job, Runtime, listening, run_job
+
+
+def killed_and_resumed(job: Job, runtime: Runtime, at: int) -> list[int]:
+    """Kill a job at a step, run it again; the steps of the second run."""
+
+    def kill(_label: str, done: int, _total: int, _note: str) -> None:
+        if done == at:
+            raise KeyboardInterrupt
+
+    with listening(kill), pytest.raises(KeyboardInterrupt):
+        run_job(job, runtime)
+    steps: list[int] = []
+    with listening(lambda _label, step, _total, _note: steps.append(step)):
+        run_job(job, runtime)
+    return steps
 
 
 def killed_and_whole(
@@ -22,17 +37,8 @@ def killed_and_whole(
     runtime = bench.runtime.model_copy(update={"methods": {source.name: source.spec}})
     inputs = {"clips": [bench.given.train], **source.method(parameters).inputs(bench.given)}
     (job,) = distil_jobs(source, parameters, ipc, 11, len(bench.clips.classes), inputs, spec)
-
-    def kill(_label: str, done: int, _total: int, _note: str) -> None:
-        if done == kill_at:
-            raise KeyboardInterrupt
-
     ref, _ = run_job(job, runtime)
     whole = DistilledSet.load(bench.store.folder(ref))
     bench.store.discard(ref)
-    with listening(kill), pytest.raises(KeyboardInterrupt):
-        run_job(job, runtime)
-    steps: list[int] = []
-    with listening(lambda _label, step, _total, _note: steps.append(step)):
-        run_job(job, runtime)
+    steps = killed_and_resumed(job, runtime, kill_at)
     return DistilledSet.load(bench.store.folder(ref)), whole, steps

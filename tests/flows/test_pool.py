@@ -5,33 +5,22 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from flow_running import CLASSES
 from method_contract import DECODE
+from method_contract import POOL as CONTRACT_POOL
 
 from vidistill.flows.cli import app
 from vidistill.flows.parameters import PoolRequest, override
 from vidistill.flows.pool import pool
-from vidistill.models.latte import SIZES, Size
 from vidistill.storage.errors import RequestError
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import Store
-from vidistill.tasks.generate.autoencoder import AutoencoderParameters
-from vidistill.tasks.generate.diffusion import LatteParameters
-from vidistill.tasks.generate.pool import PoolParameters
-from vidistill.tasks.generate.sample import SamplerParameters
 from vidistill.tasks.stage import Runtime
 from vidistill.tasks.teacher import TeacherParameters
 
-POOL = PoolParameters(
-    clips_a_class=2,
-    part_clips=2,
-    autoencoder=AutoencoderParameters(width=8, steps=2, batch_frames=2, precision="fp32"),
-    latte=LatteParameters(steps=2, batch_size=2, precision="fp32"),
-    sampler=SamplerParameters(steps=2, precision="fp32"),
-)
+POOL = CONTRACT_POOL.model_copy(update={"clips_a_class": 2, "part_clips": 2})
 
 
 def states() -> Counter[tuple[str, str]]:
@@ -43,11 +32,9 @@ def states() -> Counter[tuple[str, str]]:
     return Counter((run.name.split(" ")[0], run.state_name) for run in runs)
 
 
-def test_more_clips_cost_their_parts_alone(
-    videos: Path, prefect_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("prefect_server", "tiny_transformer")
+def test_more_clips_cost_their_parts_alone(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setitem(SIZES, "micro", Size(2, 32, 2))
     runtime = Runtime(store=str(tmp_path / "store"), device="cpu", threads=1)
     request = PoolRequest(
         data=str(videos), decode=DECODE, teacher=TeacherParameters(epochs=1, precision="fp32"), pool=POOL

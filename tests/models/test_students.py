@@ -16,16 +16,9 @@ from vidistill.models.dropout import SeededDropout, seed_dropout
 from vidistill.models.minic3d import Conv3d
 from vidistill.models.video_swin import StochasticDepth, VideoSwin
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STUDENTS = ("c3d", "video_swin_t")
 CONVS = [(3, 64), (64, 128), (128, 256), (256, 256), (256, 512), (512, 512), (512, 512), (512, 512)]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=STUDENTS)

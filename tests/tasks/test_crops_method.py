@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flow_running import CLASSES
 from method_contract import DECODE, Bench, MethodContract, build_bench, fingerprint
+from resuming import killed_and_resumed
 
 from vidistill.models.regions import cells, enlarge
 from vidistill.storage.distilled import DistilledSet
@@ -33,7 +34,7 @@ from vidistill.tasks.report import RowPlan
 from vidistill.tasks.report_crops import crop_sets, row_mark
 from vidistill.tasks.report_data import ReportData, Row
 from vidistill.tasks.sprites import SpritesParameters, render_sprites, write_video
-from vidistill.tasks.stage import Job, listening, run_job, stage_of
+from vidistill.tasks.stage import Job, run_job, stage_of
 
 ROW_NUMBERS = ("top1_mean", "top1_std", "top5_mean", "auc_mean", "f1_mean", "bytes", "seconds", "peak_memory_bytes",
                "flops")  # fmt: skip
@@ -188,17 +189,7 @@ def test_a_block_that_was_killed_goes_on_with_its_next_video(
     before = bench.store.manifest(run_job(job, bench.runtime)[0]).files
     bench.store.discard(job.ref)
     monkeypatch.setattr(tracking, "CHECKPOINT_SECONDS", 0)
-
-    def kill(_label: str, done: int, _total: int, _note: str) -> None:
-        if done == 5:
-            raise KeyboardInterrupt
-
-    with listening(kill), pytest.raises(KeyboardInterrupt):
-        run_job(job, bench.runtime)
-    steps: list[int] = []
-    with listening(lambda _label, step, _total, _note: steps.append(step)):
-        run_job(job, bench.runtime)
-    assert steps[0] == 5
+    assert killed_and_resumed(job, bench.runtime, at=5)[0] == 5
     assert bench.store.manifest(job.ref).files == before
 
 

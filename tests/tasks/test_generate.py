@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from method_contract import Bench
+from resuming import killed_and_resumed
 from safetensors.torch import load_file
 
-from vidistill.models.latte import SIZES, Size
+from vidistill.models.latte import SIZES
 from vidistill.storage.errors import RequestError
 from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
@@ -28,19 +29,12 @@ from vidistill.tasks.generate.autoencoder import (
 )
 from vidistill.tasks.generate.diffusion import LEAK, LatentBatches, LatteParameters, latte_job, load_latte
 from vidistill.tasks.generate.optimising import AdamParameters, averaged
-from vidistill.tasks.stage import Job, Runtime, listening, run_job
+from vidistill.tasks.stage import Job, Runtime, run_job
 
+pytestmark = pytest.mark.usefixtures("tiny_transformer")
 FAST = AdamParameters(lr=3e-3, warmup_steps=2)
 CODEC = AutoencoderParameters(width=8, steps=8, batch_frames=4, adam=FAST, precision="fp32", checkpoint_steps=3)
 LATTE = LatteParameters(steps=8, batch_size=4, adam=FAST, precision="fp32", checkpoint_steps=3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny_transformer():
-    patch = pytest.MonkeyPatch()
-    patch.setitem(SIZES, "micro", Size(2, 32, 2))
-    yield
-    patch.undo()
 
 
 @dataclass(frozen=True)
@@ -68,21 +62,6 @@ def made(bench: Bench) -> Made:
     return Made(bench.store, bench.runtime, bench, codec, latents)
 
 
-def killed_and_resumed(made: Made, job: Job, at: int) -> list[int]:
-    """Kill a job at a step, run it again; the steps of the second run."""
-
-    def kill(_label: str, done: int, _total: int, _note: str) -> None:
-        if done == at:
-            raise KeyboardInterrupt
-
-    with listening(kill), pytest.raises(KeyboardInterrupt):
-        run_job(job, made.runtime)
-    steps: list[int] = []
-    with listening(lambda _label, step, _total, _note: steps.append(step)):
-        run_job(job, made.runtime)
-    return steps
-
-
 @pytest.mark.parametrize("kind", ["autoencoder", "latte"])
 def test_a_killed_training_ends_with_the_same_bytes(made: Made, kind: str) -> None:
     train = made.bench.given.train
@@ -90,7 +69,7 @@ def test_a_killed_training_ends_with_the_same_bytes(made: Made, kind: str) -> No
     whole = load_file(made.store.folder(made.do(job)) / "weights.safetensors")
     curve = made.facts(job.ref, "curve.json")
     made.store.discard(job.ref)
-    steps = killed_and_resumed(made, job, at=5)
+    steps = killed_and_resumed(job, made.runtime, at=5)
     assert steps[0] == 4  # the checkpoint is of step 3
     again = load_file(made.store.folder(job.ref) / "weights.safetensors")
     assert all(torch.equal(again[name], weight) for name, weight in whole.items())

@@ -22,7 +22,7 @@ from PIL import Image
 from vidistill.flows.parameters import PoolRequest
 from vidistill.flows.pool import build_pool
 from vidistill.models.diffusion import alphas_cumulated
-from vidistill.models.latte import SIZES, Latte, Size
+from vidistill.models.latte import Latte, Size
 from vidistill.storage.clips import Clips, open_clip_array
 from vidistill.storage.errors import RequestError
 from vidistill.storage.pool import Pool
@@ -36,6 +36,7 @@ from vidistill.tasks.generate.sample import SamplerParameters, sampled
 from vidistill.tasks.generate.sheet import GAP, TITLE
 from vidistill.tasks.stage import Job, listening, run_job
 
+pytestmark = pytest.mark.usefixtures("tiny_transformer")
 ADAM = AdamParameters(lr=3e-3, warmup_steps=2)
 PARAMETERS = PoolParameters(
     clips_a_class=3,
@@ -62,14 +63,6 @@ with listening(kill):
         run_job(Job.model_validate(job), Runtime.model_validate(plan["runtime"]))
 """
 METHODS = [SamplerParameters(method=name, steps=4, precision="fp32") for name in ("ddim", "dpm", "ddpm")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny_transformer():
-    patch = pytest.MonkeyPatch()
-    patch.setitem(SIZES, "micro", Size(2, 32, 2))
-    yield
-    patch.undo()
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 from method_contract import DECODE, Bench
 
-from vidistill.models.latte import SIZES, Size
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks import rendering, rendering_pool
@@ -69,9 +67,7 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(bench: Bench) -> Iterator[Made]:
-    patch = pytest.MonkeyPatch()
-    patch.setitem(SIZES, "micro", Size(2, 32, 2))
+def made(bench: Bench, tiny_transformer: None) -> Made:
     given = replace(bench.given, add=lambda job: run_job(job, bench.runtime)[0])
     pool = pool_of(given, PARAMETERS)
     quality = given.add(quality_job(pool, given.train, bench.teacher))
@@ -79,8 +75,7 @@ def made(bench: Bench) -> Iterator[Made]:
     for job in blocks:
         given.add(job)
     test = given.add(clips_job(given.index, DECODE, "test", blocks, given.train))
-    yield Made(bench, pool, quality, test)
-    patch.undo()
+    return Made(bench, pool, quality, test)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from vidistill.tasks import training
 from vidistill.tasks.stage import Runtime, run_job
 from vidistill.tasks.training import Curve, Device, OptimiserParameters, Order
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE_THWC = (4, 48, 48, 3)
 CPU = Device(torch.device("cpu"), "fp32", 1)
 
@@ -94,14 +95,6 @@ def stage_module(path, monkeypatch):
     module.stop_at.clear()
     module.steps_taken.clear()
     return module
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # --- the learning rate ---------------------------------------------------------------------------------------------
