@@ -39,7 +39,10 @@ Frames = Annotated[int | None, typer.Option(help="Frames a clip. [dim]\\[default
 Size = Annotated[int | None, typer.Option(help="Height and width of a clip in pixels. [dim]\\[default: 112][/dim]")]
 Students = Annotated[
     str | None,
-    typer.Option(help="minic3d_bn, minic3d, cnn_gru, cnn_lstm; comma-separated. [dim]\\[default: minic3d_bn][/dim]"),
+    typer.Option(
+        help="minic3d_bn, minic3d, cnn_gru, cnn_lstm, c3d, video_swin_t; comma-separated. "
+        "[dim]\\[default: minic3d_bn][/dim]"
+    ),
 ]
 Seeds = Annotated[
     int | None, typer.Option(help="How many seeds; mean ± standard deviation over them. [dim]\\[default: 5][/dim]")

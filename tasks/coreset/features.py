@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -35,9 +36,9 @@ class FeatureCoreset(Method):
     needs = ("teacher",)
     Parameters = FeatureParameters
 
+    @abstractmethod
     def pick(self, emb_ND: NDArray[np.float64], count: int) -> NDArray[np.int64]:
         """Indices of `count` rows of `emb_ND`, in the order of choice."""
-        raise NotImplementedError
 
     def distil(self, material: Material) -> DistilledSet:
         network = self._network(material)

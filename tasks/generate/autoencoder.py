@@ -5,6 +5,7 @@ Shapes: N clips, V views, X frames, C latent channels, T frames a clip, h, w lat
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from dataclasses import dataclass
@@ -51,6 +52,16 @@ class AutoencoderParameters(Parameters):
     precision: Precision = "auto"
     seed: int = 0
     checkpoint_steps: int = Field(500, ge=1)
+
+
+def check_installed(package: str, what: str) -> None:
+    """Before anything is made for it.
+
+    Raises:
+        RequestError: this package of the extra `pool` is not installed.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise RequestError(f"{what} needs {package}: `pip install 'vidistill[pool]'`.")
 
 
 def known_by(place: str) -> str:
@@ -102,8 +113,6 @@ def _given(work: Work) -> Pretrained:
     place = work.job.places.get(PLACE, work.job.parameters["pretrained"])
     try:
         network = pretrained(place)
-    except ImportError as error:
-        raise RequestError("Named autoencoders need diffusers: `pip install 'vidistill[pool]'`.") from error
     except OSError as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RequestError(f"The autoencoder {place!r} cannot be loaded ({why}): give a folder that has it.") from error

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from vidistill.storage.errors import RunError
 from vidistill.storage.parameters import Parameters
-from vidistill.tasks.training import Curve, Device
+from vidistill.tasks.training import STATES, Curve, Device
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vidistill.tasks.stage import Work
 
 STATE, CURVE = "state.safetensors", "curve.json"
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+MOMENTS = tuple(STATES["adamw"])
 Average = dict[str, "Tensor"]
 
 

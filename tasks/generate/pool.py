@@ -15,9 +15,9 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import LATENTS, Pool
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.decode import block_jobs, clips_job
-from vidistill.tasks.generate.autoencoder import AutoencoderParameters, autoencoder_job, latents_job
+from vidistill.tasks.generate.autoencoder import AutoencoderParameters, autoencoder_job, check_installed, latents_job
 from vidistill.tasks.generate.diffusion import LatteParameters, latte_job
-from vidistill.tasks.generate.sample import ResizeParameters, SamplerParameters, check_installed, part_jobs, resized
+from vidistill.tasks.generate.sample import ResizeParameters, SamplerParameters, part_jobs, resized
 from vidistill.tasks.methods import Given
 from vidistill.tasks.stage import Job, Work, stage
 
@@ -40,7 +40,7 @@ def pool_of(given: Given, parameters: PoolParameters) -> ArtifactRef:
     Raises:
         RequestError: diffusers is not installed, or weights to begin from are not there.
     """
-    check_installed()
+    check_installed("diffusers", "Generating clips")
     source = _clips_to_learn(given, parameters.size)
     codec = given.add(autoencoder_job(source, parameters.autoencoder))
     latents = given.add(latents_job(source, codec, parameters.autoencoder.precision))

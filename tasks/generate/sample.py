@@ -8,7 +8,6 @@ Shapes: B clips a batch, N clips a part, C latent channels, T frames, h, w laten
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +15,6 @@ import numpy as np
 from pydantic import Field
 
 from vidistill.storage.clips import create_clip_array, open_clip_array
-from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import create_latent_array
 from vidistill.storage.store import ArtifactRef
@@ -53,16 +51,6 @@ class PartParameters(Parameters):
     label: int
     first: int
     count: int
-
-
-def check_installed() -> None:
-    """Before anything is trained.
-
-    Raises:
-        RequestError: diffusers, whose schedulers sample, is not installed.
-    """
-    if importlib.util.find_spec("diffusers") is None:
-        raise RequestError("Generating clips needs diffusers: `pip install 'vidistill[pool]'`.")
 
 
 def part_jobs(
@@ -107,11 +95,7 @@ def sampled(
     network: Latte, sampler: SamplerParameters, seed: int, label: int, numbers: Sequence[int],
     shape_CTHW: tuple[int, ...], device: Device,
 ) -> Tensor:  # fmt: skip
-    """Latents of these clips of a class: float32 (B, C, T, h, w).
-
-    Raises:
-        RequestError: diffusers is not installed.
-    """
+    """Latents of these clips of a class: float32 (B, C, T, h, w)."""
     import torch
 
     scheduler = scheduler_of(sampler, network)

@@ -22,7 +22,7 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks.generate.autoencoder import known_by
+from vidistill.tasks.generate.autoencoder import check_installed, known_by
 from vidistill.tasks.methods import Given, Material, Method, chosen_of
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.teacher import features, load_teacher
@@ -53,12 +53,13 @@ def embeddings_job(given: Given, clips: ArtifactRef, parameters: EmbeddingParame
     """The job that embeds training clips or a pool.
 
     Raises:
-        RequestError: the weights look like a path and are not there.
+        RequestError: the weights look like a path and are not there, or transformers is not installed.
     """
     label = f"embed {what} by {Path(parameters.embedding).name}"
     if parameters.embedding == TEACHER:
         own = EmbeddingParameters(precision=parameters.precision)
         return embed(own, {"clips": clips, "teacher": given.add(given.teacher)}, label=label)
+    check_installed("transformers", "VideoMAE")
     path = Path(parameters.embedding).expanduser()
     there = path.exists()
     name = _known_by(parameters.embedding, _stamp(path) if there else 0)
@@ -102,7 +103,7 @@ def videomae_features(place: str, clips: Clips, device: Device, progress: Callab
     Clips are resized to the network's frames (the nearest ones, evenly spread) and size, normalised as ImageNet.
 
     Raises:
-        RequestError: transformers is not installed, or the weights are not there or not VideoMAE's.
+        RequestError: the weights are not there or not VideoMAE's.
     """
     import torch
 
@@ -136,10 +137,7 @@ def load_videomae(place: str) -> Any:
     Raises:
         RequestError: see `videomae_features`.
     """
-    try:
-        transformers: Any = importlib.import_module("transformers")
-    except ImportError as error:
-        raise RequestError("VideoMAE needs transformers: `pip install 'vidistill[pool]'`.") from error
+    transformers: Any = importlib.import_module("transformers")
     try:
         network, found = transformers.VideoMAEModel.from_pretrained(place, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -378,6 +379,13 @@ def test_videomae_embeds_where_its_weights_are_given(bench: Bench, videomae: Pat
     (ref,) = [ref for ref in bench.store.refs("embeddings") if "videomae" in str(bench.store.manifest(ref).parameters)]
     assert load_embeddings(bench.store.folder(ref)).shape == (POOL.clips_a_class * 3, 8)
     assert str(videomae) not in bench.store.manifest(ref).model_dump_json()
+
+
+def test_without_transformers_nothing_is_embedded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else installed(name))
+    with pytest.raises(RequestError, match=r"VideoMAE needs transformers: `pip install 'vidistill\[pool\]'`"):
+        select(bench, "tac_dt", embedding="anything")
 
 
 def test_its_input_is_normalised_as_imagenet_is(bench: Bench) -> None:
