@@ -249,7 +249,7 @@ class _Student:
         omega = dsa.draw(self.parameters.augmentation, self.material.clips.table.flips, *seed)
         named = dict(zip(dict(self.network.named_parameters()), weights, strict=True))
         tensors = dict(zip(self.names, learnt, strict=True))
-        size = core.at_once(self.network, self.material.device, len(slots_B))
+        size = core.at_once(self.network, self.material, len(slots_B))
         for own_B in (slots_B[first : first + size] for first in range(0, len(slots_B), size)):
             x_BCTHW = dsa.apply(omega, self.clips_of(tensors, own_B, random))
             with self.material.device.autocast():

@@ -254,6 +254,16 @@ def test_mtt_comes_nearer_to_where_the_experts_went(bench: Bench) -> None:
     assert found[-1] < found[0]
 
 
+@pytest.mark.parametrize("name", ["dm", "dc", "mtt"])
+def test_it_does_not_matter_how_many_clips_share_a_pass(
+    bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {} if name == "mtt" else {"batch_real": 2}
+    together = loss_of(name, bench, **changes)
+    monkeypatch.setattr(core, "a_pass", lambda _material: 1)
+    assert loss_of(name, bench, **changes) == pytest.approx(together, rel=1e-4)
+
+
 def test_mtt_says_that_its_experts_are_too_short(bench: Bench) -> None:
     method = find_method("mtt").method
     asked = method(method.Parameters(max_start_epoch=10, expert={"epochs": 9}))
