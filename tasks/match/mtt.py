@@ -143,7 +143,7 @@ def sweep(
     """
     import torch
 
-    constants, rate = [tensor.detach() for tensor in learnt], lr.detach()
+    constants, rate = [tensor.detach() for tensor in learnt], float(lr.detach())
     path = [_leaves(start)]
     for step in range(steps):
         moved = [theta.detach().clone() for theta in path[-1]]
@@ -152,7 +152,7 @@ def sweep(
         path.append(_leaves(moved))
     loss = trajectory_distance(path[-1], target, start)
     adjoint = list(torch.autograd.grad(loss, path[-1]))
-    total, total_lr = [torch.zeros_like(tensor) for tensor in learnt], torch.zeros_like(rate)
+    total, total_lr = [torch.zeros_like(tensor) for tensor in learnt], torch.zeros_like(lr)
     leaves = _leaves(learnt)
     path.pop()
     for step in reversed(range(steps)):
@@ -168,10 +168,10 @@ def sweep(
     return Swept(loss.detach(), tuple(total), total_lr)
 
 
-def _descend(tensors: Sequence[Tensor], by: Sequence[Tensor], rate: Tensor) -> None:
+def _descend(tensors: Sequence[Tensor], by: Sequence[Tensor], rate: float) -> None:
     """One step of size `rate` along −`by`, in place, for as many tensors as `by` has."""
     for tensor, direction in zip(tensors, by, strict=False):
-        tensor.sub_(rate * direction)
+        tensor.sub_(direction, alpha=rate)
 
 
 def _dot(one: Weights, other: Weights) -> Tensor:
