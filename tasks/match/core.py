@@ -42,7 +42,7 @@ STATE, CURVE = "state.safetensors", "curve.json"
 AT_ONCE, PIXELS_AT_ONCE = {"cpu": 8, "cuda": 256}, 8 * 8 * 56 * 56
 """Clips a pass: no graph holds the whole set, and on a CPU few clips stay in its caches (MiniC3D's embedding in bf16 at
 8×56×56, one thread: 3.9 ms a clip by eights, 5.3 ms by sixty-fours). Smaller clips go together until they are as many
-pixels: a pass costs the weights once (a step of MTT with 10 clips of 8×32×32: 240 ms in one pass, 340 ms as 8 and 2)."""
+pixels: a pass costs the weights once (a step of MTT on 10 clips of 8×32×32: 240 ms in one pass, 340 ms as 8 and 2)."""
 DIVERGED, WATCHED = 1e3, 10  # the loss may grow to so many times the largest of the first so many iterations
 
 
@@ -137,16 +137,17 @@ def fresh_network(material: Material, name: str, iteration: int, *, weights_lear
     return training.settled(network, material.device).requires_grad_(weights_learn)
 
 
-def a_pass(material: Material) -> int:
-    """How many clips go through a network together."""
+def a_pass(material: Material, size: int) -> int:
+    """How many of `size` clips go through a network together, so that all passes but the last are of one size."""
     frames, height, width, _ = material.clips.shape_THWC
-    return max(AT_ONCE[material.device.torch_device.type], PIXELS_AT_ONCE // (frames * height * width))
+    wanted = max(AT_ONCE[material.device.torch_device.type], PIXELS_AT_ONCE // (frames * height * width))
+    return math.ceil(size / max(1, round(size / wanted)))
 
 
 def at_once(network: nn.Module, material: Material, size: int) -> int:
-    """How many of `size` clips go through a network together; all of them where it takes statistics over a batch."""
+    """The same, but all of them where the network takes statistics over a batch."""
     over_batch = network.training and any("running_mean" in name for name, _ in network.named_buffers())
-    return size if over_batch else a_pass(material)
+    return size if over_batch else a_pass(material, size)
 
 
 def with_gradients(value: Tensor, learnt: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> Tensor:

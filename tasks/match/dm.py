@@ -73,7 +73,7 @@ def dm_loss(
     import torch
 
     real, device = RealClips(material.clips, material.seed, material.device), material.device
-    groups = _groups(material.labels, labels_N, core.a_pass(material))
+    groups = _groups(material.labels, labels_N, core.a_pass(material, len(labels_N)))
 
     def loss(iteration: int, learnt: Learnt) -> Tensor:
         network = core.fresh_network(material, parameters.network, iteration)
@@ -112,7 +112,7 @@ def _real_means(
     import torch
 
     embeddings, labels = [], []
-    size = core.a_pass(material)
+    size = core.a_pass(material, parameters.batch_real * len(material.labels))
     with torch.no_grad(), material.device.autocast():
         for x_BCTHW, labels_B in real.chunks(iteration, material.labels, parameters.batch_real, size):
             embeddings.append(network.embed(dsa.apply(omega, x_BCTHW)).float())  # type: ignore[operator]

@@ -260,7 +260,7 @@ def test_it_does_not_matter_how_many_clips_share_a_pass(
 ) -> None:
     changes = {} if name == "mtt" else {"batch_real": 2}
     together = loss_of(name, bench, **changes)
-    monkeypatch.setattr(core, "a_pass", lambda _material: 1)
+    monkeypatch.setattr(core, "a_pass", lambda _material, _size: 1)
     assert loss_of(name, bench, **changes) == pytest.approx(together, rel=1e-4)
 
 
