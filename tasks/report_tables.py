@@ -181,8 +181,9 @@ def summary(data: ReportData) -> str:
     kinds = ([row for row in same if row.labels == kind and row.ipc is not None] for kind in ("hard", "soft", "online"))
     sentences = [_kind_sentence(rows, data) for rows in kinds if any(row.method != "random" for row in rows)]
     full = [f"{row_label(row)} reaches {_spread_percent(row)}." for row in same if row.ipc is None]
+    scored = "a held-out fifth of the training split" if first.split == "validation" else "the test split"
     opening = (
-        f"Top-1 accuracy on the test split of {first.dataset} with the student {first.student}, "
+        f"Top-1 accuracy on {scored} of {first.dataset} with the student {first.student}, "
         "± the standard deviation over seeds; "
         "in brackets the paired difference from Random under the same recipe, ± its standard error."
     )

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -258,6 +259,11 @@ def test_the_summary_says_the_result_in_words(data: ReportData) -> None:
         "With online labels, SFVD reaches 50.0 ± 2.0 % at 1 per class, 1/40 of the clips. "
         "Full data reaches 93.0 ± 2.0 %."
     )
+
+
+def test_the_summary_of_a_holdout_does_not_speak_of_the_test_split(data: ReportData) -> None:
+    held_out = replace(data, rows=[row.model_copy(update={"split": "validation"}) for row in data.rows])
+    assert report_tables.summary(held_out).startswith("Top-1 accuracy on a held-out fifth of the training split of sp")
 
 
 def test_json_rows_begin_with_the_fields_that_scripts_read(data: ReportData) -> None:
