@@ -73,7 +73,7 @@ def report_job(
     return report(parameters, inputs, label="report")
 
 
-@stage("report", version=6)
+@stage("report", version=7)
 def report(work: Work) -> None:
     parameters = ReportParameters.model_validate(work.job.parameters)
     data = gather(work, parameters)
