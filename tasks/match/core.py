@@ -42,7 +42,7 @@ STATE, CURVE = "state.safetensors", "curve.json"
 AT_ONCE, PIXELS_AT_ONCE = {"cpu": 8, "cuda": 256}, 8 * 8 * 56 * 56
 """Clips a pass: no graph holds the whole set, and on a CPU few clips stay in its caches (MiniC3D's embedding in bf16 at
 8×56×56, one thread: 3.9 ms a clip by eights, 5.3 ms by sixty-fours). Smaller clips go together until they are as many
-pixels: a pass costs the weights once (a step of MTT on 10 clips of 8×32×32: 240 ms in one pass, 340 ms as 8 and 2)."""
+pixels: a pass costs the weights once (a step of MTT on 10 clips of 8×32×32: 320 ms in one pass, 430 ms as 8 and 2)."""
 DIVERGED, WATCHED = 1e3, 10  # the loss may grow to so many times the largest of the first so many iterations
 
 
