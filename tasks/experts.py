@@ -2,7 +2,7 @@
 
 Plain SGD keeps no state but the weights, so that a run which was killed goes on from the last epoch that it kept. Each
 expert is trained by itself: one pass over five, vectorised by `torch.func.vmap`, turns their convolutions into grouped
-ones and took 1.7 times as long on a CPU (tests/benchmarks/experts_speed.py).
+ones and took 1.6 to 1.7 times as long on a CPU (tests/benchmarks/experts_speed.py).
 
 Shapes: E experts, S = epochs + 1 snapshots an expert, P parameters.
 """
