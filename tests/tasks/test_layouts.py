@@ -11,12 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from vidistill.storage.errors import RequestError
-from vidistill.tasks.layouts import Entry, IndexParameters, Listing, list_videos
-from vidistill.tasks.splits import group_of, move_to_test
+from vidistill.tasks.layouts import IndexParameters, Listing, list_videos
 
 LEFT_RIGHT = [f"{label}/{number}.mp4" for label in ("left", "right") for number in range(8)]
 
@@ -411,12 +408,6 @@ def test_hmdb51_has_its_official_splits_and_groups_by_film(tmp_path):
         read(tmp_path)
 
 
-def test_the_real_hmdb51_names_tell_their_film(data_root):
-    groups = {group_of(f"x/{path.name}", "x") for path in (data_root / "odd" / "hmdb51").iterdir()}
-    assert None not in groups
-    assert len(groups) == 5
-
-
 def test_kinetics_is_scored_on_its_validation_split(tmp_path):
     lay(tmp_path, ["train/a b/AAA_000001_000011.mp4", "train/c/-BB.mp4", "val/CCC_000000_000010.mp4", "val/DDD.mkv"])
     header = "label,youtube_id,time_start,time_end,split"
@@ -514,42 +505,3 @@ def test_a_root_that_is_no_folder_says_so(tmp_path):
         read(tmp_path / "a.mp4")
     with pytest.raises(RequestError, match="is a table: for layout ucf101 name its folder"):
         read(write_table(tmp_path / "t.csv", []), layout="ucf101")
-
-
-# --- splits -------------------------------------------------------------------------------------------------------
-
-
-@given(
-    sizes=st.lists(st.integers(1, 9), min_size=2, max_size=12),
-    fraction=st.floats(0.05, 0.95),
-    seed=st.integers(0, 1000),
-)
-def test_any_split_keeps_groups_whole_both_sides_filled_and_the_share_near(sizes, fraction, seed):
-    entries = [
-        Entry(path=f"{group}/{clip}", label="a", split="train", group=f"g{group}")
-        for group, size in enumerate(sizes)
-        for clip in range(size)
-    ]
-    result = move_to_test(entries, fraction, seed)
-    test = {entry.unit for entry in result if entry.split == "test"}
-    train = {entry.unit for entry in result if entry.split == "train"}
-    assert test
-    assert train
-    assert not test & train
-    assert [entry.path for entry in result] == [entry.path for entry in entries]
-    share = sum(entry.split == "test" for entry in result)
-    assert abs(share - fraction * sum(sizes)) <= max(sizes)
-
-
-@pytest.mark.parametrize(
-    ("name", "group"),
-    [
-        ("v_JumpRope_g07_c03.avi", "L_g07"),
-        ("left_g0001_c00.mp4", "L_g0001"),
-        ("prelinger_LetsBeGo1953_wave_u_cm_np10_ba_med_2.avi", "L/prelinger_LetsBeGo1953_wave"),
-        ("holiday.mp4", None),
-        ("g01_c01x.mp4", None),
-    ],
-)
-def test_groups_are_told_by_the_name(name, group):
-    assert group_of(f"L/{name}", "L") == group
