@@ -191,7 +191,7 @@ def work_units(kind: str, parameters: Mapping[str, Any], decode: DecodeParameter
     if kind == "autoencoder":
         return float(parameters["steps"] * parameters["batch_frames"] * decode.size**2)
     if kind == "latte":
-        return float(parameters["steps"] * parameters["batch_size"] * pixels)
+        return float(max(parameters["steps"], 1) * parameters["batch_size"] * pixels)
     if kind == "pool-part":
         return float(parameters["count"] * parameters["sampler"]["steps"] * pixels)
     if kind == "score":
@@ -200,7 +200,7 @@ def work_units(kind: str, parameters: Mapping[str, Any], decode: DecodeParameter
     if kind == "distilled":
         options = parameters["options"]
         clips = parameters["ipc"] * options.get("syn_steps", 1) + options.get("batch_real", 0)
-        return float(options.get("iterations", 1) * clips * len(parameters["labels"]) * pixels)
+        return float(max(options.get("iterations", 1), 1) * clips * len(parameters["labels"]) * pixels)
     return pixels
 
 

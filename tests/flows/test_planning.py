@@ -50,3 +50,17 @@ def test_twice_the_work_is_expected_to_take_twice_as_long(
     decode = DecodeParameters()
     assert work_units(kind, twice, decode) == pytest.approx(2 * work_units(kind, once, decode))
     assert work_units(kind, once, decode) > 1e6
+
+
+@pytest.mark.parametrize(
+    ("kind", "nothing", "least"),
+    [
+        ("distilled", distil(iterations=0), distil(iterations=1)),  # the set that a method starts from
+        ("latte", LatteParameters(steps=0).model_dump(), LatteParameters(steps=1).model_dump()),  # a checkpoint as it is
+    ],
+)
+def test_no_training_at_all_is_work_too_so_that_its_seconds_have_a_rate(
+    kind: str, nothing: dict[str, Any], least: dict[str, Any]
+) -> None:
+    decode = DecodeParameters()
+    assert work_units(kind, nothing, decode) == work_units(kind, least, decode) > 0
