@@ -1,4 +1,4 @@
-"""Running a graph of jobs under Prefect: damaged artifacts are found first, then wave after wave is submitted."""
+"""Running a graph of jobs under Prefect: damage is found first, then each job runs once its inputs are made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import logging
 import signal
 import threading
 from contextlib import contextmanager
+from graphlib import TopologicalSorter
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from vidistill.flows.experiment import Graph
@@ -21,6 +23,8 @@ from vidistill.tasks.stage import Job, Runtime, prefect_task, stage_failure, sta
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import FrameType
+
+    from prefect.futures import PrefectFuture
 
 log = logging.getLogger("vidistill")
 
@@ -69,7 +73,10 @@ def _needs(job: Job) -> Iterable[ArtifactRef]:
 
 
 def run_graph(graph: Graph, runtime: Runtime) -> None:
-    """Submit every job to the flow's task runner; a failed job ends the run with its own error.
+    """Submit each job to the flow's task runner as soon as its inputs are made.
+
+    A failed job ends the run with its own error, after everything that does not need it has been made; errors of
+    others are logged.
 
     Raises:
         VidistillError: what a stage raised on purpose, or the sentence for what nobody foresaw.
@@ -77,9 +84,43 @@ def run_graph(graph: Graph, runtime: Runtime) -> None:
     for sentence in discard_damaged(graph, open_store(runtime.store)):
         log.warning(sentence)
     start_jobs()
+    needed = {ref: [need for need in _needs(job) if need in graph.jobs] for ref, job in graph.jobs.items()}
+    order = TopologicalSorter(needed)
+    order.prepare()
+    submitted: dict[ArtifactRef, PrefectFuture[Any]] = {}
+    running: dict[PrefectFuture[Any], ArtifactRef] = {}
+    ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
+    errors: list[VidistillError] = []
     with _stopping_jobs_on(signal.SIGINT, signal.SIGTERM):
-        for wave in graph.waves():
-            _settle([(job, prefect_task(job.stage).submit(job, runtime)) for job in wave])
+        while (ready := order.get_ready()) or running:
+            for ref in ready:
+                task, inputs = prefect_task(graph.jobs[ref].stage), [submitted[need] for need in needed[ref]]
+                submitted[ref] = task.submit(graph.jobs[ref], runtime, return_state=False, wait_for=inputs)
+                running[submitted[ref]] = ref
+                submitted[ref].add_done_callback(ended.put)
+            future = ended.get()
+            ref = running.pop(future)
+            error = _error_of(graph.jobs[ref], future)
+            if error is None:
+                order.done(ref)
+            else:
+                errors.append(error)
+    for sentence in {str(error) for error in errors[1:]} - {str(error) for error in errors[:1]}:
+        log.error(sentence)
+    if errors:
+        raise errors[0]
+
+
+def _error_of(job: Job, future: PrefectFuture[Any]) -> VidistillError | None:
+    try:
+        future.result()
+    except VidistillError as error:
+        return error
+    except Exception as error:  # noqa: BLE001
+        failure = stage_failure(job, error)
+        failure.__cause__ = error
+        return failure
+    return None
 
 
 @contextmanager
@@ -105,19 +146,6 @@ def _stopping_jobs_on(*signals: signal.Signals) -> Iterator[None]:
     finally:
         for number, known in before.items():
             signal.signal(number, known)
-
-
-def _settle(submitted: list[tuple[Job, Any]]) -> None:
-    """Wait for all, so that nothing is half-done when the first error is raised."""
-    for _, future in submitted:
-        future.wait()
-    for job, future in submitted:
-        try:
-            future.result()
-        except VidistillError:
-            raise
-        except Exception as error:
-            raise stage_failure(job, error) from error
 
 
 def refuse_inside(experiment: DataRequest, runtime: Runtime) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -37,15 +37,6 @@ class Graph:
         for job in jobs:
             self.jobs.setdefault(job.ref, job)
         return jobs[-1].ref
-
-    def waves(self) -> Iterable[list[Job]]:
-        """Jobs that do not need one another, wave after wave."""
-        depth: dict[ArtifactRef, int] = {}
-        for ref, job in self.jobs.items():
-            needed = [depth[need] for refs in job.inputs.values() for need in refs if need in depth]
-            depth[ref] = 1 + max(needed, default=-1)
-        for level in range(max(depth.values(), default=-1) + 1):
-            yield [self.jobs[ref] for ref, own in depth.items() if own == level]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vidistill.flows.execution import data_runtime, find_videos, refuse_inside
-from vidistill.flows.experiment import Graph, build
+from vidistill.flows.experiment import build
 from vidistill.flows.parameters import SPRITES, Experiment
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Manifest, Store
@@ -87,14 +87,10 @@ def plan_of(experiment: Experiment, runtime: Runtime) -> list[Planned]:
         first = [job]
         if not store.has(job.ref):
             table = _expected_sprites(experiment.sprites)
-            return _explained([*first, *_in_order(build(experiment, table))], store, experiment.decode)
+            return _explained([*first, *build(experiment, table).jobs.values()], store, experiment.decode)
     runtime = data_runtime(experiment, runtime)
     table = find_videos(experiment, runtime, workers=2)
-    return _explained([*first, *_in_order(build(experiment, table))], store, experiment.decode)
-
-
-def _in_order(graph: Graph) -> list[Job]:
-    return [job for wave in graph.waves() for job in wave]
+    return _explained([*first, *build(experiment, table).jobs.values()], store, experiment.decode)
 
 
 def _expected_sprites(parameters: SpritesParameters) -> IndexTable:

@@ -56,7 +56,7 @@ def test_twice_the_work_is_expected_to_take_twice_as_long(
     ("kind", "nothing", "least"),
     [
         ("distilled", distil(iterations=0), distil(iterations=1)),  # the set that a method starts from
-        ("latte", LatteParameters(steps=0).model_dump(), LatteParameters(steps=1).model_dump()),  # a checkpoint as it is
+        ("latte", LatteParameters(steps=0).model_dump(), LatteParameters(steps=1).model_dump()),
     ],
 )
 def test_no_training_at_all_is_work_too_so_that_its_seconds_have_a_rate(

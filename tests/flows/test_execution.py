@@ -1,0 +1,116 @@
+"""A graph of jobs under Prefect: what waits for what, and what a failure leaves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from vidistill.flows.execution import run_graph
+from vidistill.flows.experiment import Graph
+from vidistill.storage.errors import RequestError, RunError
+from vidistill.storage.opening import open_store
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.stage import Job, Runtime, Work, stage
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+chain_ended = threading.Event()
+
+
+@stage("step-quick", version=1)
+def quick(work: Work) -> None:
+    work.record(counts={"inputs": len(work.refs("before"))})
+    if work.job.parameters.get("last"):
+        chain_ended.set()
+
+
+@stage("step-patient", version=1)
+def patient(work: Work) -> None:
+    """Ends after a chain that does not need it."""
+    assert chain_ended.wait(60)
+
+
+@stage("step-wrong", version=1)
+def wrong(work: Work) -> None:
+    raise RequestError("The request was wrong.")
+
+
+@stage("step-broken", version=1)
+def broken(work: Work) -> None:
+    raise ZeroDivisionError("by nothing")
+
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Runtime:
+    return Runtime(store=str(tmp_path / "store"), threads=2)
+
+
+@pytest.fixture
+def run(runtime: Runtime) -> Run:
+    """Run a graph of these jobs with two workers; the name of the flow run."""
+
+    @flow(task_runner=ThreadPoolTaskRunner(max_workers=2))  # type: ignore[arg-type]
+    def graph_of(jobs: list[Job]) -> None:
+        run_graph(Graph({job.ref: job for job in jobs}), runtime)
+
+    return graph_of
+
+
+def after(job: Job, number: int, **parameters: object) -> Job:
+    return quick({"number": number, **parameters}, {"before": job.ref}, label=f"step {number}")
+
+
+def made(runtime: Runtime, *jobs: Job) -> list[bool]:
+    store = open_store(runtime.store)
+    return [store.has(job.ref) for job in jobs]
+
+
+def test_a_job_waits_for_its_inputs_and_for_nothing_else(run: Run, runtime: Runtime) -> None:
+    chain_ended.clear()
+    slow, first = patient({}), quick({"number": 0})
+    second = after(first, 1)
+    third = after(second, 2, last=True)
+    run([slow, first, second, third])
+    assert made(runtime, slow, third) == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("failing", "error", "sentence"),
+    [
+        (wrong({}), RequestError, r"^The request was wrong\.$"),
+        (broken({}), RunError, r"^The stage step-broken \(step-broken/\w+\) failed: ZeroDivisionError: by nothing$"),
+    ],
+)
+def test_a_failure_leaves_out_what_needs_it_and_is_raised_in_the_end(
+    run: Run, runtime: Runtime, failing: Job, error: type[Exception], sentence: str
+) -> None:
+    dependent, first = after(failing, 0), quick({"number": 1})
+    second = after(first, 2)
+    last = quick({"number": 3}, {"before": [dependent.ref, second.ref]})
+    with pytest.raises(error, match=sentence):
+        run([failing, dependent, first, second, last])
+    assert made(runtime, failing, dependent, first, second, last) == [False, False, True, True, False]
+
+
+def test_prefect_knows_which_task_waited_for_which(run: Run) -> None:
+    first = quick({"number": 10}, label="first of two")
+    second = quick({"number": 11}, {"before": first.ref}, label="second of two")
+    run([first, second])
+    with get_client(sync_client=True) as client:
+        runs = {task.name: task for task in client.read_task_runs()}
+    upstream = [one.id for one in runs["second of two"].task_inputs["wait_for"]]
+    assert upstream == [runs["first of two"].id]
+
+
+def test_an_input_that_is_no_job_of_the_graph_is_the_store_s(run: Run, runtime: Runtime) -> None:
+    absent = ArtifactRef(kind="step-quick", key="0" * 24)
+    with pytest.raises(RunError, match=r"no artifact"):
+        run([quick({"number": 0}, {"before": absent})])
