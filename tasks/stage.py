@@ -229,11 +229,15 @@ class _Threads:
     def __init__(self) -> None:
         self._taken = 0
         self._changed = threading.Condition()
+        self._next = threading.Lock()  # held by whoever waits: a job of all threads is not overtaken by jobs of one
 
     @contextmanager
     def taken(self, count: int, limit: int) -> Iterator[None]:
-        """Wait until `count` of `limit` threads are free, and hold them."""
-        with self._changed:
+        """Wait until `count` of `limit` threads are free, and hold them; those that ask for none do not wait."""
+        if not count:
+            yield
+            return
+        with self._next, self._changed:
             self._changed.wait_for(lambda: self._taken + count <= limit or self._taken == 0)
             self._taken += count
         try:

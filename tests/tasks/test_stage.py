@@ -252,6 +252,17 @@ def test_networks_never_take_more_threads_than_there_are(tiny, runtime):
     assert len(tiny.most) == 6
 
 
+def test_a_stage_of_every_thread_is_not_overtaken(tiny, runtime):
+    threads = []
+    for make in (tiny.one, tiny.all_of_them, tiny.one):
+        threads.append(threading.Thread(target=run_job, args=(make({"seconds": 0.8, "place": len(threads)}), runtime)))
+        threads[-1].start()
+        time.sleep(0.25)
+    for thread in threads:
+        thread.join()
+    assert tiny.most == [[1], [2], [1]]
+
+
 def test_stages_without_networks_wait_for_nobody(tiny, runtime):
     long = threading.Thread(target=run_job, args=(tiny.all_of_them({"seconds": 1.0}), runtime))
     long.start()
