@@ -29,6 +29,12 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # on a busy machine, spinning at barriers makes two threads an eighth as fast as one
 }
 
+SILENCE = {
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_ROOT_LEVEL": "CRITICAL",  # the server's database complains when it is stopped within a query
+}
+
 
 def request_of(
     preset: str | None,
@@ -188,8 +194,7 @@ def _check_server() -> None:
 @contextmanager
 def _quiet_prefect(verbose: bool) -> Iterator[None]:
     """Prefect's settings for a command line: patient at the start, silent about itself, nothing sent anywhere."""
-    levels = {} if verbose else {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL"}
-    for name, value in (ENVIRONMENT | levels).items():
+    for name, value in (ENVIRONMENT if verbose else ENVIRONMENT | SILENCE).items():
         os.environ.setdefault(name, value)
     logging.getLogger("vidistill").setLevel(logging.WARNING)
     logging.basicConfig(format="%(message)s", level=logging.CRITICAL if not verbose else logging.INFO)
