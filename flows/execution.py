@@ -105,7 +105,7 @@ def run_graph(graph: Graph, runtime: Runtime) -> None:
                 order.done(ref)
             else:
                 errors.append(error)
-    for sentence in {str(error) for error in errors[1:]} - {str(error) for error in errors[:1]}:
+    for sentence in list(dict.fromkeys(map(str, errors)))[1:]:
         log.error(sentence)
     if errors:
         raise errors[0]

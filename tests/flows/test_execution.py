@@ -45,7 +45,7 @@ def broken(work: Work) -> None:
     raise ZeroDivisionError("by nothing")
 
 
-Run = Callable[..., str]
+Run = Callable[[list[Job]], None]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def runtime(tmp_path: Path) -> Runtime:
 
 @pytest.fixture
 def run(runtime: Runtime) -> Run:
-    """Run a graph of these jobs with two workers; the name of the flow run."""
+    """Run a graph of these jobs with two workers."""
 
     @flow(task_runner=ThreadPoolTaskRunner(max_workers=2))  # type: ignore[arg-type]
     def graph_of(jobs: list[Job]) -> None:
