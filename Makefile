@@ -16,6 +16,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps opencv-contrib-python -c constraints.txt
 	mkdir -p build/typing/vidistill
 	for room in deployments flows models storage tasks; do ln -sfn $(CURDIR)/$$room build/typing/vidistill/$$room; done
+	ln -sfn $(CURDIR)/storage/vidistill/__init__.py build/typing/vidistill/__init__.py
 	touch $@
 
 demo: install

@@ -16,8 +16,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from vidistill.flows.parameters import SPRITES, Experiment, PoolRequest, checked, load_preset, override
 from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.opening import default_location, open_store
-from vidistill.tasks.layouts import IndexParameters
 from vidistill.tasks.stage import Runtime, listening
+from vidistill.tasks.videos.layouts import IndexParameters
 
 console = Console()
 ENVIRONMENT = {
@@ -139,7 +139,7 @@ def _runtime(store: str | None, device: str) -> Runtime:
 
 def index(data: str, layout: str | None, split: int | None, as_json: bool) -> None:
     """Print every file of a data set with its outcome."""
-    from vidistill.tasks.index import survey
+    from vidistill.tasks.videos.index import survey
 
     given = {name: value for name, value in {"layout": layout, "split": split}.items() if value is not None}
     if data == SPRITES:

@@ -17,9 +17,9 @@ from vidistill.flows.progress import publishing_progress
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.methods import REGISTRY, find_method
-from vidistill.tasks.report import HTML, JSON, MARKDOWN
-from vidistill.tasks.sprites_stage import sprites_job
+from vidistill.tasks.report.gather import HTML, JSON, MARKDOWN
 from vidistill.tasks.stage import Runtime
+from vidistill.tasks.videos.sprites_stage import sprites_job
 
 WORKERS = os.cpu_count() or 1
 

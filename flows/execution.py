@@ -16,9 +16,9 @@ from vidistill.flows.parameters import SPRITES, DataRequest
 from vidistill.storage.errors import RequestError, VidistillError
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks.index import IndexTable, survey
-from vidistill.tasks.sprites_stage import sprites_job
 from vidistill.tasks.stage import Job, Runtime, prefect_task, stage_failure, start_jobs, stop_jobs
+from vidistill.tasks.videos.index import IndexTable, survey
+from vidistill.tasks.videos.sprites_stage import sprites_job
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

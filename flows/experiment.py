@@ -11,17 +11,19 @@ from vidistill.flows.parameters import SPRITES, Cell, Experiment, checked
 from vidistill.models import NETWORKS
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks.decode import block_jobs, clips_job
 from vidistill.tasks.distil import distil_jobs
-from vidistill.tasks.evaluate import evaluate_job
 from vidistill.tasks.generate.pool import pool_of
 from vidistill.tasks.generate.quality import quality_job
-from vidistill.tasks.index import IndexTable, index_job
+from vidistill.tasks.learning.evaluate import evaluate_job
+from vidistill.tasks.learning.relabel import relabel_job
+from vidistill.tasks.learning.saliency import SaliencyParameters
+from vidistill.tasks.learning.teacher import teacher_job
 from vidistill.tasks.methods import HARD, Given, MethodSource, Recipe, find_method, recipe_named
-from vidistill.tasks.relabel import relabel_job
-from vidistill.tasks.report import ReportParameters, RowPlan, report_job
+from vidistill.tasks.report.data import RowPlan
+from vidistill.tasks.report.gather import ReportParameters, report_job
 from vidistill.tasks.stage import Job
-from vidistill.tasks.teacher import teacher_job
+from vidistill.tasks.videos.decode import block_jobs, clips_job
+from vidistill.tasks.videos.index import IndexTable, index_job
 
 FULL = "full"
 
@@ -90,10 +92,14 @@ def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
     if cell.method == FULL:
         return [Row(None, cell, HARD, None, student, seeds) for student in students]
     source = find_method(cell.method)
-    recipes = [
-        recipe_named(name, experiment.temperature, experiment.mix.model_dump(mode="json"))
-        for name in cell.recipes or source.method.recipes
-    ]
+    saliency = experiment.saliency
+    field = source.method.Parameters.model_fields.get("saliency")
+    if field is not None and field.annotation is SaliencyParameters:  # one s and one ε for the mask and for VideoMix
+        own = saliency.model_dump(mode="json") | cell.options.get("saliency", {})
+        saliency = checked(SaliencyParameters, own, f"The saliency of {cell.method}")
+        cell = cell.model_copy(update={"options": cell.options | {"saliency": own}})
+    settings = experiment.mix.model_dump(mode="json") | {"saliency": saliency.model_dump(mode="json")}
+    recipes = [recipe_named(name, experiment.temperature, settings) for name in cell.recipes or source.method.recipes]
     return [
         Row(source, cell, recipe, ipc, student, seeds)
         for ipc in cell.ipc or experiment.ipc

@@ -10,8 +10,8 @@ from rich.console import Console
 from vidistill.storage.errors import ArtifactDamaged, RequestError
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks.export import export_set
-from vidistill.tasks.report import HTML, JSON
+from vidistill.tasks.report.export import export_set
+from vidistill.tasks.report.gather import HTML, JSON
 
 console = Console(soft_wrap=True, highlight=False)
 ROOTS = ("report", "pool", "pool-quality", "pool-part", "latte")

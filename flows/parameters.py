@@ -11,13 +11,14 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
-from vidistill.tasks.decode import DecodeParameters
-from vidistill.tasks.evaluate import StudentParameters
 from vidistill.tasks.generate.pool import PoolParameters
-from vidistill.tasks.layouts import IndexParameters
-from vidistill.tasks.relabel import MixParameters
-from vidistill.tasks.sprites import SpritesParameters
-from vidistill.tasks.teacher import TeacherParameters
+from vidistill.tasks.learning.evaluate import StudentParameters
+from vidistill.tasks.learning.relabel import MixParameters
+from vidistill.tasks.learning.saliency import SaliencyParameters
+from vidistill.tasks.learning.teacher import TeacherParameters
+from vidistill.tasks.videos.decode import DecodeParameters
+from vidistill.tasks.videos.layouts import IndexParameters
+from vidistill.tasks.videos.sprites import SpritesParameters
 
 Model = TypeVar("Model", bound=BaseModel)
 SPRITES = "sprites"
@@ -60,6 +61,9 @@ class Experiment(DataRequest):
     seeds: int = Field(5, ge=1, description="Seeds 0 … n−1; each draws the selection, the distillation, the student.")
     temperature: float = Field(1.0, gt=0, description="Of the teacher's outputs in soft and online recipes.")
     mix: MixParameters = MixParameters()
+    saliency: SaliencyParameters = Field(
+        SaliencyParameters(), description="S3's Eq. 6–8, of TSGF's mask and of its guided VideoMix alike."
+    )
     student: StudentParameters = StudentParameters()
 
     @model_validator(mode="after")

@@ -14,12 +14,12 @@ from vidistill.flows.experiment import build
 from vidistill.flows.parameters import SPRITES, Experiment
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Manifest, Store
-from vidistill.tasks.decode import DecodeParameters
-from vidistill.tasks.index import IndexTable
-from vidistill.tasks.scan import Video
-from vidistill.tasks.sprites import CLASSES, SpritesParameters
-from vidistill.tasks.sprites_stage import sprites_job
 from vidistill.tasks.stage import Job, Runtime
+from vidistill.tasks.videos.decode import DecodeParameters
+from vidistill.tasks.videos.index import IndexTable
+from vidistill.tasks.videos.scan import Video
+from vidistill.tasks.videos.sprites import CLASSES, SpritesParameters
+from vidistill.tasks.videos.sprites_stage import sprites_job
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -18,16 +18,16 @@ from vidistill.flows.progress import publishing_progress
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks.decode import block_jobs, clips_job
 from vidistill.tasks.generate.autoencoder import FACTS as AUTOENCODER_FACTS
 from vidistill.tasks.generate.pool import pool_of
 from vidistill.tasks.generate.quality import FACTS as QUALITY_FACTS
 from vidistill.tasks.generate.quality import SHEET, load_quality, quality_job
-from vidistill.tasks.index import IndexTable, index_job
+from vidistill.tasks.learning.teacher import teacher_job
 from vidistill.tasks.methods import Given
-from vidistill.tasks.sprites_stage import sprites_job
 from vidistill.tasks.stage import Runtime
-from vidistill.tasks.teacher import teacher_job
+from vidistill.tasks.videos.decode import block_jobs, clips_job
+from vidistill.tasks.videos.index import IndexTable, index_job
+from vidistill.tasks.videos.sprites_stage import sprites_job
 
 WORKERS = os.cpu_count() or 1
 

@@ -12,10 +12,10 @@ from vidistill.storage.errors import RunError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.generate.pool import open_pool
+from vidistill.tasks.learning.teacher import load_teacher
+from vidistill.tasks.learning.training import Device
 from vidistill.tasks.methods import Material, MethodSource, find_method
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.teacher import load_teacher
-from vidistill.tasks.training import Device
 
 
 class DistilParameters(Parameters):

@@ -22,14 +22,15 @@ from vidistill.storage.keys import file_digest
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.learning.saliency import SaliencyParameters
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from vidistill.tasks.decode import DecodeParameters
-    from vidistill.tasks.index import IndexTable
+    from vidistill.tasks.learning.training import Device
     from vidistill.tasks.stage import Job
-    from vidistill.tasks.training import Device
+    from vidistill.tasks.videos.decode import DecodeParameters
+    from vidistill.tasks.videos.index import IndexTable
 
 REGISTRY: dict[str, str] = {
     "random": "vidistill.tasks.coreset.random:Random",
@@ -81,7 +82,13 @@ class Recipe(Parameters):
 
     @property
     def name(self) -> str:
-        return self.labels if self.augmentation == "none" else f"{self.labels}+{self.augmentation}"
+        """Labels and augmentation, and what differs from the default saliency: `soft+tsgf, window 4`."""
+        plain = self.labels if self.augmentation == "none" else f"{self.labels}+{self.augmentation}"
+        if self.augmentation != "tsgf":
+            return plain
+        usual = SaliencyParameters().model_dump()
+        return ", ".join([plain, *(f"{name} {value}" for name, value in self.settings.get("saliency", {}).items()
+                                   if value != usual[name])])  # fmt: skip
 
     @property
     def needs_teacher(self) -> bool:

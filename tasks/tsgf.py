@@ -1,8 +1,8 @@
 """TSGF (paper S3, "Temporal Saliency-Guided Distillation", Eq. 4–8, Algorithm 1).
 
-The teacher is trained once (Eq. 3, tasks/teacher.py). Clips are then moved so that the teacher recognises them (L_ce)
-and its batch-norm layers see the statistics of the training data (L_reg), while frames that move a lot are held back
-by a mask. Labels and augmentation are in tasks/relabel.py.
+The teacher is trained once (Eq. 3, tasks/learning/teacher.py). Clips are then moved so that the teacher recognises them
+(L_ce) and its batch-norm layers see the statistics of the training data (L_reg), while frames that move a lot are held
+back by a mask (Eq. 6–8, tasks/learning/saliency.py). Labels and augmentation are in tasks/learning/relabel.py.
 
 Shapes: B clips, C colours, T frames, H height, W width, K classes, L batch-norm layers. `x_BCTHW` is normalised.
 """
@@ -20,31 +20,17 @@ from pydantic import Field
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.parameters import Parameters
-from vidistill.tasks import training
 from vidistill.tasks.coreset.random import draw_rows
+from vidistill.tasks.learning.pixels import initial, pixel_range, to_pixels
+from vidistill.tasks.learning.saliency import SaliencyParameters, gradient_mask, saliency, threshold
+from vidistill.tasks.learning.training import Precision
 from vidistill.tasks.methods import Material, Method
-from vidistill.tasks.training import Device, Precision
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from vidistill.storage.clips import Clips
-
-
-class SaliencyParameters(Parameters):
-    """Eq. 6–8. The paper gives neither the window, nor its weights, nor ε."""
-
-    window: int = Field(2, ge=0, description="k of Eq. 7: how many earlier frames smooth a frame's saliency.")
-    weights: Literal["uniform", "triangular"] = Field(
-        "triangular", description="α of Eq. 7 ('determined by the window function'): falling linearly, or all equal."
-    )
-    epsilon_quantile: float = Field(
-        0.75,
-        ge=0,
-        le=1,
-        description="ε as this quantile of a clip's own saliency; 1 is 'the upper bound' read literally.",
-    )
 
 
 class TSGFParameters(Parameters):
@@ -67,56 +53,6 @@ class TSGFParameters(Parameters):
     init: Literal["real", "noise"] = Field("real", description="Table 5.")
     group_classes: int = Field(10, ge=1, description="Classes a task; L_reg sees the clips of a task together.")
     precision: Precision = "auto"
-
-
-def frame_difference(x_BCTHW: Tensor) -> Tensor:
-    """Eq. 6, d (B, T): the mean over colours and pixels of (|f_{i+1} − f_i| + |f_i − f_{i−1}|) / 2.
-
-    The paper leaves the reduction and the ends open: the mean, and at the ends the one difference there is.
-    """
-    import torch
-
-    if x_BCTHW.shape[2] == 1:
-        return x_BCTHW.new_zeros(x_BCTHW.shape[0], 1)
-    step_BT = x_BCTHW.diff(dim=2).abs().mean(dim=(1, 3, 4))
-    after_BT = torch.cat([step_BT, step_BT[:, -1:]], dim=1)
-    before_BT = torch.cat([step_BT[:, :1], step_BT], dim=1)
-    return (after_BT + before_BT) / 2
-
-
-def saliency(x_BCTHW: Tensor, parameters: SaliencyParameters) -> Tensor:
-    """Eq. 7, s (B, T): a causal weighted mean of d over this frame and the k before it.
-
-    Weights sum to one over the frames that exist, so that the first frames are not called still.
-    """
-    d_BT = frame_difference(x_BCTHW)
-    k = min(parameters.window, d_BT.shape[1] - 1)
-    alpha = [1.0 if parameters.weights == "uniform" else float(k + 1 - j) for j in range(k + 1)]
-    total_BT, weight_T = d_BT * 0, d_BT.new_zeros(d_BT.shape[1])
-    for j, alpha_j in enumerate(alpha):
-        total_BT[:, j:] += alpha_j * d_BT[:, : d_BT.shape[1] - j]
-        weight_T[j:] += alpha_j
-    return total_BT / weight_T
-
-
-def threshold(s_BT: Tensor, parameters: SaliencyParameters) -> Tensor:
-    """Eq. 8, ε (B, 1): a quantile of each clip's own saliency."""
-    return s_BT.quantile(parameters.epsilon_quantile, dim=1, keepdim=True)
-
-
-def gradient_mask(s_BT: Tensor, epsilon_B1: Tensor, sign: Literal["magnitude", "both"] = "magnitude") -> Tensor:
-    """Eq. 8, M (B, T): max(ε − s, 0) / (max s − min s); without the max where `sign` is both (Table 9).
-
-    A clip that stands still has no salient frame: the quotient is 0/0 there, and M is one.
-    """
-    import torch
-
-    span_B1 = s_BT.amax(1, keepdim=True) - s_BT.amin(1, keepdim=True)
-    room_BT = epsilon_B1 - s_BT
-    if sign == "magnitude":
-        room_BT = room_BT.clamp(min=0)
-    still_B1 = span_B1 <= 1e-12
-    return torch.where(still_B1, torch.ones_like(s_BT), room_BT / span_B1.masked_fill(still_B1, 1))
 
 
 @contextmanager
@@ -188,17 +124,6 @@ class TSGF(Method):
         )
 
 
-def initial(clips: Clips, rows: np.ndarray, init: str, seed: int, device: Device) -> Tensor:
-    """Real clips of these rows, or normal noise with the data's mean and deviation: x_BCTHW."""
-    import torch
-
-    table = clips.table
-    if init == "real":
-        return training.to_input(clips.read(rows), table.mean, table.std, device)
-    noise = training.generator(seed, int(rows[0]), 5).standard_normal((len(rows), *clips.shape_THWC), dtype=np.float32)
-    return torch.from_numpy(noise).to(device.torch_device).permute(0, 4, 1, 2, 3)
-
-
 def optimise(
     start_BCTHW: Tensor, labels_N: np.ndarray, teacher: nn.Module, clips: Clips, parameters: TSGFParameters,
     material: Material,
@@ -257,23 +182,3 @@ def _optimiser(x_BCTHW: Tensor, parameters: TSGFParameters) -> torch.optim.Optim
     if parameters.optimiser == "sgd":
         return torch.optim.SGD([x_BCTHW], lr=parameters.lr)
     return torch.optim.Adam([x_BCTHW], lr=parameters.lr, betas=(0.5, 0.9))
-
-
-def pixel_range(clips: Clips, device: Device) -> tuple[Tensor, Tensor]:
-    """Black and white in normalised units, shaped to broadcast over BCTHW."""
-    import torch
-
-    mean_C, std_C = (
-        torch.tensor(values, dtype=torch.float32, device=device.torch_device)[:, None, None, None]
-        for values in (clips.table.mean, clips.table.std)
-    )
-    return -mean_C / std_C, (1 - mean_C) / std_C
-
-
-def to_pixels(x_BCTHW: Tensor, clips: Clips) -> np.ndarray:
-    """Normalised clips as uint8 NTHWC, rounded: a set of as many bytes as real clips."""
-    import torch
-
-    mean_C, std_C = (torch.tensor(values, device=x_BCTHW.device) for values in (clips.table.mean, clips.table.std))
-    pixels_NTHWC = (x_BCTHW.permute(0, 2, 3, 4, 1) * std_C + mean_C) * 255
-    return pixels_NTHWC.round().clamp(0, 255).to(torch.uint8).cpu().numpy()

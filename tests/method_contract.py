@@ -20,16 +20,16 @@ from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet, joined
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks.decode import DecodeParameters, block_jobs, clips_job
 from vidistill.tasks.generate.autoencoder import AutoencoderParameters
 from vidistill.tasks.generate.diffusion import LatteParameters
 from vidistill.tasks.generate.pool import PoolParameters, open_pool, pool_of
 from vidistill.tasks.generate.sample import SamplerParameters
-from vidistill.tasks.index import IndexParameters, index_job, survey
+from vidistill.tasks.learning.teacher import TeacherParameters, load_teacher, teacher_job
+from vidistill.tasks.learning.training import Device
 from vidistill.tasks.methods import Given, Material, Method, find_method
 from vidistill.tasks.stage import Job, Runtime, run_job
-from vidistill.tasks.teacher import TeacherParameters, load_teacher, teacher_job
-from vidistill.tasks.training import Device
+from vidistill.tasks.videos.decode import DecodeParameters, block_jobs, clips_job
+from vidistill.tasks.videos.index import IndexParameters, index_job, survey
 
 DECODE = DecodeParameters(frames=4, size=48, views=1, max_lost_share=0.5)
 POOL = PoolParameters(

@@ -26,11 +26,11 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.opening import open_store
 from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import Manifest, Store
-from vidistill.tasks.evaluate import load_score
 from vidistill.tasks.generate.quality import Quality, load_quality
-from vidistill.tasks.index import load_index
-from vidistill.tasks.sprites_stage import sprites_job
+from vidistill.tasks.learning.evaluate import load_score
 from vidistill.tasks.stage import Job, Runtime, run_job, stage_of
+from vidistill.tasks.videos.index import load_index
+from vidistill.tasks.videos.sprites_stage import sprites_job
 
 EXPERTS = {"epochs": 2, "batch_size": 8, "precision": "fp32"}
 TRAJECTORIES = {"iterations": 1, "experts": 1, "max_start_epoch": 1, "syn_steps": 2, "expert": EXPERTS}

@@ -70,7 +70,7 @@ def may_load(path: Path) -> set[str]:
     """The heavy packages that a file may import at its top."""
     if room_of(path) == "models" and path.name != "__init__.py":
         return {"torch", "torchvision"}
-    if path == REPOSITORY / "tasks" / "decoding_child.py":
+    if path == REPOSITORY / "tasks" / "videos" / "decoder_child.py":
         return {"av"}
     if room_of(path) == "flows" and "@flow" in path.read_text():
         return {"prefect"}

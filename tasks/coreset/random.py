@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
+from vidistill.tasks.learning import streams
+from vidistill.tasks.learning.training import generator
 from vidistill.tasks.methods import Material, Method
-from vidistill.tasks.training import generator
 
 
 class Random(Method):
@@ -21,7 +22,9 @@ class Random(Method):
 
 def draw_rows(clips: Clips, labels: tuple[int, ...], ipc: int, seed: int) -> NDArray[np.int64]:
     """Rows of `ipc` random clips a class, seeded by (seed, class): a class draws the same in any group."""
-    return np.concatenate([generator(seed, label, 4).permutation(enough(clips, label, ipc))[:ipc] for label in labels])
+    return np.concatenate(
+        [generator(seed, label, streams.CORESET).permutation(enough(clips, label, ipc))[:ipc] for label in labels]
+    )
 
 
 def enough(clips: Clips, label: int, ipc: int) -> NDArray[np.int64]:

@@ -22,11 +22,11 @@ from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.crops.score import TEACHER, Kind, KineticsScorer, Scorer, TeacherScorer, checked_place, score
 from vidistill.tasks.crops.track import cut, window
 from vidistill.tasks.crops.tracking import TRACKS, each_video
-from vidistill.tasks.decoding import Decoder, VideoError
-from vidistill.tasks.layouts import data_folder
+from vidistill.tasks.learning.teacher import load_teacher
+from vidistill.tasks.learning.training import Device, Precision
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.teacher import load_teacher
-from vidistill.tasks.training import Device, Precision
+from vidistill.tasks.videos.decoder import Decoder, VideoError
+from vidistill.tasks.videos.layouts import data_folder
 
 CROPS = "crops.json"
 

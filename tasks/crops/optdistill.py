@@ -23,7 +23,6 @@ from vidistill.storage.distilled import CLIPS, DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks import training
 from vidistill.tasks.crops.cutting import CROPS, CropParameters, crops_job
 from vidistill.tasks.crops.detect import HOG, TARGET, TRAINED, Rule, check_labels
 from vidistill.tasks.crops.mosaic import Crop, Grouping, grouped, preselected, side_by_side
@@ -31,11 +30,12 @@ from vidistill.tasks.crops.pictures import crop_pictures
 from vidistill.tasks.crops.score import TEACHER, Kind
 from vidistill.tasks.crops.tracking import TrackParameters, tracks_job, weights_of
 from vidistill.tasks.crops.training import BOXES, FACTS, DetectorParameters, detector_job
-from vidistill.tasks.decode import named, runs
-from vidistill.tasks.layouts import data_folder
+from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.training import Precision, generator
 from vidistill.tasks.methods import Given, Material, Method
-from vidistill.tasks.scan import Video
-from vidistill.tasks.training import Precision, generator
+from vidistill.tasks.videos.decode import named, runs
+from vidistill.tasks.videos.layouts import data_folder
+from vidistill.tasks.videos.scan import Video
 
 AUTO, YOLO = "auto", "yolov5su.pt"
 SMALLEST_REGION = 8
@@ -165,7 +165,7 @@ class OptDistill(Method):
         chosen: list[Video] = []
         for label in range(len(given.table.classes)):
             own = [video for video in videos if video.label == label]
-            order = generator(self.parameters.detect_seed, label, 12).permutation(len(own))
+            order = generator(self.parameters.detect_seed, label, streams.TRACKED_VIDEOS).permutation(len(own))
             chosen += [own[place] for place in sorted(order[: self.parameters.videos])]
         return chosen
 
@@ -184,7 +184,7 @@ class OptDistill(Method):
         found, counts = gather(material)
         groups: list[list[Crop]] = []
         for label in material.labels:
-            random = generator(material.seed, label, 13)
+            random = generator(material.seed, label, streams.MOSAIC_GROUPS)
             groups += grouped(
                 preselected(found.get(label, []), p.preselect, random), material.ipc, p.grid, top_k=p.top_k,
                 threshold=p.threshold, grouping=p.grouping, random=random, name=clips.classes[label],

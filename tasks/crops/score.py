@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from vidistill.models.regions import enlarge
 from vidistill.storage.clips import Clips
 from vidistill.storage.errors import RequestError
-from vidistill.tasks import training
-from vidistill.tasks.training import Device
+from vidistill.tasks.learning import training
+from vidistill.tasks.learning.training import Device
 
 if TYPE_CHECKING:
     from torch import nn

@@ -32,11 +32,11 @@ from vidistill.tasks.crops.detect import (
 )
 from vidistill.tasks.crops.track import track_all
 from vidistill.tasks.crops.training import DetectorParameters, load_detector
-from vidistill.tasks.decode import BlockVideo
-from vidistill.tasks.decoding import Decoder, VideoError
-from vidistill.tasks.layouts import data_folder
+from vidistill.tasks.learning.training import generator
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.training import generator
+from vidistill.tasks.videos.decode import BlockVideo
+from vidistill.tasks.videos.decoder import Decoder, VideoError
+from vidistill.tasks.videos.layouts import data_folder
 
 TRACKS, FIRST_FRAMES = "tracks.json", "first"
 CHECKPOINT_SECONDS = 2.0  # of work that a kill may cost, and the video that it was at

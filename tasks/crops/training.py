@@ -18,11 +18,12 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.crops.detect import Box, Detection, Trained, to_picture
 from vidistill.tasks.crops.track import overlap
-from vidistill.tasks.decoding import Decoder, VideoError
-from vidistill.tasks.index import load_index
-from vidistill.tasks.layouts import data_folder
+from vidistill.tasks.learning import streams
+from vidistill.tasks.learning.training import generator, seeded
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.training import generator, seeded
+from vidistill.tasks.videos.decoder import Decoder, VideoError
+from vidistill.tasks.videos.index import load_index
+from vidistill.tasks.videos.layouts import data_folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -118,7 +119,7 @@ def fit(labelled: Labelled, parameters: DetectorParameters, work: Work | None = 
     adam = torch.optim.AdamW(network.parameters(), lr=parameters.lr, weight_decay=1e-4)
     cycle = torch.optim.lr_scheduler.OneCycleLR(adam, parameters.lr, parameters.steps, pct_start=0.2)
     for step in range(parameters.steps):
-        random = generator(parameters.seed, step, 11)
+        random = generator(parameters.seed, step, streams.DETECTOR_BATCH)
         rows = torch.from_numpy(random.integers(len(boxes_N4), size=parameters.batch_size))
         x_BCHW, truth_B4 = _augmented(pictures_N3HW[rows], boxes_N4[rows], random)
         logits_BP, boxes_BP4 = network(x_BCHW)

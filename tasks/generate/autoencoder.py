@@ -22,10 +22,10 @@ from vidistill.storage.keys import digest, file_digest
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import create_latent_array
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks import training
 from vidistill.tasks.generate.optimising import AdamParameters, fit, write_curve
+from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.training import Device, Precision, generator
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.training import Device, Precision, generator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,7 +167,7 @@ class FrameBatches:
 
         from vidistill.models.autoencoder import to_frames
 
-        random, table = generator(self.parameters.seed, step, 4), self.clips.table
+        random, table = generator(self.parameters.seed, step, streams.AUTOENCODER_FRAMES), self.clips.table
         rows = random.integers(len(self.clips), size=self.parameters.batch_frames)
         clips_NTHWC = self.clips.read(rows, random.integers(table.views, size=len(rows)))
         picked = random.integers(clips_NTHWC.shape[1], size=len(rows))

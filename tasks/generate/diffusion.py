@@ -20,11 +20,11 @@ from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks import training
 from vidistill.tasks.generate.autoencoder import known_by
 from vidistill.tasks.generate.optimising import AdamParameters, fit, write_curve
+from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.training import Device, Precision, generator
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.training import Device, Precision, generator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,7 +140,7 @@ class LatentBatches:
 
         from vidistill.models.diffusion import STEPS
 
-        random = generator(self.parameters.seed, step, 5)
+        random = generator(self.parameters.seed, step, streams.DIFFUSION_BATCH)
         rows = random.integers(len(self.labels_N), size=self.parameters.batch_size)
         views = random.integers(self.views_NVCTHW.shape[1], size=len(rows))
         z_BCTHW = np.stack([self.views_NVCTHW[row, view] for row, view in zip(rows, views, strict=True)])

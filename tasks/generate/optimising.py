@@ -16,7 +16,7 @@ from pydantic import Field
 
 from vidistill.storage.errors import RunError
 from vidistill.storage.parameters import Parameters
-from vidistill.tasks.training import STATES, Curve, Device
+from vidistill.tasks.learning.training import STATES, Curve, Device
 
 if TYPE_CHECKING:
     import torch

@@ -17,11 +17,11 @@ from vidistill.storage.clips import Clips
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks import training
 from vidistill.tasks.generate.sheet import contact_sheet
+from vidistill.tasks.learning import training
+from vidistill.tasks.learning.teacher import features, load_teacher
+from vidistill.tasks.learning.training import Device, Precision
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.teacher import features, load_teacher
-from vidistill.tasks.training import Device, Precision
 
 FACTS, SHEET = "quality.json", "sheet.png"
 Features = NDArray[np.float64]

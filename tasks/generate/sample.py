@@ -20,15 +20,14 @@ from vidistill.storage.pool import create_latent_array
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.generate.autoencoder import decoded, load_codec
 from vidistill.tasks.generate.diffusion import load_latte
+from vidistill.tasks.learning import streams
+from vidistill.tasks.learning.training import Device, Precision, generator
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.training import Device, Precision, generator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vidistill.models.latte import Latte
-
-FIRST_NOISE, STEP_NOISE = 6, 7
 
 
 class SamplerParameters(Parameters):
@@ -99,7 +98,7 @@ def sampled(
     import torch
 
     scheduler = scheduler_of(sampler, network)
-    first = [generator(seed, label, number, FIRST_NOISE).standard_normal(shape_CTHW, dtype=np.float32)
+    first = [generator(seed, label, number, streams.FIRST_NOISE).standard_normal(shape_CTHW, dtype=np.float32)
              for number in numbers]  # fmt: skip
     z_BCTHW = torch.from_numpy(np.stack(first)).to(device.torch_device)
     labels_B = torch.full((len(numbers),), label, device=device.torch_device)
@@ -138,7 +137,7 @@ def _generators(seed: int, label: int, numbers: Sequence[int]) -> list[Any]:
     """Of the noise of each step: one a clip, on the CPU, so that batches do not matter."""
     import torch
 
-    seeds = (int(generator(seed, label, number, STEP_NOISE).integers(2**62)) for number in numbers)
+    seeds = (int(generator(seed, label, number, streams.STEP_NOISE).integers(2**62)) for number in numbers)
     return [torch.Generator().manual_seed(one) for one in seeds]
 
 

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet, materialised, variants
 from vidistill.storage.errors import RunError
-from vidistill.tasks import training
 from vidistill.tasks.coreset.random import draw_rows
+from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.pixels import initial, pixel_range, to_pixels
+from vidistill.tasks.learning.training import Curve, Device, generator
 from vidistill.tasks.methods import Material
-from vidistill.tasks.training import Curve, Device, generator
-from vidistill.tasks.tsgf import initial, pixel_range, to_pixels
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ class RealClips:
 
     def rows(self, iteration: int, label: int, count: int) -> NDArray[np.int64]:
         """`count` rows of the class without replacement; all of them, in random order, where it has fewer."""
-        return generator(self.seed, iteration, label, 11).permutation(self.clips.rows_of(label))[:count]
+        return generator(self.seed, iteration, label, streams.REAL_ROWS).permutation(self.clips.rows_of(label))[:count]
 
     def batch(self, iteration: int, labels: Sequence[int], count: int) -> tuple[Tensor, NDArray[np.int64]]:
         """x_BCTHW of up to `count` clips of each of these classes, and their labels_B."""
@@ -92,7 +92,7 @@ class RealClips:
         """The same batch, at most `size` clips at a time."""
         table = self.clips.table
         rows_B = np.concatenate([self.rows(iteration, label, count) for label in labels])
-        random = generator(self.seed, iteration, *labels, 12)
+        random = generator(self.seed, iteration, *labels, streams.REAL_VIEWS)
         views_B, flips_B = random.integers(table.views, size=len(rows_B)), random.random(len(rows_B)) < 0.5
         for first in range(0, len(rows_B), size):
             part = slice(first, first + size)
@@ -131,7 +131,7 @@ def leaf(tensor: Tensor) -> Tensor:
 
 def fresh_network(material: Material, name: str, iteration: int, *, weights_learn: bool = False) -> nn.Module:
     """A network as it is initialised, another one for each iteration; in evaluation mode (no dropout)."""
-    seed = int(generator(material.seed, iteration, 13).integers(2**31))
+    seed = int(generator(material.seed, iteration, streams.FRESH_NETWORK).integers(2**31))
     clips = material.clips
     network = training.build_network(name, len(clips.classes), clips.shape_THWC, seed)
     return training.settled(network, material.device).requires_grad_(weights_learn)

@@ -14,11 +14,12 @@ from pydantic import Field
 
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
+from vidistill.tasks.learning import streams
+from vidistill.tasks.learning.training import Precision, generator
 from vidistill.tasks.match import core, dsa
 from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, RealClips
 from vidistill.tasks.match.losses import gradient_distance
 from vidistill.tasks.methods import Material, Method
-from vidistill.tasks.training import Precision, generator
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -115,7 +116,7 @@ def dc_loss(
         for label, slots_B in slots.items():
             omega = dsa.draw(parameters.augmentation, material.clips.table.flips, material.seed, step, label)
             real = _real_gradients(network, dsa.apply(omega, real_of(step, label)), label, material)
-            x_BCTHW = clips_of(learnt, slots_B, generator(material.seed, step, label, 15))
+            x_BCTHW = clips_of(learnt, slots_B, generator(material.seed, step, label, streams.SET_VARIANTS))
             synthetic = _gradients(network, dsa.apply(omega, x_BCTHW), label, material, create_graph=True)
             distance = gradient_distance(real, synthetic)
             core.add_gradients(gradients, distance, learnt)
@@ -161,7 +162,7 @@ def _train(
     labels = torch.from_numpy(labels_N).to(material.device.torch_device)
     weights = list(network.parameters())
     for turn in range(inner):
-        random = generator(material.seed, step, turn, 18)
+        random = generator(material.seed, step, turn, streams.DC_INNER)
         with torch.no_grad():
             x_NCTHW = clips_of(learnt, np.arange(len(labels_N)), random)
         with material.device.autocast():

@@ -13,11 +13,12 @@ from pydantic import Field
 
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
+from vidistill.tasks.learning import streams
+from vidistill.tasks.learning.training import Precision, generator
 from vidistill.tasks.match import core, dsa
 from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, RealClips
 from vidistill.tasks.match.losses import class_means, mean_embedding_distance
 from vidistill.tasks.methods import Material, Method
-from vidistill.tasks.training import Precision, generator
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -81,7 +82,7 @@ def dm_loss(
         real_KD = _real_means(network, real, material, parameters, omega, iteration)
         total, gradients = torch.zeros((), device=device.torch_device), dict[str, "Tensor"]()
         for kinds, slots_B in groups:
-            random = generator(material.seed, iteration, kinds[0], 15)
+            random = generator(material.seed, iteration, kinds[0], streams.SET_VARIANTS)
             x_BCTHW = dsa.apply(omega, clips_of(learnt, slots_B, random))
             with device.autocast():
                 emb_BD = network.embed(x_BCTHW)  # type: ignore[operator]

@@ -12,7 +12,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from vidistill.tasks.training import generator
+from vidistill.tasks.learning import streams
+from vidistill.tasks.learning.training import generator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,7 @@ def draw(strategy: Strategy, flips: bool, *seed: int) -> Augmentation | None:
     """One of the six augmentations (five without flips), each as likely, with its ω; none for `none`."""
     if strategy == "none":
         return None
-    random = generator(*seed, 14)
+    random = generator(*seed, streams.DSA)
     kinds = [kind for kind in get_args(Kind) if flips or kind != "flip"]
     kind = kinds[int(random.integers(len(kinds)))]
     return Augmentation(kind, (random.random(), random.random(), random.random()))

@@ -21,11 +21,11 @@ from pydantic import Field
 
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
-from vidistill.tasks import training
+from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.training import Precision, generator
 from vidistill.tasks.match import core
 from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, RealClips
 from vidistill.tasks.methods import Material, Method
-from vidistill.tasks.training import Precision, generator
 
 if TYPE_CHECKING:
     import torch
@@ -154,20 +154,20 @@ class Pool:
         import torch
 
         clips = self.material.clips
-        seed = int(generator(self.material.seed, number, self.births[number], 16).integers(2**31))
+        seed = int(generator(self.material.seed, number, self.births[number], streams.FREPO_BIRTH).integers(2**31))
         network = training.build_network(self.parameters.network, len(clips.classes), clips.shape_THWC, seed)
         training.placed(network, self.material.device).eval()
         return network, torch.optim.Adam(network.parameters(), lr=self.parameters.lr_network)
 
     def pick(self, iteration: int) -> int:
-        return int(generator(self.material.seed, iteration, 17).integers(self.parameters.pool))
+        return int(generator(self.material.seed, iteration, streams.FREPO_PICK).integers(self.parameters.pool))
 
     def train(self, number: int, iteration: int, x_BCTHW: Tensor, y_BK: Tensor) -> None:
         """One step of network `number` by regression on clips of the set; then perhaps another takes its place."""
         from vidistill.models.dropout import seed_dropout
 
         network, adam = self.networks[number].train(), self.adams[number]
-        seed_dropout(network, int(generator(self.material.seed, iteration, 18).integers(2**31)))
+        seed_dropout(network, int(generator(self.material.seed, iteration, streams.FREPO_DROPOUT).integers(2**31)))
         for group in adam.param_groups:
             group["lr"] = self.parameters.lr_network * min(1, 0.01 + 0.99 * self.ages[number] / self.parameters.warmup)
         adam.zero_grad(set_to_none=True)
@@ -228,13 +228,15 @@ def frepo_loss(material: Material, clips_of: Parametrisation, parameters: FRePoL
     def loss(iteration: int, learnt: Learnt) -> Tensor:
         y_SK = learnt["labels"]
         if iteration:
-            slots_B = generator(material.seed, iteration, 19).permutation(len(y_SK))[: parameters.batch_network]
+            slots_B = generator(material.seed, iteration, streams.FREPO_ROWS).permutation(len(y_SK))[
+                : parameters.batch_network
+            ]
             with torch.no_grad():
-                x_BCTHW = clips_of(learnt, slots_B, generator(material.seed, iteration, 20))
+                x_BCTHW = clips_of(learnt, slots_B, generator(material.seed, iteration, streams.FREPO_VARIANTS))
             pool.train(pool.pick(iteration - 1), iteration, x_BCTHW.detach(), y_SK.detach()[slots_B])
         network = pool.networks[pool.pick(iteration)]
         emb_BD, labels_B = _real_features(network, real, material, parameters.batch_real, iteration)
-        x_SCTHW = clips_of(learnt, np.arange(len(y_SK)), generator(material.seed, iteration, 15))
+        x_SCTHW = clips_of(learnt, np.arange(len(y_SK)), generator(material.seed, iteration, streams.SET_VARIANTS))
         with material.device.autocast():
             emb_SD = network.embed(x_SCTHW)  # type: ignore[operator]
         predicted_BK = kernel_ridge(emb_SD, y_SK, emb_BD, parameters.ridge)

@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vidistill.storage.distilled import DistilledSet
+from vidistill.tasks.learning.pixels import pixel_range, to_pixels
+from vidistill.tasks.learning.training import Precision
 from vidistill.tasks.match import core
 from vidistill.tasks.match.core import Learnt, Loop
 from vidistill.tasks.match.dm import DMLossParameters, dm_loss
 from vidistill.tasks.methods import Material, Method
-from vidistill.tasks.training import Precision
-from vidistill.tasks.tsgf import pixel_range, to_pixels
 
 if TYPE_CHECKING:
     from torch import Tensor

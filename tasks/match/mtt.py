@@ -25,13 +25,13 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks import training
-from vidistill.tasks.experts import ExpertParameters, Experts, expert_jobs, unflat
+from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.experts import ExpertParameters, Experts, expert_jobs, unflat
+from vidistill.tasks.learning.training import Precision, generator
 from vidistill.tasks.match import core, dsa
 from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation
 from vidistill.tasks.match.losses import trajectory_distance
 from vidistill.tasks.methods import Given, Material, Method
-from vidistill.tasks.training import Precision, generator
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -199,7 +199,7 @@ def mtt_loss(
     training.placed(network, material.device).train()
 
     def loss(iteration: int, learnt: Learnt) -> Tensor:
-        random = generator(material.seed, iteration, 16)
+        random = generator(material.seed, iteration, streams.EXPERT_START)
         expert, epoch = int(random.integers(len(experts))), int(random.integers(parameters.max_start_epoch))
         start, target = (
             list(unflat(experts.weights(expert, at), network).values())
@@ -235,7 +235,7 @@ class _Student:
         size = self.parameters.batch_syn or len(self.labels_N)
         if size >= len(self.labels_N):
             return np.arange(len(self.labels_N))
-        seed = int(generator(self.material.seed, self.iteration, 17).integers(2**31))
+        seed = int(generator(self.material.seed, self.iteration, streams.STUDENT_ORDER).integers(2**31))
         return training.Order(len(self.labels_N), size, seed).rows(step)
 
     def __call__(self, step: int, weights: Weights, learnt: Weights) -> Iterator[Tensor]:
@@ -244,8 +244,8 @@ class _Student:
         from vidistill.models.dropout import seed_dropout
 
         seed, slots_B = (self.material.seed, self.iteration, step), self.slots(step)
-        seed_dropout(self.network, int(generator(*seed, 2).integers(2**31)))
-        random = generator(*seed, 15)
+        seed_dropout(self.network, int(generator(*seed, streams.DROPOUT).integers(2**31)))
+        random = generator(*seed, streams.SET_VARIANTS)
         omega = dsa.draw(self.parameters.augmentation, self.material.clips.table.flips, *seed)
         named = dict(zip(dict(self.network.named_parameters()), weights, strict=True))
         tensors = dict(zip(self.names, learnt, strict=True))

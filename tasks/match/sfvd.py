@@ -25,13 +25,13 @@ from pydantic import Field
 
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks import training
+from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.pixels import pixel_range, to_pixels
+from vidistill.tasks.learning.training import generator
 from vidistill.tasks.match import core
 from vidistill.tasks.match.core import Learnt, Loop, Start
 from vidistill.tasks.match.mtt import MTTParameters, expert_inputs, mtt_loss
 from vidistill.tasks.methods import Given, Material, Method
-from vidistill.tasks.training import generator
-from vidistill.tasks.tsgf import pixel_range, to_pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,7 +125,7 @@ def first_keys(start: Start, keys: int, seed: int) -> Tensor:
     from vidistill.tasks.match.static_dc import one_frame
 
     if keys == 1:
-        return one_frame(start.x_NCTHW, generator(seed, 19))
+        return one_frame(start.x_NCTHW, generator(seed, streams.STILL_START))
     return start.x_NCTHW[:, :, torch.linspace(0, start.x_NCTHW.shape[2] - 1, keys).round().long()]
 
 
@@ -165,5 +165,5 @@ class Reshaped:
 
 def companions(material: Material, labels_N: NDArray[np.int64]) -> NDArray[np.uint8]:
     """A random real clip of the class of each instance, the same at every call: uint8 NTHWC."""
-    random = generator(material.seed, 23)
+    random = generator(material.seed, streams.COMPANIONS)
     return material.clips.read([int(random.choice(material.clips.rows_of(int(label)))) for label in labels_N])

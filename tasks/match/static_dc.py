@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vidistill.storage.distilled import DistilledSet, materialised
-from vidistill.tasks import training
+from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.pixels import to_pixels
+from vidistill.tasks.learning.training import generator
 from vidistill.tasks.match import core
 from vidistill.tasks.match.core import RealClips
 from vidistill.tasks.match.dc import DCParameters, dc_loop, dc_loss
 from vidistill.tasks.methods import Material, Method
-from vidistill.tasks.training import generator
-from vidistill.tasks.tsgf import to_pixels
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,12 +62,12 @@ def distil_images(
     import torch
 
     start = core.start_clips(material, parameters.init, copies)
-    learnt = {"clips": core.leaf(one_frame(start.x_NCTHW, generator(material.seed, 19)))}
+    learnt = {"clips": core.leaf(one_frame(start.x_NCTHW, generator(material.seed, streams.STILL_START)))}
     real = RealClips(material.clips, material.seed, material.device)
 
     def frames_of(step: int, label: int) -> Tensor:
         x_BCTHW, _ = real.batch(step, [label], parameters.batch_real)
-        return one_frame(x_BCTHW, generator(material.seed, step, label, 20))
+        return one_frame(x_BCTHW, generator(material.seed, step, label, streams.STILL_FRAMES))
 
     outer, _ = parameters.loops(material.ipc * copies)
     loss = dc_loss(
@@ -99,7 +99,7 @@ def image_network(material: Material, depth: int, number: int) -> nn.Module:
     from vidistill.models.convnet2d import ConvNet2D
 
     clips = material.clips
-    seed = int(generator(material.seed, number, 13).integers(2**31))
+    seed = int(generator(material.seed, number, streams.FRESH_NETWORK).integers(2**31))
     with training.seeded(seed):
         network = ConvNet2D(len(clips.classes), clips.shape_THWC[1], depth=depth)
     return torch.nn.Sequential(torch.nn.Flatten(1, 2), network).to(material.device.torch_device)

@@ -23,7 +23,9 @@ from pydantic import Field
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks import training
+from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.pixels import pixel_range, to_pixels
+from vidistill.tasks.learning.training import Precision, generator
 from vidistill.tasks.match import core
 from vidistill.tasks.match.core import Learnt, Loop, Loss, Start
 from vidistill.tasks.match.dm import DMLossParameters, dm_loss
@@ -31,8 +33,6 @@ from vidistill.tasks.match.frepo import FRePoLossParameters, Pool, as_logits, co
 from vidistill.tasks.match.mtt import MTTLossParameters, expert_inputs, mtt_loss
 from vidistill.tasks.match.static_dc import StaticDCParameters, distil_images
 from vidistill.tasks.methods import Given, Material, Method
-from vidistill.tasks.training import Precision, generator
-from vidistill.tasks.tsgf import pixel_range, to_pixels
 
 if TYPE_CHECKING:
     import torch
@@ -172,7 +172,7 @@ def begin(material: Material, parameters: MemoryParameters, images_NCHW: Tensor)
     from vidistill.models.hallucinator import drawn_weights
 
     count, _, height, width = images_NCHW.shape
-    random = torch.Generator().manual_seed(int(generator(material.seed, 22).integers(2**31)))
+    random = torch.Generator().manual_seed(int(generator(material.seed, streams.HALLUCINATOR).integers(2**31)))
     motion_NTHW = torch.randn((count, material.clips.shape_THWC[0], height, width), generator=random)
     weight, bias = drawn_weights(random)
     if parameters.hallucinator == "copy":

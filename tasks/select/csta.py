@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from vidistill.tasks import training
+from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.training import generator
 from vidistill.tasks.match.core import Learnt, Loop, optimise
 from vidistill.tasks.methods import Material
 from vidistill.tasks.select.embedding import (
@@ -22,14 +23,11 @@ from vidistill.tasks.select.embedding import (
     highest,
     real_embeddings,
 )
-from vidistill.tasks.training import generator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vidistill.models.csta import SetScorer
-
-ORDER, DRAW, DROPOUT = 31, 32, 33
 
 
 class CSTAParameters(EmbeddingParameters):
@@ -64,7 +62,9 @@ class CSTA(EmbeddingSelector):
         device = material.device.torch_device
 
         def pick(emb_ND: Embeddings, label: int) -> NDArray[np.int64]:
-            order_N = generator(material.seed, label, ORDER).permutation(len(emb_ND))  # a class has none of its own
+            order_N = generator(material.seed, label, streams.CSTA_ORDER).permutation(
+                len(emb_ND)
+            )  # a class has none of its own
             x_ND = torch.from_numpy(((emb_ND - mean_D) / std_D)[order_N]).float().to(device)
             with torch.inference_mode():
                 return order_N[highest(network(x_ND).cpu().numpy(), material.ipc)]
@@ -85,7 +85,7 @@ class CSTA(EmbeddingSelector):
 
         def loss(iteration: int, _learnt: Learnt) -> Tensor:
             emb_ND, rank_N = drawn(classes[iteration % len(classes)], material.seed, iteration)
-            seed_dropout(network, int(generator(material.seed, iteration, DROPOUT).integers(2**31)))
+            seed_dropout(network, int(generator(material.seed, iteration, streams.CSTA_DROPOUT).integers(2**31)))
             x_ND, wanted_N = (torch.from_numpy(array).float().to(material.device.torch_device)
                               for array in (emb_ND, rank_N))  # fmt: skip
             return torch.nn.functional.mse_loss(network(x_ND), wanted_N)
@@ -98,7 +98,7 @@ class CSTA(EmbeddingSelector):
 
 def drawn(emb_ND: Embeddings, seed: int, iteration: int) -> tuple[Embeddings, Embeddings]:
     """Half to all of a class's clips in random order, and how much each is wanted in their summary."""
-    random = generator(seed, iteration, DRAW)
+    random = generator(seed, iteration, streams.CSTA_DRAW)
     size = int(random.integers(max(1, len(emb_ND) // 2), len(emb_ND) + 1))
     part_ND = emb_ND[random.permutation(len(emb_ND))[:size]]
     return part_ND, wanted(part_ND)

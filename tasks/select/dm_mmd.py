@@ -8,11 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vidistill.tasks.learning import streams
+from vidistill.tasks.learning.training import generator
 from vidistill.tasks.methods import Material
 from vidistill.tasks.select.embedding import Embeddings, EmbeddingSelector, Pick
-from vidistill.tasks.training import generator
-
-CLUSTERS = 34
 
 
 class DMMMD(EmbeddingSelector):
@@ -36,7 +35,7 @@ def clusters(emb_ND: Embeddings, count: int, seed: tuple[int, ...]) -> NDArray[n
     """The k-means cluster of each row; fewer than `count` are met where rows are equal."""
     from sklearn.cluster import KMeans
 
-    random = int(generator(*seed, CLUSTERS).integers(2**31))
+    random = int(generator(*seed, streams.CLUSTERS).integers(2**31))
     labels_N: NDArray[np.int64] = KMeans(count, n_init=10, random_state=random).fit_predict(emb_ND).astype(np.int64)
     return labels_N
 

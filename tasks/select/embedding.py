@@ -23,10 +23,10 @@ from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.generate.autoencoder import check_installed, known_by
+from vidistill.tasks.learning.teacher import features, load_teacher
+from vidistill.tasks.learning.training import Device, Precision
 from vidistill.tasks.methods import Given, Material, Method, chosen_of
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.teacher import features, load_teacher
-from vidistill.tasks.training import Device, Precision
 
 if TYPE_CHECKING:
     from torch import Tensor

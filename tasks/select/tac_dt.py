@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from vidistill.tasks.learning import streams
+from vidistill.tasks.learning.training import generator
 from vidistill.tasks.methods import Material
 from vidistill.tasks.select.embedding import EmbeddingParameters, Embeddings, EmbeddingSelector, Pick
-from vidistill.tasks.training import generator
 
-ORDER = 35
 HALVINGS = 20
 
 
@@ -41,7 +41,7 @@ class TACDT(EmbeddingSelector):
         p: TACDTParameters = self.parameters
 
         def pick(emb_ND: Embeddings, label: int) -> NDArray[np.int64]:
-            order_N = generator(material.seed, label, ORDER).permutation(len(emb_ND))
+            order_N = generator(material.seed, label, streams.CLUSTER_ORDER).permutation(len(emb_ND))
             reduced_NM = reduced(emb_ND, p.dimensions)[order_N]
             cluster_N = birch_clusters(reduced_NM, material.ipc, p.threshold, p.branching_factor)
             return order_N[nearest_to_centroids(reduced_NM, cluster_N)]

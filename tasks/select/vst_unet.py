@@ -16,18 +16,16 @@ from vidistill.storage.clips import PRELOAD_BYTES
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import Pool
-from vidistill.tasks import training
+from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.training import Curve, Device, Precision, generator
 from vidistill.tasks.match.core import Learnt, Loop, optimise
 from vidistill.tasks.methods import Material, Method, chosen_of
 from vidistill.tasks.select.embedding import highest
-from vidistill.tasks.training import Curve, Device, Precision, generator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vidistill.models.vst_unet import VSTUNet as Network
-
-ORDER = 36
 
 
 class VSTUNetParameters(Parameters):
@@ -137,7 +135,7 @@ def outputs(network: Network, z_NCTHW: Tensor, device: Device) -> tuple[Tensor, 
 def label_of(iteration: int, labels: tuple[int, ...], seed: int) -> int:
     """The class of a step: every epoch has all of them, in an order of its own."""
     epoch, place = divmod(iteration, len(labels))
-    order: NDArray[np.int64] = generator(seed, epoch, ORDER).permutation(len(labels))
+    order: NDArray[np.int64] = generator(seed, epoch, streams.UNET_ORDER).permutation(len(labels))
     return labels[int(order[place])]
 
 

@@ -30,13 +30,13 @@ from vidistill.tasks.crops.optdistill import OptDistill, OptDistillParameters
 from vidistill.tasks.crops.track import overlap
 from vidistill.tasks.crops.tracking import open_detector
 from vidistill.tasks.crops.training import BOXES, FACTS
-from vidistill.tasks.decode import DecodeParameters, block_jobs, clips_job
-from vidistill.tasks.decoding import Decoder
-from vidistill.tasks.index import IndexParameters, IndexTable, index_job, survey
+from vidistill.tasks.learning.teacher import TeacherParameters, teacher_job
 from vidistill.tasks.methods import Given
-from vidistill.tasks.sprites import SpritesParameters, render_sprites
 from vidistill.tasks.stage import Job, Runtime, Work, run_job
-from vidistill.tasks.teacher import TeacherParameters, teacher_job
+from vidistill.tasks.videos.decode import DecodeParameters, block_jobs, clips_job
+from vidistill.tasks.videos.decoder import Decoder
+from vidistill.tasks.videos.index import IndexParameters, IndexTable, index_job, survey
+from vidistill.tasks.videos.sprites import SpritesParameters, render_sprites
 
 DECODE = DecodeParameters(frames=8, interval=4, size=56, views=1)
 

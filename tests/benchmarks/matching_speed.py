@@ -34,11 +34,11 @@ from vidistill.models import build, compute
 from vidistill.storage.clips import TABLE, Clips, ClipTable, ClipVideo, create_clip_array
 from vidistill.storage.measuring import Cost
 from vidistill.storage.store import Manifest, Store
-from vidistill.tasks.experts import TRAJECTORY, flat
+from vidistill.tasks.learning.experts import TRAJECTORY, flat
+from vidistill.tasks.learning.pixels import pixel_range
+from vidistill.tasks.learning.training import Device
 from vidistill.tasks.match import core, dm, mtt, vdsd
 from vidistill.tasks.methods import Material
-from vidistill.tasks.training import Device
-from vidistill.tasks.tsgf import pixel_range
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)
 METHODS = ["dm", "mtt", "dm_vdsd"]

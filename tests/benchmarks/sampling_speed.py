@@ -23,12 +23,12 @@ from vidistill.storage.clips import Clips
 from vidistill.storage.opening import open_store
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import Store
-from vidistill.tasks import training
 from vidistill.tasks.generate.autoencoder import decoded, load_codec
 from vidistill.tasks.generate.diffusion import load_latte
 from vidistill.tasks.generate.sample import SamplerParameters, sampled
-from vidistill.tasks.teacher import load_teacher
-from vidistill.tasks.training import Device
+from vidistill.tasks.learning import training
+from vidistill.tasks.learning.teacher import load_teacher
+from vidistill.tasks.learning.training import Device
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from vidistill.flows.planning import work_units
-from vidistill.tasks.decode import DecodeParameters
-from vidistill.tasks.experts import ExpertJobParameters, ExpertParameters
 from vidistill.tasks.generate.autoencoder import AutoencoderParameters
 from vidistill.tasks.generate.diffusion import LatteParameters
 from vidistill.tasks.generate.sample import PartParameters, SamplerParameters
+from vidistill.tasks.learning.experts import ExpertJobParameters, ExpertParameters
+from vidistill.tasks.learning.teacher import TeacherParameters
 from vidistill.tasks.match.mtt import MTTParameters
-from vidistill.tasks.teacher import TeacherParameters
+from vidistill.tasks.videos.decode import DecodeParameters
 
 
 def distil(**options: Any) -> dict[str, Any]:

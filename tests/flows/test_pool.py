@@ -17,8 +17,8 @@ from vidistill.flows.pool import pool
 from vidistill.storage.errors import RequestError
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import Store
+from vidistill.tasks.learning.teacher import TeacherParameters
 from vidistill.tasks.stage import Runtime
-from vidistill.tasks.teacher import TeacherParameters
 
 POOL = CONTRACT_POOL.model_copy(update={"clips_a_class": 2, "part_clips": 2})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vidistill.tasks.sprites import SpritesParameters, render_sprites
+from vidistill.tasks.videos.sprites import SpritesParameters, render_sprites
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # what tests share lies in tests/ itself
 pytest.register_assert_rewrite("flow_running", "method_contract")

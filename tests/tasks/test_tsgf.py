@@ -10,7 +10,7 @@ import torch
 
 from vidistill.storage.errors import RequestError
 from vidistill.tasks import tsgf
-from vidistill.tasks.tsgf import SaliencyParameters
+from vidistill.tasks.learning.saliency import SaliencyParameters, frame_difference, gradient_mask, saliency, threshold
 
 SHAPE_BCTHW = (2, 3, 6, 4, 5)
 
@@ -41,17 +41,17 @@ def saliency_by_loops(x: np.ndarray, k: int, weights: str) -> np.ndarray:
 
 
 def test_frame_difference_is_equation_6(x_BCTHW: torch.Tensor) -> None:
-    np.testing.assert_allclose(tsgf.frame_difference(x_BCTHW), difference_by_loops(x_BCTHW.numpy()), rtol=1e-12)
+    np.testing.assert_allclose(frame_difference(x_BCTHW), difference_by_loops(x_BCTHW.numpy()), rtol=1e-12)
 
 
 def test_one_frame_does_not_move() -> None:
-    assert tsgf.frame_difference(torch.ones(2, 3, 1, 4, 4)).tolist() == [[0.0], [0.0]]
+    assert frame_difference(torch.ones(2, 3, 1, 4, 4)).tolist() == [[0.0], [0.0]]
 
 
 @pytest.mark.parametrize("weights", ["uniform", "triangular"])
 @pytest.mark.parametrize("k", [0, 1, 3])
 def test_saliency_is_equation_7(x_BCTHW: torch.Tensor, k: int, weights: str) -> None:
-    s_BT = tsgf.saliency(x_BCTHW, SaliencyParameters(window=k, weights=weights))
+    s_BT = saliency(x_BCTHW, SaliencyParameters(window=k, weights=weights))
     np.testing.assert_allclose(s_BT, saliency_by_loops(x_BCTHW.numpy(), k, weights), rtol=1e-12)
 
 
@@ -59,7 +59,7 @@ def test_saliency_is_causal(x_BCTHW: torch.Tensor) -> None:
     parameters = SaliencyParameters(window=2)
     changed_BCTHW = x_BCTHW.clone()
     changed_BCTHW[:, :, 5] += 3.0  # d_4 and d_5 see frame 5, s_0 … s_3 do not
-    before_BT, after_BT = tsgf.saliency(x_BCTHW, parameters), tsgf.saliency(changed_BCTHW, parameters)
+    before_BT, after_BT = saliency(x_BCTHW, parameters), saliency(changed_BCTHW, parameters)
     assert torch.equal(before_BT[:, :4], after_BT[:, :4])
     assert not torch.equal(before_BT[:, 4:], after_BT[:, 4:])
 
@@ -67,9 +67,9 @@ def test_saliency_is_causal(x_BCTHW: torch.Tensor) -> None:
 @pytest.mark.parametrize("sign", ["magnitude", "both"])
 def test_mask_is_equation_8(x_BCTHW: torch.Tensor, sign: str) -> None:
     parameters = SaliencyParameters(epsilon_quantile=0.5)
-    s_BT = tsgf.saliency(x_BCTHW, parameters)
-    epsilon_B1 = tsgf.threshold(s_BT, parameters)
-    mask_BT = tsgf.gradient_mask(s_BT, epsilon_B1, sign)
+    s_BT = saliency(x_BCTHW, parameters)
+    epsilon_B1 = threshold(s_BT, parameters)
+    mask_BT = gradient_mask(s_BT, epsilon_B1, sign)
     for b in range(len(s_BT)):
         s = s_BT[b].tolist()
         ordered = sorted(s)
@@ -83,7 +83,7 @@ def test_mask_is_equation_8(x_BCTHW: torch.Tensor, sign: str) -> None:
 
 def test_salient_frames_are_frozen_and_a_still_clip_is_not() -> None:
     s_BT = torch.tensor([[1.0, 2.0, 5.0], [3.0, 3.0, 3.0]], dtype=torch.float64)
-    mask_BT = tsgf.gradient_mask(s_BT, torch.tensor([[2.0], [3.0]], dtype=torch.float64))
+    mask_BT = gradient_mask(s_BT, torch.tensor([[2.0], [3.0]], dtype=torch.float64))
     assert mask_BT.tolist() == [[0.25, 0.0, 0.0], [1.0, 1.0, 1.0]]
 
 

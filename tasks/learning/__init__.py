@@ -1,0 +1,1 @@
+"""Networks that learn: teacher, experts, students, and the labels that they give."""

@@ -1,0 +1,188 @@
+"""Experts (Cazenavette et al. 2022, §3.1): networks trained on the real clips, their weights kept after every epoch.
+
+Plain SGD keeps no state but the weights, so that a run which was killed goes on from the last epoch that it kept. Each
+expert is trained by itself: one pass over five, vectorised by `torch.func.vmap`, turns their convolutions into grouped
+ones and took 1.6 to 1.7 times as long on a CPU (tests/benchmarks/experts_speed.py).
+
+Shapes: E experts, S = epochs + 1 snapshots an expert, P parameters.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from pydantic import Field
+from zarr.codecs import ZstdCodec
+
+from vidistill.storage.clips import Clips
+from vidistill.storage.errors import RunError
+from vidistill.storage.parameters import Parameters
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.teacher import RealBatches
+from vidistill.tasks.learning.training import Device, Order, Precision, generator
+from vidistill.tasks.stage import Job, Work, stage
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+CURVE, TRAJECTORY = "curve.json", "trajectory"
+
+
+class ExpertParameters(Parameters):
+    """VDSD's `buffer.py` (methods §3.2): plain SGD, no momentum, no decay, no augmentation but the data set's flips."""
+
+    network: str = "minic3d"
+    epochs: int = Field(20, ge=1, description="Published: 50.")
+    lr: float = Field(0.01, gt=0)
+    batch_size: int = Field(16, ge=1, description="Published: 256, of some 5,000 clips; smaller sets need more steps.")
+    precision: Precision = "auto"
+    checkpoint_epochs: int = Field(5, ge=1, description="Epochs between checkpoints.")
+
+
+class ExpertJobParameters(Parameters):
+    """One expert: its seed draws its weights and its batches."""
+
+    expert: ExpertParameters
+    seed: int
+
+
+def expert_jobs(clips: ArtifactRef, parameters: ExpertParameters, count: int) -> list[Job]:
+    """Experts number 0 … count − 1, an artifact each: a longer list reuses the shorter one's."""
+    return [
+        expert(ExpertJobParameters(expert=parameters, seed=seed), {"clips": clips}, label=f"expert {seed}")
+        for seed in range(count)
+    ]
+
+
+@stage("expert", version=1, threads="one")
+def expert(work: Work) -> None:
+    job = ExpertJobParameters.model_validate(work.job.parameters)
+    clips = Clips(work.store, work.ref("clips")).preload()
+    device = Device.of(work, job.expert.precision)
+    trajectory_SP, loss = train_expert(clips, job.expert, job.seed, device, work)
+    _save(work.folder, trajectory_SP[None], loss)
+    work.record(seeds=[job.seed], counts={"clips": len(clips), "snapshots": len(trajectory_SP)}, **device.facts())
+
+
+def train_expert(
+    clips: Clips, parameters: ExpertParameters, seed: int, device: Device, work: Work
+) -> tuple[NDArray[np.float32], list[float]]:
+    """The weights before the first epoch and after each, (S, P), and the mean loss of each epoch.
+
+    Raises:
+        RunError: the loss is not finite.
+    """
+    network = training.build_network(parameters.network, len(clips.classes), clips.shape_THWC, seed)
+    training.placed(network, device).train()
+    order = Order(len(clips), parameters.batch_size, seed)
+    draw = RealBatches(clips, order, device)
+    snapshots, losses = _resume(network, work)
+    for epoch in range(len(losses), parameters.epochs):
+        losses.append(_train_epoch(network, draw, epoch, parameters, device))
+        snapshots.append(flat(network))
+        work.progress(epoch + 1, parameters.epochs, f"loss {losses[-1]:.3f}")
+        if (epoch + 1) % parameters.checkpoint_epochs == 0 and epoch + 1 < parameters.epochs:
+            work.checkpoint(epoch + 1, lambda folder: _save(folder, np.stack(snapshots)[None], losses))
+    return np.stack(snapshots), losses
+
+
+def _train_epoch(
+    network: nn.Module, draw: RealBatches, epoch: int, parameters: ExpertParameters, device: Device
+) -> float:
+    import torch
+
+    from vidistill.models.dropout import seed_dropout
+
+    losses = []
+    weights = list(network.parameters())
+    for place in range(draw.order.steps_an_epoch):
+        step = epoch * draw.order.steps_an_epoch + place
+        seed_dropout(network, int(generator(draw.order.seed, step, streams.DROPOUT).integers(2**31)))
+        x_BCTHW, targets_BK = draw(step)
+        with device.autocast():
+            logits_BK = network(x_BCTHW)
+        loss = torch.nn.functional.cross_entropy(logits_BK.float(), targets_BK)
+        gradients = torch.autograd.grad(loss, weights)
+        with torch.no_grad():
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.sub_(gradient, alpha=parameters.lr)
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            advice = "try a smaller lr or precision=fp32"
+            raise RunError(f"The expert's loss is {losses[-1]} at step {step} (lr {parameters.lr}): {advice}.")
+    return float(np.mean(losses))
+
+
+def flat(network: nn.Module) -> NDArray[np.float32]:
+    """All weights of a network as one vector, in the order of `named_parameters`."""
+    import torch
+
+    with torch.no_grad():
+        vector: NDArray[np.float32] = torch.cat([weight.flatten() for weight in network.parameters()]).cpu().numpy()
+    return vector
+
+
+def unflat(vector_P: NDArray[np.float32], network: nn.Module) -> dict[str, Tensor]:
+    """A vector as the weights of such a network, by name, on its device, in the memory layout that is fast."""
+    import torch
+
+    named = dict(network.named_parameters())
+    device = next(iter(named.values())).device
+    vector = torch.from_numpy(vector_P).to(device)
+    parts = torch.split(vector, [weight.numel() for weight in named.values()])
+    return {
+        name: part.view(weight.shape).to(memory_format=training.format_of(weight)).clone()
+        for (name, weight), part in zip(named.items(), parts, strict=True)
+    }
+
+
+def _save(folder: Path, trajectories_ESP: NDArray[np.float32], losses: list[float]) -> None:
+    array = zarr.create_array(
+        folder, name=TRAJECTORY, shape=trajectories_ESP.shape, chunks=(1, 1, trajectories_ESP.shape[2]),
+        dtype="float32", compressors=ZstdCodec(level=1, checksum=True),
+        dimension_names=("expert", "epoch", "parameter"),
+    )  # fmt: skip
+    array[:] = trajectories_ESP
+    (folder / CURVE).write_text(json.dumps(losses))
+
+
+def _resume(network: nn.Module, work: Work) -> tuple[list[NDArray[np.float32]], list[float]]:
+    import torch
+
+    found = work.last_checkpoint()
+    if found is None:
+        return [flat(network)], []
+    snapshots = list(np.asarray(zarr.open_array(found[1], path=TRAJECTORY, mode="r")[0]))
+    weights = unflat(snapshots[-1], network)
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            weight.copy_(weights[name])
+    return snapshots, json.loads((found[1] / CURVE).read_text())
+
+
+class Experts:
+    """The trajectories of all experts, read snapshot by snapshot.
+
+    Args:
+        folders: `expert` artifacts.
+    """
+
+    def __init__(self, folders: list[Path]) -> None:
+        arrays = [zarr.open_array(folder, path=TRAJECTORY, mode="r") for folder in folders]
+        self._places = [(array, number) for array in arrays for number in range(array.shape[0])]
+        self.epochs = int(arrays[0].shape[1]) - 1
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def weights(self, expert: int, epoch: int) -> NDArray[np.float32]:
+        """(P,): the expert's weights after so many epochs."""
+        array, number = self._places[expert]
+        return np.asarray(array[number, epoch])

@@ -1,0 +1,129 @@
+"""Relabel: augmentation guided by saliency (S3 §3.3, TSGF_A) and the teacher's labels (Algorithm 1's last lines).
+
+Shapes: B clips, C colours, T frames, H height, W width, K classes. `x_BCTHW` is normalised.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vidistill.storage.clips import Clips
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.parameters import Parameters
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.pixels import to_pixels
+from vidistill.tasks.learning.saliency import SaliencyParameters, saliency, threshold
+from vidistill.tasks.learning.teacher import load_teacher
+from vidistill.tasks.learning.training import Device, Precision
+from vidistill.tasks.methods import Recipe
+from vidistill.tasks.stage import Job, Work, stage
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class MixParameters(Parameters):
+    """VideoMix on the frames of low saliency. The paper leaves the law of the box and the partner open.
+
+    CutMix's law: a box of the picture's shape whose area share is 1 − λ, λ ~ Beta(α, α) with α = 1, at a place drawn
+    uniformly; the partner is another clip of the set, by a random permutation. Half of the clips are mixed: on the
+    validation fifth of sprites (8×56×56, IPC 1, four seeds, MiniC3D-BN, 100 steps) mixing all of them took Random from
+    45.7 % to 26.6 % with soft labels and to 33.2 % with online ones.
+    """
+
+    alpha: float = Field(1.0, gt=0, description="λ ~ Beta(α, α).")
+    probability: float = Field(0.5, ge=0, le=1, description="Share of clips that are mixed.")
+
+
+class GuidedMix(MixParameters):
+    """VideoMix with the saliency of TSGF's mask: the paper has one s and one ε."""
+
+    saliency: SaliencyParameters = SaliencyParameters()
+
+
+def videomix(x_BCTHW: Tensor, parameters: GuidedMix, kind: Literal["tsgf", "image"], *seed: int) -> Tensor:
+    """Paste a box of a partner clip into each clip.
+
+    `tsgf`: the same box in every frame with s_i ≤ ε, salient frames untouched (S3 §3.3). `image`: another box in each
+    frame, the image augmentation of Table 6.
+    """
+    import torch
+
+    random = training.generator(*seed, streams.MIX)
+    frames, height, width = x_BCTHW.shape[2:]
+    s_BT = saliency(x_BCTHW, parameters.saliency)
+    open_BT = (s_BT <= threshold(s_BT, parameters.saliency)).cpu().numpy() | (kind == "image")
+    partner_B = derangement(len(x_BCTHW), random)
+    paste_BTHW = np.zeros((len(x_BCTHW), frames, height, width), dtype=bool)
+    for b in np.flatnonzero(random.random(len(x_BCTHW)) < parameters.probability):
+        box = draw_box(random, parameters.alpha, height, width)
+        for t in np.flatnonzero(open_BT[b]):
+            paste_BTHW[b, t][draw_box(random, parameters.alpha, height, width) if kind == "image" else box] = True
+    chosen = torch.from_numpy(paste_BTHW).to(x_BCTHW.device)[:, None]
+    return torch.where(chosen, x_BCTHW[torch.from_numpy(partner_B).to(x_BCTHW.device)], x_BCTHW)
+
+
+def derangement(n: int, random: np.random.Generator) -> np.ndarray:
+    """A random cyclic permutation: nobody is their own partner, unless alone."""
+    order = random.permutation(n)
+    partner = np.empty(n, dtype=np.int64)
+    partner[order] = np.roll(order, 1)
+    return partner
+
+
+def draw_box(random: np.random.Generator, alpha: float, height: int, width: int) -> tuple[slice, slice]:
+    """CutMix's box: area share 1 − λ, clipped at the border."""
+    side = np.sqrt(1 - random.beta(alpha, alpha))
+    y, x = random.integers(height), random.integers(width)
+    half_y, half_x = int(height * side) // 2, int(width * side) // 2
+    return slice(max(0, y - half_y), y + half_y), slice(max(0, x - half_x), x + half_x)
+
+
+class RelabelParameters(Parameters):
+    recipe: Recipe
+    seed: int
+    precision: Precision = "auto"
+
+
+def relabel_job(
+    distilled: ArtifactRef, clips: ArtifactRef, teacher: ArtifactRef, recipe: Recipe, seed: int, label: str
+) -> Job:
+    inputs = {"distilled": distilled, "clips": clips, "teacher": teacher}
+    return relabel(RelabelParameters(recipe=recipe, seed=seed), inputs, label=label)
+
+
+@stage("relabelled", version=1, threads="one")
+def relabel(work: Work) -> None:
+    parameters = RelabelParameters.model_validate(work.job.parameters)
+    clips = Clips(work.store, work.ref("clips"))
+    device = Device.of(work, parameters.precision)
+    teacher = load_teacher(work.store, work.ref("teacher"), clips, device)
+    distilled = DistilledSet.load(work.input("distilled"))
+    made = distilled
+    if parameters.recipe.augmentation != "none":
+        mix = GuidedMix.model_validate(parameters.recipe.settings)
+        x_NCTHW = training.to_input(distilled.clips_NTHWC, clips.table.mean, clips.table.std, device)
+        mixed_NCTHW = videomix(x_NCTHW, mix, parameters.recipe.augmentation, parameters.seed)
+        made = distilled.with_clips(to_pixels(mixed_NCTHW, clips))
+    made.with_logits(teacher_logits(teacher, made, clips, device)).save(work.folder)
+    work.record(seeds=[parameters.seed], counts={"clips": len(made)}, **device.facts())
+
+
+def teacher_logits(teacher: nn.Module, made: DistilledSet, clips: Clips, device: Device) -> NDArray[np.float32]:
+    """The teacher's outputs (N, K); of a set with variants the logarithm of their mean probability."""
+    import torch
+
+    def of(clips_NTHWC: NDArray[np.uint8]) -> Tensor:
+        x_NCTHW = training.to_input(clips_NTHWC, clips.table.mean, clips.table.std, device)
+        return training.predict(teacher, (x_NCTHW[i : i + 32] for i in range(0, len(x_NCTHW), 32)), device)
+
+    logits_NK = of(made.clips_NTHWC)
+    if made.others_VNTHWC is not None:
+        every_VNK = torch.stack([logits_NK, *(of(other_NTHWC) for other_NTHWC in made.others_VNTHWC)])
+        logits_NK = every_VNK.softmax(2).mean(0).log()
+    return np.asarray(logits_NK.numpy(), dtype=np.float32)

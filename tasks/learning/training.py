@@ -1,0 +1,335 @@
+"""One training loop for teachers and students: every draw is a function of (seed, step), so that a run which was killed
+and resumed takes the very same steps.
+
+Shapes: B clips a batch, N clips a set, V views, T frames, H height, W width, K classes. `x_BCTHW` is float, normalised.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vidistill.storage.errors import RequestError, RunError
+from vidistill.storage.parameters import Parameters
+from vidistill.tasks.learning import streams
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from vidistill.tasks.stage import Work
+
+Precision = Literal["auto", "fp32", "bf16"]
+STATES = {
+    "sgd": {"momentum_buffer": "momentum"},
+    "adamw": {"step": "step", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"},
+}
+"""What each optimiser remembers of a weight: torch's name for it, and that of a checkpoint."""
+_seeding = threading.Lock()  # torch initialises networks from one generator a process
+
+
+class OptimiserParameters(Parameters):
+    """SGD with momentum, as in VDSD (methods §1.4); cosine decay to zero unless `schedule` says otherwise."""
+
+    method: Literal["sgd", "adamw"] = Field(
+        "sgd", exclude_if=lambda method: method == "sgd", description="adamw: torch's betas, and no momentum."
+    )
+    lr: float = Field(0.01, gt=0, description="Peak learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    batch_size: int = Field(64, ge=1, description="Clips a step; the whole set where it is smaller.")
+    warmup_share: float = Field(0.0, ge=0, lt=1, description="Share of the steps over which the rate rises from 0.")
+    schedule: Literal["cosine", "half"] = Field("cosine", description="half: a tenth of the rate from the middle on.")
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """The learning rate of a step, a function of nothing but the step."""
+        warmup = self.warmup_share * steps
+        if step < warmup:
+            return self.lr * (step + 1) / (warmup + 1)
+        if self.schedule == "half":
+            return self.lr if step <= steps // 2 else self.lr / 10
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where networks run, how many threads they use, and in which precision."""
+
+    torch_device: torch.device
+    precision: Literal["fp32", "bf16"]
+    threads: int
+
+    @staticmethod
+    def of(work: Work, precision: Precision) -> Device:
+        """Resolve `auto`, set this process's thread count, and have it keep the memory that networks free.
+
+        Raises:
+            RequestError: a device is asked for that is not there.
+        """
+        import torch
+
+        from vidistill.models import compute
+
+        torch.set_num_threads(work.threads)
+        compute.keep_freed_memory()
+        try:
+            device = compute.resolve_device(work.runtime.device)
+        except (RuntimeError, ValueError) as error:
+            raise RequestError(
+                f"The device {work.runtime.device!r} cannot be used: {error}. Try --device cpu."
+            ) from error
+        return Device(device, compute.resolve_precision(precision, device), work.threads)
+
+    def autocast(self) -> Any:
+        from vidistill.models import compute
+
+        return compute.autocast(self.torch_device, self.precision)
+
+    def facts(self) -> dict[str, Any]:
+        return {"device": str(self.torch_device), "precision": self.precision, "threads": self.threads}
+
+
+def build_network(name: str, classes: int, shape_THWC: tuple[int, ...], seed: int) -> nn.Module:
+    """A freshly initialised network, drawn from the seed.
+
+    Raises:
+        RequestError: no network has this name.
+    """
+    from vidistill.models import build
+
+    try:
+        with seeded(seed):
+            return build(name, classes=classes, frames=shape_THWC[0], size=shape_THWC[1])
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Networks that are made here draw their weights from the seed; one at a time, since torch has one generator."""
+    import torch
+
+    with _seeding:
+        torch.manual_seed(seed)
+        yield
+
+
+def generator(*seed: int) -> np.random.Generator:
+    """A generator seeded by any number of integers: (seed, step), (seed, class, index)."""
+    return np.random.default_rng([number & 0xFFFFFFFF for number in seed])
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which rows each step takes: epochs of shuffled batches, the last one of an epoch shorter by what is missing."""
+
+    n: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_an_epoch(self) -> int:
+        return math.ceil(self.n / min(self.batch_size, self.n))
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        epoch, place = divmod(step, self.steps_an_epoch)
+        order = generator(self.seed, epoch, streams.EPOCH_ORDER).permutation(self.n)
+        return np.array_split(order, self.steps_an_epoch)[place]
+
+
+@dataclass
+class Curve:
+    """The loss, averaged over each fiftieth of the run; `pending` are the steps not averaged yet."""
+
+    steps: list[int] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    pending: list[float] = field(default_factory=list)
+
+    def add(self, step: int, steps: int, loss: float) -> None:
+        self.pending.append(loss)
+        if (step + 1) % max(1, steps // 50) == 0 or step + 1 == steps:
+            self.steps.append(step + 1)
+            self.loss.append(round(float(np.mean(self.pending)), 6))
+            self.pending = []
+
+
+Draw = Callable[[int], tuple["Tensor", "Tensor"]]
+"""From a step to (x_BCTHW, targets_BK): targets are probabilities, one-hot for hard labels."""
+
+
+def train(
+    network: nn.Module,
+    draw: Draw,
+    steps: int,
+    optimiser: OptimiserParameters,
+    device: Device,
+    *,
+    seed: int,
+    work: Work | None = None,
+    checkpoint_every: int | None = None,
+) -> Curve:
+    """Train on cross-entropy with probabilities as targets; resumes from the job's last checkpoint.
+
+    Dropout is seeded anew at each step from (seed, step).
+
+    Raises:
+        RunError: the loss is not finite; says the step, the learning rate and what to try.
+    """
+    from vidistill.models.dropout import seed_dropout
+
+    placed(network, device).train()
+    stepper = _stepper(network, optimiser)
+    names = STATES[optimiser.method]
+    first, curve = _resume(network, stepper, work, names)
+    for step in range(first, steps):
+        lr = optimiser.lr_at(step, steps)
+        for group in stepper.param_groups:
+            group["lr"] = lr
+        seed_dropout(network, int(generator(seed, step, streams.DROPOUT).integers(2**31)))
+        loss = _step(network, stepper, draw(step), device)
+        if not math.isfinite(loss):
+            raise RunError(f"The loss is {loss} at step {step} (lr {lr:.3g}): try a smaller lr or precision=fp32.")
+        curve.add(step, steps, loss)
+        if work is not None:
+            work.progress(step + 1, steps, f"loss {loss:.3f}")
+            if checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
+                work.checkpoint(step + 1, lambda folder: _save(folder, network, stepper, curve, names))
+    return curve
+
+
+def _stepper(network: nn.Module, optimiser: OptimiserParameters) -> torch.optim.Optimizer:
+    import torch
+
+    common: dict[str, Any] = {"lr": optimiser.lr, "weight_decay": optimiser.weight_decay, "fused": True}
+    if optimiser.method == "adamw":
+        return torch.optim.AdamW(network.parameters(), **common)
+    return torch.optim.SGD(network.parameters(), momentum=optimiser.momentum, **common)
+
+
+def _step(network: nn.Module, stepper: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], device: Device) -> float:
+    import torch
+
+    x_BCTHW, targets_BK = batch
+    stepper.zero_grad(set_to_none=True)
+    with device.autocast():
+        logits_BK = network(x_BCTHW)
+    loss = torch.nn.functional.cross_entropy(logits_BK.float(), targets_BK)
+    loss.backward()  # type: ignore[no-untyped-call]
+    stepper.step()
+    return float(loss.detach())
+
+
+def _save(
+    folder: Path, network: nn.Module, stepper: torch.optim.Optimizer, curve: Curve, names: dict[str, str]
+) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {f"network.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
+    for index, state in stepper.state_dict()["state"].items():
+        tensors |= {f"{names[name]}.{index}": tensor.contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / "state.safetensors")
+    (folder / "curve.json").write_text(json.dumps(asdict(curve)))
+
+
+def _resume(
+    network: nn.Module, stepper: torch.optim.Optimizer, work: Work | None, names: dict[str, str]
+) -> tuple[int, Curve]:
+    from safetensors.torch import load_file
+
+    found = work.last_checkpoint() if work is not None else None
+    if found is None:
+        return 0, Curve()
+    step, folder = found
+    tensors = load_file(folder / "state.safetensors")
+    network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
+    for index, parameter in enumerate(stepper.param_groups[0]["params"]):
+        for name, kept in names.items():
+            tensor = tensors[f"{kept}.{index}"]
+            stepper.state[parameter][name] = tensor.to(parameter).to(memory_format=format_of(tensor))
+    return step, Curve(**json.loads((folder / "curve.json").read_text()))
+
+
+def format_of(parameter: Tensor) -> torch.memory_format:
+    import torch
+
+    return torch.channels_last_3d if parameter.dim() == 5 else torch.preserve_format
+
+
+def to_input(clips_NTHWC: NDArray[np.uint8], mean: Any, std: Any, device: Device) -> Tensor:
+    """uint8 NTHWC to normalised float BCTHW on the device, in channels-last memory."""
+    import torch
+
+    from vidistill.models import compute
+
+    return compute.normalise(torch.from_numpy(clips_NTHWC).to(device.torch_device), mean, std)
+
+
+def augment(x_BCTHW: Tensor, flips: bool, crop_scale: float, random: np.random.Generator) -> Tensor:
+    """Random crops of whole clips, and flips of whole clips where the data set allows them."""
+    if crop_scale < 1:
+        x_BCTHW = crop_some(x_BCTHW, crop_scale, random)
+    return flip_some(x_BCTHW, random.random(len(x_BCTHW)) < 0.5) if flips else x_BCTHW
+
+
+def flip_some(x_BCTHW: Tensor, flips_B: NDArray[np.bool_]) -> Tensor:
+    """Mirror the chosen clips left to right, whole clips at a time."""
+    import torch
+
+    chosen = torch.from_numpy(flips_B).to(x_BCTHW.device)[:, None, None, None, None]
+    return torch.where(chosen, x_BCTHW.flip(-1), x_BCTHW)
+
+
+def crop_some(x_BCTHW: Tensor, scale_min: float, random: np.random.Generator) -> Tensor:
+    """Zoom into a square of each clip, the same in all of its frames: area share uniform in [scale_min, 1]."""
+    import torch
+
+    b, c, t, h, w = x_BCTHW.shape
+    side_B = np.sqrt(random.uniform(scale_min, 1, b))
+    place_B2 = random.uniform(-1, 1, (b, 2)) * (1 - side_B)[:, None]
+    theta_B23 = np.zeros((b, 2, 3))
+    theta_B23[:, 0, 0] = theta_B23[:, 1, 1] = side_B
+    theta_B23[:, :, 2] = place_B2
+    frames_BXHW = x_BCTHW.transpose(1, 2).reshape(b, t * c, h, w)
+    theta = torch.from_numpy(theta_B23).to(x_BCTHW)
+    grid = torch.nn.functional.affine_grid(theta, [b, t * c, h, w], align_corners=False)
+    cropped = torch.nn.functional.grid_sample(frames_BXHW, grid, padding_mode="border", align_corners=False)
+    return cropped.view(b, t, c, h, w).transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
+
+
+def one_hot(labels_N: NDArray[np.int64], classes: int, device: Device) -> Tensor:
+    import torch
+
+    labels = torch.from_numpy(labels_N).to(device.torch_device)
+    return torch.nn.functional.one_hot(labels, classes).float()
+
+
+def predict(network: nn.Module, batches: Iterator[Tensor], device: Device) -> Tensor:
+    """Logits of every batch in evaluation mode: float32 (N, K) on the CPU."""
+    import torch
+
+    network.eval()
+    with torch.inference_mode(), device.autocast():
+        return torch.cat([network(x_BCTHW).float().cpu() for x_BCTHW in batches])
+
+
+def settled(network: nn.Module, device: Device) -> nn.Module:
+    """The network on the device in evaluation mode, channels-last, with no gradients to its weights."""
+    return placed(network, device).eval().requires_grad_(False)
+
+
+def placed(network: nn.Module, device: Device) -> nn.Module:
+    """The network on the device, the weights of its 3D convolutions channels-last; a CNN+RNN has none."""
+    network.to(device.torch_device)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(memory_format=format_of(parameter))
+    return network

@@ -1,0 +1,1 @@
+"""What a run found: gathered, as tables, as a page, as files."""

@@ -1,0 +1,211 @@
+"""What a report is made from: plain data, gathered from artifacts by gather.py and drawn by page.py.
+
+Legend: T frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidistill.storage.parameters import Parameters
+from vidistill.storage.store import ArtifactRef
+
+LabelKind = Literal["hard", "soft", "online"]
+
+TRAINING_CLIPS = "training clips"
+"""The key of `ReportData.dataset_summary` from which the summary takes the share of the clips that was kept."""
+
+
+class RowPlan(Parameters):
+    """Where a row's numbers are: a score a seed, the distilled set a seed, and everything that was made for each."""
+
+    method: str
+    variant: str
+    recipe: str
+    labels: LabelKind
+    ipc: int | None
+    student: str
+    scores: tuple[ArtifactRef, ...]
+    sets: tuple[ArtifactRef, ...]
+    makers: tuple[tuple[ArtifactRef, ...], ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.variant}".strip()
+
+
+class Row(Parameters):
+    """One method at one budget on one student: shares in [0, 1], means and deviations over seeds.
+
+    Attributes:
+        ipc: distilled clips a class; None for all of them, as `full` has.
+        bytes: stored size of the set, with its soft labels or, for online ones, the teacher's weights.
+        seconds: time to make the set. peak_memory_bytes: of the stage's own process.
+        flops: of the student's whole training.
+        artifact: the key of the distilled set.
+        per_class: mean accuracy of each class. top1: one value a seed.
+        difference_mean: paired over seeds against Random of the same recipe, ipc and student.
+        difference_error: the standard error of that difference.
+        mark: what the reader must know of this row, such as that few videos gave a crop.
+    """
+
+    dataset: str
+    split: str
+    protocol: str
+    recipe: str
+    method: str
+    variant: str
+    ipc: int | None
+    student: str
+    labels: LabelKind
+    top1_mean: float
+    top1_std: float
+    top5_mean: float
+    auc_mean: float
+    f1_mean: float
+    bytes: int
+    seconds: float
+    peak_memory_bytes: int
+    flops: int
+    seeds: int
+    artifact: str
+    per_class: list[float]
+    top1: list[float]
+    difference_mean: float | None = None
+    difference_error: float | None = None
+    mark: str = ""
+
+
+class Curve(Parameters):
+    """One training: a student's, by a name such as `tsgf soft ipc 1 minic3d_bn` (method, variant, then setting), or
+    that of a set, by a name such as `dm, ipc 1`.
+    """
+
+    name: str
+    seed: int
+    steps: list[int]
+    loss: list[float]
+    accuracy: list[float] | None
+
+
+class LineageEntry(Parameters):
+    """One artifact that this report rests on; `inputs` names the keys of others."""
+
+    kind: str
+    key: str
+    parameters: dict[str, Any]
+    inputs: dict[str, list[str]]
+    seconds: float
+    bytes: int
+    created: str
+
+
+@dataclass
+class Saliency:
+    """TSGF's frame saliency s, its threshold ε and the gradient mask M of one clip."""
+
+    method: str
+    class_name: str
+    s_T: list[float]
+    epsilon: float
+    mask_T: list[float]
+
+
+@dataclass
+class ClipPair:
+    """Real and distilled clips of one class, each uint8 (T, H, W, 3); `distilled` by method or `method/variant`."""
+
+    class_name: str
+    real: list[NDArray[np.uint8]]
+    distilled: dict[str, list[NDArray[np.uint8]]]
+
+
+@dataclass
+class CropShown:
+    """One video of OptDistill, from the boxes in its first frame to its crop; all uint8."""
+
+    video: str
+    class_name: str
+    score: float
+    first_HWC: NDArray[np.uint8]
+    track_THWC: NDArray[np.uint8]
+    crop_THWC: NDArray[np.uint8]
+
+
+@dataclass
+class CropSet:
+    """OptDistill's set of one variant and budget: what became of the videos, some of them, and its mosaics by class."""
+
+    method: str
+    ipc: int
+    counts: dict[str, int]
+    detector: dict[str, float]
+    shown: list[CropShown]
+    mosaics: list[tuple[str, NDArray[np.uint8]]]
+
+
+@dataclass
+class NeighbourShown:
+    """A generated clip, number `number` of its class, and its nearest training clip; both uint8 (T, H, W, 3).
+
+    Attributes:
+        distance: Euclidean, in the teacher's features.
+        levels: root mean square of the pixels' differences, in levels of 255.
+    """
+
+    class_name: str
+    number: int
+    nearest_class: str
+    distance: float
+    levels: float
+    made_THWC: NDArray[np.uint8]
+    real_THWC: NDArray[np.uint8]
+
+
+@dataclass
+class PoolShown:
+    """A pool of generated clips that rows were chosen from.
+
+    Attributes:
+        facts: how it was made, in words. warnings: what the reader must know of it.
+        steps, loss: of the generator's training.
+        sheet: the first clips of each class, uint8 (N, T, H, W, 3); of `classes_left_out` more there is none.
+        quality: `accuracy fvd fvd_real nearest_median nearest_real copied`; empty where it was not measured.
+        accuracy_by_class: share of each class's clips whose class the teacher names.
+        neighbours: generated clips beside their nearest training clips, by heading.
+    """
+
+    key: str
+    facts: dict[str, str]
+    warnings: list[str]
+    steps: list[int]
+    loss: list[float]
+    sheet: list[tuple[str, NDArray[np.uint8]]]
+    classes_left_out: int = 0
+    quality: dict[str, float] = field(default_factory=dict)
+    accuracy_by_class: dict[str, float] = field(default_factory=dict)
+    neighbours: dict[str, list[NeighbourShown]] = field(default_factory=dict)
+
+
+@dataclass
+class ReportData:
+    """All that a report shows."""
+
+    title: str
+    created: str
+    dataset_summary: dict[str, str | int]
+    classes: list[str]
+    rows: list[Row]
+    curves: list[Curve] = field(default_factory=list)
+    losses: list[Curve] = field(default_factory=list)
+    pairs: list[ClipPair] = field(default_factory=list)
+    saliency: list[Saliency] = field(default_factory=list)
+    crops: list[CropSet] = field(default_factory=list)
+    pools: list[PoolShown] = field(default_factory=list)
+    lineage: list[LineageEntry] = field(default_factory=list)
+    rejected: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)

@@ -1,0 +1,266 @@
+"""Report: scores, sets and lineage of an experiment, gathered from its artifacts into one page and one JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vidistill.storage.clips import Clips
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.parameters import Parameters
+from vidistill.storage.store import ArtifactRef, Manifest, Store
+from vidistill.tasks.learning.evaluate import Score, load_score
+from vidistill.tasks.report.crops import crop_sets, row_mark
+from vidistill.tasks.report.data import (
+    TRAINING_CLIPS,
+    ClipPair,
+    Curve,
+    LineageEntry,
+    ReportData,
+    Row,
+    RowPlan,
+    Saliency,
+)
+from vidistill.tasks.report.page import render_html, render_json, render_markdown
+from vidistill.tasks.report.pool import pools_shown
+from vidistill.tasks.stage import Job, Work, stage
+from vidistill.tasks.videos.index import IndexTable, load_index
+
+HTML, JSON, MARKDOWN = "report.html", "report.json", "report.md"
+SHOWN_CLASSES = 10
+BLOCKS = {"block", "tracks", "crops", "pool-part", "pool-part-resized"}  # too many to list in the lineage
+
+
+class ReportParameters(Parameters):
+    title: str
+    dataset: str
+    split: str
+    protocol: str = "vidistill"
+    rows: tuple[RowPlan, ...]
+    experiment: dict[str, Any] = Field(default_factory=dict)
+
+
+def report_job(
+    parameters: ReportParameters, index: ArtifactRef, train: ArtifactRef, test: ArtifactRef, teacher: list[ArtifactRef],
+    quality: Sequence[ArtifactRef] = (),
+) -> Job:  # fmt: skip
+    """The job of the page; `quality` are the qualities of the pools that rows were chosen from."""
+    scores = {ref for row in parameters.rows for ref in row.scores}
+    sets = {ref for row in parameters.rows for ref in row.sets}
+    inputs = {
+        "index": [index],
+        "train": [train],
+        "test": [test],
+        "teacher": teacher,
+        "scores": sorted(scores, key=str),
+        "sets": sorted(sets, key=str),
+        "pool_quality": list(quality),
+    }
+    return report(parameters, inputs, label="report")
+
+
+@stage("report", version=7)
+def report(work: Work) -> None:
+    parameters = ReportParameters.model_validate(work.job.parameters)
+    data = gather(work, parameters)
+    (work.folder / HTML).write_text(render_html(data), encoding="utf-8")
+    (work.folder / JSON).write_text(json.dumps(render_json(data), indent=1), encoding="utf-8")
+    (work.folder / MARKDOWN).write_text(render_markdown(data), encoding="utf-8")
+    work.record(counts={"rows": len(data.rows)})
+
+
+def gather(work: Work, parameters: ReportParameters) -> ReportData:
+    """Everything that the page shows, read from the report's inputs."""
+    store, index = work.store, load_index(work.store, work.ref("index"))
+    train, test = Clips(store, work.ref("train")), Clips(store, work.ref("test"))
+    scores = {ref: load_score(store.folder(ref)) for ref in work.refs("scores")}
+    manifests = _lineage(store, [ref for refs in work.job.inputs.values() for ref in refs])
+    lost = [row.model_dump() for row in (*index.rejected, *train.table.rejected, *test.table.rejected)]
+    rows = [
+        _row(parameters, plan, scores, manifests).model_copy(update={"mark": row_mark(store, plan.sets)})
+        for plan in parameters.rows
+    ]
+    return ReportData(
+        title=parameters.title,
+        created=max(manifest.created for manifest in manifests.values()),
+        dataset_summary=_summary(parameters.dataset, index, train, test),
+        classes=list(index.classes),
+        rows=_with_differences(rows),
+        curves=_curves(parameters, scores),
+        losses=_losses(store, parameters),
+        pairs=_pairs(store, parameters, train),
+        saliency=_saliencies(store, parameters, train.classes),
+        crops=crop_sets(store, parameters.rows),
+        pools=pools_shown(store, manifests, work.refs("pool_quality")),
+        lineage=[_entry(manifest) for manifest in manifests.values() if manifest.kind not in BLOCKS],
+        rejected=lost,
+        notes=[*index.notes, *_notes(manifests)],
+    )
+
+
+def _summary(dataset: str, index: IndexTable, train: Clips, test: Clips) -> dict[str, str | int]:
+    frames, height, width, _ = train.shape_THWC
+    return {
+        "dataset": dataset,
+        "layout": index.layout,
+        TRAINING_CLIPS: len(train),
+        "test videos": len(test),
+        "stored views a training video": train.table.views,
+        "clip": f"{frames} frames of {height}×{width}",
+        "flips": "on" if index.flips else "off",
+    }
+
+
+def _row(
+    parameters: ReportParameters, plan: RowPlan, scores: dict[ArtifactRef, Score],
+    manifests: dict[ArtifactRef, Manifest],
+) -> Row:  # fmt: skip
+    own = [scores[ref] for ref in plan.scores]
+    top1 = [score.top1 for score in own]
+    makers = [[manifests[ref] for ref in refs] for refs in plan.makers]
+    return Row(
+        dataset=parameters.dataset,
+        split=parameters.split,
+        protocol=parameters.protocol,
+        recipe=plan.recipe,
+        method=plan.method,
+        variant=plan.variant,
+        ipc=plan.ipc,
+        student=plan.student,
+        labels=plan.labels,
+        top1_mean=float(np.mean(top1)),
+        top1_std=float(np.std(top1, ddof=1)) if len(top1) > 1 else 0.0,
+        top5_mean=float(np.mean([score.top5 for score in own])),
+        auc_mean=float(np.mean([score.auc for score in own])),
+        f1_mean=float(np.mean([score.f1 for score in own])),
+        bytes=round(np.mean([score.training_bytes for score in own])),
+        seconds=float(np.mean([sum(manifest.seconds for manifest in made) for made in makers])),
+        peak_memory_bytes=max((manifest.peak_memory_bytes for made in makers for manifest in made), default=0),
+        flops=own[0].flops,
+        seeds=len(own),
+        artifact=(plan.sets or plan.scores)[0].key,
+        per_class=[float(value) for value in np.mean([score.per_class for score in own], axis=0)],
+        top1=top1,
+    )
+
+
+def _with_differences(rows: list[Row]) -> list[Row]:
+    """Each row's top-1 minus Random's of the same recipe, budget, student and seed: mean and standard error."""
+    random = {(row.recipe, row.ipc, row.student): row for row in rows if row.method == "random" and not row.variant}
+    made = []
+    for row in rows:
+        against = random.get((row.recipe, row.ipc, row.student))
+        if against is None or against is row:
+            made.append(row)
+            continue
+        difference = np.subtract(*zip(*zip(row.top1, against.top1, strict=False), strict=True))
+        n = len(difference)
+        error = float(np.std(difference, ddof=1) / np.sqrt(n)) if n > 1 else None
+        made.append(row.model_copy(update={"difference_mean": float(difference.mean()), "difference_error": error}))
+    return made
+
+
+def _curves(parameters: ReportParameters, scores: dict[ArtifactRef, Score]) -> list[Curve]:
+    curves = []
+    for plan in parameters.rows:
+        name = f"{plan.name} {plan.recipe}{f', ipc {plan.ipc}' if plan.ipc else ''}, {plan.student}"
+        for seed, ref in enumerate(plan.scores):
+            score = scores[ref]
+            curves.append(Curve(name=name, seed=seed, steps=list(score.steps), loss=list(score.loss), accuracy=None))
+    return curves
+
+
+def _losses(store: Store, parameters: ReportParameters) -> list[Curve]:
+    """What each optimised set's own loss did, once for all recipes and students that the set is scored by."""
+    found: dict[tuple[str, int], Curve] = {}
+    for plan in parameters.rows:
+        name = f"{plan.name}, ipc {plan.ipc}"
+        for seed, ref in enumerate(plan.sets):
+            facts = DistilledSet.facts_of(store.folder(ref))
+            if facts.get("loss"):
+                curve = Curve(name=name, seed=seed, steps=facts["steps"], loss=facts["loss"], accuracy=None)
+                found.setdefault((name, seed), curve)
+    return list(found.values())
+
+
+def _first_sets(parameters: ReportParameters) -> dict[str, ArtifactRef]:
+    """The seed-0 set of each method and variant at its smallest budget, and again where a recipe changes its clips."""
+    chosen: dict[str, ArtifactRef] = {}
+    for plan in sorted(parameters.rows, key=lambda plan: (plan.ipc or 0, plan.labels == "online")):
+        if plan.sets:
+            mixed = "+" in plan.recipe and plan.labels != "online"
+            name = f"{plan.name}, {plan.recipe}" if mixed else plan.name
+            chosen.setdefault(name, plan.sets[0])
+    return chosen
+
+
+def _pairs(store: Store, parameters: ReportParameters, train: Clips) -> list[ClipPair]:
+    sets = {name: DistilledSet.load(store.folder(ref)) for name, ref in _first_sets(parameters).items()}
+    pairs = []
+    for label in range(min(SHOWN_CLASSES, len(train.classes))):
+        real = list(train.read(train.rows_of(label)[:1]))
+        shown = {name: list(made.clips_NTHWC[made.labels_N == label][:1]) for name, made in sets.items()}
+        pairs.append(ClipPair(class_name=train.classes[label], real=real, distilled=shown))
+    return pairs
+
+
+def _saliencies(store: Store, parameters: ReportParameters, classes: tuple[str, ...]) -> list[Saliency]:
+    """Saliency, ε and mask of the first clip of the first classes, for every method that left them in its set."""
+    found: list[Saliency] = []
+    for name, ref in _first_sets(parameters).items():
+        made = DistilledSet.load(store.folder(ref))
+        if not {"saliency", "epsilon", "mask"} <= made.extras.keys():
+            continue
+        for label in range(min(4, len(classes))):
+            clip = int(np.flatnonzero(made.labels_N == label)[0])
+            found.append(
+                Saliency(
+                    method=name,
+                    class_name=classes[label],
+                    s_T=_floats(made.extras["saliency"][clip]),
+                    epsilon=_floats(made.extras["epsilon"][clip])[0],
+                    mask_T=_floats(made.extras["mask"][clip]),
+                )
+            )
+    return found
+
+
+def _floats(values: NDArray[Any]) -> list[float]:
+    return [float(value) for value in values]
+
+
+def _lineage(store: Store, refs: list[ArtifactRef]) -> dict[ArtifactRef, Manifest]:
+    """The manifests of these artifacts and of everything that they were made from."""
+    found: dict[ArtifactRef, Manifest] = {}
+    left = list(refs)
+    while left:
+        ref = left.pop()
+        if ref not in found:
+            found[ref] = store.manifest(ref)
+            left += [need for needs in found[ref].inputs.values() for need in needs]
+    return found
+
+
+def _entry(manifest: Manifest) -> LineageEntry:
+    inputs = {name: [ref.key for ref in refs] for name, refs in manifest.inputs.items()}
+    parameters = {name: value for name, value in manifest.parameters.items() if name not in {"rows", "videos"}}
+    return LineageEntry(kind=manifest.kind, key=manifest.key, parameters=parameters, inputs=inputs,
+                        seconds=manifest.seconds, bytes=manifest.bytes, created=manifest.created)  # fmt: skip
+
+
+def _notes(manifests: dict[ArtifactRef, Manifest]) -> list[str]:
+    """On which machine, how long, and with which commits."""
+    records = [manifest.record for manifest in manifests.values()]
+    machines = sorted({record["machine"] for record in records if "machine" in record})
+    ran = sorted({f"{record['device']} in {record['precision']}" for record in records if "device" in record})
+    commits = sorted({record["commit"] for record in records if record.get("commit")})
+    seconds = sum(manifest.seconds for manifest in manifests.values())
+    return [
+        f"Made on {'; '.join(machines)}: networks on {'; '.join(ran)}; {seconds / 60:.0f} minutes of stages in all.",
+        *([f"Commit {', '.join(commits)}."] if commits else []),
+    ]

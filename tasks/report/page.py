@@ -1,0 +1,285 @@
+"""The report: results in, one self-contained HTML page, its JSON, and a markdown table out. It reads no artifact.
+
+Legend: T frames, H height, W width, C colours.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidistill.tasks.report import pictures
+from vidistill.tasks.report.data import ClipPair, CropSet, CropShown, Curve, LineageEntry, ReportData
+from vidistill.tasks.report.page_pool import pool_document, pool_pictures
+from vidistill.tasks.report.tables import (
+    COLUMNS,
+    TableLine,
+    display,
+    duration,
+    heading_of,
+    percent,
+    row_label,
+    setting_of,
+    size,
+    summary,
+    tables,
+)
+
+PICTURE_BYTES = 11_000_000
+CROP_BYTES = 6_000_000
+PICTURED_CLASSES = 10
+PER_CLASS_METHODS = 6
+
+
+def render_html(data: ReportData) -> str:
+    """The whole page as one string: styles, charts and moving pictures inside, nothing fetched."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"display": display, "size": size, "duration": duration, "percent": percent}
+    colours = _colours(data)
+    clips, left_out = _clips(data.pairs)
+    return environment.get_template("report.html.jinja").render(
+        data=data,
+        summary=summary(data),
+        tables=tables(data.rows),
+        facets=_facets(data.curves, colours),
+        losses=_loss_panels(data.losses, colours),
+        bars=_bars(data, colours),
+        clips=clips,
+        left_out=left_out,
+        motion=_motion(data.pairs),
+        saliency=[(one, pictures.saliency_panel(one.s_T, one.epsilon, one.mask_T)) for one in data.saliency],
+        crops=_crops(data.crops),
+        pools=pool_pictures(data.pools),
+        lineage=_by_kind(data.lineage),
+        keys={entry.key for entry in data.lineage},
+        columns=COLUMNS,
+        vdsd=any(row.protocol == "vdsd" for row in data.rows),
+    )
+
+
+def render_json(data: ReportData) -> dict[str, Any]:
+    """What scripts read: `rows`, `rejected`, and all else but the clips; a number that is not finite is null."""
+    document: dict[str, Any] = {
+        "title": data.title,
+        "created": data.created,
+        "dataset": data.dataset_summary,
+        "classes": data.classes,
+        "rows": [row.model_dump(mode="json") for row in data.rows],
+        "rejected": data.rejected,
+        "curves": [curve.model_dump(mode="json") for curve in data.curves],
+        "losses": [curve.model_dump(mode="json") for curve in data.losses],
+        "saliency": [asdict(one) for one in data.saliency],
+        "crops": [
+            {"method": one.method, "ipc": one.ipc, "counts": one.counts, "detector": one.detector} for one in data.crops
+        ],
+        "pools": [pool_document(pool) for pool in data.pools],
+        "lineage": [entry.model_dump(mode="json") for entry in data.lineage],
+        "notes": data.notes,
+    }
+    finite: dict[str, Any] = _finite(document)
+    return finite
+
+
+def render_markdown(data: ReportData) -> str:
+    """The summary and the tables as GitHub-flavoured markdown."""
+    blocks = [summary(data)]
+    for table in tables(data.rows):
+        blocks.append(f"## {table.title}")
+        for group in table.groups:
+            lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 2) + "---|"]
+            lines += ["| " + " | ".join(_markdown_cells(line)) + " |" for line in group.lines]
+            blocks += [f"**{_markdown_text(group.heading)}**", "\n".join(lines)]
+            blocks += [] if group.random_present else ["Random was not run under this recipe."]
+            blocks += [_markdown_text(mark) for mark in group.marks]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _markdown_cells(line: TableLine) -> list[str]:
+    first, top1, *others = (_markdown_text(cell) for cell in line.cells)
+    return [f"**{first}**", f"**{top1}**", *others] if line.best else [first, top1, *others]
+
+
+def _markdown_text(text: str) -> str:
+    return re.sub(r"([|*_<>`\[\]\\])", r"\\\1", text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True)
+class Facet:
+    """The learning curves of one setting."""
+
+    setting: str
+    legend: list[tuple[str, str]]
+    panels: list[pictures.Panel]
+
+
+def _curve_name(name: str) -> tuple[str, str]:
+    """`tsgf soft ipc 1 minic3d_bn` → (`TSGF`, `soft ipc 1 minic3d_bn`)."""
+    found = re.match(r"(.+?)\s+((?:hard|soft|online|learned)\b.*)", name)
+    method, setting = found.groups() if found else (name, "")
+    return display(method), setting
+
+
+def _colours(data: ReportData) -> dict[str, str]:
+    """A colour class for each method, in order of appearance; Random and Full data have their own."""
+    names = [*map(row_label, data.rows), *(_curve_name(curve.name)[0] for curve in data.curves)]
+    own = {"Random": "random", "Full data": "full"}
+    others = dict.fromkeys(name for name in names if name not in own)
+    return own | {name: f"c{index % 8}" for index, name in enumerate(others)}
+
+
+def _facets(curves: Sequence[Curve], colours: dict[str, str]) -> list[Facet]:
+    facets = []
+    settings = dict.fromkeys(_curve_name(curve.name)[1] for curve in curves)
+    for setting in settings:
+        members = [curve for curve in curves if _curve_name(curve.name)[1] == setting and curve.steps]
+        named = [(colours[name], name) for name in dict.fromkeys(_curve_name(curve.name)[0] for curve in members)]
+        panels = [_curve_panel("Training loss", [(curve, curve.loss) for curve in members], colours)]
+        if scored := [(curve, curve.accuracy) for curve in members if curve.accuracy is not None]:
+            panels.append(_curve_panel("Accuracy", scored, colours, 1.0))
+        facets.append(Facet(setting, named, panels))
+    return facets
+
+
+def _curve_panel(
+    label: str, curves: Sequence[tuple[Curve, list[float]]], colours: dict[str, str], high: float | None = None
+) -> pictures.Panel:
+    series = [
+        pictures.Series(colours[name], f"{name}, seed {curve.seed}: ends at {values[-1]:.3g}", curve.steps, values)
+        for curve, values in curves
+        for name in [_curve_name(curve.name)[0]]
+    ]
+    return pictures.line_panel(label, series, high)
+
+
+def _loss_panels(losses: Sequence[Curve], colours: dict[str, str]) -> list[pictures.Panel]:
+    """A panel for each method and budget: their losses are on scales of their own."""
+    panels = []
+    for name in dict.fromkeys(curve.name for curve in losses):
+        method, _, budget = name.rpartition(", ")
+        own = [curve for curve in losses if curve.name == name]
+        colour = colours.get(display(method), "c0")
+        series = [
+            pictures.Series(colour, f"seed {one.seed}: ends at {one.loss[-1]:.3g}", one.steps, one.loss) for one in own
+        ]
+        panels.append(pictures.line_panel(f"{display(method)}, {budget}", series))
+    return panels
+
+
+@dataclass(frozen=True)
+class Bars:
+    """The per-class accuracy of one setting's best methods."""
+
+    heading: str
+    legend: list[tuple[str, str]]
+    chart: pictures.BarChart
+
+
+def _bars(data: ReportData, colours: dict[str, str]) -> list[Bars]:
+    charts = []
+    rows = sorted(
+        (row for row in data.rows if row.per_class), key=lambda row: (row.ipc is None, row.labels, setting_of(row))
+    )
+    for _, members in groupby(rows, key=lambda row: (row.labels, setting_of(row))):
+        ranked = sorted(members, key=lambda row: (row.method != "random", -row.top1_mean))[:PER_CLASS_METHODS]
+        series = [pictures.Series(colours[row_label(row)], row_label(row), (), row.per_class) for row in ranked]
+        heading = heading_of(ranked[0], data.rows)
+        if ranked[0].ipc is not None:
+            heading = f"{ranked[0].labels.capitalize()} labels · {heading}"
+        charts.append(
+            Bars(heading, [(one.colour, one.title) for one in series], pictures.bar_chart(data.classes, series))
+        )
+    return charts
+
+
+@dataclass(frozen=True)
+class ClassClips:
+    class_name: str
+    moving: list[tuple[str, str, str]]
+    """(source, animated address, still address)"""
+
+
+def _clips(pairs: Sequence[ClipPair]) -> tuple[list[ClassClips], int]:
+    """The first real and the first distilled clip of each class, while the page stays small; how many are left out."""
+    shown: list[ClassClips] = []
+    spent = 0
+    for pair in pairs[:PICTURED_CLASSES]:
+        first = [("Real", clip) for clip in pair.real[:1]]
+        first += [(display(name), clips[0]) for name, clips in pair.distilled.items() if clips]
+        moving = [(source, *_looping(clip)) for source, clip in first]
+        spent += sum(len(animated) + len(still) for _, animated, still in moving)
+        if spent > PICTURE_BYTES:
+            break
+        shown.append(ClassClips(pair.class_name, moving))
+    return shown, len(pairs) - len(shown)
+
+
+def _motion(pairs: Sequence[ClipPair]) -> tuple[str, pictures.Motion] | None:
+    pair = next((pair for pair in pairs if pair.real and any(pair.distilled.values())), None)
+    if pair is None:
+        return None
+    clips = {"Real": pair.real[0]} | {display(name): clips[0] for name, clips in pair.distilled.items() if clips}
+    return pair.class_name, pictures.motion_strips(clips)
+
+
+@dataclass(frozen=True)
+class CropPictures:
+    """An OptDistill set as addresses of pictures: three for each shown crop, one for each mosaic."""
+
+    crops: CropSet
+    shown: list[tuple[CropShown, list[tuple[str, str, str]]]]
+    mosaics: list[tuple[str, str, str]]
+    left_out: int
+
+
+def _crops(sets: Sequence[CropSet]) -> list[CropPictures]:
+    """Every mosaic, as far as the page stays small, and the crops that each set shows."""
+    made, spent = [], 0
+    for one in sets:
+        shown = []
+        for crop in one.shown:
+            parts = [("first frame", crop.first_HWC[None]), ("track", crop.track_THWC), ("crop", crop.crop_THWC)]
+            shown.append((crop, [(name, *_looping(clip)) for name, clip in parts]))
+        mosaics = []
+        for class_name, mosaic in one.mosaics:
+            if spent > CROP_BYTES:
+                break
+            mosaics.append((class_name, *_looping(mosaic)))
+            spent += len(mosaics[-1][1]) + len(mosaics[-1][2])
+        made.append(CropPictures(one, shown, mosaics, len(one.mosaics) - len(mosaics)))
+    return made
+
+
+def _looping(clip_THWC: NDArray[np.uint8]) -> tuple[str, str]:
+    """The addresses of a moving picture and of its first frame, for those who want none that moves."""
+    return pictures.moving(clip_THWC), pictures.data_uri(clip_THWC[:1])
+
+
+def _by_kind(lineage: Sequence[LineageEntry]) -> dict[str, list[LineageEntry]]:
+    kinds: dict[str, list[LineageEntry]] = {}
+    for entry in lineage:
+        kinds.setdefault(entry.kind, []).append(entry)
+    return kinds

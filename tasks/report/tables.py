@@ -1,0 +1,227 @@
+"""The report's tables and its paragraph in words: rows of different label kinds never meet in one of them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from vidistill.tasks.report.data import TRAINING_CLIPS, ReportData, Row
+
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+# Tables
+
+
+COLUMNS = ("Method", "Top-1 %", "vs Random", "Top-5 %", "AUC", "F1 %", "Stored", "Time", "Peak memory", "FLOPs",
+           "Seeds", "Artifact")  # fmt: skip
+_NAMES = {
+    "full": "Full data", "random": "Random", "herding": "Herding", "k_center": "k-Center", "tsgf": "TSGF", "dc": "DC",
+    "static_dc": "Static-DC", "dm": "DM", "mtt": "MTT", "frepo": "FRePo", "dm_vdsd": "DM+VDSD", "mtt_vdsd": "MTT+VDSD",
+    "frepo_vdsd": "FRePo+VDSD", "idtd": "IDTD", "sfvd": "SFVD", "sfvd_t": "SFVD-T", "optdistill": "OptDistill",
+    "full_pool": "Full pool", "pool_random": "Pool, random", "mae_score": "MAE score", "csta": "CSTA",
+    "dm_mmd": "DM-MMD", "vst_unet": "VST-UNet", "tac_dt": "TAC-DT",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TableLine:
+    cells: list[str]
+    best: bool
+    random: bool
+    artifact: str
+
+
+@dataclass(frozen=True)
+class TableGroup:
+    heading: str
+    lines: list[TableLine]
+    random_present: bool
+    marks: list[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    explanation: str
+    groups: list[TableGroup]
+
+
+_EXPLANATIONS = {
+    "hard": "One class index a clip.",
+    "soft": "The teacher's probabilities, stored with the set and counted in its size.",
+    "online": "The teacher is asked at every augmented view; its weights are counted in the size.",
+}
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """One table a label kind, so that kinds are never ranked together, and the rows that keep all clips apart.
+
+    Within a table, rows compete only where data, protocol, recipe, student and budget are the same.
+    """
+    shown = [
+        Table(
+            f"{kind.capitalize()} labels",
+            _EXPLANATIONS[kind],
+            _groups([row for row in budgeted if row.labels == kind], rows),
+        )
+        for kind in ("hard", "soft", "online")
+        if (budgeted := [row for row in rows if row.ipc is not None]) and any(row.labels == kind for row in budgeted)
+    ]
+    if whole := [row for row in rows if row.ipc is None]:
+        shown.append(Table("All clips", "What the budget gives up; not ranked with the rest.", _groups(whole, rows)))
+    return shown
+
+
+def setting_of(row: Row) -> tuple[str, ...]:
+    budget = "" if row.ipc is None else f"{row.ipc:09d}"
+    return (row.dataset, row.split, row.protocol, row.student, budget, row.recipe, row.labels)
+
+
+def _groups(rows: Iterable[Row], every: Sequence[Row]) -> list[TableGroup]:
+    groups = []
+    for _, members in groupby(sorted(rows, key=lambda row: (setting_of(row), -row.top1_mean)), key=setting_of):
+        competing = list(members)
+        groups.append(_group(competing, heading_of(competing[0], every)))
+    return groups
+
+
+def _group(rows: list[Row], heading: str) -> TableGroup:
+    whole = rows[0].ipc is None
+    best = percent(max(row.top1_mean for row in rows))
+    ranked = len(rows) > 1 and not whole
+    lines = [
+        TableLine(_cells(row), ranked and percent(row.top1_mean) == best, row.method == "random", row.artifact)
+        for row in rows
+    ]
+    marks = [f"† {row_label(row)}: {row.mark}." for row in rows if row.mark]
+    return TableGroup(heading, lines, whole or any(line.random for line in lines), marks)
+
+
+def heading_of(row: Row, every: Sequence[Row]) -> str:
+    """Student, budget and labels, then whatever else differs between the rows of this report."""
+    budget = f"{row.labels} labels" if row.ipc is None else f"{row.ipc} per class"
+    varying = [str(getattr(row, name)) for name in ("dataset", "split", "protocol", "recipe")
+               if len({getattr(one, name) for one in every}) > 1]  # fmt: skip
+    return " · ".join([row.student, budget, *varying])
+
+
+def _cells(row: Row) -> list[str]:
+    name = row_label(row) + (" †" if row.mark else "")
+    return [
+        name, spread(row), difference(row), percent(row.top5_mean), f"{row.auc_mean:.3f}",
+        percent(row.f1_mean), size(row.bytes), duration(row.seconds), size(row.peak_memory_bytes), flops(row.flops),
+        str(row.seeds), row.artifact[:10],
+    ]  # fmt: skip
+
+
+def row_label(row: Row) -> str:
+    return display(row.method if row.variant in {"", "default", row.method} else f"{row.method}/{row.variant}")
+
+
+def display(name: str) -> str:
+    """`tsgf/no mask` or `tsgf no mask` → `TSGF · no mask`; `tsgf, soft` → `TSGF · soft`."""
+    method, *variant = re.split(r"[/,\s]+", name, maxsplit=1)
+    return " · ".join([_NAMES.get(method, method), *variant])
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def spread(row: Row) -> str:
+    return percent(row.top1_mean) if row.seeds < 2 else f"{percent(row.top1_mean)} ± {percent(row.top1_std)}"
+
+
+def difference(row: Row) -> str:
+    if row.difference_mean is None:
+        return "–"
+    error = "" if row.difference_error is None else f" ± {percent(row.difference_error)}"
+    return f"{100 * row.difference_mean:+.1f}{error}".replace("-", "−")
+
+
+def _scaled(value: float, unit: str, prefixes: str) -> str:
+    power = max(0, min(len(prefixes) - 1, int(math.log10(max(value, 1)) / 3 + 1e-9)))
+    shown = value / 1000**power
+    return (
+        f"{shown:.0f} {prefixes[power].strip()}{unit}"
+        if power == 0 or shown >= 100
+        else f"{shown:.1f} {prefixes[power]}{unit}"
+    )
+
+
+def size(count: float) -> str:
+    """Decimal units: 602112 → `602 kB`."""
+    return _scaled(count, "B", " kMGTP")
+
+
+def flops(count: float) -> str:
+    return _scaled(count, "FLOP", " kMGTPE")
+
+
+def duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+# Summary
+
+
+def summary(data: ReportData) -> str:
+    """The result in words, from the rows alone: the best method of each label kind and budget against its Random."""
+    if not data.rows:
+        return "No method was scored."
+    first = data.rows[0]
+    same = [row for row in data.rows if (row.dataset, row.split, row.protocol, row.student)
+            == (first.dataset, first.split, first.protocol, first.student)]  # fmt: skip
+    kinds = ([row for row in same if row.labels == kind and row.ipc is not None] for kind in ("hard", "soft", "online"))
+    sentences = [_kind_sentence(rows, data) for rows in kinds if any(row.method != "random" for row in rows)]
+    full = [f"{row_label(row)} reaches {_spread_percent(row)}." for row in same if row.ipc is None]
+    scored = "a held-out fifth of the training split" if first.split == "validation" else "the test split"
+    opening = (
+        f"Top-1 accuracy on {scored} of {first.dataset} with the student {first.student}, "
+        "± the standard deviation over seeds; "
+        "in brackets the paired difference from Random under the same recipe, ± its standard error."
+    )
+    return " ".join([opening, *sentences, *full])
+
+
+def _kind_sentence(rows: list[Row], data: ReportData) -> str:
+    budgets = sorted({row.ipc for row in rows if row.ipc is not None})
+    clauses = [_budget_clause([row for row in rows if row.ipc == ipc], data) for ipc in budgets]
+    return f"With {rows[0].labels} labels, " + "; ".join(clause for clause in clauses if clause) + "."
+
+
+def _budget_clause(rows: list[Row], data: ReportData) -> str:
+    methods = [row for row in rows if row.method != "random"]
+    if not methods:
+        return ""
+    best = max(methods, key=lambda row: row.top1_mean)
+    praise = f", the best of {len(methods)}," if len(methods) > 1 else ""
+    text = f"{row_label(best)}{praise} reaches {_spread_percent(best)} at {best.ipc} per class{_share(best, data)}"
+    rival = next((row for row in rows if row.method == "random" and row.recipe == best.recipe), None)
+    return text if rival is None else f"{text}, against {_spread_percent(rival)} for Random{_verdict(best)}"
+
+
+def _spread_percent(row: Row) -> str:
+    return f"{spread(row)} %".replace(" ", NO_BREAK)
+
+
+def _share(row: Row, data: ReportData) -> str:
+    total = data.dataset_summary.get(TRAINING_CLIPS)
+    if not isinstance(total, int) or row.ipc is None or not data.classes:
+        return ""
+    ratio = total / (row.ipc * len(data.classes))
+    return f", 1/{ratio:.0f} of the clips" if ratio >= 2 else f", {100 / ratio:.0f} % of the clips"
+
+
+def _verdict(row: Row) -> str:
+    if row.difference_mean is None or row.difference_error is None:
+        return ""
+    settled = abs(row.difference_mean) >= 2 * row.difference_error
+    doubt = "" if settled else f", not settled by {row.seeds} seeds"
+    return f" ({difference(row).replace(' ', NO_BREAK)}{doubt})"

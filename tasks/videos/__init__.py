@@ -1,0 +1,1 @@
+"""Which videos there are, what they hold, and their clips."""

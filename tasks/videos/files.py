@@ -1,0 +1,150 @@
+"""The files below a data set's folder: which are videos, why the others are none, and which one a list means."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from vidistill.storage.errors import RequestError
+from vidistill.storage.parameters import Parameters
+from vidistill.tasks.videos.split_lists import LIST_FOLDERS, LIST_SUFFIXES
+
+VIDEO_SUFFIXES = frozenset(
+    {".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+)
+
+
+class Rejected(Parameters):
+    """A file that gives no video, and why: left out by a rule (filtered), or unreadable (failed)."""
+
+    video: str
+    outcome: Literal["filtered", "failed"]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files below the data's folder, by path relative to it (posix): its videos, and what is none."""
+
+    videos: tuple[str, ...]
+    folders: tuple[str, ...]
+    rejected: tuple[Rejected, ...]
+
+
+def read_tree(folder: Path) -> Tree:
+    """Walk a folder: videos by their extension, everything else rejected; hidden files and lists are not mentioned."""
+    videos: list[str] = []
+    folders: list[str] = []
+    rejected: list[Rejected] = []
+    unreadable: list[OSError] = []
+    for here, names, files in os.walk(folder, followlinks=True, onerror=unreadable.append):
+        base = PurePosixPath(Path(here).relative_to(folder).as_posix())
+        visible = sorted(name for name in names if name[0] != ".")
+        reasons = {name: _folder_problem(Path(here, name), folder) for name in visible}
+        names[:] = [name for name in visible if not reasons[name]]
+        folders += [str(base / name) for name in names]
+        shown = [name for name in files if name[0] != "."]
+        seen = [name for name in shown if not _is_list(base / name)]
+        reasons |= {name: _file_problem(Path(here, name)) for name in seen}
+        videos += [str(base / name) for name in seen if not reasons[name]]
+        rejected += [filtered(str(base / name), reason) for name, reason in reasons.items() if reason]
+        if not visible and not shown and here != str(folder):
+            rejected.append(filtered(str(base), "an empty folder"))
+    for error in unreadable:
+        path = Path(error.filename).relative_to(folder).as_posix()
+        rejected.append(
+            Rejected(video=path, outcome="failed", reason=f"a folder that cannot be read: {error.strerror}")
+        )
+    if not videos:
+        raise RequestError(_no_videos(folder, rejected))
+    return Tree(tuple(sorted(videos)), tuple(folders), tuple(rejected))
+
+
+def _is_list(path: PurePosixPath) -> bool:
+    place = "" if str(path.parent) == "." else str(path.parent)
+    return path.suffix.lower() in LIST_SUFFIXES and place in LIST_FOLDERS
+
+
+def _folder_problem(path: Path, root: Path) -> str:
+    if path.is_symlink():
+        target = path.resolve()
+        if path.parent.resolve().is_relative_to(target):
+            return "a link to a folder that it lies in"
+        if target.is_relative_to(root.resolve()):
+            return "a link to a folder that is read in its own place"
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        return "a folder, though named like a video"
+    return _name_problem(path)
+
+
+def _file_problem(path: Path) -> str:
+    if problem := _name_problem(path):
+        return problem
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        return f"not a video file ({path.suffix})" if path.suffix else "not a video file (no extension)"
+    if not path.exists():
+        return "a link to a file that is not there"
+    if not path.is_file():
+        return "neither a file nor a folder"
+    return "" if path.stat().st_size else "an empty file"
+
+
+def _name_problem(path: Path) -> str:
+    return "" if _readable(path.name) == path.name else "its name is not valid UTF-8: rename it"
+
+
+def _readable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def filtered(path: str, reason: str) -> Rejected:
+    return Rejected(video=_readable(path), outcome="filtered", reason=reason)
+
+
+def _no_videos(folder: Path, rejected: list[Rejected]) -> str:
+    if not rejected:
+        return f"{folder} is empty: name a folder that holds videos"
+    found = ", ".join(f"{count} × {reason}" for reason, count in Counter(r.reason for r in rejected).most_common(3))
+    return f"{folder} holds no videos ({found}); known extensions are {' '.join(sorted(VIDEO_SUFFIXES))}"
+
+
+class Finder:
+    """Finds the file that a list names."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._rejected = {rejected.video for rejected in tree.rejected}
+        self._paths: dict[str, str] = {}
+        self._by_stem: dict[str, list[str]] = defaultdict(list)
+        for path in (*tree.videos, *sorted(self._rejected)):
+            self._paths[unicodedata.normalize("NFC", path)] = path
+            self._by_stem[_parts(path)[-1]].append(path)
+
+    def is_rejected(self, path: str) -> bool:
+        return path in self._rejected
+
+    def find(self, name: str, *, exact: bool) -> str | None:
+        """The file of this name, or None.
+
+        Unless `exact`, further folders may stand before the name, and the extension and upper case may differ.
+
+        Raises:
+            RequestError: more than one file fits.
+        """
+        if (path := self._paths.get(unicodedata.normalize("NFC", name))) or exact:
+            return path
+        wanted = _parts(name)
+        found = [path for path in self._by_stem[wanted[-1]] if _parts(path)[-len(wanted) :] == wanted]
+        same_suffix = [path for path in found if PurePosixPath(path).suffix == PurePosixPath(name).suffix]
+        found = same_suffix if len(found) > 1 and same_suffix else found
+        if len(found) > 1:
+            raise RequestError(f"the lists name {name!r}, and {len(found)} files fit: {', '.join(found[:3])}")
+        return found[0] if found else None
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    path = PurePosixPath(unicodedata.normalize("NFC", name).casefold())
+    return path.with_suffix("").parts if path.suffix in VIDEO_SUFFIXES else path.parts

@@ -1,0 +1,74 @@
+"""Index: which videos there are, of which class, in which split, and which files cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vidistill.storage.errors import RunError
+from vidistill.storage.keys import digest
+from vidistill.storage.parameters import Parameters
+from vidistill.storage.store import ArtifactRef, Store
+from vidistill.tasks.stage import Job, Work, report_progress, stage
+from vidistill.tasks.videos.layouts import IndexParameters, Rejected, list_videos
+from vidistill.tasks.videos.scan import Video, scan
+
+INDEX = "index.json"
+
+
+class IndexTable(Parameters):
+    """Every file of a data set with its outcome. The folder's name is not in it: a renamed copy is the same data."""
+
+    layout: str
+    classes: tuple[str, ...]
+    flips: bool
+    videos: tuple[Video, ...]
+    rejected: tuple[Rejected, ...]
+    notes: tuple[str, ...] = ()
+
+    def of_split(self, split: str) -> list[Video]:
+        return [video for video in self.videos if video.split == split]
+
+
+def survey(root: Path, parameters: IndexParameters, *, workers: int = 2, timeout_seconds: float = 60.0) -> IndexTable:
+    """List, hash and probe the videos of a folder; hashes and probes are remembered by path, size and time.
+
+    Raises:
+        RequestError: the folder is missing, empty, or not laid out as the parameters say.
+    """
+    listing = list_videos(root, parameters)
+
+    def progress(done: int, total: int) -> None:
+        report_progress("index", done, total, "hashing and probing")
+
+    videos, rejected = scan(root, listing, workers=workers, timeout_seconds=timeout_seconds, progress=progress)
+    return IndexTable(
+        layout=listing.layout,
+        classes=listing.classes,
+        flips=listing.flips,
+        videos=tuple(videos),
+        rejected=tuple(rejected),
+        notes=listing.notes,
+    )
+
+
+class IndexJobParameters(Parameters):
+    index: IndexParameters
+    content: str
+
+
+def index_job(table: IndexTable, parameters: IndexParameters) -> Job:
+    return index(IndexJobParameters(index=parameters, content=digest(table)), label="index")
+
+
+@stage("index", version=1)
+def index(work: Work) -> None:
+    parameters = IndexJobParameters.model_validate(work.job.parameters)
+    table = survey(Path(work.runtime.data), parameters.index, timeout_seconds=work.runtime.timeout_seconds)
+    if digest(table) != parameters.content:
+        raise RunError(f"The videos in {work.runtime.data} changed while they were indexed: run again.")
+    (work.folder / INDEX).write_text(table.model_dump_json(indent=1))
+    work.record(counts={"videos": len(table.videos), "rejected": len(table.rejected), "classes": len(table.classes)})
+
+
+def load_index(store: Store, ref: ArtifactRef) -> IndexTable:
+    return IndexTable.model_validate_json((store.folder(ref) / INDEX).read_text())

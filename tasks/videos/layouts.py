@@ -1,0 +1,294 @@
+"""Where the videos lie: which files are videos, of which class, on which side of the split and in which group.
+
+A layout is read as it is found (class folders, official lists, a table). Every file below the data's folder ends as an
+entry or as rejected with a reason; only hidden files and the lists themselves are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from pydantic import Field
+
+from vidistill.storage.errors import RequestError
+from vidistill.storage.parameters import Parameters
+from vidistill.tasks.videos import split_lists
+from vidistill.tasks.videos.files import Finder, Tree, filtered, read_tree
+from vidistill.tasks.videos.files import Rejected as Rejected
+from vidistill.tasks.videos.split_lists import LIST_FOLDERS, Lists, Row, Split
+from vidistill.tasks.videos.splits import Entry as Entry  # part of this module's interface, as is Rejected
+from vidistill.tasks.videos.splits import entry_of, move_to_test, split_notes
+
+Layout = Literal["folders", "ucf101", "hmdb51", "csv", "kinetics", "ssv2"]
+
+FLIPPED = frozenset({"hmdb51", "kinetics", "miniucf", "ucf101"})  # data sets where a mirrored clip keeps its class
+TEST_FOLDERS = ("test", "val", "validation")  # the first that is there is scored
+HOLDOUT_FRACTION = 0.2
+
+
+class IndexParameters(Parameters):
+    """How a folder of videos is read.
+
+    `split`: the number of the official split (UCF101, HMDB51). `test_fraction` and `split_seed`: the seeded split of
+    class folders that have none. `holdout`: drop the test split and score on a group-aware fifth of the training split,
+    for every choice of a parameter. `flips`: auto is on for UCF101, MiniUCF, HMDB51 and Kinetics, off for all else.
+    """
+
+    layout: Literal["auto", "folders", "ucf101", "hmdb51", "csv", "kinetics", "ssv2"] = "auto"
+    split: int = Field(1, ge=1)
+    split_seed: int = 0
+    test_fraction: float = Field(0.25, gt=0, lt=1)
+    holdout: bool = False
+    flips: Literal["auto", "on", "off"] = "auto"
+
+
+class Listing(Parameters):
+    """What lies in a folder. A label's index is its place in `classes`; entries and rejected are sorted by path."""
+
+    dataset: str
+    layout: Layout
+    classes: tuple[str, ...]
+    flips: bool
+    entries: tuple[Entry, ...]
+    rejected: tuple[Rejected, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Draft:
+    """A layout as read; `leftover` says why a video that no entry names is left out."""
+
+    dataset: str
+    entries: list[Entry]
+    leftover: Callable[[str], str]
+    classes: tuple[str, ...] = ()
+    rejected: list[Rejected] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def list_videos(root: Path, parameters: IndexParameters) -> Listing:
+    """Read the layout of `root`, a folder of videos or a table (CSV, Parquet) that lies in one.
+
+    Raises:
+        RequestError: nothing there, no videos, a layout or split that is not there, lists that contradict
+            themselves, or classes that cannot be split.
+    """
+    folder = data_folder(root)
+    tree = read_tree(folder)
+    layout, notes = choose_layout(root, parameters)
+    draft = read_layout(root, layout, parameters, tree)
+    if parameters.holdout:
+        hold_out(draft, parameters.split_seed)
+    classes = check(draft, folder)
+    return Listing(
+        dataset=draft.dataset,
+        layout=layout,
+        classes=classes,
+        flips=draft.dataset in FLIPPED if parameters.flips == "auto" else parameters.flips == "on",
+        entries=tuple(sorted(draft.entries, key=lambda entry: entry.path)),
+        rejected=all_rejected(draft, tree),
+        notes=(*notes, *draft.notes, *split_notes(draft.entries)),
+    )
+
+
+def data_folder(root: Path) -> Path:
+    """The folder that all paths are relative to: `root`, or the folder of the table that `root` names.
+
+    Raises:
+        RequestError: there is no such path, or it is a file but no table.
+    """
+    if not root.exists():
+        raise RequestError(f"{root} does not exist: name a folder of videos, or a CSV of path,label,split")
+    if root.is_dir():
+        return root
+    if root.suffix.lower() not in split_lists.TABLE_SUFFIXES:
+        raise RequestError(f"{root} is a file: name the folder that holds the videos, or a CSV of path,label,split")
+    return root.parent
+
+
+def choose_layout(root: Path, parameters: IndexParameters) -> tuple[Layout, list[str]]:
+    """The layout that was asked for, or the first whose lists are there, else class folders."""
+    if not root.is_dir() and parameters.layout not in ("auto", "csv"):
+        raise RequestError(f"{root} is a table: for layout {parameters.layout} name its folder, {root.parent}")
+    recognised: list[Layout] = _recognise(root) if root.is_dir() else ["csv"]
+    fitting = recognised or ["folders"]
+    chosen = fitting[0] if parameters.layout == "auto" else parameters.layout
+    others = fitting[1:] if parameters.layout == "auto" else []
+    if parameters.split != 1 and chosen not in ("ucf101", "hmdb51"):
+        raise RequestError(
+            f"split {parameters.split} is an official split of UCF101 or HMDB51; {root} is read as {chosen}"
+        )
+    return chosen, [f"read as {chosen}; layout {' or '.join(others)} would fit too"] if others else []
+
+
+def _recognise(folder: Path) -> list[Layout]:
+    signs: dict[Layout, bool] = {
+        "ucf101": bool(split_lists.find_lists(folder, "trainlist*.txt")),
+        "hmdb51": bool(split_lists.find_lists(folder, "*_test_split*.txt")),
+        "ssv2": len(split_lists.ssv2_files(folder)) == 3,
+        "kinetics": bool(split_lists.kinetics_tables(folder)),
+        "csv": bool(split_lists.tables(folder)),
+    }
+    return [layout for layout, found in signs.items() if found]
+
+
+def read_layout(root: Path, layout: Layout, parameters: IndexParameters, tree: Tree) -> Draft:
+    """The entries of a layout, before a holdout and the checks that all layouts share."""
+    folder = data_folder(root)
+    if layout == "folders":
+        return read_folders(folder, parameters, tree)
+    readers: dict[Layout, Callable[[], Lists]] = {
+        "ucf101": lambda: split_lists.read_ucf101(folder, parameters.split),
+        "hmdb51": lambda: split_lists.read_hmdb51(folder, parameters.split),
+        "kinetics": lambda: split_lists.read_kinetics(folder),
+        "ssv2": lambda: split_lists.read_ssv2(folder),
+        "csv": lambda: split_lists.read_table(folder, _the_table(root)),
+    }
+    return match_lists(readers[layout](), tree, folder)
+
+
+def _the_table(root: Path) -> Path:
+    if root.is_file():
+        return root
+    found = split_lists.tables(root)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise RequestError(f"{root} has {len(found)} tables of videos: name one of {', '.join(map(str, found))} itself")
+    raise RequestError(f"{root} has no CSV or Parquet table with the columns path,label,split")
+
+
+def read_folders(folder: Path, parameters: IndexParameters, tree: Tree) -> Draft:
+    """`train/<class>/…` and `test/`, `val/` or `validation/<class>/…`; else `<class>/…` and a seeded split."""
+    names = {name.casefold(): name for name in tree.folders if "/" not in name}
+    tests = [names[name] for name in TEST_FOLDERS if name in names]
+    dataset = folder.resolve().name
+    if "train" in names and tests:
+        sides: dict[str, Split] = {names["train"]: "train", tests[0]: "test"}
+        draft = Draft(dataset, [], lambda path: _outside_class_folder(path, 1, tests[0], tests[1:]))
+        for path, parts in ((path, path.split("/")) for path in tree.videos):
+            if len(parts) == 3 and parts[0] in sides:
+                draft.entries.append(entry_of(path, parts[1], sides[parts[0]]))
+        return draft
+    draft = Draft(dataset, [], lambda path: _outside_class_folder(path, 0, "", []))
+    draft.entries = [entry_of(path, path.split("/")[0], "train") for path in tree.videos if path.count("/") == 1]
+    if not draft.entries:
+        raise RequestError(_no_class_folders(folder, tree))
+    _check_classes({entry.label for entry in draft.entries}, folder)
+    draft.entries = move_to_test(draft.entries, parameters.test_fraction, parameters.split_seed)
+    empty = sorted(set(names.values()) - {entry.label for entry in draft.entries} - set(LIST_FOLDERS))
+    draft.notes += [f"folder {name!r} holds no videos and is no class" for name in empty]
+    share = f"{parameters.test_fraction:.0%} of each class, by group, seed {parameters.split_seed}"
+    draft.notes.append(
+        f"class folders without a split of their own: the test split is {share}{_hint(tree, parameters)}"
+    )
+    return draft
+
+
+def _hint(tree: Tree, parameters: IndexParameters) -> str:
+    if parameters.layout != "auto":
+        return ""
+    for name, pattern in (("UCF101", split_lists.UCF101_NAME), ("HMDB51", split_lists.HMDB51_NAME)):
+        if all(pattern.fullmatch(PurePosixPath(path).stem) for path in tree.videos):
+            return f" (the names are {name}'s: its official lists go into splits/)"
+    return ""
+
+
+def _outside_class_folder(path: str, depth: int, scored: str, unscored: list[str]) -> str:
+    parts = path.split("/")
+    if parts[0] in unscored:
+        return f"in {parts[0]}/, while {scored}/ is the split that is scored"
+    if len(parts) <= depth + 1:
+        return "in no class folder"
+    return "below a folder within the class folder" if len(parts) > depth + 2 else "beside the train and test folders"
+
+
+def _no_class_folders(folder: Path, tree: Tree) -> str:
+    first = tree.videos[0]
+    if all("/" not in video for video in tree.videos):
+        return f"the videos lie in {folder} itself: put each class in its own folder, or add a CSV of path,label,split"
+    parent = folder / PurePosixPath(first).parent.parent
+    return f"{folder} holds no class folders with videos (the first is {first}): name {parent}, or the like, instead"
+
+
+def match_lists(lists: Lists, tree: Tree, folder: Path) -> Draft:
+    """Find the file of every row. A row whose file is missing is rejected; a class that has no file at all is a note.
+
+    Raises:
+        RequestError: no row's file is there, or a file stands in the lists twice.
+    """
+    finder = Finder(tree)
+    draft = Draft(lists.dataset, [], lambda _: "in none of the lists", classes=lists.classes)
+    listed: dict[str, Row] = {}
+    missing: list[Row] = []
+    for row in lists.rows:
+        path = next(filter(None, (finder.find(name, exact=lists.exact) for name in row.names)), None)
+        if path is None:
+            missing.append(row)
+        elif path in listed:
+            raise RequestError(f"{path} is listed twice: {listed[path].where} and {row.where}")
+        else:
+            listed[path] = row
+    readable = {path: row for path, row in listed.items() if not finder.is_rejected(path)}
+    if not readable:
+        first = f"; the first is {lists.rows[0].names[0]!r}" if lists.rows else ""
+        raise RequestError(f"none of the {len(lists.rows)} listed videos lies below {folder}{first}")
+    for path, row in readable.items():
+        if row.split is None:
+            draft.rejected.append(filtered(path, lists.unused))
+        else:
+            draft.entries.append(entry_of(path, row.label, row.split))
+    _report_missing(draft, missing)
+    return draft
+
+
+def _report_missing(draft: Draft, missing: list[Row]) -> None:
+    present = {entry.label for entry in draft.entries}
+    absent = sorted({row.label for row in missing} - present)
+    for row in missing:
+        if row.label in present:
+            reason = f"listed ({row.where}) but not there"
+            draft.rejected.append(Rejected(video=row.names[0], outcome="failed", reason=reason))
+    if absent:
+        more = ", …" if len(absent) > 3 else ""
+        draft.notes.append(
+            f"{len(absent)} listed classes have no videos here and are left out ({', '.join(absent[:3])}{more})"
+        )
+
+
+def hold_out(draft: Draft, seed: int) -> None:
+    """Drop the test split and put a group-aware fifth of the training split in its place."""
+    reason = "in the test split, which a holdout leaves alone"
+    draft.rejected += [filtered(entry.path, reason) for entry in draft.entries if entry.split == "test"]
+    train = [entry for entry in draft.entries if entry.split == "train"]
+    draft.entries = move_to_test(train, HOLDOUT_FRACTION, seed)
+
+
+def check(draft: Draft, folder: Path) -> tuple[str, ...]:
+    """The classes in their order, once there are two at least, each with training videos, and a test split."""
+    train = {entry.label for entry in draft.entries if entry.split == "train"}
+    test = {entry.label for entry in draft.entries if entry.split == "test"}
+    if unknown := sorted(test - train):
+        raise RequestError(f"class {unknown[0]!r} of {folder} has test videos but no training videos")
+    _check_classes(train, folder)
+    if not test:
+        raise RequestError(
+            f"{folder} has no test videos: add some, or set holdout to score on part of the training split"
+        )
+    draft.notes += [f"class {label!r} has no test videos" for label in sorted(train - test)]
+    return tuple(label for label in draft.classes or sorted(train) if label in train)
+
+
+def _check_classes(labels: set[str], folder: Path) -> None:
+    if len(labels) < 2:
+        raise RequestError(f"{folder} has only one class ({', '.join(labels)}): there is nothing to tell apart")
+
+
+def all_rejected(draft: Draft, tree: Tree) -> tuple[Rejected, ...]:
+    """The files that are no videos, the ones that the layout left out, and the videos that no entry names."""
+    named = {entry.path for entry in draft.entries} | {rejected.video for rejected in draft.rejected}
+    leftover = [filtered(path, draft.leftover(path)) for path in tree.videos if path not in named]
+    return tuple(sorted((*tree.rejected, *draft.rejected, *leftover), key=lambda rejected: rejected.video))

@@ -1,0 +1,88 @@
+"""Groups, and splits that cut none: the test side of class folders, and the held-out part of a training split."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from vidistill.storage.errors import RequestError
+from vidistill.storage.parameters import Parameters
+from vidistill.tasks.videos.split_lists import HMDB51_NAME, Split
+
+GROUP_NAME = re.compile(r".+_(?P<group>g\d+)_c\d+")
+
+
+class Entry(Parameters):
+    """A video: its path relative to the data's folder (posix), and its group (None: it is a group of its own)."""
+
+    path: str
+    label: str
+    split: Split
+    group: str | None = None
+
+    @property
+    def unit(self) -> str:
+        """What a split may not cut: the group, or the file that has none."""
+        return self.group or self.path
+
+
+def entry_of(path: str, label: str, split: Split) -> Entry:
+    """An entry with the group that its file's name tells."""
+    return Entry(path=path, label=label, split=split, group=group_of(path, label))
+
+
+def group_of(path: str, label: str) -> str | None:
+    """The class and the source that a file's name tells (UCF101's and the sprites' g01, HMDB51's film), or None."""
+    stem = PurePosixPath(path).stem
+    if match := GROUP_NAME.fullmatch(stem):
+        return f"{label}_{match['group']}"
+    match = HMDB51_NAME.fullmatch(stem)
+    return f"{label}/{match['source']}" if match else None
+
+
+def move_to_test(entries: Iterable[Entry], fraction: float, seed: int) -> list[Entry]:
+    """Move about `fraction` of each class's videos to the test split: whole groups, at least one and never all.
+
+    A group's rank is a hash of the seed, its class and its name: the same on every machine, and hardly moved by
+    videos that come later.
+
+    Raises:
+        RequestError: a class has fewer than two groups.
+    """
+    entries = list(entries)
+    units: dict[str, Counter[str]] = defaultdict(Counter)
+    for entry in entries:
+        units[entry.label][entry.unit] += 1
+    moved = {(label, unit) for label, sizes in units.items() for unit in _drawn(label, sizes, fraction, seed)}
+    return [
+        entry.model_copy(update={"split": "test"}) if (entry.label, entry.unit) in moved else entry for entry in entries
+    ]
+
+
+def _drawn(label: str, sizes: Counter[str], fraction: float, seed: int) -> list[str]:
+    if len(sizes) < 2:
+        raise RequestError(
+            f"class {label!r} has one training video or group ({next(iter(sizes))}): a split needs at least two; "
+            "add videos, or make train and test folders"
+        )
+    ranked = sorted(sizes, key=lambda unit: hashlib.sha256(f"{seed}/{label}/{unit}".encode()).digest())
+    drawn = [ranked[0]]
+    wanted = fraction * sizes.total()
+    for unit in ranked[1:-1]:
+        taken = sum(sizes[name] for name in drawn)
+        if taken + sizes[unit] / 2 <= wanted:
+            drawn.append(unit)
+    return drawn
+
+
+def split_notes(entries: Iterable[Entry]) -> list[str]:
+    sides: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        sides[entry.unit].add(entry.split)
+    both = sorted(unit for unit, splits in sides.items() if len(splits) > 1)
+    if not both:
+        return []
+    return [f"{len(both)} groups stand on both sides of the split, so its scores flatter (the first: {both[0]})"]

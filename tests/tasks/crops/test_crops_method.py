@@ -1,0 +1,360 @@
+"""OptDistill as a method of the registry: the contract, its jobs, counts and errors, with real videos and boxes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from flow_running import CLASSES
+from method_contract import DECODE, Bench, MethodContract, build_bench, fingerprint
+from resuming import killed_and_resumed
+
+from vidistill.models.regions import cells, enlarge
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.errors import RequestError
+from vidistill.storage.store import ArtifactRef, Manifest, Store
+from vidistill.tasks.crops import tracking
+from vidistill.tasks.crops.cutting import CROPS
+from vidistill.tasks.crops.optdistill import OptDistill, OptDistillParameters, gather
+from vidistill.tasks.crops.tracking import FIRST_FRAMES, TRACKS
+from vidistill.tasks.crops.training import BOXES, FACTS
+from vidistill.tasks.distil import distil_jobs
+from vidistill.tasks.learning.evaluate import StudentParameters, evaluate_job, load_score
+from vidistill.tasks.learning.relabel import relabel_job
+from vidistill.tasks.methods import Recipe, find_method
+from vidistill.tasks.report.crops import crop_sets, row_mark
+from vidistill.tasks.report.data import ReportData, Row, RowPlan
+from vidistill.tasks.report.export import EXPORT, LOGITS, even, export_set
+from vidistill.tasks.report.page import render_html
+from vidistill.tasks.stage import Job, run_job, stage_of
+from vidistill.tasks.videos.decoder import Decoder
+from vidistill.tasks.videos.sprites import SpritesParameters, render_sprites, write_video
+
+ROW_NUMBERS = ("top1_mean", "top1_std", "top5_mean", "auc_mean", "f1_mean", "bytes", "seconds", "peak_memory_bytes",
+               "flops")  # fmt: skip
+ROW: dict[str, Any] = {
+    "dataset": "sprites", "split": "1", "protocol": "vidistill", "recipe": "hard", "method": "optdistill",
+    "variant": "", "ipc": 1, "student": "minic3d_bn", "labels": "hard", "seeds": 1, "artifact": "ab" * 12,
+    "per_class": [0.0] * 3, "top1": [0.0],
+}  # fmt: skip
+QUICK: dict[str, Any] = {"training": {"steps": 80, "batch_size": 16, "side": 48, "pictures": 60}, "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Three classes of sprites with their boxes, eight clips each for training, one of them of a single frame."""
+    rendered, videos = tmp_path_factory.mktemp("rendered"), tmp_path_factory.mktemp("videos")
+    render_sprites(rendered, SpritesParameters(size=48, frames=12, train_per_class=8, test_per_class=1))
+    for split in ("train", "test"):
+        for name in CLASSES:
+            shutil.copytree(rendered / split / name, videos / split / name)
+    shutil.copy(rendered / BOXES, videos / BOXES)
+    write_video(videos / "train" / "left" / "left_g0099_c00.mp4", np.full((1, 48, 48, 3), 60, np.uint8))
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    try:
+        return build_bench(videos, tmp_path_factory.mktemp("bench"))
+    finally:
+        patch.undo()
+
+
+def optdistill(**options: Any) -> OptDistill:
+    return OptDistill(OptDistillParameters(**QUICK | options))
+
+
+def made_by(bench: Bench, seed: int = 0, **options: Any) -> DistilledSet:
+    method = optdistill(**options)
+    return method.distil(bench.material(tuple(range(len(CLASSES))), 1, seed, method))
+
+
+class TestOneCrop(MethodContract):
+    spec = "optdistill"
+    options: ClassVar[dict[str, Any]] = QUICK | {"grid": 1}
+    seeded = False
+
+
+class TestTiles(MethodContract):
+    spec = "optdistill"
+    options: ClassVar[dict[str, Any]] = QUICK | {"grid": 2, "train_on": "tiles", "preselect": 8, "grouping": "random"}
+
+
+class TestRegions(MethodContract):
+    spec = "optdistill"
+    options: ClassVar[dict[str, Any]] = QUICK | {"grid": 2, "top_k": 8}
+    seeded = False
+
+    @pytest.mark.parametrize("ipc", [1, 2])
+    def test_returns_ipc_clips_of_each_class(self, method: OptDistill, bench: Bench, ipc: int) -> None:
+        """An instance is a mosaic, of which a student sees the four regions."""
+        made = self.distil(method, bench, ipc)
+        assert made.clips_NTHWC.shape == (4 * ipc * len(CLASSES), *bench.clips.shape_THWC)
+        assert made.stored["mosaics"].shape == (ipc * len(CLASSES), *bench.clips.shape_THWC)
+        assert np.bincount(made.labels_N).tolist() == [4 * ipc] * len(CLASSES)
+        assert made.clips_an_instance == 4
+        assert len(set(made.sources)) == len(made)
+
+
+def test_a_region_is_its_videos_crop_enlarged(bench: Bench) -> None:
+    made = made_by(bench, grid=2)
+    regions_NTHWC = cells(made.stored["mosaics"], 2)
+    assert np.array_equal(regions_NTHWC, made.extras["crop"])
+    assert np.array_equal(enlarge(regions_NTHWC, 48, 48), made.clips_NTHWC)
+    for source, label in zip(made.sources, made.labels_N, strict=True):
+        assert source.split("/")[1] == made.classes[label]
+
+
+def test_a_set_keeps_its_mosaics_alone(bench: Bench, tmp_path: Path) -> None:
+    made = made_by(bench, grid=2)
+    made.save(tmp_path / "regions")
+    loaded = DistilledSet.load(tmp_path / "regions")
+    assert fingerprint(loaded) == fingerprint(made)
+    made_by(bench, grid=1).save(tmp_path / "one")
+    whole, tiled = (DistilledSet.training_bytes(tmp_path / name) for name in ("one", "regions"))
+    assert 0.5 < tiled / whole < 2  # four crops in the room of one
+
+
+def test_tiles_carry_the_mean_of_their_regions_labels(bench: Bench) -> None:
+    tiles, regions = made_by(bench, grid=2, train_on="tiles"), made_by(bench, grid=2)
+    assert np.array_equal(tiles.clips_NTHWC, regions.stored["mosaics"])
+    method = optdistill(grid=2)
+    teacher = bench.material((0,), 1, 0, method).teacher()
+    import torch
+
+    from vidistill.tasks.learning import training
+
+    x_BCTHW = training.to_input(regions.clips_NTHWC, bench.clips.table.mean, bench.clips.table.std, bench.device)
+    with torch.inference_mode():
+        expected_MK = teacher(x_BCTHW).softmax(1).reshape(-1, 4, len(CLASSES)).mean(1)
+    np.testing.assert_allclose(np.exp(tiles.logits_NK), expected_MK, atol=1e-3)
+
+
+def test_pictures_and_counts_are_left_for_the_report(bench: Bench) -> None:
+    made = made_by(bench, grid=2)
+    assert made.facts["counts"] == {"videos": 25, "cropped": 24, "border": made.facts["counts"]["border"], "still": 0,
+                                    "whole": 0, "no target in the first frame": 1}  # fmt: skip
+    assert made.facts["detector"]["map50"] > 0.5
+    assert "mark" not in made.facts
+    n = len(made)
+    assert made.extras["first_frame"].shape == (n, 128, 128, 3)
+    assert made.extras["track"].shape == (n, *bench.clips.shape_THWC)
+    assert made.extras["score"].shape == (n,)
+    green = (made.extras["track"] == (0, 220, 90)).all(-1)
+    assert green.any(axis=(2, 3)).all()  # a box in every frame
+
+
+def test_tracks_are_shared_and_crops_are_not(bench: Bench) -> None:
+    small, large = optdistill(grid=2).inputs(bench.given), optdistill(grid=3).inputs(bench.given)
+    whole = optdistill(grid=2, fallback="whole").inputs(bench.given)
+    other = optdistill(grid=2, redetect=4).inputs(bench.given)
+    assert small["tracks"] == large["tracks"] == whole["tracks"] != other["tracks"]
+    assert not set(small["crops"]) & {*large["crops"], *whole["crops"]}
+    folders = [bench.store.folder(ref) for ref in small["crops"]]
+    (outcomes,) = [found for folder in folders if len(found := json.loads((folder / CROPS).read_text())) == 9]
+    assert {one["crop"] is None for one in outcomes} == {True, False}
+    assert all(one["score"] == max(one["scores"]) for one in outcomes if one["crop"])
+    pictures = [len(list((bench.store.folder(ref) / FIRST_FRAMES).iterdir())) for ref in small["tracks"]]
+    assert sorted(pictures) == [8, 8, 9]
+
+
+def test_a_still_video_without_a_box_can_be_kept_whole(bench: Bench) -> None:
+    method = optdistill(grid=1, fallback="whole")
+    found, counts = gather(bench.material((0, 1, 2), 1, 0, method))
+    assert counts["cropped"] == 25
+    assert counts["whole"] == 1
+    (still,) = [crop for crop in found[bench.clips.classes.index("left")] if "g0099" in crop.path]
+    assert still.length == 1 == counts["still"]
+    assert np.abs(still.read().astype(int) - 60).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["tracks", "crops"])
+def test_a_block_that_was_killed_goes_on_with_its_next_video(
+    bench: Bench, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Job] = []
+
+    def add(job: Job) -> ArtifactRef:
+        jobs.append(job)
+        return job.ref
+
+    method = optdistill(grid=2)
+    method.inputs(bench.given)
+    method.inputs(dataclasses.replace(bench.given, add=add))
+    (job,) = [job for job in jobs if job.stage == kind][:1]
+    before = bench.store.manifest(run_job(job, bench.runtime)[0]).files
+    bench.store.discard(job.ref)
+    monkeypatch.setattr(tracking, "CHECKPOINT_SECONDS", 0)
+    assert killed_and_resumed(job, bench.runtime, at=5)[0] == 5
+    assert bench.store.manifest(job.ref).files == before
+
+
+def test_where_few_videos_give_a_crop_the_row_is_marked(bench: Bench) -> None:
+    made = made_by(bench, grid=1, detector="hog", fallback="whole")
+    assert made.facts["counts"]["whole"] >= 20
+    assert made.facts["mark"].startswith("only ")
+    with pytest.raises(
+        RequestError, match=r"class grow gave \d crops, and ipc 1 with 2×2 regions takes 4.*fallback=whole"
+    ):
+        made_by(bench, grid=2, detector="hog")
+
+
+def test_a_video_that_is_gone_is_counted_and_costs_only_itself(bench: Bench, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(bench.runtime.data, data)
+    path = next((data / "train" / "left").glob("*c00.mp4"))
+    path.write_bytes(path.read_bytes()[:200])
+    runtime = bench.runtime.model_copy(update={"data": str(data), "store": str(tmp_path / "store")})
+    shutil.copytree(bench.runtime.store, tmp_path / "store")
+    jobs: list[Any] = []
+
+    def add(job: Any) -> Any:
+        jobs.append(job)
+        return job.ref
+
+    optdistill(grid=1, detector="hog", fallback="whole", confidence=0.5).inputs(
+        dataclasses.replace(bench.given, add=add)
+    )
+    (job,) = [job for job in jobs if job.stage == "tracks" and len(job.parameters["videos"]) == 9]
+    run_job(job, runtime)
+    outcomes = json.loads((Store(tmp_path / "store").folder(job.ref) / TRACKS).read_text())
+    reasons = [one["reason"] for one in outcomes]
+    assert sum(reason.startswith("unreadable: ") for reason in reasons) == 1
+    assert sum(reason == "no person in the first frame" for reason in reasons) == len(outcomes) - 1
+
+
+def test_a_budget_on_videos_bounds_the_work(bench: Bench) -> None:
+    jobs: list[Any] = []
+
+    def add(job: Any) -> Any:
+        jobs.append(job)
+        return job.ref
+
+    optdistill(videos=2).inputs(dataclasses.replace(bench.given, add=add))
+    assert [len(job.parameters["videos"]) for job in jobs if job.stage == "tracks"] == [2, 2, 2]
+    assert {stage_of(job).threads for job in jobs if job.stage in {"tracks", "crops", "detector"}} == {"one"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid": 9}, r"grid=9 leaves regions of 5×5 pixels: for mosaics of 48×48 it can be 6 at most"),
+        ({"labels": {"*": ["unicorn"]}}, r"trained knows no label 'unicorn': it knows target"),
+        ({"labels": {"*": ["horse"]}, "detector": "hog"}, r"hog knows no label 'horse': it knows person"),
+        ({"labels": {"jump": ["target"]}}, r"labels names the class 'jump'"),
+        ({"scorer": "KINETICS_9"}, r"no weights 'KINETICS_9'.*optdistill.scorer"),
+    ],
+)
+def test_wrong_requests(bench: Bench, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        made_by(bench, **options)
+
+
+def test_nothing_to_train_a_detector_on(bench: Bench, tmp_path: Path) -> None:
+    given = dataclasses.replace(bench.given, root=tmp_path)
+    with pytest.raises(RequestError, match=r"detector=trained needs boxes.json beside the videos"):
+        optdistill(detector="trained").inputs(given)
+
+
+def test_the_loss_needs_a_scorer_that_knows_the_class(bench: Bench, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+    from torchvision.models.video import r3d_18
+
+    torch.manual_seed(0)
+    save_file(r3d_18(num_classes=400).state_dict(), tmp_path / "k400.safetensors")
+    with pytest.raises(RequestError, match=r"does not know the class '\w+'.*score=confidence"):
+        made_by(bench, scorer=str(tmp_path / "k400.safetensors"), score="loss", videos=1)
+
+
+def test_the_job_knows_weights_by_their_content(bench: Bench, tmp_path: Path) -> None:
+    keys = []
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.pt").write_bytes(b"weights")
+        jobs: list[Any] = []
+
+        def add(job: Any, jobs: list[Any] = jobs) -> Any:
+            jobs.append(job)
+            return job.ref
+
+        optdistill(detector=str(tmp_path / folder / "mine.pt")).inputs(dataclasses.replace(bench.given, add=add))
+        keys.append([job.ref for job in jobs if job.stage == "tracks"])
+        assert jobs[0].places == {} or jobs[0].places["mine.pt"] == str(tmp_path / folder / "mine.pt")
+    assert keys[0] == keys[1]
+
+
+def test_a_student_trains_on_regions_with_labels_of_their_own(bench: Bench) -> None:
+    source = find_method("optdistill")
+    options = OptDistillParameters(**QUICK, grid=2)
+    inputs = {"clips": [bench.given.train], **OptDistill(options).inputs(bench.given)}
+    (job,) = distil_jobs(source, options, 1, 0, len(CLASSES), inputs, "optdistill")
+    run_job(job, bench.runtime)
+    soft = relabel_job(job.ref, bench.given.train, bench.teacher, Recipe(labels="soft"), 0, "label")
+    run_job(soft, bench.runtime)
+    folder = bench.store.folder(soft.ref)
+    made = DistilledSet.load(folder)
+    assert made.form == "regions"
+    assert made.logits_NK is not None
+    assert made.logits_NK.shape == (4 * len(CLASSES), len(CLASSES))
+    refs = {"train": bench.given.train, "test": bench.given.train, "distilled": soft.ref}
+    score = evaluate_job(
+        "minic3d", StudentParameters(steps=2, precision="fp32"), Recipe(labels="soft"), 0, refs, "score"
+    )
+    run_job(score, bench.runtime)
+    got = load_score(bench.store.folder(score.ref))
+    assert got.clips == 4 * len(CLASSES)
+    assert got.training_bytes == DistilledSet.training_bytes(folder)
+
+
+def test_a_set_of_mosaics_is_exported_as_video_files(bench: Bench, tmp_path: Path) -> None:
+    made = made_by(bench, grid=2)
+    (tmp_path / "set").mkdir()
+    made.with_logits(np.zeros((len(made), len(CLASSES)), np.float32)).save(tmp_path / "set")
+    facts = export_set(tmp_path / "set", tmp_path / "out", fps=8)
+    assert json.loads((tmp_path / "out" / EXPORT).read_text()) == facts
+    assert facts["clips_a_file"] == 4
+    assert [one["label"] for one in facts["files"]] == [0, 1, 2]
+    assert [source for one in facts["files"] for source in one["sources"]] == list(made.sources)
+    assert np.load(tmp_path / "out" / LOGITS).shape == (12, 3)
+    with Decoder() as decoder:
+        for one, mosaic_THWC in zip(facts["files"], made.stored["mosaics"], strict=True):
+            frames = np.stack(list(decoder.frames(tmp_path / "out" / one["file"])))
+            assert frames.shape == mosaic_THWC.shape
+            assert np.abs(frames.astype(int) - mosaic_THWC).mean() < 12
+    files = [path for path in (tmp_path / "out").rglob("*") if path.suffix in {".mp4", ".npy"}]
+    assert facts["bytes"]["video"] == sum(path.stat().st_size for path in files)
+    assert even(np.zeros((2, 5, 7, 3), np.uint8)).shape == (2, 6, 8, 3)
+
+
+def test_the_report_shows_crops_counts_and_every_mosaic(bench: Bench, tmp_path: Path) -> None:
+    facts = {"mark": "only 3 of 25 videos (12%) gave a crop of an object"}
+    made = dataclasses.replace(made_by(bench, grid=2), facts=made_by(bench, grid=2).facts | facts)
+    store = Store(tmp_path)
+    manifest = Manifest(kind="distilled", key="ab" * 12, version=1, parameters={}, inputs={})
+    with store.writing(manifest) as attempt:
+        assert attempt is not None
+        made.save(attempt.folder)
+    refs = (manifest.ref,)
+    plan = RowPlan(method="optdistill", variant="N=2", recipe="hard", labels="hard", ipc=1, student="minic3d_bn",
+                   scores=(), sets=refs, makers=())  # fmt: skip
+    (shown,) = crop_sets(store, [plan, plan])
+    assert (shown.method, shown.ipc, len(shown.mosaics), len(shown.shown)) == ("optdistill N=2", 1, 3, 3)
+    row = Row.model_validate(dict.fromkeys(ROW_NUMBERS, 0) | ROW | {"mark": row_mark(store, refs)})
+    page = render_html(ReportData("t", "now", {}, list(CLASSES), [row], crops=[shown]))
+    assert "OptDistill †" in page
+    assert "† OptDistill: only 3 of 25 videos (12%) gave a crop of an object." in page
+    assert page.count("mosaic of ") == 3
+    assert all(page.count(f"{part} of {crop.video}") == 1 for crop in shown.shown for part in ("first frame", "track"))
+    assert "no target in the first frame</dt><dd>1<" in page
+
+
+def test_a_detector_reports_what_it_is_worth(bench: Bench) -> None:
+    (folder,) = [bench.store.folder(ref) for ref in optdistill().inputs(bench.given)["detector"]]
+    facts = json.loads((folder / FACTS).read_text())
+    assert facts["pictures"] > 0
+    assert 0 < facts["map"] <= facts["map50"] <= 1
+    assert DECODE.size == 48

@@ -1,0 +1,351 @@
+"""The training loop: its schedule, its order, its arithmetic, and that a resumed run is the run."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from vidistill.models.dropout import SeededDropout, seed_dropout
+from vidistill.storage.errors import RequestError, RunError
+from vidistill.storage.opening import open_store
+from vidistill.tasks.learning import training
+from vidistill.tasks.learning.training import Curve, Device, OptimiserParameters, Order
+from vidistill.tasks.stage import Runtime, run_job
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SHAPE_THWC = (4, 48, 48, 3)
+CPU = Device(torch.device("cpu"), "fp32", 1)
+
+MODULE = '''
+import json
+
+import torch
+from safetensors.torch import save_file
+
+from vidistill.storage.parameters import Parameters
+from vidistill.tasks.learning import training
+from vidistill.tasks.stage import Work, stage
+
+
+class TrainingParameters(Parameters):
+    network: str = "minic3d_bn"
+    method: str = "sgd"
+    steps: int = 8
+    checkpoint_every: int = 3
+
+
+class Stopped(Exception):
+    pass
+
+
+stop_at = set()
+steps_taken = []
+
+
+def draw(step):
+    """Two clips of noise, a function of the step."""
+    if step in stop_at:
+        stop_at.remove(step)
+        raise Stopped(step)
+    steps_taken.append(step)
+    random = training.generator(3, step)
+    x_BCTHW = torch.from_numpy(random.normal(size=(2, 3, 4, 48, 48)).astype("float32"))
+    return x_BCTHW, torch.nn.functional.one_hot(torch.from_numpy(random.integers(3, size=2)), 3).float()
+
+
+@stage("tiny-training", version=1, threads="one")
+def tiny_training(work: Work) -> None:
+    parameters = TrainingParameters.model_validate(work.job.parameters)
+    device = training.Device.of(work, "fp32")
+    if parameters.network == "linear":
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 48 * 48, 3))
+    else:
+        network = training.build_network(parameters.network, 3, (4, 48, 48, 3), 0)
+    curve = training.train(
+        network, draw, parameters.steps,
+        training.OptimiserParameters(method=parameters.method, lr=0.05, warmup_share=0.2), device,
+        seed=0, work=work, checkpoint_every=parameters.checkpoint_every,
+    )
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, work.folder / "weights")
+    (work.folder / "curve.json").write_text(json.dumps([curve.steps, curve.loss]))
+'''
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("path")
+    (folder / "tiny_training_stage.py").write_text(MODULE)
+    return folder
+
+
+@pytest.fixture
+def stage_module(path, monkeypatch):
+    monkeypatch.syspath_prepend(str(path))
+    module = importlib.import_module("tiny_training_stage")
+    module.stop_at.clear()
+    module.steps_taken.clear()
+    return module
+
+
+# --- the learning rate ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 7, 100])
+def test_cosine_is_torchs_cosine(steps):
+    sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=steps)
+    for step in range(steps):
+        assert OptimiserParameters(lr=0.3).lr_at(step, steps) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9)
+        sgd.step()
+        scheduler.step()
+
+
+def test_half_is_a_tenth_after_the_middle():
+    optimiser = OptimiserParameters(lr=1.0, schedule="half")
+    assert [optimiser.lr_at(step, 6) for step in range(6)] == [1, 1, 1, 1, 0.1, 0.1]
+
+
+def test_warmup_rises_in_even_steps_to_the_peak():
+    optimiser = OptimiserParameters(lr=0.5, warmup_share=0.04)
+    rates = [optimiser.lr_at(step, 100) for step in range(100)]
+    assert rates[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert max(rates) == rates[4]
+    assert rates[52] == pytest.approx(0.25)  # half-way from step 4 to step 100
+    assert 0 < rates[99] < 0.001
+
+
+# --- the order -----------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 5), st.integers(0, 4))
+def test_an_epoch_has_each_row_once(n, batch_size, seed, epoch):
+    order = Order(n, batch_size, seed)
+    steps = order.steps_an_epoch
+    batches = [order.rows(epoch * steps + step) for step in range(steps)]
+    assert sorted(np.concatenate(batches).tolist()) == list(range(n))
+    assert steps == math.ceil(n / batch_size)
+    sizes = {len(batch) for batch in batches}
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= batch_size
+
+
+def test_every_epoch_and_seed_has_an_order_of_its_own():
+    orders = [tuple(Order(30, 30, seed).rows(epoch).tolist()) for seed in range(3) for epoch in range(3)]
+    assert len(set(orders)) == 9
+    assert orders[4] == tuple(Order(30, 30, 1).rows(1).tolist())
+
+
+# --- the arithmetic ------------------------------------------------------------------------------------------------
+
+
+def make_network(name: str = "minic3d_bn") -> nn.Module:
+    return training.build_network(name, 3, SHAPE_THWC, 0)
+
+
+def draw(step: int, classes: int = 3):
+    random = training.generator(3, step)
+    x_BCTHW = torch.from_numpy(random.normal(size=(2, 3, 4, 48, 48)).astype(np.float32))
+    return x_BCTHW, torch.from_numpy(random.dirichlet(np.ones(classes), size=2).astype(np.float32))
+
+
+def weights(network: nn.Module) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().numpy().copy() for name, tensor in network.state_dict().items()}
+
+
+def test_a_step_is_sgd_with_momentum_and_decay_on_soft_cross_entropy():
+    """Against the update written out, in float64: v ← 0.9 v + g + λ w, w ← w − lr v."""
+    network, steps = make_network("minic3d"), 4
+    for module in network.modules():
+        if isinstance(module, SeededDropout):
+            module.p = 0.0
+    exact = copy.deepcopy(network).double()
+    optimiser = OptimiserParameters(lr=0.05, weight_decay=0.01)
+    curve = training.train(network, draw, steps, optimiser, CPU, seed=0)
+
+    velocity = [torch.zeros_like(parameter) for parameter in exact.parameters()]
+    losses = []
+    for step in range(steps):
+        x_BCTHW, targets_BK = draw(step)
+        loss = -(targets_BK.double() * exact(x_BCTHW.double()).log_softmax(1)).sum(1).mean()
+        losses.append(loss.item())
+        lr = 0.05 * (1 + math.cos(math.pi * step / steps)) / 2
+        gradients = torch.autograd.grad(loss, list(exact.parameters()))
+        with torch.no_grad():
+            for v, w, g in zip(velocity, exact.parameters(), gradients, strict=True):
+                v.mul_(0.9).add_(g + 0.01 * w)
+                w.sub_(lr * v)
+    assert curve.steps == [1, 2, 3, 4]
+    assert curve.loss == pytest.approx(losses, abs=2e-5)
+    for ours, reference in zip(network.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(ours.double(), reference, rtol=1e-3, atol=2e-6)
+
+
+def test_adamw_is_torchs_with_decay_and_no_momentum_of_ours():
+    network = make_network()
+    reference, steps = copy.deepcopy(network), 3
+    training.train(
+        network, draw, steps, OptimiserParameters(method="adamw", lr=0.01, weight_decay=0.1, momentum=0), CPU, seed=0
+    )
+    training.placed(reference, CPU).train()
+    adamw = torch.optim.AdamW(reference.parameters(), lr=0.01, weight_decay=0.1, fused=True)
+    for step in range(steps):
+        adamw.param_groups[0]["lr"] = 0.01 * (1 + math.cos(math.pi * step / steps)) / 2
+        seed_dropout(reference, int(training.generator(0, step, 2).integers(2**31)))
+        x_BCTHW, targets_BK = draw(step)
+        adamw.zero_grad()
+        torch.nn.functional.cross_entropy(reference(x_BCTHW), targets_BK).backward()
+        adamw.step()
+    for ours, theirs in zip(network.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_what_is_not_asked_for_is_in_no_key():
+    """Scores and teachers that were made before there was another optimiser are found again."""
+    assert "method" not in OptimiserParameters().model_dump(mode="json")
+    assert OptimiserParameters(method="adamw").model_dump(mode="json")["method"] == "adamw"
+
+
+def test_training_twice_gives_the_same_bits_whatever_torch_drew_before():
+    made = []
+    for seed in (1, 2):
+        network = make_network()
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        curve = training.train(network, draw, 3, OptimiserParameters(), CPU, seed=0)
+        made.append((curve.loss, weights(network)))
+    assert made[0][0] == made[1][0]
+    for name, array in made[0][1].items():
+        np.testing.assert_array_equal(array, made[1][1][name])
+
+
+def test_the_seed_of_training_moves_the_dropout():
+    losses = [training.train(make_network(), draw, 2, OptimiserParameters(), CPU, seed=seed).loss for seed in (0, 1)]
+    assert losses[0] != losses[1]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run():
+    def broken(step: int):
+        x_BCTHW, targets_BK = draw(step)
+        return (x_BCTHW * math.inf if step == 2 else x_BCTHW), targets_BK
+
+    said = r"^The loss is nan at step 2 \(lr 0\.025\): try a smaller lr or precision=fp32\.$"
+    with pytest.raises(RunError, match=said):
+        training.train(make_network(), broken, 4, OptimiserParameters(lr=0.05), CPU, seed=0)
+
+
+def test_a_curve_averages_fiftieths():
+    curve = Curve()
+    for step in range(125):
+        curve.add(step, 125, float(step))
+    assert curve.steps == [*range(2, 125, 2), 125]
+    assert curve.loss == [step - 1.5 for step in range(2, 125, 2)] + [124.0]
+    assert curve.pending == []
+
+
+# --- resuming ------------------------------------------------------------------------------------------------------
+
+
+def files_of(job, runtime) -> dict[str, bytes]:
+    folder = open_store(runtime.store).folder(job.ref)
+    return {name: (folder / name).read_bytes() for name in ("weights", "curve.json")}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("minic3d_bn", "sgd"), ("minic3d", "sgd"), ("cnn_lstm", "sgd"), ("minic3d_bn", "adamw")]
+)
+def test_a_resumed_run_is_the_run(stage_module, tmp_path, name, method):
+    job = stage_module.tiny_training(stage_module.TrainingParameters(network=name, method=method))
+    whole, broken = (Runtime(store=str(tmp_path / folder), threads=1, device="cpu") for folder in ("whole", "broken"))
+    run_job(job, whole)
+    assert stage_module.steps_taken == [*range(8)]
+    stage_module.steps_taken.clear()
+    for stop in (2, 5, 6):  # before the first checkpoint, between two, right after the second
+        stage_module.stop_at.add(stop)
+        with pytest.raises(stage_module.Stopped):
+            run_job(job, broken)
+    run_job(job, broken)
+    assert stage_module.steps_taken == [0, 1, *range(5), 3, 4, 5, 6, 7]
+    assert files_of(job, broken) == files_of(job, whole)
+    assert json.loads(files_of(job, whole)["curve.json"])[0] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert open_store(broken.store).refs() == [job.ref]
+
+
+def test_a_resumed_run_keeps_the_losses_that_were_not_averaged_yet(stage_module, tmp_path):
+    """100 steps are averaged in pairs, and the checkpoint after step 35 is in the middle of one."""
+    job = stage_module.tiny_training(stage_module.TrainingParameters(network="linear", steps=100, checkpoint_every=35))
+    whole, broken = (Runtime(store=str(tmp_path / folder), threads=1, device="cpu") for folder in ("whole", "broken"))
+    run_job(job, whole)
+    stage_module.stop_at.add(50)
+    with pytest.raises(stage_module.Stopped):
+        run_job(job, broken)
+    run_job(job, broken)
+    assert files_of(job, broken) == files_of(job, whole)
+
+
+# --- the rest ------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_is_its_seed_whatever_was_drawn_before():
+    one = weights(make_network())
+    torch.rand(5)
+    other = weights(make_network())
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, other[name])
+    third = training.build_network("minic3d_bn", 3, SHAPE_THWC, 1)
+    assert not np.array_equal(weights(third)["head.weight"], one["head.weight"])
+
+
+def test_an_unknown_network_is_a_wrong_request():
+    with pytest.raises(RequestError, match=r"'resnet'.*choose one of minic3d"):
+        training.build_network("resnet", 3, SHAPE_THWC, 0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_a_wrong_request(stage_module, tmp_path):
+    job = stage_module.tiny_training(stage_module.TrainingParameters())
+    with pytest.raises(RequestError, match=r"The device 'cuda' cannot be used: .* Try --device cpu\."):
+        run_job(job, Runtime(store=str(tmp_path), threads=1, device="cuda"))
+
+
+def test_input_is_normalised_and_channels_first():
+    clips_NTHWC = np.random.default_rng(0).integers(0, 256, (2, *SHAPE_THWC), dtype=np.uint8)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.1)
+    x_BCTHW = training.to_input(clips_NTHWC, mean, std, CPU)
+    expected = ((clips_NTHWC / 255 - mean) / std).transpose(0, 4, 1, 2, 3)
+    assert x_BCTHW.dtype == torch.float32
+    np.testing.assert_allclose(x_BCTHW.numpy(), expected, atol=1e-5)
+
+
+def test_flips_mirror_whole_clips():
+    x_BCTHW = torch.randn(3, 3, 2, 4, 5)
+    flipped = training.flip_some(x_BCTHW, np.array([True, False, True]))
+    np.testing.assert_array_equal(flipped[0], x_BCTHW[0].numpy()[..., ::-1])
+    np.testing.assert_array_equal(flipped[1], x_BCTHW[1])
+    np.testing.assert_array_equal(flipped[2], x_BCTHW[2].numpy()[..., ::-1])
+
+
+def test_prediction_is_in_evaluation_mode_and_in_order():
+    network = make_network().train()
+    batches = [draw(step)[0] for step in range(3)]
+    logits_NK = training.predict(network, iter(batches), CPU)
+    assert (logits_NK.shape, logits_NK.dtype) == ((6, 3), torch.float32)
+    with torch.no_grad():
+        expected = network.eval()(torch.cat(batches))
+    torch.testing.assert_close(logits_NK, expected)
+
+
+def test_a_settled_network_is_not_trained():
+    network = training.settled(make_network(), CPU)
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    np.testing.assert_array_equal(training.one_hot(np.array([2, 0]), 3, CPU), [[0, 0, 1], [1, 0, 0]])

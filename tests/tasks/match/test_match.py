@@ -1,0 +1,367 @@
+"""The matching core, and DC, Static-DC, DM and MTT: what they owe every method, resuming, stopping, bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from method_contract import Bench, MethodContract
+
+from vidistill.storage.distilled import DistilledSet, joined
+from vidistill.storage.errors import RequestError, RunError
+from vidistill.tasks.distil import distil_jobs
+from vidistill.tasks.learning.evaluate import DistilledBatches
+from vidistill.tasks.learning.training import Order, generator
+from vidistill.tasks.match import core, dc, dm, mtt, static_dc
+from vidistill.tasks.match.core import Loop, RealClips
+from vidistill.tasks.methods import find_method, recipe_named
+from vidistill.tasks.stage import listening, run_job
+
+EXPERT = {"epochs": 2, "batch_size": 3, "precision": "fp32"}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dm": {"iterations": 2, "batch_real": 1, "precision": "fp32"},
+    "dc": {"iterations": 1, "batch_real": 1, "precision": "fp32"},
+    "static_dc": {"iterations": 2, "batch_real": 1, "precision": "fp32"},
+    "mtt": {"iterations": 2, "syn_steps": 1, "experts": 2, "max_start_epoch": 2, "expert": EXPERT, "precision": "fp32"},
+}
+
+
+class TestDM(MethodContract):
+    spec = "dm"
+    options: ClassVar = OPTIONS["dm"]
+
+
+class TestDC(MethodContract):
+    spec = "dc"
+    options: ClassVar = OPTIONS["dc"]
+
+
+class TestStaticDC(MethodContract):
+    spec = "static_dc"
+    options: ClassVar = OPTIONS["static_dc"]
+
+    def test_its_clips_stand_still(self, method: static_dc.StaticDC, bench: Bench) -> None:
+        clips_NTHWC = self.distil(method, bench).clips_NTHWC
+        assert (clips_NTHWC == clips_NTHWC[:, :1]).all()
+
+
+class TestMTT(MethodContract):
+    spec = "mtt"
+    options: ClassVar = OPTIONS["mtt"]
+
+
+# --- real clips --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("augmentation", ["none", "dsa"])
+def test_a_set_that_is_the_data_matches_them_whatever_the_augmentation(bench: Bench, augmentation: str) -> None:
+    """Two clips a class are all there are: real and synthetic then differ by their augmentation, if at all."""
+    material = bench.material((0, 1, 2), 2, 0)
+    start = core.start_clips(material, "real")
+    learnt = {"clips": core.leaf(start.x_NCTHW)}
+    parameters = dm.DMParameters(batch_real=2, augmentation=augmentation)
+    loss = dm.dm_loss(material, start.labels_N, core.pixels, parameters)
+    moved = {"clips": core.leaf(start.x_NCTHW + 0.1)}
+    for iteration in range(3):
+        same, other = (float(loss(iteration, tensors).detach()) for tensors in (learnt, moved))
+        assert same < 1e-8 * max(other, 1e-3)
+
+
+def test_real_clips_are_of_their_class_and_their_seed(bench: Bench) -> None:
+    real = RealClips(bench.clips, 3, bench.device)
+    for label in range(3):
+        assert sorted(real.rows(0, label, 5)) == bench.clips.rows_of(label).tolist()
+        assert {int(real.rows(i, label, 1)[0]) for i in range(20)} == set(bench.clips.rows_of(label).tolist())
+        assert real.rows(7, label, 1).tolist() == RealClips(bench.clips, 3, bench.device).rows(7, label, 1).tolist()
+    x_BCTHW, labels_B = real.batch(0, [2, 0], 1)
+    assert labels_B.tolist() == [2, 0]
+    alone, _ = real.batch(0, [0], 1)
+    assert torch.equal(x_BCTHW[1:], alone)
+
+
+def test_the_whole_set_is_never_held(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    read = type(bench.clips).read
+
+    def counted(self: Any, rows: Any, views: Any = 0) -> np.ndarray:
+        rows = list(rows)
+        reads.append(len(rows))
+        return read(self, rows, views)
+
+    monkeypatch.setattr(type(bench.clips), "read", counted)
+    method = find_method("dc").method
+    method(method.Parameters(**OPTIONS["dc"])).distil(bench.material((0, 1, 2), 1, 0))
+    assert reads == [3, 1, 1, 1]  # the start, then a clip of each class
+    assert bench.clips._loaded is None
+
+
+# --- the loop ----------------------------------------------------------------------------------------------------
+
+
+class Keeper:
+    """Checkpoints in a folder, as a stage's work keeps them."""
+
+    def __init__(self, folder: Any) -> None:
+        self.folder, self.found = folder, None
+        self.steps: list[int] = []
+
+    def checkpoint(self, step: int, write: Any) -> None:
+        place = self.folder / str(step)
+        place.mkdir()
+        write(place)
+        self.found = (step, place)
+        self.steps.append(step)
+
+    def material(self, bench: Bench) -> Any:
+        given = bench.material((0, 1, 2), 1, 0)
+        return dataclasses.replace(given, checkpoint=self.checkpoint, last_checkpoint=lambda: self.found)
+
+
+class Memory:
+    def __init__(self) -> None:
+        self.sum = torch.zeros(2)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"sum": self.sum}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        self.sum = state["sum"]
+
+
+def run_toy(material: Any, optimiser: str, stop_at: int | None = None) -> tuple[dict[str, torch.Tensor], Any]:
+    """Seven steps on a loss that depends on the iteration and on what it saw before."""
+    torch.manual_seed(0)
+    learnt = {"a": core.leaf(torch.randn(2)), "b": core.leaf(torch.randn(3)), "still": torch.ones(2)}
+    memory = Memory()
+
+    def loss(iteration: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        if iteration == stop_at:
+            raise KeyboardInterrupt
+        memory.sum = memory.sum + tensors["a"].detach()
+        pull = torch.from_numpy(generator(5, iteration).normal(size=2)).float() + 0.1 * memory.sum
+        return (tensors["a"] - pull).square().sum() + (tensors["b"] * tensors["still"][0]).square().sum()
+
+    groups = [{"params": [learnt["a"]], "lr": 0.1}, {"params": [learnt["b"]], "lr": 0.01}]
+    made = torch.optim.Adam(groups) if optimiser == "adam" else torch.optim.SGD(groups, lr=0.1, momentum=0.5)
+    loop = Loop(7, checkpoint_every=2, schedule=lambda iteration: 1 / (1 + iteration), memory=memory)
+    curve = core.optimise(learnt, loss, made, material, loop)
+    return learnt, curve
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_a_loop_that_was_stopped_ends_as_one_that_was_not(bench: Bench, tmp_path: Any, optimiser: str) -> None:
+    expected, curve = run_toy(bench.material((0,), 1, 0), optimiser)
+    keeper = Keeper(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run_toy(keeper.material(bench), optimiser, stop_at=5)
+    assert keeper.steps == [2, 4]
+    found, again = run_toy(keeper.material(bench), optimiser)
+    assert keeper.steps == [2, 4, 6]
+    assert again == curve
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor)
+
+
+RUNS = {
+    "dm": OPTIONS["dm"] | {"iterations": 4, "augmentation": "dsa"},
+    "dc": OPTIONS["dc"] | {"iterations": 2, "outer": 2},
+    "mtt": OPTIONS["mtt"] | {"iterations": 4, "syn_steps": 2, "batch_syn": 2},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_killed_distillation_goes_on_to_the_same_set(bench: Bench, name: str) -> None:
+    source = find_method(name)
+    options = source.method.Parameters(**RUNS[name])
+    inputs = {"clips": [bench.given.train], **source.method(options).inputs(bench.given)}
+    (job,) = distil_jobs(source, options, 1, 11, 3, inputs, name)
+
+    def kill(_label: str, done: int, _total: int, _note: str) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    ref, _ = run_job(job, bench.runtime)
+    whole = DistilledSet.load(bench.store.folder(ref))
+    bench.store.discard(ref)
+    with listening(kill), pytest.raises(KeyboardInterrupt):
+        run_job(job, bench.runtime)
+    done: list[int] = []
+    with listening(lambda _label, step, _total, _note: done.append(step)):
+        run_job(job, bench.runtime)
+    assert done == [3, 4]
+    again = DistilledSet.load(bench.store.folder(ref))
+    np.testing.assert_array_equal(again.clips_NTHWC, whole.clips_NTHWC)
+    assert again.facts == whole.facts
+    assert whole.facts["moved_in_std"] > 0
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (lambda i, a: a.sum() * math.nan, "The loss is nan at iteration 12"),
+        (lambda i, a: a.square().sum() * 1e6, "The loss grew from .* at iteration 12"),
+        (lambda i, a: (a * 0).sqrt().sum(), "The learnt a are no longer finite at iteration 12"),
+    ],
+)
+def test_a_loss_that_breaks_stops_the_run_and_leaves_the_last_checkpoint(
+    bench: Bench, tmp_path: Any, bad: Any, said: str
+) -> None:
+    keeper, learnt = Keeper(tmp_path), {"a": core.leaf(torch.zeros(2))}
+
+    def loss(iteration: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        return bad(iteration, tensors["a"]) if iteration == 12 else (tensors["a"] - 1).square().sum()
+
+    sgd = torch.optim.SGD(learnt.values(), lr=0.05)
+    with pytest.raises(RunError, match=said + r".*\(learning rate .*ten times smaller"):
+        core.optimise(learnt, loss, sgd, keeper.material(bench), Loop(20, checkpoint_every=5))
+    assert keeper.steps == [5, 10]
+    kept, sgd = {"a": core.leaf(torch.full((2,), 9.0))}, torch.optim.SGD([learnt["a"]], lr=0.05)
+    assert core._resume(kept, sgd, keeper.material(bench), Loop(20))[0] == 10
+    assert bool(kept["a"].isfinite().all())
+
+
+def double(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=shape))
+
+
+def test_losses_may_bring_their_own_gradients() -> None:
+    learnt = {"a": core.leaf(double(3)), "b": core.leaf(double(2, 2))}
+    wanted = {"a": double(3, seed=8), "b": double(2, 2, seed=9)}
+    value = core.with_gradients(torch.tensor(4.5, dtype=torch.float64), learnt, wanted)
+    assert value.item() == 4.5
+    for name, gradient in zip(wanted, torch.autograd.grad(value, list(learnt.values())), strict=True):
+        assert torch.equal(gradient, wanted[name])
+
+
+# --- methods -----------------------------------------------------------------------------------------------------
+
+
+def loss_of(name: str, bench: Bench, **changes: Any) -> list[float]:
+    method = find_method(name).method
+    made = method(method.Parameters(**(OPTIONS[name] | changes)))
+    return made.distil(bench.material((0, 1, 2), 1, 0, made)).facts["loss"]
+
+
+def test_mtt_comes_nearer_to_where_the_experts_went(bench: Bench) -> None:
+    """One expert and one start, so that the loss of different iterations can be compared."""
+    found = loss_of(
+        "mtt", bench, iterations=6, experts=1, max_start_epoch=1, syn_steps=2, lr=300.0, lr_lr=1e-4,
+    )  # fmt: skip
+    assert found[-1] < found[0]
+
+
+@pytest.mark.parametrize("name", ["dm", "dc", "mtt"])
+def test_it_does_not_matter_how_many_clips_share_a_pass(
+    bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {} if name == "mtt" else {"batch_real": 2}
+    together = loss_of(name, bench, **changes)
+    monkeypatch.setattr(core, "a_pass", lambda _material, _size: 1)
+    assert loss_of(name, bench, **changes) == pytest.approx(together, rel=1e-4)
+
+
+def test_mtt_says_that_its_experts_are_too_short(bench: Bench) -> None:
+    method = find_method("mtt").method
+    asked = method(method.Parameters(max_start_epoch=10, expert={"epochs": 9}))
+    with pytest.raises(RequestError, match=r"9 epochs .* up to epoch 10: raise expert\.epochs"):
+        asked.inputs(bench.given)
+
+
+def test_every_expert_is_used(bench: Bench) -> None:
+    method = find_method("mtt").method
+    made = method(method.Parameters(**(OPTIONS["mtt"] | {"experts": 3})))
+    material = bench.material((0, 1, 2), 1, 0, made)
+    assert len(mtt.Experts(material.inputs("experts"))) == 3
+    drawn = {int(generator(material.seed, i, 16).integers(3)) for i in range(30)}
+    assert drawn == {0, 1, 2}
+
+
+def test_dc_trains_its_network_between_the_steps_of_one(bench: Bench) -> None:
+    """With (1, 1) every step has a fresh network; with (2, inner) the second step's has learned the set."""
+    assert [dc.DCLossParameters().loops(ipc) for ipc in (1, 5, 7, 10, 60)] == [
+        (1, 1),
+        (1, 1),
+        (1, 1),
+        (10, 50),
+        (50, 10),
+    ]
+    first, second = (loss_of("dc", bench, outer=2, inner=inner, lr_net=0.5) for inner in (1, 3))
+    assert first[0] == second[0]
+    assert first[1] != second[1]
+
+
+# --- bytes -------------------------------------------------------------------------------------------------------
+
+
+def blank(form: str, count: int, stored: dict[str, tuple[int, ...]]) -> DistilledSet:
+    """A set of this shape that takes no memory."""
+    return DistilledSet(
+        clips_NTHWC=np.broadcast_to(np.uint8(0), (count, 16, 112, 112, 3)),
+        labels_N=np.zeros(count, dtype=np.int64),
+        classes=("one",),
+        form=form,
+        stored={name: np.broadcast_to(np.uint8(0), shape) for name, shape in stored.items()},
+    )
+
+
+@pytest.mark.parametrize(
+    ("classes", "ipc", "clips", "still"), [(50, 1, 115, 8), (51, 5, 586, 36)]
+)  # fmt: skip
+def test_published_storage_is_four_bytes_a_value(classes: int, ipc: int, clips: int, still: int) -> None:
+    """115/586 MB for clips and 8/36 MB for Static-DC; the latter are 7.5 MB and (50 classes) 35.9 MiB."""
+    count = classes * ipc
+    assert blank("clips", count, {}).values * 4 / 2**20 == pytest.approx(clips, rel=0.002)
+    images = blank("still", count, {"images": (count, 112, 112, 3)})
+    assert images.values == count * 112 * 112 * 3
+    assert images.values * 4 / 1e6 == pytest.approx(still, rel=0.07)
+
+
+def test_static_dc_keeps_its_images_and_no_clips(bench: Bench, tmp_path: Any) -> None:
+    method = find_method("static_dc").method
+    made = method(method.Parameters(**OPTIONS["static_dc"])).distil(bench.material((0, 1, 2), 2, 0))
+    made.save(tmp_path)
+    assert not (tmp_path / "clips").exists()
+    raw = 6 * 48 * 48 * 3
+    assert made.values == made.stored["images"].size == raw
+    assert DistilledSet.training_bytes(tmp_path) < 1.1 * raw + 4096
+    loaded = DistilledSet.load(tmp_path)
+    np.testing.assert_array_equal(loaded.clips_NTHWC, made.clips_NTHWC)
+    assert (loaded.form, loaded.with_clips(loaded.clips_NTHWC).form) == ("still", "clips")
+
+
+def test_parts_that_keep_images_are_joined_by_their_images() -> None:
+    def part(label: int, grey: int) -> DistilledSet:
+        images = np.full((1, 8, 8, 3), grey, dtype=np.uint8)
+        clips_NTHWC = np.repeat(images[:, None], 4, axis=1)
+        names = ("one", "two")
+        return DistilledSet(clips_NTHWC, np.array([label]), names, form="still", stored={"images": images})
+
+    whole = joined([part(1, 10), part(0, 20)])
+    assert (whole.form, whole.stored["images"][:, 0, 0, 0].tolist()) == ("still", [20, 10])
+    shared = dataclasses.replace(part(1, 10), stored={"images": np.zeros((3, 8, 8, 3), dtype=np.uint8)})
+    with pytest.raises(ValueError, match=r"images.* belong to a whole part"):
+        joined([shared, part(0, 20)])
+    with pytest.raises(ValueError, match=r"form must be clips or one of still.*; got 'melted'"):
+        dataclasses.replace(shared, form="melted")
+
+
+# --- learned labels ----------------------------------------------------------------------------------------------
+
+
+def test_learned_labels_are_the_sets_own_and_one_hot_where_it_has_none(bench: Bench) -> None:
+    recipe = recipe_named("learned", 4.0, {})
+    assert (recipe.kind, recipe.needs_teacher, recipe.temperature) == ("soft", False, 1.0)
+    plain = bench.material((0, 1, 2), 1, 0).chosen(np.array([bench.clips.rows_of(label)[0] for label in range(3)]))
+    logits_NK = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+
+    def targets(made: DistilledSet) -> np.ndarray:
+        draw = DistilledBatches(made, bench.clips, recipe, Order(3, 3, 0), bench.device, None, 1.0)
+        return draw(0)[1].numpy()[np.argsort(Order(3, 3, 0).rows(0))]
+
+    np.testing.assert_array_equal(targets(plain), np.eye(3))
+    expected = np.exp(logits_NK) / np.exp(logits_NK).sum(1, keepdims=True)
+    np.testing.assert_allclose(targets(plain.with_logits(logits_NK)), expected, rtol=1e-5)

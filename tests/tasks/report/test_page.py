@@ -1,0 +1,444 @@
+"""The report page and its JSON, looked at as text and in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vidistill.tasks.report import pictures, tables
+from vidistill.tasks.report.data import TRAINING_CLIPS, ClipPair, Curve, LineageEntry, ReportData, Row, Saliency
+from vidistill.tasks.report.page import _curve_name, render_html, render_json, render_markdown
+
+CLASSES = ["left", "right", "spin & <b>grow</b>", "bounce"]
+SCRIPTED = [
+    "dataset",
+    "split",
+    "protocol",
+    "recipe",
+    "method",
+    "variant",
+    "ipc",
+    "student",
+    "labels",
+    "top1_mean",
+    "top1_std",
+    "top5_mean",
+    "auc_mean",
+    "f1_mean",
+    "bytes",
+    "seconds",
+    "peak_memory_bytes",
+    "flops",
+    "seeds",
+    "artifact",
+]
+
+
+def moving_clip(step: int, seed: int = 0, frames: int = 12, side: int = 64) -> np.ndarray:
+    """A smooth random texture that moves `step` pixels to the right each frame."""
+    noise = np.random.default_rng(seed).random((side // 8, side // 8, 3))
+    texture = np.asarray(Image.fromarray((noise * 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC))
+    return np.stack([np.roll(texture, step * t, axis=1) for t in range(frames)])
+
+
+def row(method: str, labels: str, top1: float, ipc: int | None = 1, **others: object) -> Row:
+    values = {
+        "dataset": "sprites",
+        "split": "1",
+        "protocol": "default",
+        "recipe": "ce-500",
+        "method": method,
+        "variant": "",
+        "ipc": ipc,
+        "student": "minic3d_bn",
+        "labels": labels,
+        "top1_mean": top1,
+        "top1_std": 0.02,
+        "top5_mean": 0.9,
+        "auc_mean": 0.81,
+        "f1_mean": top1 - 0.01,
+        "bytes": 602_112 * (ipc or 40),
+        "seconds": 312.0,
+        "peak_memory_bytes": 1_530_000_000,
+        "flops": 2_400_000_000_000,
+        "seeds": 5,
+        "artifact": f"{method}{labels}{ipc}" + "0" * 20,
+        "per_class": list(np.clip([top1, top1 - 0.1, top1 + 0.2, top1], 0, 1)),
+        "top1": [top1] * 5,
+        "difference_mean": None,
+        "difference_error": None,
+    }
+    return Row.model_validate(values | others)
+
+
+def learning_curve(name: str, seed: int, speed: float) -> Curve:
+    steps = np.arange(0, 500, 5)
+    noise = np.random.default_rng(seed).normal(0, 0.04, len(steps))
+    loss = 1.4 * np.exp(-steps * speed) + 0.1 + np.abs(noise)
+    accuracy = np.clip(0.9 - 0.65 * np.exp(-steps * speed) + noise / 2, 0, 1)
+    return Curve(name=name, seed=seed, steps=steps.tolist(), loss=loss.tolist(), accuracy=accuracy.tolist())
+
+
+@pytest.fixture(scope="module")
+def data() -> ReportData:
+    better = {"difference_mean": 0.218, "difference_error": 0.024}
+    unsettled = {"difference_mean": -0.01, "difference_error": 0.03}
+    rows = [
+        row("tsgf", "soft", 0.621, **better),
+        row("random", "soft", 0.403),
+        row("dm", "soft", 0.393, **unsettled),
+        row("tsgf", "soft", 0.6, variant="no mask", **better),
+        row("tsgf", "hard", 0.45, **unsettled),
+        row("random", "hard", 0.46),
+        row("tsgf", "hard", 0.7, ipc=5, **better),
+        row("random", "hard", 0.55, ipc=5),
+        row("sfvd", "online", 0.5, recipe="online-300"),
+        row("full", "hard", 0.93, ipc=None),
+    ]
+    curves = [
+        learning_curve(f"{method} {labels} ipc 1 minic3d_bn", seed, speed)
+        for labels in ("soft", "hard")
+        for method, speed in (("tsgf", 0.02), ("random", 0.007), ("tsgf no mask", 0.012))
+        for seed in range(3)
+    ]
+    pairs = [
+        ClipPair(
+            name, [moving_clip(2, i)], {"tsgf": [moving_clip(1, i + 10)], "tsgf/no mask": [moving_clip(0, i + 20)]}
+        )
+        for i, name in enumerate(CLASSES)
+    ]
+    s_T = np.abs(np.sin(np.linspace(0, 4, 16)))
+    mask_T = np.maximum(0.6 - s_T, 0) / (s_T.max() - s_T.min())
+    lineage = [
+        LineageEntry(
+            kind="clips",
+            key="aaaa" * 8,
+            parameters={"frames": 16, "root": "<script>alert(2)</script>"},
+            inputs={},
+            seconds=12.0,
+            bytes=9_000_000,
+            created="2026-01-02T03:04:05Z",
+        ),
+        LineageEntry(
+            kind="distilled",
+            key="tsgfsoft1" + "0" * 20,
+            parameters={"ipc": 1, "weights": [0.2, 0.8]},
+            inputs={"clips": ["aaaa" * 8], "teacher": ["not-listed"]},
+            seconds=300.0,
+            bytes=602_112,
+            created="2026-01-02T03:14:05Z",
+        ),
+    ]
+    rejected = [
+        {"video": "left/<script>alert(1)</script>.mp4", "outcome": "failed", "reason": "no video stream"},
+        {"video": "v_space and ünïcode (HQ)!.mp4", "outcome": "filtered", "reason": "3 frames, at least 8 asked for"},
+    ]
+    return ReportData(
+        title="sprites: TSGF against Random",
+        created="2026-01-02 03:20 UTC",
+        dataset_summary={"data set": "sprites", TRAINING_CLIPS: 160, "test clips": 80, "frames": 16},
+        classes=CLASSES,
+        rows=rows,
+        curves=curves,
+        losses=[
+            Curve(name=f"dm, ipc {ipc}", seed=seed, steps=[0, 9], loss=[2.0, 1.0], accuracy=None)
+            for ipc in (1, 5)
+            for seed in (0, 1)
+        ],
+        pairs=pairs,
+        saliency=[Saliency("TSGF", "left", s_T.tolist(), 0.6, mask_T.tolist())],
+        lineage=lineage,
+        rejected=rejected,
+        notes=["The teacher was trained on the data at hand."],
+    )
+
+
+@pytest.fixture(scope="module")
+def page(data: ReportData) -> str:
+    return render_html(data)
+
+
+class Outline(HTMLParser):
+    """Collects what the tests ask of a page: method cells by table kind, tags, pictures, text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.methods: dict[str, list[list[str]]] = {}
+        self.tags: list[tuple[str, dict[str, str | None]]] = [("", {})]
+        self.text: list[str] = []
+        self.kind = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        if kind := attributes.get("data-labels"):
+            self.kind = kind
+        if tag == "table" and attributes.get("class") == "results":
+            self.methods.setdefault(self.kind, []).append([])
+
+    def handle_data(self, text: str) -> None:
+        self.text.append(text)
+        tag, attributes = self.tags[-1]
+        tables = [one["class"] for name, one in self.tags if name == "table"]
+        if tag == "th" and attributes.get("scope") == "row" and text.strip() and tables[-1] == "results":
+            self.methods[self.kind][-1].append(text)
+
+
+def test_label_kinds_and_full_data_stand_in_tables_of_their_own(page: str) -> None:
+    assert Outline(page).methods == {
+        "Hard labels": [["Random", "TSGF"], ["TSGF", "Random"]],
+        "Soft labels": [["TSGF", "TSGF · no mask", "Random", "DM"]],
+        "Online labels": [["SFVD"]],
+        "All clips": [["Full data"]],
+    }
+
+
+def test_only_the_best_of_a_ranked_table_is_bold(data: ReportData) -> None:
+    best = {
+        (table.title, group.heading): [line.cells[0] for line in group.lines if line.best]
+        for table in tables.tables(data.rows)
+        for group in table.groups
+    }
+    assert best == {
+        ("Hard labels", "minic3d_bn · 1 per class · ce-500"): ["Random"],
+        ("Hard labels", "minic3d_bn · 5 per class · ce-500"): ["TSGF"],
+        ("Soft labels", "minic3d_bn · 1 per class · ce-500"): ["TSGF"],
+        ("Online labels", "minic3d_bn · 1 per class · online-300"): [],
+        ("All clips", "minic3d_bn · hard labels · ce-500"): [],
+    }
+
+
+def test_cells_have_human_units(data: ReportData) -> None:
+    [group] = tables.tables(data.rows)[1].groups
+    assert group.lines[0].cells == [
+        "TSGF",
+        "62.1 ± 2.0",
+        "+21.8 ± 2.4",
+        "90.0",
+        "0.810",
+        "61.1",
+        "602 kB",
+        "5.2 min",
+        "1.5 GB",
+        "2.4 TFLOP",
+        "5",
+        "tsgfsoft10",
+    ]
+    assert group.lines[-1].cells[2] == "−1.0 ± 3.0"
+
+
+def test_one_seed_shows_no_deviation() -> None:
+    assert tables.spread(row("dm", "hard", 0.5, seeds=1, top1_std=0.0)) == "50.0"
+
+
+def test_a_table_without_random_says_so(page: str) -> None:
+    assert page.count("Random was not run under this recipe") == 1
+
+
+def test_the_summary_says_the_result_in_words(data: ReportData) -> None:
+    assert tables.summary(data).replace("\N{NO-BREAK SPACE}", " ") == (
+        "Top-1 accuracy on the test split of sprites with the student minic3d_bn, ± the standard deviation over seeds; "
+        "in brackets the paired difference from Random under the same recipe, ± its standard error. "
+        "With hard labels, TSGF reaches 45.0 ± 2.0 % at 1 per class, 1/40 of the clips, "
+        "against 46.0 ± 2.0 % for Random (−1.0 ± 3.0, not settled by 5 seeds); "
+        "TSGF reaches 70.0 ± 2.0 % at 5 per class, 1/8 of the clips, against 55.0 ± 2.0 % for Random (+21.8 ± 2.4). "
+        "With soft labels, TSGF, the best of 3, reaches 62.1 ± 2.0 % at 1 per class, 1/40 of the clips, "
+        "against 40.3 ± 2.0 % for Random (+21.8 ± 2.4). "
+        "With online labels, SFVD reaches 50.0 ± 2.0 % at 1 per class, 1/40 of the clips. "
+        "Full data reaches 93.0 ± 2.0 %."
+    )
+
+
+def test_the_summary_of_a_holdout_does_not_speak_of_the_test_split(data: ReportData) -> None:
+    held_out = replace(data, rows=[row.model_copy(update={"split": "validation"}) for row in data.rows])
+    assert tables.summary(held_out).startswith("Top-1 accuracy on a held-out fifth of the training split of sp")
+
+
+def test_json_rows_begin_with_the_fields_that_scripts_read(data: ReportData) -> None:
+    document = json.loads(json.dumps(render_json(data), allow_nan=False))
+    assert all(list(one)[: len(SCRIPTED)] == SCRIPTED for one in document["rows"])
+    assert [one["method"] for one in document["rows"]] == [one.method for one in data.rows]
+    assert document["rows"][-1]["ipc"] is None
+    assert document["rejected"] == data.rejected
+    assert all(set(one) == {"video", "outcome", "reason"} for one in document["rejected"])
+
+
+def test_the_losses_of_sets_have_a_panel_for_each_method_and_budget(data: ReportData) -> None:
+    section = render_html(data).partition('<section id="losses">')[2].partition("</section>")[0]
+    panels = section.split("<figure>")[1:]
+    assert [re.search("<figcaption>(.*?)</figcaption>", panel)[1] for panel in panels] == ["DM, ipc 1", "DM, ipc 5"]
+    assert [panel.count('class="line') for panel in panels] == [2, 2]
+    assert "seed 1: ends at 1" in panels[0]
+    assert len(render_json(data)["losses"]) == 4
+
+
+def test_a_learned_recipe_is_not_part_of_a_methods_name() -> None:
+    assert _curve_name("optdistill N=2, tiles learned, ipc 1, minic3d_bn")[0] == "OptDistill · N=2, tiles"
+
+
+def test_numbers_that_are_not_finite_become_null_and_break_the_line() -> None:
+    curve = Curve(name="dm hard", seed=0, steps=[0, 1, 2, 3], loss=[1.0, float("nan"), 0.5, 0.4], accuracy=None)
+    data = ReportData("t", "now", {}, ["a"], [row("dm", "hard", 0.5, auc_mean=float("nan"))], curves=[curve])
+    document = render_json(data)
+    assert document["curves"][0]["loss"] == [1.0, None, 0.5, 0.4]
+    assert document["rows"][0]["auc_mean"] is None
+    [drawn] = re.findall(r'<path class="line c0" d="([^"]+)"', render_html(data))
+    assert re.sub(r"[\d. ]", "", drawn) == "MML"
+
+
+def test_names_are_escaped_and_every_rejected_video_is_listed(page: str, data: ReportData) -> None:
+    outline = Outline(page)
+    assert page.count("<script>") == 1
+    assert "<b>" not in page
+    assert all(value in outline.text for one in data.rejected for value in one.values())
+    assert any("<script>alert(2)</script>" in text for text in outline.text)
+
+
+def test_the_page_refers_to_nothing_outside_itself(page: str) -> None:
+    assert "http://" not in page
+    assert "https://" not in page
+    addresses = [
+        value
+        for _, attributes in Outline(page).tags
+        for name in ("src", "href", "srcset")
+        if (value := attributes.get(name))
+    ]
+    assert addresses
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+
+
+def test_every_picture_has_a_text_and_every_inner_link_a_target(page: str) -> None:
+    tags = Outline(page).tags
+    identifiers = {attributes["id"] for _, attributes in tags if "id" in attributes}
+    links = {attributes["href"] for tag, attributes in tags if tag == "a"}
+    assert "#" + "aaaa" * 8 in links
+    assert links <= {f"#{one}" for one in identifiers}
+    assert all(attributes.get("alt") for tag, attributes in tags if tag == "img")
+    assert all(attributes.get("aria-label") for tag, attributes in tags if tag == "svg")
+
+
+def test_markdown_holds_the_tables_alone(data: ReportData) -> None:
+    text = render_markdown(data)
+    assert "| **TSGF** | **62.1 ± 2.0** | +21.8 ± 2.4 |" in text
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Hard labels",
+        "## Soft labels",
+        "## Online labels",
+        "## All clips",
+    ]
+    assert "data:" not in text
+
+
+def test_a_report_of_nothing_but_rejected_videos_still_renders() -> None:
+    data = ReportData(
+        "empty", "now", {}, [], [], rejected=[{"video": "a.mp4", "outcome": "failed", "reason": "empty file"}]
+    )
+    page = render_html(data)
+    assert "No method was scored." in page
+    assert "empty file" in page
+
+
+def decoded(address: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2])))
+
+
+def test_a_clip_becomes_a_looping_picture_of_the_same_frames() -> None:
+    clip_THWC = moving_clip(3)
+    picture = decoded(pictures.moving(clip_THWC))
+    assert (picture.format, picture.n_frames, picture.size, picture.info["loop"]) == ("WEBP", 12, (128, 128), 0)
+    for t in (0, 7):
+        picture.seek(t)
+        shown_HWC = np.asarray(picture.convert("RGB")).astype(int)[::2, ::2]
+        assert np.abs(shown_HWC - clip_THWC[t]).mean() < 6
+
+
+def test_a_noisy_clip_is_not_doubled() -> None:
+    noise_THWC = np.random.default_rng(0).integers(0, 256, (16, 112, 112, 3), np.uint8)
+    assert decoded(pictures.moving(noise_THWC)).size == (112, 112)
+
+
+def test_optical_flow_finds_the_direction_and_speed_of_a_moving_texture() -> None:
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    flow_THW2 = pictures.optical_flow(moving_clip(2))
+    assert flow_THW2.shape == (11, 64, 64, 2)
+    np.testing.assert_allclose(np.median(flow_THW2[:, 16:48, 16:48], axis=(0, 1, 2)), [2, 0], atol=0.2)
+    red, green, blue = pictures.flow_colours(flow_THW2, 2.0)[5, 32, 32]
+    assert red > 200
+    assert max(green, blue) < 80
+
+
+def test_frame_differences_are_a_share_of_the_full_range() -> None:
+    clip_THWC = np.zeros((3, 4, 4, 3), np.uint8)
+    clip_THWC[1] = 255
+    np.testing.assert_array_equal(pictures.frame_differences(clip_THWC), np.ones((2, 4, 4)))
+    assert pictures.frame_differences(moving_clip(0)).max() == 0
+
+
+def test_without_opencv_the_flow_is_left_out_with_a_note(data: ReportData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    page = render_html(data)
+    assert "OpenCV is not installed" in page
+    assert "Optical flow of" not in page
+    assert "Frame differences of" in page
+
+
+def test_pictures_stop_before_the_page_grows_large() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (16, 240, 240, 3), np.uint8)
+    pairs = [ClipPair(f"class {i}", [noise], {"dm": [noise], "mtt": [noise]}) for i in range(12)]
+    page = render_html(ReportData("large", "now", {}, ["a"], [], pairs=pairs))
+    assert 8_000_000 < len(page) < 15_000_000
+    assert "more classes are not pictured" in page
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0, 1, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+        (0, 2.3, ["0.0", "0.5", "1.0", "1.5", "2.0"]),
+        (0, 12_000, ["0", "5 000", "10 000"]),
+        (0, 0.03, ["0.00", "0.01", "0.02", "0.03"]),
+    ],
+)
+def test_ticks_are_round_numbers_in_range(low: float, high: float, labels: list[str]) -> None:
+    assert [tick.label for tick in pictures.Axis(low, high, 0, 300).ticks] == labels
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="neither chromium nor google-chrome is on PATH")
+def test_a_browser_without_a_network_shows_every_picture(page: str, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(page, encoding="utf-8")
+    command = [
+        str(BROWSER),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--proxy-server=127.0.0.1:9",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--enable-logging=stderr",
+        "--window-size=1280,2000",
+    ]
+    address = (tmp_path / "report.html").as_uri()
+    dumped = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in dumped.stderr
+    assert 'data-broken-pictures="0"' in dumped.stdout
+    shot = tmp_path / "page.png"
+    subprocess.run([*command, f"--screenshot={shot}", address], capture_output=True, timeout=120, check=True)
+    with Image.open(shot) as picture:
+        assert picture.size == (1280, 2000)
+        assert len(picture.convert("RGB").getcolors(maxcolors=2**24)) > 500

@@ -1,0 +1,52 @@
+"""Splits that are drawn here, and groups told by a file's name."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vidistill.tasks.videos.layouts import Entry
+from vidistill.tasks.videos.splits import group_of, move_to_test
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=2, max_size=12),
+    fraction=st.floats(0.05, 0.95),
+    seed=st.integers(0, 1000),
+)
+def test_any_split_keeps_groups_whole_both_sides_filled_and_the_share_near(sizes, fraction, seed):
+    entries = [
+        Entry(path=f"{group}/{clip}", label="a", split="train", group=f"g{group}")
+        for group, size in enumerate(sizes)
+        for clip in range(size)
+    ]
+    result = move_to_test(entries, fraction, seed)
+    test = {entry.unit for entry in result if entry.split == "test"}
+    train = {entry.unit for entry in result if entry.split == "train"}
+    assert test
+    assert train
+    assert not test & train
+    assert [entry.path for entry in result] == [entry.path for entry in entries]
+    share = sum(entry.split == "test" for entry in result)
+    assert abs(share - fraction * sum(sizes)) <= max(sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("v_JumpRope_g07_c03.avi", "L_g07"),
+        ("left_g0001_c00.mp4", "L_g0001"),
+        ("prelinger_LetsBeGo1953_wave_u_cm_np10_ba_med_2.avi", "L/prelinger_LetsBeGo1953_wave"),
+        ("holiday.mp4", None),
+        ("g01_c01x.mp4", None),
+    ],
+)
+def test_groups_are_told_by_the_name(name, group):
+    assert group_of(f"L/{name}", "L") == group
+
+
+def test_the_real_hmdb51_names_tell_their_film(data_root):
+    groups = {group_of(f"x/{path.name}", "x") for path in (data_root / "odd" / "hmdb51").iterdir()}
+    assert None not in groups
+    assert len(groups) == 5
