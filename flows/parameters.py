@@ -97,7 +97,8 @@ def load_preset(name: str) -> dict[str, Any]:
 def override(plain: dict[str, Any], settings: list[str], model: type[DataRequest] = Experiment) -> dict[str, Any]:
     """Apply `key=value` settings, dotted for what is nested (`teacher.epochs=20`); values are YAML.
 
-    `method.option=value` reaches the options of every cell of that method (`tsgf.iterations=50`).
+    `method.option=value` reaches the options of every cell of that method (`tsgf.iterations=50`); FILE.py:CLASS goes by
+    the class's name in lower case.
 
     Raises:
         RequestError: a setting without `=`.
@@ -117,7 +118,7 @@ def override(plain: dict[str, Any], settings: list[str], model: type[DataRequest
 
 def _put(plain: dict[str, Any], path: list[str], value: Any, model: type[DataRequest]) -> None:
     if path[0] not in model.model_fields:
-        cells = [cell for cell in plain.get("cells", []) if cell["method"] == path[0]]
+        cells = [cell for cell in plain.get("cells", []) if cell["method"].rpartition(":")[2].lower() == path[0]]
         if not cells or len(path) < 2:
             known = ", ".join(model.model_fields)
             raise RequestError(
