@@ -22,11 +22,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/vidistill demo --out build/demo
 
+# Two processes, each on one thread; tests/conftest.py says which tests stay together. What is marked `slow` (the long
+# faults, the teachers that must not learn from single frames) runs in test-all alone.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+
 test: install lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: install lint
-	$(BIN)/python -m pytest -m ''
+	$(PYTEST) -m ''
 
 lint: install
 	$(BIN)/ruff check .

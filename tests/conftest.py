@@ -1,12 +1,96 @@
+"""What all tests share: real clips, one thread, and the session's Prefect server.
+
+`make test` runs two processes (pytest-xdist). A file's tests stay together in one of them, so that a module's fixtures
+are made once. Everything that asks for `server` or `prefect_server`, in whichever file, goes to the same process and
+finds the same server there, which starts with the first of them and is stopped at the end. A new test shares it by
+asking:
+
+    def test_mine(server, tmp_path):                           # processes: the command line, a worker
+        CommandLine(tmp_path, server.variables)("run", …)      # does not start a server of its own (5 s)
+
+    @pytest.mark.usefixtures("prefect_server")                 # a flow that is called in the test's own process
+    def test_its_flow(): …
+
+It is shared: ask it for what you started (by name, time or run), never for everything. A test that must have no
+server, or one of its own, asks for neither; `@pytest.mark.xdist_group("name")` puts a test into a group by hand.
+"""
+
 from __future__ import annotations
 
 import os
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; the processes that tests start inherit it
+
+sys.path.append(str(Path(__file__).resolve().parent))  # what tests share lies in tests/ itself
+pytest.register_assert_rewrite("deployed", "flow_running", "method_contract")
+
+from flow_running import BIN, background, environment  # noqa: E402
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in this very hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One group for all that share the server, one for each other file."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            shares = {"server", "prefect_server"} & set(getattr(item, "fixturenames", ()))
+            item.add_marker(pytest.mark.xdist_group("server" if shares else item.path.stem))
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    home: Path
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {"PREFECT_API_URL": self.url}
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real server on loopback with a database of its own; see the top of this file."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    url = f"http://127.0.0.1:{port}/api"
+    with background(command, folder, environment(folder)) as process:
+        deadline = time.monotonic() + 180
+        while not _healthy(url):
+            assert process.poll() is None, (folder / "server.log").read_text()
+            assert time.monotonic() < deadline, "the Prefect server did not start"
+            time.sleep(0.3)
+        yield Server(url, folder)
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.fixture
+def prefect_server(server: Server) -> Iterator[None]:
+    """Flows of this process run on the session's server."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: server.url}):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -36,13 +120,4 @@ def tiny_transformer() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "micro", Size(2, 32, 2))
-        yield
-
-
-@pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """Flows of this process run against a Prefect server with a database of its own."""
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
         yield

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from vidistill.flows.execution import run_graph
@@ -104,8 +105,9 @@ def test_prefect_knows_which_task_waited_for_which(run: Run) -> None:
     first = quick({"number": 10}, label="first of two")
     second = quick({"number": 11}, {"before": first.ref}, label="second of two")
     run([first, second])
+    named = TaskRunFilter(name=TaskRunFilterName(any_=["first of two", "second of two"]))
     with get_client(sync_client=True) as client:
-        runs = {task.name: task for task in client.read_task_runs()}
+        runs = {task.name: task for task in client.read_task_runs(task_run_filter=named)}
     upstream = [one.id for one in runs["second of two"].task_inputs["wait_for"]]
     assert upstream == [runs["first of two"].id]
 

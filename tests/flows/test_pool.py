@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,14 @@ from vidistill.tasks.stage import Runtime
 POOL = CONTRACT_POOL.model_copy(update={"clips_a_class": 2, "part_clips": 2})
 
 
-def states() -> Counter[tuple[str, str]]:
-    """How many task runs of the server are in which state, by the task's name."""
+def states(since: datetime) -> Counter[tuple[str, str]]:
+    """How many task runs of flows that began since then are in which state, by the task's name."""
     from prefect import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterStartTime
 
     with get_client(sync_client=True) as client:
-        runs = client.read_task_runs(limit=200)
+        began = FlowRunFilter(start_time=FlowRunFilterStartTime(after_=since))
+        runs = client.read_task_runs(flow_run_filter=began, limit=200)
     return Counter((run.name.split(" ")[0], run.state_name) for run in runs)
 
 
@@ -39,14 +42,14 @@ def test_more_clips_cost_their_parts_alone(videos: Path, tmp_path: Path, monkeyp
     request = PoolRequest(
         data=str(videos), decode=DECODE, teacher=TeacherParameters(epochs=1, precision="fp32"), pool=POOL
     )
-    before = states()
+    since = datetime.now(UTC)
     first = pool(request, runtime, tmp_path / "out")
-    made = states() - before
+    made = states(since)
     assert made["generate", "Completed"] == len(CLASSES)
     assert not [name for name, state in made if state == "Cached"]
     more = request.model_copy(update={"pool": POOL.model_copy(update={"clips_a_class": 3})})
     second = pool(more, runtime, tmp_path / "out")
-    again = states() - before - made
+    again = states(since) - made
     assert {name for name, state in again if state == "Completed"} == {"generate", "pool", "quality"}
     assert again["generate", "Completed"] == again["generate", "Cached"] == len(CLASSES)
     store = Store(tmp_path / "store")

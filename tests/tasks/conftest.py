@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
+from flow_running import CLASSES
+from method_contract import Bench, build_bench
 
 from vidistill.tasks.videos.sprites import SpritesParameters, render_sprites
-
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # what tests share lies in tests/ itself
-pytest.register_assert_rewrite("flow_running", "method_contract")
-
-from flow_running import CLASSES  # noqa: E402
-from method_contract import Bench, build_bench  # noqa: E402
 
 
 @pytest.fixture(scope="session")
