@@ -1,8 +1,10 @@
-"""Write the README's tables from reports: nobody types a number.
+"""Write the tables of the README files from reports: nobody types a number.
 
-    python tests/benchmarks/write_tables.py README.md NAME=REPORT.json …
+    python tests/benchmarks/write_tables.py NAME=REPORT.json …
 
-Between `<!-- table NAME -->` and `<!-- end -->` the README gets the rows of that report, its notes and nothing else.
+Wherever one of the pages says `<!-- table NAME -->` … `<!-- end -->`, the rows of that report and its notes stand
+between the two afterwards, and nothing else. Between `<!-- best NAME -->` and `<!-- end -->` stands the best method of
+each kind of labels and budget, beside Random and all clips.
 """
 
 from __future__ import annotations
@@ -10,76 +12,133 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-COLUMNS = [
-    "method",
-    "recipe",
-    "ipc",
-    "student",
-    "top-1 %",
-    "− Random (paired)",
-    "top-5 %",
-    "AUC",
-    "F1",
-    "bytes",
-    "seconds",
-    "peak MB",
-    "PFLOP",
-    "seeds",
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = [
+    REPOSITORY / page
+    for page in ("README.md", "deployments/README.md", "deployments/presets/README.md", "tests/benchmarks/README.md")
 ]
-HEADER = f"| {' | '.join(COLUMNS)} |"
+KINDS = ("hard", "soft", "online")
+COLUMNS = [
+    "method", "recipe", "ipc", "student", "top-1 %", "− Random (paired)", "top-5 %", "AUC", "F1", "bytes", "seconds",
+    "peak MB", "PFLOP", "seeds",
+]  # fmt: skip
+BEST_COLUMNS = ["labels", "ipc", "best", "student", "top-1 %", "− Random (paired)", "Random", "all clips", "bytes"]
+
+Row = dict[str, Any]
+Document = dict[str, Any]
 
 
 def main() -> None:
-    readme = Path(sys.argv[1])
-    text = readme.read_text(encoding="utf-8")
-    for argument in sys.argv[2:]:
+    for argument in sys.argv[1:]:
         name, _, report = argument.partition("=")
-        pattern = re.compile(rf"(<!-- table {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not pattern.search(text):
-            sys.exit(f"{readme} has no `<!-- table {name} -->` … `<!-- end -->`.")
-        table = tables(json.loads(Path(report).read_text(encoding="utf-8")))
-        text = pattern.sub(lambda match, table=table: match[1] + table + match[2], text)
-    readme.write_text(text, encoding="utf-8")
+        if not write(PAGES, name, json.loads(Path(report).read_text(encoding="utf-8"))):
+            sys.exit(f"No page has `<!-- table {name} -->` or `<!-- best {name} -->`.")
 
 
-def tables(document: dict[str, Any]) -> str:
+def write(pages: list[Path], name: str, document: Document) -> int:
+    """Put a report's tables where the pages ask for them; how many places that were."""
+    places = 0
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for kind, made in MADE.items():
+            pattern = re.compile(rf"(<!-- {kind} {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+            table = made(document)
+            text, found = pattern.subn(lambda match, table=table: match[1] + table + match[2], text)
+            places += found
+        page.write_text(text, encoding="utf-8")
+    return places
+
+
+def tables(document: Document) -> str:
     """A Markdown table for each kind of label, and the notes that say where and how long."""
     parts = []
-    for kind in ("hard", "soft", "online"):
+    for kind in KINDS:
         rows = [row for row in document["rows"] if row["labels"] == kind]
         if rows:
             rows.sort(
                 key=lambda row: (row["ipc"] is None, row["ipc"] or 0, row["student"], row["recipe"], -row["top1_mean"])
             )
-            lines = [f"**{kind} labels**", "", HEADER, "|---" * len(COLUMNS) + "|", *map(line, rows), ""]
-            parts += lines
+            parts += [f"**{kind} labels**", "", *header(COLUMNS), *(line(cells(row)) for row in rows), ""]
     return "\n".join([*parts, *(f"{note}" for note in document["notes"]), ""])
 
 
-def line(row: dict[str, Any]) -> str:
-    difference = "" if row["difference_mean"] is None else f"{100 * row['difference_mean']:+.1f}"
-    if difference and row["difference_error"] is not None:
-        difference += f" ± {100 * row['difference_error']:.1f}"
-    cells = [
-        f"{row['method']} {row['variant']}".strip(),
+def best(document: Document) -> str:
+    """One row for each kind of labels and budget: the method that is ahead, with what it is measured against."""
+    rows = document["rows"]
+    settings = sorted(
+        {
+            (KINDS.index(row["labels"]), row["ipc"])
+            for row in rows
+            if row["ipc"] is not None and row["method"] != "random"
+        }
+    )
+    lines = []
+    for kind, ipc in settings:
+        rivals = [row for row in rows if (row["labels"], row["ipc"]) == (KINDS[kind], ipc)]
+        first = max((row for row in rivals if row["method"] != "random"), key=lambda row: row["top1_mean"])
+        of_its_recipe = [row for row in rivals if row["method"] == "random" and same(row, first, "recipe", "student")]
+        whole = [row for row in rows if row["method"] == "full" and same(row, first, "student")]
+        lines.append(
+            line([first["labels"], ipc, label(first), first["student"], top1(first), difference(first),
+                  *(top1(found[0]) if found else "" for found in (of_its_recipe, whole)), size(first)])
+        )  # fmt: skip
+    return "\n".join([*header(BEST_COLUMNS), *lines, ""])
+
+
+MADE: dict[str, Callable[[Document], str]] = {"table": tables, "best": best}
+
+
+def same(one: Row, other: Row, *names: str) -> bool:
+    return all(one[name] == other[name] for name in names)
+
+
+def header(columns: list[str]) -> list[str]:
+    return [line(columns), "|---" * len(columns) + "|"]
+
+
+def line(values: list[Any]) -> str:
+    return f"| {' | '.join(map(str, values))} |"
+
+
+def cells(row: Row) -> list[str]:
+    return [
+        label(row),
         row["recipe"],
         "all" if row["ipc"] is None else str(row["ipc"]),
         row["student"],
-        f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}",
-        difference,
+        top1(row),
+        difference(row),
         f"{100 * row['top5_mean']:.1f}",
         f"{row['auc_mean']:.3f}",
         f"{row['f1_mean']:.3f}",
-        f"{row['bytes'] / 1e6:.2f} MB",
+        size(row),
         f"{row['seconds']:.0f}",
         f"{row['peak_memory_bytes'] / 1e6:.0f}",
         f"{row['flops'] / 1e15:.3f}",
         str(row["seeds"]),
     ]
-    return f"| {' | '.join(cells)} |"
+
+
+def label(row: Row) -> str:
+    return f"{row['method']} {row['variant']}".strip()
+
+
+def top1(row: Row) -> str:
+    """± over seeds, where there are any."""
+    return f"{100 * row['top1_mean']:.1f}" + (f" ± {100 * row['top1_std']:.1f}" if row["seeds"] > 1 else "")
+
+
+def difference(row: Row) -> str:
+    found = "" if row["difference_mean"] is None else f"{100 * row['difference_mean']:+.1f}"
+    return found if not found or row["difference_error"] is None else f"{found} ± {100 * row['difference_error']:.1f}"
+
+
+def size(row: Row) -> str:
+    return f"{row['bytes'] / 1e6:.2f} MB"
 
 
 if __name__ == "__main__":

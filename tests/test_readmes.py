@@ -1,0 +1,176 @@
+"""What the README files name is there: links, files, presets, methods, parameters, options and commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from vidistill.flows import cli, commands
+from vidistill.flows.experiment import rows_of
+from vidistill.flows.parameters import Experiment, PoolRequest, checked
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = {
+    page: (ROOT / page).read_text()
+    for page in ("README.md", "deployments/README.md", "deployments/presets/README.md", "tests/benchmarks/README.md")
+}
+COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+PLACEHOLDERS = {"NAME", "KEY"}
+FOLDERS = ("README.md", "deployments", "flows", "models", "storage", "tasks", "tests", "Makefile", "constraints.txt")
+
+
+def said(text: str) -> Iterator[str]:
+    """Every command line of a page: those of its console blocks, and code within its sentences."""
+    for kind, block in FENCE.findall(text):
+        if kind == "console":
+            yield from (line[2:].partition(" #")[0].strip() for line in block.splitlines() if line.startswith("$ "))
+    for code in re.findall(r"`([^`]+)`", FENCE.sub("", text)):
+        yield " ".join(code.split())
+
+
+SAID = sorted({(page, line) for page, text in PAGES.items() for line in said(text)})
+
+
+def lines(*begins: str) -> Any:
+    chosen = [(page, line) for page, line in SAID if line.startswith(begins) and not PLACEHOLDERS & set(line.split())]
+    assert chosen, f"no page says {begins}"
+    return pytest.mark.parametrize(("page", "line"), chosen, ids=[f"{page}: {line}" for page, line in chosen])
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[type, dict[str, Any]]]:
+    """What a command line asked for, in a folder with the README's own file; nothing runs."""
+    found: list[tuple[type, dict[str, Any]]] = []
+    for name, model in (("run", Experiment), ("plan", Experiment), ("pool", PoolRequest)):
+        monkeypatch.setattr(commands, name, lambda plain, *_, model=model: found.append((model, plain)))
+    (tmp_path / "mine.py").write_text(example())
+    (tmp_path / "own_matching.py").write_text((ROOT / "tests/tasks/match/own_matching.py").read_text())
+    monkeypatch.chdir(tmp_path)
+    return found
+
+
+def example() -> str:
+    (code,) = (block for kind, block in FENCE.findall(PAGES["README.md"]) if kind == "python")
+    return code
+
+
+@lines("vidistill ", "--")
+def test_a_command_line_asks_for_what_there_is(page: str, line: str, asked: list[tuple[type, dict[str, Any]]]) -> None:
+    words = shlex.split(line.removeprefix("vidistill "))
+    if words[0].startswith("--"):  # options alone: those of `run`
+        words = ["run", "--data", "DIR", "--method", "random,tsgf,optdistill", *words]
+        if words[-1].startswith("--"):
+            assert words[-1] in {
+                option for command in COMMANDS.values() for param in command.params for option in param.opts
+            }
+            return
+    command, arguments = COMMANDS[words[0]], words[1:]
+    if command.name in {"run", "plan", "pool", "demo"} and (arguments or command.name == "demo"):
+        cli.app(words, standalone_mode=False)
+        check(*asked[-1])
+    elif arguments:
+        command.make_context(command.name, arguments)
+
+
+def check(model: type, plain: dict[str, Any]) -> None:
+    request = checked(model, {"data": "DIR"} | plain, "the line")
+    if isinstance(request, Experiment):
+        for row in rows_of(request):
+            if row.source is not None:
+                checked(row.source.method.Parameters, row.cell.options, row.source.name)
+
+
+@lines("python ")
+def test_a_script_is_there_and_knows_its_options(page: str, line: str) -> None:
+    script, *words = shlex.split(line.removeprefix("python "))
+    source = (ROOT / script).read_text()
+    for option in (word for word in words if word.startswith("--")):
+        assert f'"{option}"' in source
+
+
+@lines("make ", "pip ", "prefect ", "docker ")
+def test_other_tools_find_what_they_are_given(page: str, line: str) -> None:
+    if line.startswith("make "):
+        assert re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for extra in re.findall(r"\.\[([\w,-]+)\]", line):
+        assert re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    for file in re.findall(r"\S+\.(?:yaml|txt)\b", line):
+        assert (ROOT / file).is_file()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_files_are_there(page: str) -> None:
+    text, folder = PAGES[page], (ROOT / page).parent
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        if "://" not in target:
+            found = (folder / path).resolve() if path else ROOT / page
+            assert found.exists(), target
+            found = found / "README.md" if found.is_dir() else found
+            assert not anchor or anchor in anchors(found.read_text()), target
+    for _, line in ((page, code) for code in said(text)):
+        if re.fullmatch(r"[\w./-]+", line) and "/" in line and line.split("/")[0] in FOLDERS:
+            assert (ROOT / line).exists(), line
+
+
+def anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_preset_has_its_place_and_its_command() -> None:
+    presets = {path.stem for path in (ROOT / "deployments" / "presets").glob("*.yaml")}
+    text = PAGES["deployments/presets/README.md"]
+    assert {name for name in presets if f"({name}.yaml)" in text} == presets
+    assert {
+        name for name in presets - {"demo"} if f"--preset {name}`" in text or f"--preset {name} " in text
+    } == presets - {"demo"}
+
+
+def test_the_methods_of_the_registry_are_in_the_readme() -> None:
+    from vidistill.tasks.methods import REGISTRY
+
+    assert {name for name in REGISTRY if f"`{name}`" in PAGES["README.md"]} == REGISTRY.keys()
+
+
+def test_the_front_door_is_short() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 250
+
+
+ROW = {
+    "method": "random", "variant": "", "recipe": "hard", "ipc": 1, "student": "c3d", "labels": "hard", "top1_mean": 0.1,
+    "top1_std": 0.01, "difference_mean": None, "difference_error": None, "top5_mean": 0.5, "auc_mean": 0.5,
+    "f1_mean": 0.1, "bytes": 1e5, "seconds": 1, "peak_memory_bytes": 1e8, "flops": 1e12, "seeds": 3,
+}  # fmt: skip
+
+
+def test_a_report_s_tables_are_written_where_a_page_asks_for_them(tmp_path: Path) -> None:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("write_tables", ROOT / "tests/benchmarks/write_tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    page = tmp_path / "page.md"
+    page.write_text(
+        "before\n<!-- best a -->\nold\n<!-- end -->\n<!-- table a -->\n<!-- end -->\n<!-- table b -->\n<!-- end -->\n"
+    )
+    ahead = ROW | {"method": "dm", "top1_mean": 0.3, "difference_mean": 0.2, "difference_error": 0.05}
+    behind = ROW | {"method": "mtt", "top1_mean": 0.2, "difference_mean": 0.1}
+    document = {"rows": [ROW, behind, ahead, ROW | {"method": "full", "ipc": None, "seeds": 1}], "notes": ["A note."]}
+    assert tables.write([page], "a", json.loads(json.dumps(document))) == 2
+    written = page.read_text().splitlines()
+    assert "| hard | 1 | dm | c3d | 30.0 ± 1.0 | +20.0 ± 5.0 | 10.0 ± 1.0 | 10.0 | 0.10 MB |" in written
+    methods = [line.split("|")[1].strip() for line in written if line.startswith("| ") and " hard | " in line[3:]]
+    assert [name for name in methods if name in {"dm", "mtt", "random", "full"}] == ["dm", "mtt", "random", "full"]
+    assert "old" not in written
+    assert "A note." in written
+    assert written[-2:] == ["<!-- table b -->", "<!-- end -->"]
+    assert tables.write([page], "c", document) == 0
