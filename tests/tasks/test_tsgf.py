@@ -1,16 +1,24 @@
-"""TSGF's equations against loops over plain floats (S3, Eq. 5–8)."""
+"""TSGF's equations against loops over plain floats (S3, Eq. 5–8), and Algorithm 1 as its readers would write it."""
 
 from __future__ import annotations
 
+import copy
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
+from tiny import Tiny, difference_by_loops, saliency_by_loops
+from torch import Tensor
 
 from vidistill.storage.errors import RequestError
 from vidistill.tasks import tsgf
+from vidistill.tasks.learning import streams
 from vidistill.tasks.learning.saliency import SaliencyParameters, frame_difference, gradient_mask, saliency, threshold
+from vidistill.tasks.learning.training import generator
 
 SHAPE_BCTHW = (2, 3, 6, 4, 5)
 
@@ -20,28 +28,9 @@ def x_BCTHW() -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).normal(size=SHAPE_BCTHW))
 
 
-def difference_by_loops(x: np.ndarray) -> np.ndarray:
-    frames = x.shape[2]
-    d = np.zeros((x.shape[0], frames))
-    for b in range(x.shape[0]):
-        for i in range(frames):
-            sides = [np.mean(np.abs(x[b, :, j] - x[b, :, i])) for j in (i - 1, i + 1) if 0 <= j < frames]
-            d[b, i] = sum(sides) / len(sides)
-    return d
-
-
-def saliency_by_loops(x: np.ndarray, k: int, weights: str) -> np.ndarray:
-    d, s = difference_by_loops(x), np.zeros((x.shape[0], x.shape[2]))
-    alpha = [1 if weights == "uniform" else k + 1 - j for j in range(k + 1)]
-    for b in range(s.shape[0]):
-        for i in range(s.shape[1]):
-            there = [j for j in range(k + 1) if i - j >= 0]
-            s[b, i] = sum(alpha[j] * d[b, i - j] for j in there) / sum(alpha[j] for j in there)
-    return s
-
-
 def test_frame_difference_is_equation_6(x_BCTHW: torch.Tensor) -> None:
-    np.testing.assert_allclose(frame_difference(x_BCTHW), difference_by_loops(x_BCTHW.numpy()), rtol=1e-12)
+    expected = [difference_by_loops(x_CTHW) for x_CTHW in x_BCTHW.numpy()]
+    np.testing.assert_allclose(frame_difference(x_BCTHW), expected, rtol=1e-12)
 
 
 def test_one_frame_does_not_move() -> None:
@@ -120,3 +109,104 @@ def test_a_network_without_batch_norm_is_refused() -> None:
         tsgf.batch_norm_losses(torch.nn.Conv3d(3, 2, 1)),
     ):
         pass
+
+
+# --- Algorithm 1 -------------------------------------------------------------------------------------------------
+
+
+def statistics_gap(maps_BCTHW: Tensor, layer: torch.nn.BatchNorm3d) -> Tensor:
+    """A layer's term of Eq. 5, channel by channel."""
+    of_mean, of_variance = [], []
+    for c in range(maps_BCTHW.shape[1]):
+        values = maps_BCTHW[:, c].flatten()
+        mean = values.sum() / len(values)
+        of_mean.append((mean - layer.running_mean[c]) ** 2)
+        of_variance.append((((values - mean) ** 2).sum() / len(values) - layer.running_var[c]) ** 2)
+    return torch.stack(of_mean).sum().sqrt() + torch.stack(of_variance).sum().sqrt()
+
+
+def at_rest(maps_BCTHW: Tensor, layer: torch.nn.BatchNorm3d) -> Tensor:
+    """Batch norm by its running statistics."""
+    mean, variance, weight, bias = (
+        values[:, None, None, None] for values in (layer.running_mean, layer.running_var, layer.weight, layer.bias)
+    )
+    return (maps_BCTHW - mean) / (variance + layer.eps).sqrt() * weight + bias
+
+
+def losses_of(x_BCTHW: Tensor, labels: list[int], teacher: tiny.TinyTeacher) -> tuple[Tensor, Tensor]:
+    """L_ce and L_reg of a teacher at rest, layer by layer."""
+    reg, maps = 0.0, x_BCTHW
+    for conv, norm in ((teacher.conv1, teacher.norm1), (teacher.conv2, teacher.norm2)):
+        maps = torch.nn.functional.conv3d(maps, conv.weight, conv.bias, padding=1)
+        reg = reg + statistics_gap(maps, norm)
+        maps = torch.tanh(at_rest(maps, norm))
+    logits_BK = maps.mean((2, 3, 4)) @ teacher.head.weight.T + teacher.head.bias
+    log_BK = logits_BK - logits_BK.exp().sum(1, keepdim=True).log()
+    return -sum(log_BK[b, label] for b, label in enumerate(labels)) / len(labels), reg
+
+
+def mask_by_loops(x: np.ndarray, quantile: float, k: int, sign: str) -> np.ndarray:
+    mask = np.ones((x.shape[0], x.shape[2]))
+    for b, s in enumerate(saliency_by_loops(x, k)):
+        room = np.quantile(s, quantile) - s
+        mask[b] = (room if sign == "both" else np.maximum(room, 0)) / (s.max() - s.min())
+    return mask
+
+
+def algorithm_1(x: Tensor, labels: list[int], teacher: tiny.TinyTeacher, p: tsgf.TSGFParameters) -> Tensor:
+    first, second = torch.zeros_like(x), torch.zeros_like(x)
+    for step in range(p.iterations):
+        leaf = x.clone().requires_grad_(True)
+        ce, reg = losses_of(leaf, labels, teacher)
+        (g,) = torch.autograd.grad(p.alpha_ce * ce + p.r_bn * reg, leaf)
+        rate = p.lr * (1 + math.cos(math.pi * step / p.iterations)) / 2
+        mask_BT = mask_by_loops(x.numpy(), p.saliency.epsilon_quantile, p.saliency.window, p.mask_sign)
+        mask = torch.from_numpy(mask_BT)[:, None, :, None, None] if p.mask else 1.0
+        if p.optimiser == "adam":
+            first, second = 0.5 * first + 0.5 * g, 0.9 * second + 0.1 * g**2
+            unbiased = first / (1 - 0.5 ** (step + 1)), second / (1 - 0.9 ** (step + 1))
+            g = unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+        x = tiny.in_range(x - rate * mask * g)
+    return x
+
+
+STEPS: dict[str, dict[str, Any]] = {
+    "sgd": {"optimiser": "sgd", "lr": 600.0},
+    "adam": {"optimiser": "adam", "lr": 0.2},
+    "cross-entropy alone": {"optimiser": "sgd", "lr": 1500.0, "r_bn": 0.0},
+    "statistics alone": {"optimiser": "sgd", "lr": 600.0, "alpha_ce": 0.0},
+    "no mask": {"optimiser": "sgd", "lr": 200.0, "mask": False},
+    "mask of both signs": {"optimiser": "sgd", "lr": 600.0, "mask_sign": "both"},
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_two_steps_are_those_of_algorithm_1(tmp_path: Path, name: str) -> None:
+    """Two classes of two clips: gradients by loops, Eq. 8's mask of the clips as they are, a teacher at rest."""
+    given = Tiny(tiny.tiny_clips(tmp_path))
+    parameters = tsgf.TSGFParameters(**{"iterations": 2, "r_bn": 0.5, "precision": "fp32"} | STEPS[name])
+    rows = [
+        row for label in (0, 1)
+        for row in generator(3, label, streams.CORESET).permutation(given.clips.rows_of(label))[:2]
+    ]  # fmt: skip
+    start = torch.stack([given.x(int(row)) for row in rows])
+    made = tsgf.TSGF(parameters).distil(given.material(ipc=2, seed=3))
+    assert made.sources == tuple(given.clips.table.videos[row].path for row in rows)
+    expected = algorithm_1(start, [0, 0, 1, 1], copy.deepcopy(tiny.tiny_teacher()).double(), parameters)
+    tiny.same_change(made.clips_NTHWC, tiny.pixels(start), tiny.pixels(expected))
+    s_BT = saliency_by_loops(expected.numpy())
+    np.testing.assert_allclose(made.extras["saliency"], s_BT, rtol=1e-3)
+    np.testing.assert_allclose(made.extras["epsilon"][:, 0], np.quantile(s_BT, 0.75, axis=1), rtol=1e-3)
+
+
+def test_salient_frames_do_not_move_and_the_stillest_does(tmp_path: Path) -> None:
+    """Through the method, one step: frames with s ≥ ε stay to the last level."""
+    given = Tiny(tiny.tiny_clips(tmp_path))
+    made = tsgf.TSGF(tsgf.TSGFParameters(iterations=1, lr=0.3, precision="fp32")).distil(given.material(ipc=2))
+    rows = [int(source.split("/")[1].removesuffix(".avi")) for source in made.sources]
+    for clip_THWC, row in zip(made.clips_NTHWC, rows, strict=True):
+        begun_THWC = given.clips.read([row])[0]
+        (s,) = saliency_by_loops(given.x(row)[None].numpy())
+        moved_T = np.abs(clip_THWC.astype(int) - begun_THWC).mean((1, 2, 3))
+        assert (moved_T[s >= np.quantile(s, 0.75)] == 0).all()
+        assert moved_T[s.argmin()] == moved_T.max() > 5

@@ -1,14 +1,31 @@
 from __future__ import annotations
 
+import copy
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
+import tiny
 import torch
 from sklearn.metrics import f1_score, roc_auc_score
 
-from vidistill.storage.store import ArtifactRef
-from vidistill.tasks.learning.evaluate import StudentParameters, evaluate_job, score, soft_targets
-from vidistill.tasks.learning.training import OptimiserParameters
-from vidistill.tasks.methods import HARD
+from vidistill.storage.clips import TABLE
+from vidistill.storage.store import ArtifactRef, Manifest, Store
+from vidistill.tasks.learning import streams
+from vidistill.tasks.learning.evaluate import (
+    Score,
+    StudentParameters,
+    evaluate_job,
+    load_score,
+    score,
+    soft_targets,
+)
+from vidistill.tasks.learning.training import OptimiserParameters, generator
+from vidistill.tasks.methods import HARD, Recipe
+from vidistill.tasks.stage import Runtime, run_job
 
 
 def test_scores_agree_with_scikit_learn() -> None:
@@ -50,3 +67,113 @@ def test_a_network_has_its_own_optimiser_and_no_other_student_is_touched_by_it()
     own = OptimiserParameters(method="adamw", lr=1e-3)
     asked = student_of("video_swin_t", StudentParameters(networks={"video_swin_t": own}))
     assert asked["optimiser"] == asked["full_optimiser"] == own.model_dump(mode="json")
+
+
+# --- a student on tiny clips, written out ------------------------------------------------------------------------
+
+STEPS, RATE = 8, 0.3
+STUDENT = StudentParameters(
+    steps=STEPS, full_steps=STEPS, precision="fp32",
+    optimiser=OptimiserParameters(lr=RATE, batch_size=4), full_optimiser=OptimiserParameters(lr=RATE, batch_size=4),
+)  # fmt: skip
+Batch = Callable[[list[int], int], tuple[torch.Tensor, torch.Tensor]]
+
+
+def trained_by_hand(batch: Batch, rows: int) -> tuple[list[float], list[torch.nn.Module]]:
+    """SGD with momentum, decay and a cosine on −Σ target·log p; the loss of each step, and the student after each."""
+    torch.manual_seed(7)
+    student = tiny.TinyNet().double()
+    weights, velocity = list(student.parameters()), [0.0] * 4
+    losses, students = [], []
+    for step in range(STEPS):
+        epoch, place = divmod(step, 2)
+        order = generator(7, epoch, streams.EPOCH_ORDER).permutation(rows)
+        x_BCTHW, targets_BK = batch(np.array_split(order, 2)[place].tolist(), step)
+        loss = -(targets_BK * student(x_BCTHW).log_softmax(1)).sum(1).mean()
+        gradients = torch.autograd.grad(loss, weights)
+        rate = RATE * (1 + math.cos(math.pi * step / STEPS)) / 2
+        for i, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+            velocity[i] = 0.9 * velocity[i] + gradient + 5e-4 * weight.detach()
+            weight.data -= rate * velocity[i]
+        losses.append(loss.item())
+        students.append(copy.deepcopy(student))
+    return losses, students
+
+
+def splits(folder: Path) -> tuple[tiny.Tiny, tiny.Tiny]:
+    """A training and a test split, the latter in a store of its own."""
+    return tiny.Tiny(tiny.tiny_clips(folder)), tiny.Tiny(tiny.tiny_clips(folder / "test", seed=2))
+
+
+def scored(folder: Path, recipe: Recipe, inputs: dict[str, ArtifactRef], test: tiny.Tiny) -> Score:
+    """The score of a student; the clips of `folder/test` are its test split."""
+    store, source = Store(folder), folder / "test" / "block" / "b" / "clips"
+    block = tiny.put(store, "block", "test", lambda place: shutil.copytree(source, place / "clips"), {})
+    manifest = Manifest(kind="clips", key="test", version=1, parameters={}, inputs={"blocks": [block]})
+    with store.writing(manifest) as attempt:
+        (attempt.folder / TABLE).write_text(test.clips.table.model_dump_json())
+    given = {"train": ArtifactRef(kind="clips", key="c"), "test": manifest.ref} | inputs
+    job = evaluate_job("any", STUDENT, recipe, 7, given, "score")
+    run_job(job, Runtime(store=str(folder), threads=1))
+    return load_score(store.folder(job.ref))
+
+
+def check(made: Score, losses: list[float], students: list[torch.nn.Module], test: tiny.Tiny) -> None:
+    """The loss of every step, and the scores of the student as the last step left it."""
+    assert made.steps == tuple(range(1, STEPS + 1))
+    assert made.loss == pytest.approx(losses, abs=2e-4)
+    x_NCTHW = torch.stack([test.x(row) for row in range(len(test.clips))])
+    aucs = []
+    for student in students:
+        p_N = student(x_NCTHW).softmax(1)[:, 1].detach()
+        aucs.append(float(roc_auc_score(test.clips.labels_N, p_N)))
+    assert made.auc == pytest.approx(aucs[-1], abs=1e-6)
+    assert max(aucs) > aucs[-1], "another step is better on the test split, so that taking the best would show"
+    guesses_N = students[-1](x_NCTHW).argmax(1).numpy()
+    assert made.top1 == pytest.approx((guesses_N == test.clips.labels_N).mean())
+
+
+def mirrored(x_BCTHW: torch.Tensor, chosen_B: np.ndarray) -> torch.Tensor:
+    return torch.stack([x.flip(-1) if flip else x for x, flip in zip(x_BCTHW, chosen_B, strict=True)])
+
+
+def test_an_online_student_sees_the_teachers_labels_for_the_very_clips_that_it_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every step another mix, another flip, and the resting teacher's softened answer to that."""
+    given, test = splits(tmp_path)
+    teacher = tiny.tiny_teacher(5)
+    teacher.head.weight.mul_(20)
+    monkeypatch.setattr(
+        "vidistill.models.build", lambda name, **_: tiny.TinyNet() if name == "any" else tiny.TinyTeacher()
+    )
+    store, rows = Store(tmp_path), [0, 2, 3, 1, 4, 5]
+    distilled = tiny.put(store, "distilled", "d", given.material().chosen(np.array(rows)).save, {})
+    recipe = Recipe(labels="online", augmentation="tsgf", temperature=2.0)
+    made = scored(tmp_path, recipe, {"distilled": distilled, "teacher": tiny.kept_teacher(store, teacher)}, test)
+    exact = copy.deepcopy(teacher).double()
+
+    def batch(slots: list[int], step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x_BCTHW = torch.stack([given.x(rows[slot]) for slot in slots])
+        x_BCTHW = tiny.videomix_by_loops(x_BCTHW, tiny.saliency_by_loops(x_BCTHW.numpy()), 0.75, 0.5, 7, step)
+        x_BCTHW = mirrored(x_BCTHW, generator(7, step, streams.STUDENT_VIEWS).random(len(slots)) < 0.5)
+        return x_BCTHW, (exact(x_BCTHW) / 2).softmax(1)
+
+    check(made, *trained_by_hand(batch, 6), test)
+
+
+def test_a_student_of_all_clips_sees_their_views_and_flips_and_hard_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, test = splits(tmp_path)
+    tiny.networks(monkeypatch)
+    made = scored(tmp_path, HARD, {}, test)
+
+    def batch(rows: list[int], step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        random = generator(7, step, streams.TEACHER_VIEWS)
+        views = random.integers(tiny.VIEWS, size=len(rows))
+        x_BCTHW = torch.stack([given.x(row, int(view)) for row, view in zip(rows, views, strict=True)])
+        x_BCTHW = mirrored(x_BCTHW, random.random(len(rows)) < 0.5)
+        return x_BCTHW, torch.eye(2, dtype=torch.float64)[[tiny.LABELS[row] for row in rows]]
+
+    check(made, *trained_by_hand(batch, 6), test)

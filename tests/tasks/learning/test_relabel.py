@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pytest
+import tiny
 import torch
 from method_contract import Bench
+from tiny import Tiny, saliency_by_loops
 
 from vidistill.storage.distilled import DistilledSet
-from vidistill.tasks.learning.relabel import GuidedMix, derangement, draw_box, teacher_logits, videomix
+from vidistill.storage.store import ArtifactRef, Store
+from vidistill.tasks.learning.relabel import GuidedMix, derangement, draw_box, relabel_job, teacher_logits, videomix
 from vidistill.tasks.learning.saliency import saliency, threshold
+from vidistill.tasks.methods import Recipe
+from vidistill.tasks.stage import Runtime, run_job
 
 
 def moving_clips(clips: int = 6) -> torch.Tensor:
@@ -81,3 +88,45 @@ def test_a_set_with_variants_is_labelled_by_the_mean_over_them(bench: Bench) -> 
     wanted = (np.exp(one) / np.exp(one).sum(1, keepdims=True) + np.exp(other) / np.exp(other).sum(1, keepdims=True)) / 2
     np.testing.assert_allclose(np.exp(both), wanted, rtol=1e-5)
     assert np.abs(one - other).max() > 1e-3
+
+
+# --- on tiny clips, written out ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quantile", [0.75, 0.25])
+def test_guided_mix_is_a_box_of_another_clip_in_the_frames_that_are_not_salient(
+    tmp_path: Path, quantile: float
+) -> None:
+    given = Tiny(tiny.tiny_clips(tmp_path))
+    x_BCTHW = torch.stack([given.x(row, view) for row in range(6) for view in range(2)])
+    parameters = GuidedMix(probability=0.7, saliency={"epsilon_quantile": quantile})
+    changed = 0
+    for seed in range(4):
+        expected = tiny.videomix_by_loops(x_BCTHW, saliency_by_loops(x_BCTHW.numpy()), quantile, 0.7, seed, 9)
+        np.testing.assert_array_equal(videomix(x_BCTHW, parameters, "tsgf", seed, 9), expected)
+        changed += int((expected != x_BCTHW).sum())
+    assert changed > 1000
+
+
+@pytest.mark.parametrize("augmentation", ["none", "tsgf"])
+def test_soft_labels_are_the_resting_teachers_for_the_clips_that_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augmentation: str
+) -> None:
+    """Algorithm 1's last lines: x ← D(x), then y ← φ(x)."""
+    tiny.networks(monkeypatch, tiny.TinyTeacher)
+    given, teacher = Tiny(tiny.tiny_clips(tmp_path)), tiny.tiny_teacher(5)
+    store = Store(tmp_path)
+    begun = given.material().chosen(np.arange(6))
+    distilled = tiny.put(store, "distilled", "d", begun.save, {})
+    recipe = Recipe(labels="soft", augmentation=augmentation, settings={"probability": 1.0})
+    job = relabel_job(distilled, ArtifactRef(kind="clips", key="c"), tiny.kept_teacher(store, teacher), recipe, 3, "")
+    job = job.model_copy(update={"parameters": job.parameters | {"precision": "fp32"}})
+    run_job(job, Runtime(store=str(tmp_path), threads=1))
+    made = DistilledSet.load(store.folder(job.ref))
+    x_BCTHW = torch.stack([given.x(row) for row in range(6)])
+    if augmentation == "tsgf":
+        x_BCTHW = tiny.videomix_by_loops(x_BCTHW, saliency_by_loops(x_BCTHW.numpy()), 0.75, 1.0, 3)
+        assert (made.clips_NTHWC != begun.clips_NTHWC).mean() > 0.05
+    np.testing.assert_array_equal(made.clips_NTHWC, tiny.pixels(x_BCTHW).round())
+    np.testing.assert_allclose(made.logits_NK, teacher.double()(x_BCTHW), atol=1e-4)
+    assert np.ptp(made.logits_NK[:, 0]) > 0.01

@@ -334,6 +334,31 @@ def test_flips_mirror_whole_clips():
     np.testing.assert_array_equal(flipped[2], x_BCTHW[2].numpy()[..., ::-1])
 
 
+def test_crops_zoom_into_an_upright_square_of_a_clip_the_same_in_all_of_its_frames():
+    """Clips whose colours are the place: a crop is that ramp again, flatter by the side of the square."""
+    side, clips = 32, 400
+    ramp = torch.linspace(0, 1, side, dtype=torch.float64)
+    x_BCTHW = torch.stack([ramp[:, None].expand(side, side), ramp.expand(side, side), torch.zeros(side, side)])
+    x_BCTHW = x_BCTHW[None, :, None].expand(clips, 3, 2, side, side)
+    made = training.augment(x_BCTHW, False, 0.25, np.random.default_rng(0))
+    assert torch.equal(made[:, :, 0], made[:, :, 1])
+    inner = slice(1, -1)  # beyond the outermost centres there is nothing to interpolate
+    down = made[:, 0, 0, inner, inner].diff(dim=1) * (side - 1)
+    right = made[:, 1, 0, inner, inner].diff(dim=2) * (side - 1)
+    for step in (down, right.transpose(1, 2)):
+        assert (step.amax((1, 2)) - step.amin((1, 2))).max() < 1e-9
+    share_B = down[:, 0, 0] ** 2
+    torch.testing.assert_close(down[:, 0, 0], right[:, 0, 0])  # one side, upright, not mirrored
+    assert share_B.min() >= 0.25
+    assert share_B.max() <= 1
+    assert share_B.mean().item() == pytest.approx(0.625, abs=0.04)  # of the area, uniform
+    middles = made[:, :2, 0].mean((2, 3))
+    assert middles.std(0).min() > 0.05
+    assert middles.mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.02)
+    assert made.amin() >= 0
+    assert made.amax() <= 1
+
+
 def test_prediction_is_in_evaluation_mode_and_in_order():
     network = make_network().train()
     batches = [draw(step)[0] for step in range(3)]
