@@ -19,10 +19,9 @@ from torch import Tensor
 from vidistill.models.csta import SetScorer
 from vidistill.models.dropout import seed_dropout
 from vidistill.models.vst_unet import VSTUNet
-from vidistill.storage.clips import TABLE, ClipTable, ClipVideo, create_clip_array
 from vidistill.storage.distilled import DistilledSet
-from vidistill.storage.pool import Pool, create_latent_array
-from vidistill.storage.store import Manifest, Store
+from vidistill.storage.pool import Pool
+from vidistill.storage.store import Store
 from vidistill.tasks.learning import streams
 from vidistill.tasks.learning.training import generator
 from vidistill.tasks.methods import find_method
@@ -44,38 +43,16 @@ def grouped_embeddings() -> np.ndarray:
     ).reshape(2 * POOLED, D)
 
 
-def tiny_pool(store: Store) -> Pool:
-    random = np.random.default_rng(6)
-    shape = (2 * POOLED, tiny.FRAMES, tiny.SIZE, tiny.SIZE, 3)
-    noise_NTHWC = random.integers(0, 256, shape, dtype=np.uint8)
-
-    def clips(folder: Path) -> None:
-        create_clip_array(folder, shape)[:] = noise_NTHWC
-
-    def latents(folder: Path) -> None:
-        create_latent_array(folder, (2 * POOLED, 4, 2, 3, 3))[:] = random.normal(size=(2 * POOLED, 4, 2, 3, 3))
-
-    block, part = tiny.put(store, "block", "pool", clips, {}), tiny.put(store, "pool-part", "p", latents, {})
-    videos = tuple(
-        ClipVideo(path=f"pool/{row // POOLED}/{row % POOLED}", label=row // POOLED, group=None, duration_seconds=None,
-                  block=0, row=row)
-        for row in range(2 * POOLED)
-    )  # fmt: skip
-    table = ClipTable(
-        classes=tiny.CLASSES, flips=False, views=1, mean=tiny.MEAN, std=tiny.STD, videos=videos, rejected=()
-    )
-    manifest = Manifest(kind="pool", key="p", version=1, parameters={}, inputs={"blocks": [block], "latents": [part]})
-    with store.writing(manifest) as attempt:
-        (attempt.folder / TABLE).write_text(table.model_dump_json())
-    return Pool(store, manifest.ref)
-
-
 class Bench:
     """A pool, its embeddings and those of real clips, and what a method chooses of them."""
 
     def __init__(self, folder: Path) -> None:
         self.given = tiny.Tiny(tiny.tiny_clips(folder, labels=LABELS))
-        self.pool = tiny_pool(Store(folder))
+        noise_NTHWC = np.random.default_rng(6).integers(
+            0, 256, (2 * POOLED, *self.given.clips.shape_THWC), dtype=np.uint8
+        )
+        store = Store(folder)
+        self.pool = Pool(store, tiny.tiny_pool(store, noise_NTHWC))
         random = np.random.default_rng(7)
         self.made_ND = grouped_embeddings().astype(np.float32).astype(np.float64)
         middles_KD = self.made_ND.reshape(2, POOLED, D).mean(1)

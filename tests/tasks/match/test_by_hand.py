@@ -1,0 +1,275 @@
+"""Every matching method beside the loop of its paper: the loss of each step, and where the set is after them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import by_hand
+import numpy as np
+import pytest
+import tiny
+import torch
+from by_hand import Hand, the_clips
+
+from vidistill.models.convnet2d import ConvNet2D
+from vidistill.storage.distilled import DistilledSet
+from vidistill.tasks.learning import streams
+from vidistill.tasks.learning.training import generator
+from vidistill.tasks.methods import find_method
+
+SEED, IPC, FP32 = 3, 2, {"precision": "fp32"}
+LABELS = [0, 0, 1, 1]
+both = pytest.mark.parametrize("augmentation", ["none", "dsa"])
+
+
+@pytest.fixture
+def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tiny.Tiny:
+    """Data that allow flips, with two views a clip; every network is a tiny one."""
+    tiny.networks(monkeypatch)
+    return tiny.Tiny(tiny.tiny_clips(tmp_path))
+
+
+def distilled(given: tiny.Tiny, name: str, **options: Any) -> tuple[DistilledSet, Any]:
+    """The set that the method returns, and its parameters."""
+    method = find_method(name).method
+    parameters = method.Parameters(**FP32 | options)
+    return method(parameters).distil(given.material(IPC, SEED)), parameters
+
+
+def same(made: DistilledSet, values: list[float], start: torch.Tensor, end: torch.Tensor) -> None:
+    assert made.facts["loss"] == pytest.approx(values, rel=1e-3, abs=2e-6)
+    assert len(set(np.round(values, 6))) == len(values)
+    tiny.same_change(made.clips_NTHWC, tiny.pixels(start), tiny.pixels(end))
+
+
+@both
+def test_dm(given: tiny.Tiny, augmentation: Any) -> None:
+    made, p = distilled(given, "dm", iterations=3, batch_real=2, lr=400.0, augmentation=augmentation)
+    hand = Hand(given, SEED, LABELS, augmentation)
+    learnt = {"clips": hand.start()}
+    values = by_hand.minimised(learnt, by_hand.dm(hand, the_clips, 2), {"clips": p.lr}, 3)
+    same(made, values, hand.start(), learnt["clips"].detach())
+
+
+@both
+def test_dc(given: tiny.Tiny, augmentation: Any) -> None:
+    """Two networks, each for two steps and trained twice on the set between them."""
+    made, p = distilled(given, "dc", iterations=2, outer=2, inner=2, lr_net=0.3, batch_real=2, lr=3.0,
+                        augmentation=augmentation)  # fmt: skip
+    hand = Hand(given, SEED, LABELS, augmentation)
+    learnt = {"clips": hand.start()}
+    loss = by_hand.DC(hand, 2, 2, 0.3, hand.fresh, lambda step, label: hand.real(step, [label], 2)[0])
+    values = by_hand.minimised(learnt, loss, {"clips": p.lr}, 4)
+    same(made, values, hand.start(), learnt["clips"].detach())
+
+
+def frames(x_BCTHW: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+    drawn = random.integers(x_BCTHW.shape[2], size=len(x_BCTHW))
+    return torch.stack([x[:, int(t)] for x, t in zip(x_BCTHW, drawn, strict=True)])[:, :, None]
+
+
+@both
+def test_static_dc(given: tiny.Tiny, augmentation: Any) -> None:
+    """DC on single random frames by ConvNet, shown as still clips."""
+    made, p = distilled(given, "static_dc", iterations=2, outer=2, inner=1, lr_net=0.1, batch_real=2, lr=3.0, depth=2,
+                        augmentation=augmentation)  # fmt: skip
+    hand = Hand(given, SEED, LABELS, augmentation)
+
+    def network(number: int) -> torch.nn.Module:
+        torch.manual_seed(int(generator(SEED, number, streams.FRESH_NETWORK).integers(2**31)))
+        return torch.nn.Sequential(torch.nn.Flatten(1, 2), ConvNet2D(2, tiny.SIZE, depth=2)).double()
+
+    def real(step: int, label: int) -> torch.Tensor:
+        return frames(hand.real(step, [label], 2)[0], generator(SEED, step, label, streams.STILL_FRAMES))
+
+    begun = frames(hand.start(), generator(SEED, streams.STILL_START))
+    learnt = {"clips": begun.clone()}
+    values = by_hand.minimised(learnt, by_hand.DC(hand, 2, 1, 0.1, network, real), {"clips": p.lr}, 4)
+    still = [x.detach().expand(-1, -1, tiny.FRAMES, -1, -1) for x in (begun, learnt["clips"])]
+    same(made, values, *still)
+
+
+# --- trajectories ------------------------------------------------------------------------------------------------
+
+MATCHED = {"iterations": 4, "syn_steps": 3, "expert_epochs": 2, "max_start_epoch": 2, "lr_init": 0.5}
+
+
+def trajectories() -> np.ndarray:
+    """Three experts' weights before and after each of three epochs, (E, S, P)."""
+    random = np.random.default_rng(4)
+    torch.manual_seed(1)
+    begun_P = torch.cat([weight.detach().flatten() for weight in tiny.TinyNet().parameters()]).numpy()
+    steps_ESP = 0.05 * random.normal(size=(3, 4, len(begun_P)))
+    return begun_P + steps_ESP.cumsum(1)
+
+
+@pytest.fixture
+def expert(given: tiny.Tiny, tmp_path: Path) -> tiny.Tiny:
+    given.experts(tmp_path, trajectories())
+    return given
+
+
+def test_the_steps_below_meet_several_experts_and_starts() -> None:
+    drawn = [generator(SEED, iteration, streams.EXPERT_START).integers([3, 2]).tolist() for iteration in range(4)]
+    assert {expert for expert, _ in drawn} - {0}
+    assert {start for _, start in drawn} == {0, 1}
+
+
+@pytest.mark.parametrize("batch_syn", [None, 3])
+@both
+def test_mtt(expert: tiny.Tiny, augmentation: Any, batch_syn: int | None) -> None:
+    """Three experts, students of three steps, and a rate that is learnt with the clips."""
+    made, p = distilled(expert, "mtt", **MATCHED, lr=4000.0, lr_lr=0.1, batch_syn=batch_syn, augmentation=augmentation)
+    hand = Hand(expert, SEED, LABELS, augmentation)
+    learnt = {"clips": hand.start(), "lr": torch.tensor(0.5, dtype=torch.float64)}
+    loss = by_hand.mtt(hand, the_clips, trajectories(), p)
+    values = by_hand.minimised(learnt, loss, {"clips": p.lr, "lr": p.lr_lr}, 4, lr_min=p.lr_min)
+    same(made, values, hand.start(), learnt["clips"].detach())
+    alpha = float(learnt["lr"].detach())
+    assert made.facts["lr"] - 0.5 == pytest.approx(alpha - 0.5, rel=1e-2)
+    assert abs(alpha - 0.5) > 1e-4
+
+
+def still(learnt: dict[str, torch.Tensor], slots: np.ndarray, _random: Any) -> torch.Tensor:
+    """g: key frames evenly spread, linear in between."""
+    keys = learnt["keys"][slots]
+    count, made = keys.shape[2], []
+    for t in range(tiny.FRAMES):
+        place = t * (count - 1) / (tiny.FRAMES - 1)
+        low = min(int(place), max(0, count - 2))
+        high = min(low + 1, count - 1)
+        made.append((1 - (place - low)) * keys[:, :, low] + (place - low) * keys[:, :, high])
+    return torch.stack(made, dim=2)
+
+
+def first_keys(start: torch.Tensor, count: int) -> torch.Tensor:
+    if count == 1:
+        return frames(start, generator(SEED, streams.STILL_START))
+    return start[:, :, [round(k * (tiny.FRAMES - 1) / (count - 1)) for k in range(count)]]
+
+
+@pytest.mark.parametrize("keys", [1, 3])
+def test_sfvd(expert: tiny.Tiny, keys: int) -> None:
+    """MTT on clips that are an image standing still, or linear between a few."""
+    made, p = distilled(expert, "sfvd", **MATCHED, lr=2000.0, lr_lr=0.1, keys=keys, augmentation="dsa")
+    hand = Hand(expert, SEED, LABELS, "dsa")
+    begun = first_keys(hand.start(), keys)
+    learnt = {"keys": begun.clone(), "lr": torch.tensor(0.5, dtype=torch.float64)}
+    loss = by_hand.mtt(hand, still, trajectories(), p)
+    values = by_hand.minimised(learnt, loss, {"keys": p.lr, "lr": p.lr_lr}, 4, keep="keys", lr_min=p.lr_min)
+    assert made.facts["loss"] == pytest.approx(values, rel=1e-3)
+    tiny.same_change(made.stored["images"], tiny.pixels(begun), tiny.pixels(learnt["keys"].detach()))
+    every = np.arange(4)
+    tiny.same_change(made.clips_NTHWC, tiny.pixels(still({"keys": begun}, every, None)),
+                     tiny.pixels(still(learnt, every, None).detach()), slack=1)  # fmt: skip
+
+
+def test_sfvd_t(expert: tiny.Tiny) -> None:
+    """A layer over the image and a real clip of its class learns with the image."""
+    made, p = distilled(expert, "sfvd_t", **MATCHED, lr=2000.0, lr_lr=0.1, lr_layer=0.3)
+    hand = Hand(expert, SEED, LABELS)
+    random = generator(SEED, streams.COMPANIONS)
+    rows = [int(random.choice(expert.clips.rows_of(label))) for label in LABELS]
+    real = torch.stack([expert.x(row) for row in rows])
+    weight = torch.zeros(3, 6, 3, 3, 3, dtype=torch.float64)
+    for colour in range(3):
+        weight[colour, colour, 1, 1, 1] = weight[colour, colour + 3, 1, 1, 1] = 0.5
+    begun = first_keys(hand.start(), 1)
+    learnt = {"keys": begun.clone(), "lr": torch.tensor(0.5, dtype=torch.float64), "weight": weight.clone(),
+              "bias": torch.zeros(3, dtype=torch.float64)}  # fmt: skip
+
+    def clips(now: dict[str, torch.Tensor], slots: np.ndarray, random: Any) -> torch.Tensor:
+        six = torch.cat([still(now, slots, random), real[slots]], dim=1)
+        return tiny.in_range(torch.nn.functional.conv3d(six, now["weight"], now["bias"], padding=1))
+
+    rates = {"keys": p.lr, "lr": p.lr_lr, "weight": 0.3, "bias": 0.3}
+    loss = by_hand.mtt(hand, clips, trajectories(), p)
+    values = by_hand.minimised(learnt, loss, rates, 4, keep="keys", lr_min=p.lr_min)
+    assert made.facts["loss"] == pytest.approx(values, rel=1e-3)
+    tiny.same_change(made.stored["images"], tiny.pixels(begun), tiny.pixels(learnt["keys"].detach()))
+    moved = (learnt["weight"].detach() - weight).numpy()
+    np.testing.assert_allclose(made.stored["weight"] - weight.numpy(), moved, atol=1e-2 * np.abs(moved).max())
+    np.testing.assert_array_equal(made.stored["real"], expert.clips.read(rows))
+
+
+# --- FRePo -------------------------------------------------------------------------------------------------------
+
+REGRESSED = {"iterations": 5, "pool": 2, "age": 2, "batch_real": 4, "warmup": 4, "lr_network": 0.01, "ridge": 1e-3}
+
+
+def to_a_tenth(iterations: int) -> Any:
+    return lambda iteration: 0.1 + 0.45 * (1 + math.cos(math.pi * iteration / iterations))
+
+
+def first_labels() -> torch.Tensor:
+    return (torch.eye(2, dtype=torch.float64)[LABELS] - 0.5) / (2 / 10) ** 0.5
+
+
+def same_labels(made: DistilledSet, y: torch.Tensor) -> None:
+    p_NK = (y.detach() * 0.2**0.5 + 0.5).clamp(min=1e-4)
+    np.testing.assert_allclose(made.logits_NK, (p_NK / p_NK.sum(1, keepdim=True)).log(), rtol=2e-3, atol=2e-3)
+    assert (p_NK - torch.eye(2)[LABELS]).abs().max() > 0.02
+
+
+@pytest.mark.parametrize("batch_network", [500, 3])
+def test_frepo(given: tiny.Tiny, batch_network: int) -> None:
+    """Clips and labels; networks of two ages that learn the set between the steps and are born anew."""
+    made, p = distilled(given, "frepo", **REGRESSED, lr=0.1, lr_labels=0.05, batch_network=batch_network)
+    hand = Hand(given, SEED, LABELS)
+    learnt = {"clips": hand.start(), "labels": first_labels()}
+    loss = by_hand.FRePo(hand, the_clips, p)
+    values = by_hand.minimised(learnt, loss, {"clips": p.lr, "labels": p.lr_labels}, 5, momentum=None,
+                               schedule=to_a_tenth(5))  # fmt: skip
+    assert max(loss.births) > 0
+    same(made, values, hand.start(), learnt["clips"].detach())
+    same_labels(made, learnt["labels"])
+
+
+# --- IDTD --------------------------------------------------------------------------------------------------------
+
+
+def test_idtd(given: tiny.Tiny) -> None:
+    """DM on clips fused of what selectors select of a class's pool, plus λ times the likeness of the segments."""
+    made, p = distilled(given, "idtd", iterations=3, batch_real=2, features=3, segments=2, diversity=0.5,
+                        sharpness=1.0, lr=300.0, lr_selector=30.0, lr_fusor=0.3)  # fmt: skip
+    hand = Hand(given, SEED, LABELS)
+    begun = hand.start()
+    pool = torch.stack([torch.cat([begun[2 * k + i][:, [0, 2, 3]] for i in (0, 1)], dim=1) for k in (0, 1)])
+    choice = torch.zeros(4, 2, 6, dtype=torch.float64)
+    for n in range(4):
+        choice[n, 0, n % 2 * 3] = choice[n, 1, n % 2 * 3 + 2] = 1.0
+    learnt = {"pool": pool.clone(), "choice": choice.clone(), "bias": torch.zeros(3, dtype=torch.float64),
+              "weight": torch.zeros(3, 3, 3, 3, 3, dtype=torch.float64)}  # fmt: skip
+
+    def segments(now: dict[str, torch.Tensor], n: int) -> torch.Tensor:
+        shares = now["choice"][n].exp() / now["choice"][n].exp().sum(1, keepdim=True)
+        return torch.stack([sum(share * now["pool"][n // 2][:, i] for i, share in enumerate(row)) for row in shares], 1)
+
+    def fused(now: dict[str, torch.Tensor], slots: np.ndarray, some: list[int]) -> torch.Tensor:
+        x = still({"keys": torch.stack([segments(now, int(n))[:, some] for n in slots])}, np.arange(len(slots)), None)
+        return tiny.in_range(x + torch.nn.functional.conv3d(x, now["weight"], now["bias"], padding=1))
+
+    def shown(now: dict[str, torch.Tensor], slots: np.ndarray, random: np.random.Generator) -> torch.Tensor:
+        order = random.permutation(2)
+        return fused(now, slots, sorted(order[: random.integers(2) + 1].tolist()))
+
+    matching = by_hand.dm(hand, shown, 2)
+
+    def loss(iteration: int, now: dict[str, torch.Tensor]) -> torch.Tensor:
+        alike = []
+        for k in (0, 1):
+            own = [segments(now, n)[:, f].flatten() for n in (2 * k, 2 * k + 1) for f in (0, 1)]
+            alike += [a @ b / (a.norm() * b.norm()) for a in own for b in own if a is not b]
+        return matching(iteration, now) + 0.5 * torch.stack(alike).mean()
+
+    rates = {"pool": p.lr, "choice": p.lr_selector, "weight": p.lr_fusor, "bias": p.lr_fusor}
+    values = by_hand.minimised(learnt, loss, rates, 3, keep="pool")
+    assert made.facts["loss"] == pytest.approx(values, rel=1e-3)
+    tiny.same_change(made.stored["pool"], tiny.pixels(pool), tiny.pixels(learnt["pool"].detach()))
+    for name, first in {"choice": choice, "weight": torch.zeros(1), "bias": torch.zeros(1)}.items():
+        moved = (learnt[name].detach() - first).numpy()
+        np.testing.assert_allclose(made.stored[name] - first.numpy(), moved, atol=1e-2 * np.abs(moved).max())
+    every = fused(learnt, np.arange(4), [0, 1]).detach()
+    tiny.same_change(made.clips_NTHWC, tiny.pixels(begun), tiny.pixels(every), slack=1)
