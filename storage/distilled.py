@@ -16,6 +16,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
+from vidistill.storage import coded
 from vidistill.storage.clips import create_clip_array, open_clip_array
 
 SET = "set.json"
@@ -27,10 +28,11 @@ FORMS: dict[str, str] = {
     "interpolated": "vidistill.models.forms:interpolated",
     "reshaped": "vidistill.models.forms:reshaped",
     "fused": "vidistill.models.forms:fused",
+    coded.FORM: "vidistill.storage.coded:clips",
 }
 """How clips are made from what a set keeps, by the form's name: functions (stored, shape_NTHWC) → clips_NTHWC, or
 VNTHWC where an instance has variants. They may need networks, so they are looked up only when such a set is loaded.
-`clips` is the form that keeps the clips."""
+`clips` is the form that keeps the clips; `coded` is one file, of which every byte counts."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class DistilledSet:
         return len(self.labels_N)
 
     def with_logits(self, logits_NK: NDArray[np.float32]) -> DistilledSet:
-        return replace(self, logits_NK=logits_NK)
+        return replace(self, logits_NK=coded.rounded(logits_NK) if self.form == coded.FORM else logits_NK)
 
     def with_clips(self, clips_NTHWC: NDArray[np.uint8]) -> DistilledSet:
         """With other clips, which only the form `clips` can keep."""
@@ -91,11 +93,25 @@ class DistilledSet:
 
     @property
     def clips_an_instance(self) -> int:
-        """How many clips one instance of the budget gives: the regions of a mosaic, one otherwise."""
+        """How many clips one instance of the budget gives: the regions of a mosaic, the views of a coded clip, one."""
+        if self.form == coded.FORM:
+            return int(self.stored["boxes"].shape[1]) + 1
         return len(self) // len(self.stored["mosaics"]) if self.form == "regions" else 1
 
     def save(self, folder: Path) -> None:
-        """Write the set as one Zarr group and `set.json`; clips only where nothing smaller makes them."""
+        """Write the set as a Zarr group or a coded file, and `set.json`; clips where nothing smaller makes them."""
+        arrays = self._save_coded(folder) if self.form == coded.FORM else self._save_arrays(folder)
+        facts = {"classes": self.classes, "sources": self.sources, "facts": self.facts, "arrays": arrays}
+        if self.form != CLIPS:
+            facts |= {"form": self.form, "shape": self.clips_NTHWC.shape}
+        (folder / SET).write_text(json.dumps(facts, indent=1))
+
+    def _save_coded(self, folder: Path) -> list[str]:
+        data = coded.to_bytes(self.labels_N, self.logits_NK, len(self.classes), self.stored)
+        (folder / coded.FILE).write_bytes(data)
+        return []
+
+    def _save_arrays(self, folder: Path) -> list[str]:
         group = zarr.open_group(folder, mode="a")
         if self.form == CLIPS:
             create_clip_array(folder, self.clips_NTHWC.shape)[:] = self.clips_NTHWC
@@ -105,10 +121,7 @@ class DistilledSet:
             arrays["logits"] = self.logits_NK
         for name, array in arrays.items():
             group.create_array(name, data=array, chunks=array.shape, compressors=ZstdCodec(level=1, checksum=True))
-        facts = {"classes": self.classes, "sources": self.sources, "facts": self.facts, "arrays": list(arrays)}
-        if self.form != CLIPS:
-            facts |= {"form": self.form, "shape": self.clips_NTHWC.shape}
-        (folder / SET).write_text(json.dumps(facts, indent=1))
+        return list(arrays)
 
     @staticmethod
     def load(folder: Path) -> DistilledSet:
@@ -116,6 +129,9 @@ class DistilledSet:
         facts = json.loads((folder / SET).read_text())
         arrays = {name: np.asarray(zarr.open_array(folder, path=name, mode="r")[...]) for name in facts["arrays"]}
         form, stored = facts.get("form", CLIPS), _named(arrays, "stored_")
+        if form == coded.FORM:
+            arrays["labels"], logits_NK, stored = coded.read(folder / coded.FILE)
+            arrays |= {} if logits_NK is None else {"logits": logits_NK}
         clips = open_clip_array(folder)[...] if form == CLIPS else materialised(form, stored, tuple(facts["shape"]))
         return DistilledSet(
             **variants(np.asarray(clips)),

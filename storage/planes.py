@@ -55,8 +55,9 @@ def scaled(clip_THWC: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
     y0, y1, fy = _places(clip_THWC.shape[1], height)
     x0, x1, fx = _places(clip_THWC.shape[2], width)
     wide = clip_THWC.astype(np.int32)
-    rows = wide[:, y0] * (256 - fy)[:, None, None] + wide[:, y1] * fy[:, None, None]
-    return _bytes((rows[:, :, x0] * (256 - fx)[:, None] + rows[:, :, x1] * fx[:, None] + ONE // 2) >> 16)
+    rows: NDArray[np.int32] = wide[:, y0] * (256 - fy)[:, None, None] + wide[:, y1] * fy[:, None, None]
+    made: NDArray[np.int32] = rows[:, :, x0] * (256 - fx)[:, None] + rows[:, :, x1] * fx[:, None]
+    return _bytes((made + ONE // 2) >> 16)
 
 
 def _places(before: int, after: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
