@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from vidistill.flows.stopping import STOPPED, Stopping
 from vidistill.storage.errors import RequestError, Stopped, VidistillError
 
 app = typer.Typer(
@@ -64,9 +64,6 @@ Settings = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show Prefect's log and full tracebacks.")]
-
-
-STOPPED = 130  # what typer answers where Ctrl-C ended a command
 
 
 @app.command()
@@ -232,24 +229,35 @@ def _number(value: str, option: str) -> int:
 
 
 def main() -> None:
-    """The command's door: errors of ours are one sentence, and exit codes are 0 done, 1 failed, 2 wrong request."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that a server of its own ends, too
+    """The command's door, which heeds Ctrl-C and SIGTERM."""
+    stopping = Stopping()
     try:
-        code = app(standalone_mode=False) or 0
-    except (typer.Abort, KeyboardInterrupt, Stopped):
+        code = answer()
+    except Exception:
+        if not stopping.asked:
+            raise
         code = STOPPED
+    if stopping.asked and code:
+        stopping.say()
+        code = STOPPED
+    if code:
+        sys.exit(code)
+
+
+def answer() -> int:
+    """Do what the command line asks: 0 done, 1 failed, 2 a wrong request; errors of ours are one sentence."""
+    try:
+        return app(standalone_mode=False) or 0
+    except (typer.Abort, KeyboardInterrupt, Stopped):
+        return STOPPED
     except VidistillError as error:
         if "--verbose" in sys.argv:
             raise
         print("vidistill:", *str(error).split(), file=sys.stderr)  # one line, whatever the cause wrote
-        sys.exit(2 if isinstance(error, RequestError) else 1)
+        return 2 if isinstance(error, RequestError) else 1
     except Exception as error:
         usage = getattr(error, "format_message", None)  # a usage error of the command-line parser
         if usage is None:
             raise
         print(f"vidistill: {usage().rstrip('.')}. Try `vidistill --help`.", file=sys.stderr)
-        sys.exit(2)
-    if code == STOPPED:
-        print("vidistill: stopped; run the same command again to go on from here.", file=sys.stderr)
-    if code:
-        sys.exit(code)
+        return 2

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,27 +11,14 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from vidistill.flows import server
 from vidistill.flows.parameters import SPRITES, Experiment, PoolRequest, checked, load_preset, override
-from vidistill.storage.errors import RequestError, RunError
+from vidistill.storage.errors import RequestError
 from vidistill.storage.opening import default_location, open_store
 from vidistill.tasks.stage import Runtime, listening
 from vidistill.tasks.videos.layouts import IndexParameters
 
 console = Console()
-ENVIRONMENT = {
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # its 20 s are not enough when both cores work
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
-    "PREFECT_CLI_PROMPT": "false",
-    "OMP_WAIT_POLICY": "passive",  # on a busy machine, spinning at barriers makes two threads an eighth as fast as one
-}
-
-SILENCE = {
-    "PREFECT_LOGGING_LEVEL": "CRITICAL",
-    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
-    "PREFECT_LOGGING_ROOT_LEVEL": "CRITICAL",  # the server's database complains when it is stopped within a query
-}
 
 
 def request_of(
@@ -85,12 +70,11 @@ def run(plain: dict[str, Any], store: str | None, out: Path, device: str, verbos
     with _progress_bars():
         check(experiment, runtime)
     _check_places(runtime, out)
-    with _quiet_prefect(verbose):
-        from vidistill.flows.distill import distill
+    server.connect(verbose)
+    from vidistill.flows.distill import distill
 
-        _check_server()
-        with _progress_bars():
-            distill(experiment, runtime, out)
+    with _progress_bars():
+        distill(experiment, runtime, out)
     _print_table(json.loads((out / "report.json").read_text()))
     console.print(f"\nThe report is [bold]{out / 'report.html'}[/bold]", soft_wrap=True, highlight=False)
 
@@ -102,12 +86,11 @@ def pool(plain: dict[str, Any], store: str | None, out: Path, device: str, verbo
     request = checked(PoolRequest, plain, "The pool")
     runtime = _runtime(store, device)
     _check_places(runtime, out)
-    with _quiet_prefect(verbose):
-        from vidistill.flows import pool as flow
+    server.connect(verbose)
+    from vidistill.flows import pool as flow
 
-        _check_server()
-        with _progress_bars():
-            flow.pool(request, runtime, out)
+    with _progress_bars():
+        flow.pool(request, runtime, out)
     console.print(Markdown((out / "pool.md").read_text()))
     console.print(f"\nThe contact sheet is [bold]{out / 'sheet.png'}[/bold]", soft_wrap=True, highlight=False)
 
@@ -172,33 +155,6 @@ def _check_places(runtime: Runtime, out: Path) -> None:
     except OSError as error:
         why = "a part of the path is a file" if isinstance(error, FileExistsError) else error.strerror
         raise RequestError(f"The folder {out} cannot be written ({why}): name another --out.") from error
-
-
-def _check_server() -> None:
-    """A server that is named, but does not answer, ends in a page of Prefect's own words otherwise."""
-    from prefect import get_client
-    from prefect.settings import get_current_settings
-
-    url = get_current_settings().api.url
-    if url is None:
-        return
-    with get_client(sync_client=True) as client:
-        problem = client.api_healthcheck()
-    if problem is not None:
-        raise RunError(
-            f"The Prefect server at {url} does not answer ({problem}): start it with `prefect server start`, "
-            "or unset PREFECT_API_URL, and the run starts its own."
-        )
-
-
-@contextmanager
-def _quiet_prefect(verbose: bool) -> Iterator[None]:
-    """Prefect's settings for a command line: patient at the start, silent about itself, nothing sent anywhere."""
-    for name, value in (ENVIRONMENT if verbose else ENVIRONMENT | SILENCE).items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("vidistill").setLevel(logging.WARNING)
-    logging.basicConfig(format="%(message)s", level=logging.CRITICAL if not verbose else logging.INFO)
-    yield
 
 
 @contextmanager

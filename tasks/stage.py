@@ -238,7 +238,8 @@ class _Threads:
             yield
             return
         with self._next, self._changed:
-            self._changed.wait_for(lambda: self._taken + count <= limit or self._taken == 0)
+            self._changed.wait_for(lambda: self._taken + count <= limit or self._taken == 0 or _stopping.is_set())
+            go_on()
             self._taken += count
         try:
             yield

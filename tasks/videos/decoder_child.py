@@ -14,8 +14,10 @@ import faulthandler
 import itertools
 import json
 import os
+import select
 import struct
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -393,7 +395,16 @@ def serve(requests: BinaryIO, answers: BinaryIO, timeout_seconds: float) -> None
             faulthandler.cancel_dump_traceback_later()
 
 
+def end_with_parent() -> None:
+    """The parent's end of the pipe of requests closes with it, in the middle of a long video, too."""
+    waiting = select.poll()
+    waiting.register(0, 0)
+    waiting.poll()
+    os._exit(1)
+
+
 def main() -> None:
+    threading.Thread(target=end_with_parent, daemon=True).start()
     with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)  # nothing that a library prints may get among the answers
         with contextlib.suppress(BrokenPipeError):

@@ -1,0 +1,235 @@
+"""Ctrl-C in a terminal: one sentence, exit code 130, soon, whatever runs; nothing that was started stays behind."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from flow_running import BIN, CLASSES, TINY, CommandLine, environment
+
+SENTENCE = "vidistill: stopped; run the same command again to go on from here.\n"
+CTRL_C = b"\x03"
+SOON_SECONDS = 10
+PATIENCE_SECONDS = 200
+ASLEEP = """
+import time
+from pathlib import Path
+from vidistill.tasks.methods import Method
+class Mine(Method):
+    def distil(self, material):
+        Path("asleep").touch()
+        time.sleep(600)
+"""
+
+
+class Terminal:
+    """A command that leads the session of a terminal of its own, whose keys go to all that runs in its foreground."""
+
+    def __init__(self, folder: Path, *arguments: object) -> None:
+        self.folder, self.home, self.store = folder, folder / "home", folder / "store"
+        env = environment(self.home)
+        self.pid, self._terminal = pty.fork()
+        if self.pid == 0:
+            os.chdir(folder)
+            os.dup2(os.open("stderr", os.O_CREAT | os.O_WRONLY), 2)
+            os.execve(BIN / "vidistill", ["vidistill", *map(str, arguments), "--store", "store"], env)
+        self.shown = b""
+
+    def press(self, key: bytes) -> None:
+        os.write(self._terminal, key)
+
+    def until(self, reached: Callable[[], bool]) -> None:
+        """Show what the command writes until something has happened."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not reached():
+            assert self._read(0.02), self.stderr or self.shown.decode()
+            assert time.monotonic() < deadline, "the run makes no progress"
+
+    def ended(self) -> tuple[int, float]:
+        """The exit code, and the seconds that it took to come."""
+        since = time.monotonic()
+        while self._read(1):
+            assert time.monotonic() < since + PATIENCE_SECONDS, "the run does not end"
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), time.monotonic() - since
+
+    @property
+    def stderr(self) -> str:
+        return (self.folder / "stderr").read_text()
+
+    def left(self) -> list[int]:
+        """Processes of this home, whose ends are not waited for."""
+        mark, found = f"HOME={self.home}\0".encode(), []
+        for place in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if mark in place.read_bytes():
+                    found.append(int(place.parent.name))
+            except OSError:  # ended meanwhile
+                continue
+        return found
+
+    def close(self) -> None:
+        for pid in self.left():
+            os.kill(pid, signal.SIGKILL)
+        os.close(self._terminal)
+
+    def _read(self, seconds: float) -> bool:
+        """Take what is written within this time; False: everything has closed its end."""
+        if select.select([self._terminal], [], [], seconds)[0]:
+            try:
+                self.shown += os.read(self._terminal, 65536)
+            except OSError:
+                return False
+        return True
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
+    opened: list[Terminal] = []
+
+    def start(*arguments: object) -> Terminal:
+        opened.append(Terminal(tmp_path, *arguments))
+        return opened[-1]
+
+    yield start
+    for each in opened:
+        each.close()
+
+
+def check_stopped(run: Terminal, within: float = SOON_SECONDS) -> None:
+    code, seconds = run.ended()
+    assert code == 130, run.stderr
+    assert run.stderr == SENTENCE
+    assert b"Traceback" not in run.shown
+    assert seconds < within
+    check_alone(run)
+
+
+def check_alone(run: Terminal) -> None:
+    deadline = time.monotonic() + SOON_SECONDS
+    while left := run.left():
+        assert time.monotonic() < deadline, [Path(f"/proc/{pid}/cmdline").read_text() for pid in left]
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
+    """Enough videos to press a key while they are decoded: two blocks a class."""
+    folder = tmp_path_factory.mktemp("many")
+    for name in CLASSES:
+        for split, count in (("train", 60), ("test", 1)):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                shutil.copy(next((videos / split / name).glob(f"{name}*")), folder / split / name / f"{number}.mp4")
+    return folder
+
+
+MOMENTS = {
+    "decode": ("run", "many", "--method random", "block/*/manifest.json"),
+    "training": ("run", "videos", "--method tsgf --set teacher.epochs=5000 --set teacher.checkpoint_epochs=1",
+                 "teacher-checkpoint/*/manifest.json"),
+    "matching": ("run", "videos", "--method dm --set dm.iterations=1000", "distilled-checkpoint/*/manifest.json"),
+    "scoring": ("run", "videos", "--method random --set student.steps=50000 --set student.full_steps=50000",
+                "distilled/*/manifest.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_ctrl_c(terminal: Callable[..., Terminal], request: pytest.FixtureRequest, moment: str) -> None:
+    command, data, options, reached = MOMENTS[moment]
+    folder = request.getfixturevalue(data)
+    run = terminal(command, "--data", folder, *TINY, *shlex.split(options))
+    run.until(lambda: any(run.store.glob(reached)))
+    kept = set(run.store.glob("*/*/manifest.json"))
+    run.press(CTRL_C)
+    check_stopped(run)
+    assert kept <= set(run.store.glob("*/*/manifest.json"))
+    assert not list((run.store / ".staging").glob("*"))
+    assert not (run.folder / "vidistill-report" / "report.json").exists()
+
+
+def test_ctrl_c_in_a_pool(terminal: Callable[..., Terminal], videos: Path) -> None:
+    sizes = ("--frames", 4, "--size", 48, "--set", "decode.max_lost_share=0.5", "--set", "teacher.epochs=1")
+    run = terminal("pool", "--data", videos, *sizes, "--set", "pool.autoencoder.checkpoint_steps=1")
+    run.until(lambda: any(run.store.glob("autoencoder-checkpoint/*/manifest.json")))
+    run.press(CTRL_C)
+    check_stopped(run)
+    assert any(run.store.glob("autoencoder-checkpoint/*/manifest.json"))
+
+
+def test_ctrl_c_before_anything_runs(terminal: Callable[..., Terminal], videos: Path) -> None:
+    """Its server is starting."""
+    run = terminal("run", "--data", videos, *TINY, "--method", "random")
+    run.until(lambda: len(run.left()) > 1)
+    run.press(CTRL_C)
+    check_stopped(run)
+
+
+@pytest.fixture
+def asleep(terminal: Callable[..., Terminal], tmp_path: Path, videos: Path) -> Terminal:
+    """A run whose method never comes to a step at which it could be told to stop."""
+    (tmp_path / "mine.py").write_text(ASLEEP)
+    run = terminal("run", "--data", videos, *TINY, "--method", "mine.py:Mine")
+    run.until((tmp_path / "asleep").exists)
+    return run
+
+
+def test_ctrl_c_where_nothing_listens(asleep: Terminal) -> None:
+    asleep.press(CTRL_C)
+    check_stopped(asleep)
+    assert asleep.shown.endswith(b"\x1b[?25h"), "the cursor stays hidden"
+
+
+def test_ctrl_c_twice_ends_at_once(asleep: Terminal) -> None:
+    asleep.press(CTRL_C)
+    time.sleep(0.5)
+    asleep.press(CTRL_C)
+    check_stopped(asleep, within=2)
+
+
+def test_sigterm_where_nothing_listens(asleep: Terminal) -> None:
+    os.kill(asleep.pid, signal.SIGTERM)
+    check_stopped(asleep)
+
+
+def test_a_killed_run_leaves_no_process(asleep: Terminal) -> None:
+    (server,) = set(asleep.left()) - {asleep.pid}
+    assert os.getsid(server) == server, "Ctrl-C would reach the server"
+    os.kill(asleep.pid, signal.SIGKILL)
+    assert asleep.ended()[0] == -signal.SIGKILL
+    check_alone(asleep)
+
+
+def test_a_killed_decoder_s_owner_takes_it_along(tmp_path: Path) -> None:
+    """In the middle of a video, too."""
+    program = (
+        "import os; from vidistill.tasks.videos.decoder import start\n"
+        "child = start(60); child.stdin.write(open('request').read().encode()); print(child.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    os.mkfifo(tmp_path / "endless")  # nobody writes to it: whoever opens it waits
+    (tmp_path / "request").write_text('{"action": "probe", "path": "endless"}\n')
+    command = [str(BIN / "python"), "-c", program]
+    killed = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    child = Path("/proc") / killed.stdout.strip()
+    deadline = time.monotonic() + SOON_SECONDS
+    while child.exists() and "\nState:\tZ" not in (child / "status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path: Path, videos: Path) -> None:
+    (tmp_path / "home").mkdir()
+    database = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:////proc/nothing.db"}
+    ended = CommandLine(tmp_path, database)("run", "--data", videos, *TINY, "--method", "random", "--store", "store")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("vidistill: The run's own Prefect server did not start (")
+    assert ended.stderr.count("\n") == 1
