@@ -24,7 +24,7 @@ demo: install
 
 # Two processes, each on one thread; tests/conftest.py says which tests stay together. What is marked `slow` (the long
 # faults, the teachers that must not learn from single frames) runs in test-all alone.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test: install lint
 	$(PYTEST)

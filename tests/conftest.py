@@ -41,11 +41,12 @@ from flow_running import BIN, background, environment  # noqa: E402
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks in this very hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One group for all that share the server, one for each other file."""
+    """One group for all that share the server, one for each other file; the former, which is the longest, first."""
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             shares = {"server", "prefect_server"} & set(getattr(item, "fixturenames", ()))
-            item.add_marker(pytest.mark.xdist_group("server" if shares else item.path.stem))
+            item.add_marker(pytest.mark.xdist_group("server" if shares else str(item.path.relative_to(REPOSITORY))))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("server",))
 
 
 @dataclass(frozen=True)

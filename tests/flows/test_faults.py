@@ -110,7 +110,7 @@ def kill_and_resume(
 
 
 def test_killed_runs_resume_to_the_same_bytes(tmp_path: Path, videos: Path, server, unbroken: Path) -> None:
-    kill_and_resume(tmp_path, videos, server.variables, whole(unbroken), kills=3, seed=0)
+    kill_and_resume(tmp_path, videos, server.variables, whole(unbroken), kills=2, seed=0)
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path, videos: Path, server, unb
     assert whole(tmp_path / "store") == whole(unbroken)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_run_that_is_told_to_stop_does_so_soon(tmp_path: Path, videos: Path, sent: signal.Signals) -> None:
     """At its next step, with the last checkpoint in the store and the server that it started gone."""
     run = start(tmp_path, videos, {}, "--set", "teacher.epochs=5000")

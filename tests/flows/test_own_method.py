@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,10 +78,14 @@ class TestMine(MethodContract):
     spec = "mine.py:Mine"
     seeded = False
 
-    @pytest.fixture(autouse=True)
-    def _beside_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(tmp_path)
-        Path("mine.py").write_text(MINE)
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _beside_it(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+        folder = tmp_path_factory.mktemp("beside")
+        (folder / "mine.py").write_text(MINE)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            yield
 
 
 class TestRandom(MethodContract):
