@@ -131,7 +131,7 @@ class Tiny:
     def material(self, ipc: int = 1, seed: int = 0, labels: tuple[int, ...] = (0, 1), **changes: Any) -> Material:
         given: dict[str, Any] = {
             "clips": self.clips, "ipc": ipc, "seed": seed, "labels": labels, "device": CPU, "teacher": tiny_teacher,
-            "inputs": lambda name: self.folders.get(name, []), "progress": lambda done, total: None,
+            "inputs": lambda name: self.folders.get(name, []), "progress": lambda *_: None,
         }  # fmt: skip
         return Material(**given | changes)
 

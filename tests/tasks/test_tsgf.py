@@ -176,6 +176,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "cross-entropy alone": {"optimiser": "sgd", "lr": 1500.0, "r_bn": 0.0},
     "statistics alone": {"optimiser": "sgd", "lr": 600.0, "alpha_ce": 0.0},
     "no mask": {"optimiser": "sgd", "lr": 200.0, "mask": False},
+    "beyond black and white": {"optimiser": "sgd", "lr": 4000.0, "mask": False, "iterations": 3},
     "mask of both signs": {"optimiser": "sgd", "lr": 600.0, "mask_sign": "both"},
 }
 

@@ -273,3 +273,77 @@ def test_idtd(given: tiny.Tiny) -> None:
         np.testing.assert_allclose(made.stored[name] - first.numpy(), moved, atol=1e-2 * np.abs(moved).max())
     every = fused(learnt, np.arange(4), [0, 1]).detach()
     tiny.same_change(made.clips_NTHWC, tiny.pixels(begun), tiny.pixels(every), slack=1)
+
+
+# --- VDSD --------------------------------------------------------------------------------------------------------
+
+M = 2  # images, and motion maps, an instance
+STATIC = {"iterations": 1, "batch_real": 2, "depth": 2, "lr": 3.0}
+VDSD: dict[str, Any] = {"iterations": 4, "memories": M, "momentum": 0.9, "static": STATIC}
+
+
+def begun_memory() -> dict[str, torch.Tensor]:
+    """Motion N(0, 1), and a layer from four channels to three as torch begins one."""
+    random = torch.Generator().manual_seed(int(generator(SEED, streams.HALLUCINATOR).integers(2**31)))
+    motion = torch.randn((4 * M, tiny.FRAMES, tiny.SIZE, tiny.SIZE), generator=random)
+    uniform = [2 * torch.rand(shape, generator=random) - 1 for shape in ((3, 4, 3, 3, 3), (3,))]
+    tensors = {"motion": motion, "weight": uniform[0] * 108**-0.5, "bias": uniform[1] * 108**-0.5}
+    return {name: tensor.double() for name, tensor in tensors.items()}
+
+
+def hallucinated(made: DistilledSet) -> by_hand.ClipsOf:
+    """Clips of random pairs of an instance's images, which stage 1 made, and its motion maps."""
+    images_NHWC = made.stored["images"].astype(np.float64)
+    images = torch.from_numpy((images_NHWC / 255 - tiny.MEAN) / tiny.STD).permute(0, 3, 1, 2)
+
+    def clips(now: dict[str, torch.Tensor], slots: np.ndarray, random: np.random.Generator) -> torch.Tensor:
+        drawn = random.integers(M, size=(2, len(slots)))
+        made = []
+        for slot, image, motion in zip(slots, *drawn, strict=True):
+            four = [
+                images[slot * M + image][:, None].expand(-1, tiny.FRAMES, -1, -1),
+                now["motion"][None, slot * M + motion],
+            ]
+            made.append(torch.nn.functional.conv3d(torch.cat(four)[None], now["weight"], now["bias"], padding=1)[0])
+        return tiny.in_range(torch.stack(made))
+
+    return clips
+
+
+def same_memory(made: DistilledSet, values: list[float], learnt: dict[str, torch.Tensor]) -> None:
+    assert made.facts["loss"] == pytest.approx(values, rel=1e-3)
+    for name, begun in begun_memory().items():
+        moved = (learnt[name].detach() - begun).numpy()
+        assert np.abs(moved).mean() > 1e-3
+        np.testing.assert_allclose(made.stored[name] - begun.numpy(), moved, atol=2e-2 * np.abs(moved).max())
+
+
+def test_dm_vdsd(given: tiny.Tiny) -> None:
+    made, _ = distilled(
+        given, "dm_vdsd", **VDSD, batch_real=2, lr_dynamic=200.0, lr_hallucinator=0.5, augmentation="dsa"
+    )
+    hand, learnt = Hand(given, SEED, LABELS, "dsa"), begun_memory()
+    rates = {"motion": 200.0, "weight": 0.5, "bias": 0.5}
+    values = by_hand.minimised(learnt, by_hand.dm(hand, hallucinated(made), 2), rates, 4, momentum=0.9, keep=None)
+    same_memory(made, values, learnt)
+
+
+def test_mtt_vdsd(expert: tiny.Tiny) -> None:
+    made, p = distilled(expert, "mtt_vdsd", **MATCHED | VDSD, lr_dynamic=2000.0, lr_hallucinator=5.0, lr_lr=0.1,
+                        augmentation="dsa")  # fmt: skip
+    hand = Hand(expert, SEED, LABELS, "dsa")
+    learnt = begun_memory() | {"lr": torch.tensor(0.5, dtype=torch.float64)}
+    rates = {"motion": 2000.0, "weight": 5.0, "bias": 5.0, "lr": 0.1}
+    loss = by_hand.mtt(hand, hallucinated(made), trajectories(), p)
+    values = by_hand.minimised(learnt, loss, rates, 4, momentum=0.9, keep=None, lr_min=p.lr_min)
+    same_memory(made, values, learnt)
+
+
+def test_frepo_vdsd(given: tiny.Tiny) -> None:
+    made, p = distilled(given, "frepo_vdsd", **REGRESSED | VDSD, lr_dynamic=0.1, lr_hallucinator=0.02, lr_labels=0.05)
+    hand, learnt = Hand(given, SEED, LABELS), begun_memory() | {"labels": first_labels()}
+    rates = {"motion": 0.1, "weight": 0.02, "bias": 0.02, "labels": 0.05}
+    loss = by_hand.FRePo(hand, hallucinated(made), p)
+    values = by_hand.minimised(learnt, loss, rates, 4, momentum=None, schedule=to_a_tenth(4), keep=None)
+    same_memory(made, values, learnt)
+    same_labels(made, learnt["labels"])
