@@ -23,7 +23,7 @@ PAGES = {
 }
 COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-PLACEHOLDERS = {"NAME", "KEY"}
+PLACEHOLDERS = {"NAME"}
 FOLDERS = ("README.md", "deployments", "flows", "models", "storage", "tasks", "tests", "Makefile", "constraints.txt")
 
 
@@ -58,8 +58,9 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[type, d
 
 
 def example() -> str:
-    (code,) = (block for kind, block in FENCE.findall(PAGES["README.md"]) if kind == "python")
-    return code
+    return next(
+        block for kind, block in FENCE.findall(PAGES["README.md"]) if kind == "python" and "class Mine" in block
+    )
 
 
 @lines("vidistill ", "--")

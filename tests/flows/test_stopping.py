@@ -142,7 +142,10 @@ MOMENTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+LATER = [pytest.param(moment, marks=pytest.mark.slow) for moment in ("matching", "scoring")]
+
+
+@pytest.mark.parametrize("moment", ["decode", "training", *LATER])
 def test_ctrl_c(terminal: Callable[..., Terminal], request: pytest.FixtureRequest, moment: str) -> None:
     command, data, options, reached = MOMENTS[moment]
     folder = request.getfixturevalue(data)
@@ -156,6 +159,7 @@ def test_ctrl_c(terminal: Callable[..., Terminal], request: pytest.FixtureReques
     assert not (run.folder / "vidistill-report" / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_pool(terminal: Callable[..., Terminal], videos: Path) -> None:
     sizes = ("--frames", 4, "--size", 48, "--set", "decode.max_lost_share=0.5", "--set", "teacher.epochs=1")
     run = terminal("pool", "--data", videos, *sizes, "--set", "pool.autoencoder.checkpoint_steps=1")
