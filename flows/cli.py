@@ -189,11 +189,14 @@ def verify(store: StoreRoot = None) -> None:
 
 
 @app.command()
-def doctor(store: StoreRoot = None) -> None:
-    """Check the environment: versions that must match, codecs, devices, disk, Prefect. Exit code 1 if it is ill."""
+def doctor(
+    store: StoreRoot = None,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Import torch too, and say the device: slower.")] = False,
+) -> None:
+    """Check the environment: versions that must match, codecs, Prefect, disk. Exit code 1 if it is ill."""
     from vidistill.flows import doctor
 
-    doctor.examine(store)
+    doctor.examine(store, thorough=thorough)
 
 
 def _request(

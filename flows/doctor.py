@@ -1,4 +1,8 @@
-"""`vidistill doctor`: what commonly breaks an environment, and how to mend it."""
+"""`vidistill doctor`: what commonly breaks an environment, and how to mend it. It changes nothing.
+
+What the installed packages say of themselves is read without importing them, where that says enough: torch alone takes
+longer to import than everything else here.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,28 @@ import importlib
 import os
 import shutil
 import tempfile
+import tomllib
+import urllib.request
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from packaging.requirements import Requirement
 from rich.console import Console
 
 from vidistill.storage.errors import RunError
 from vidistill.storage.opening import default_location, open_store
 
 console = Console(soft_wrap=True, highlight=False)
+ANSWER_SECONDS = 1.0
+CONSTRAINED = "install both with constraints.txt"
 
 
 class Ill(Exception):
     """A finding, with what to do."""
 
 
-def examine(store: str | None) -> None:
+def examine(store: str | None, *, thorough: bool = False) -> None:
     """Run every check and print a line each.
 
     Raises:
@@ -35,10 +44,12 @@ def examine(store: str | None) -> None:
         "OpenCV": _opencv,
         "Zarr": _zarr,
         "Prefect": _prefect,
-        "device": _device,
+        "server": _server,
         "store": lambda: _store(store or default_location()),
         "extras": _extras,
     }
+    if thorough:
+        checks |= {"imports": _imports, "device": _device}
     ill = 0
     for name, check in checks.items():
         try:
@@ -51,18 +62,30 @@ def examine(store: str | None) -> None:
 
 
 def _torch() -> str:
-    import torch
-
-    return f"{torch.__version__}, {os.cpu_count()} CPU cores"
+    return f"{_fitting('torch', 'vidistill')}, {os.cpu_count()} CPU cores"
 
 
 def _torchvision() -> str:
-    """A torchvision built for another torch imports with `operator torchvision::nms does not exist`."""
+    """Each torchvision is built against one torch; beside another it does not import."""
+    found = _fitting("torchvision", "vidistill")
+    _fitting("torch", "torchvision")
+    builds = {name: version(name).partition("+")[2] for name in ("torch", "torchvision")}
+    if all(builds.values()) and len(set(builds.values())) > 1:
+        raise Ill(f"{found} was built for another torch than {version('torch')}: {CONSTRAINED}.")
+    return found
+
+
+def _fitting(name: str, dependent: str) -> str:
+    """The version of a package, which has to be one that the dependent package asks for."""
     try:
-        importlib.import_module("torchvision.ops")
-    except (ImportError, RuntimeError) as error:
-        raise Ill(f"does not fit this torch ({error}): install both with constraints.txt.") from error
-    return version("torchvision")
+        found = version(name)
+    except PackageNotFoundError:
+        raise Ill(f"{name} is not installed: pip install -e . -c constraints.txt") from None
+    for line in requires(dependent) or ():
+        wanted = Requirement(line)
+        if wanted.name == name and not wanted.specifier.contains(found, prereleases=True):
+            raise Ill(f"{name} {found} is installed and {dependent} needs {wanted.specifier}: {CONSTRAINED}.")
+    return found
 
 
 def _codecs() -> str:
@@ -102,33 +125,51 @@ def _zarr() -> str:
 
 def _prefect() -> str:
     """A fastapi ≥ 0.155 breaks the server of Prefect 3.8 when it is imported, one ≥ 0.151 `prefect deploy`."""
+    return f"{_fitting('prefect', 'vidistill')}, fastapi {_fitting('fastapi', 'vidistill')}"
+
+
+def _server() -> str:
+    url = os.environ.get("PREFECT_API_URL") or _profile().get("PREFECT_API_URL")
+    if not url:
+        return "none is named: each run starts its own"
     try:
-        importlib.import_module("prefect.server.api.server")
-    except Exception as error:
-        raise Ill(f"its server does not import ({error}): pip install 'fastapi<0.151'.") from error
-    address = os.environ.get("PREFECT_API_URL")
-    where = f"server at {address}" if address else "no PREFECT_API_URL: each run starts its own server"
-    return f"{version('prefect')}, {where}"
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS):  # noqa: S310
+            return f"{url} answers"
+    except (OSError, ValueError) as error:
+        why = getattr(error, "reason", None) or error
+        raise Ill(
+            f"{url} is dead ({why}): start it with `prefect server start`, or unset PREFECT_API_URL, and each run "
+            "starts its own."
+        ) from error
 
 
-def _device() -> str:
-    from vidistill.models import compute
-
-    device = compute.resolve_device("auto")
-    return f"{device}, precision auto = {compute.resolve_precision('auto', device)}"
+def _profile() -> dict[str, str]:
+    """What the active profile of Prefect's command line sets."""
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    file = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
+    known = tomllib.loads(file.read_text()) if file.is_file() else {}
+    active = os.environ.get("PREFECT_PROFILE", known.get("active", ""))
+    profile: dict[str, str] = known.get("profiles", {}).get(active, {})
+    return profile
 
 
 def _store(location: str) -> str:
-    try:
-        open_store(location).check_writable()
-    except (OSError, ValueError) as error:
-        raise Ill(str(error)) from error
     if "://" in location:
+        try:
+            open_store(location).refs("report")
+        except Exception as error:
+            raise Ill(f"{location} cannot be read ({error}): check its address and your access.") from error
         return location
-    free = shutil.disk_usage(location).free
+    place = Path(location).expanduser().absolute()
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "is read-only" if there.is_dir() else "is a file"
+        raise Ill(f"{place} cannot be written, because {there} {why}: set VIDISTILL_STORE, or give --store.")
+    free = shutil.disk_usage(there).free
     if free < 2e9:
-        raise Ill(f"{location} has {free / 1e9:.1f} GB free: make room, or set VIDISTILL_STORE.")
-    return f"{location}, {free / 1e9:.0f} GB free"
+        raise Ill(f"{place} has {free / 1e9:.1f} GB free: make room, or set VIDISTILL_STORE.")
+    made = "" if there == place else ", will be made by the first run"
+    return f"{place}, {free / 1e9:.0f} GB free{made}"
 
 
 def _extras() -> str:
@@ -139,3 +180,21 @@ def _extras() -> str:
         except PackageNotFoundError:
             found.append(f"{name} absent")
     return ", ".join(found)
+
+
+def _imports() -> str:
+    """A torchvision built for another torch fails with `operator torchvision::nms does not exist`."""
+    names = ("torch", "torchvision.ops", "prefect.server.api.server")
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise Ill(f"{name} does not import ({error}): install everything with constraints.txt.") from error
+    return ", ".join(names)
+
+
+def _device() -> str:
+    from vidistill.models import compute
+
+    device = compute.resolve_device("auto")
+    return f"{device}, precision auto = {compute.resolve_precision('auto', device)}"
