@@ -33,6 +33,9 @@ Methods = Annotated[
 Budgets = Annotated[
     str | None, typer.Option("--ipc", help="Clips a class, comma-separated: 1,5. [dim]\\[default: 1][/dim]")
 ]
+Kilobytes = Annotated[
+    str | None, typer.Option("--kb", help="Kilobytes a class, all included, for coded sets, comma-separated: 2,10.")
+]
 Layout = Annotated[str | None, typer.Option(help="folders, ucf101, hmdb51, csv …; recognised where it is not given.")]
 Split = Annotated[int | None, typer.Option(help="Number of the official split. [dim]\\[default: 1][/dim]")]
 Frames = Annotated[int | None, typer.Option(help="Frames a clip. [dim]\\[default: 16][/dim]")]
@@ -68,30 +71,30 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show Prefect's log and
 
 @app.command()
 def run(
-    data: Data = "", method: Methods = None, ipc: Budgets = None, layout: Layout = None, split: Split = None,
-    frames: Frames = None, size: Size = None, students: Students = None, seeds: Seeds = None, store: StoreRoot = None,
-    out: Out = Path("vidistill-report"), preset: Preset = None, settings: Settings = None, device: Device = "auto",
-    verbose: Verbose = False,
+    data: Data = "", method: Methods = None, ipc: Budgets = None, kb: Kilobytes = None, layout: Layout = None,
+    split: Split = None, frames: Frames = None, size: Size = None, students: Students = None, seeds: Seeds = None,
+    store: StoreRoot = None, out: Out = Path("vidistill-report"), preset: Preset = None, settings: Settings = None,
+    device: Device = "auto", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Distil, score and report. What an earlier run has made is not made again."""
     from vidistill.flows import commands
 
-    request = _request(data, method, ipc, layout, split, frames, size, students, seeds, preset, settings)
+    request = _request(data, method, ipc, kb, layout, split, frames, size, students, seeds, preset, settings)
     commands.run(request, store, out, device, verbose)
 
 
 @app.command()
 def plan(
-    data: Data = "", method: Methods = None, ipc: Budgets = None, layout: Layout = None, split: Split = None,
-    frames: Frames = None, size: Size = None, students: Students = None, seeds: Seeds = None, store: StoreRoot = None,
-    out: Out = Path("vidistill-report"), preset: Preset = None, settings: Settings = None, device: Device = "auto",
-    verbose: Verbose = False,
+    data: Data = "", method: Methods = None, ipc: Budgets = None, kb: Kilobytes = None, layout: Layout = None,
+    split: Split = None, frames: Frames = None, size: Size = None, students: Students = None, seeds: Seeds = None,
+    store: StoreRoot = None, out: Out = Path("vidistill-report"), preset: Preset = None, settings: Settings = None,
+    device: Device = "auto", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Say what `run` would do with the same arguments, why, and about how long it takes. Writes nothing."""
     del out, verbose  # taken, so that any `run` can be made a `plan`
     from vidistill.flows import commands
 
-    request = _request(data, method, ipc, layout, split, frames, size, students, seeds, preset, settings)
+    request = _request(data, method, ipc, kb, layout, split, frames, size, students, seeds, preset, settings)
     commands.plan(request, store, device)
 
 
@@ -200,8 +203,9 @@ def doctor(
 
 
 def _request(
-    data: str, method: list[str] | None, ipc: str | None, layout: str | None, split: int | None, frames: int | None,
-    size: int | None, students: str | None, seeds: int | None, preset: str | None, settings: list[str] | None,
+    data: str, method: list[str] | None, ipc: str | None, kb: str | None, layout: str | None, split: int | None,
+    frames: int | None, size: int | None, students: str | None, seeds: int | None, preset: str | None,
+    settings: list[str] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The experiment as plain data: the preset, then the named options, then --set."""
     from vidistill.flows import commands
@@ -214,6 +218,7 @@ def _request(
         "data": data or None,
         "cells": [{"method": name} for name in _listed(method)] or None,
         "ipc": [_number(value, "--ipc") for value in _listed([ipc] if ipc else None)] or None,
+        "kb": [_kilobytes(value) for value in _listed([kb] if kb else None)] or None,
         "students": _listed([students] if students else None) or None,
         "seeds": seeds,
     }
@@ -229,6 +234,13 @@ def _number(value: str, option: str) -> int:
         return int(value)
     except ValueError as error:
         raise RequestError(f"{option} takes whole numbers separated by commas, such as 1,5; got {value!r}.") from error
+
+
+def _kilobytes(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError as error:
+        raise RequestError(f"--kb takes numbers separated by commas, such as 2,10; got {value!r}.") from error
 
 
 def main() -> None:

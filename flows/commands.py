@@ -190,12 +190,12 @@ def _print_table(document: dict[str, Any]) -> None:
         rows = [row for row in document["rows"] if row["recipe"] == recipe]
         title = f"{kind} labels" + ("" if recipe == kind else f", recipe {recipe}")
         table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for name in ("method", "student", "ipc", "top-1 %", "− random", "bytes", "time", "seeds"):
+        for name in ("method", "student", "budget", "top-1 %", "− random", "bytes", "time", "seeds"):
             justify: Literal["left", "right"] = "left" if name in {"method", "student"} else "right"
             table.add_column(name, justify=justify, no_wrap=name != "method")
         for row in sorted(
             rows,
-            key=lambda row: (row["ipc"] is None, row["ipc"] or 0, row["student"], -row["top1_mean"]),
+            key=lambda row: (_budget(row) == "all", row["ipc"] or 0, row["kb"] or 0, row["student"], -row["top1_mean"]),
         ):
             table.add_row(*_cells(row))
         console.print()
@@ -209,10 +209,16 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [
         f"{row['method']} {row['variant']}".strip(),
         row["student"],
-        "all" if row["ipc"] is None else str(row["ipc"]),
+        _budget(row),
         f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}",
         difference,
-        f"{row['bytes'] / 1e6:.2f} MB",
+        f"{row['bytes'] / 1e6:.2f} MB" if row["bytes"] >= 1e6 else f"{row['bytes'] / 1e3:.1f} KB",
         f"{row['seconds']:.0f} s",
         str(row["seeds"]),
     ]
+
+
+def _budget(row: dict[str, Any]) -> str:
+    if row["kb"] is not None:
+        return f"{row['kb']:g} KB"
+    return "all" if row["ipc"] is None else str(row["ipc"])

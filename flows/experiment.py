@@ -25,7 +25,7 @@ from vidistill.tasks.stage import Job
 from vidistill.tasks.videos.decode import block_jobs, clips_job
 from vidistill.tasks.videos.index import IndexTable, index_job
 
-FULL = "full"
+FULL, RANDOM = "full", "random"
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Row:
 
     Attributes:
         companion: nobody asked for it: it is Random, beside a row that somebody asked for.
+        kb: its budget in kilobytes a class, instead of `ipc`.
     """
 
     source: MethodSource | None
@@ -56,6 +57,7 @@ class Row:
     student: str
     seeds: int
     companion: bool = False
+    kb: float | None = None
 
     @property
     def of_pool(self) -> bool:
@@ -72,16 +74,24 @@ def rows_of(experiment: Experiment) -> list[Row]:
     rows: dict[tuple[object, ...], Row] = {}
     for cell in experiment.cells:
         for row in _rows_of_cell(experiment, cell):
-            wanted = [row]
-            if row.ipc is not None:
-                wanted.append(Row(find_method("random"), Cell(method="random"), row.recipe, row.ipc, row.student,
-                                  row.seeds, companion=True))  # fmt: skip
-            for one in wanted:
-                name = (one.cell.method, one.cell.variant, one.recipe.name, one.ipc, one.student)
+            for one in [row, *_companion(row)]:
+                name = (one.cell.method, one.cell.variant, one.recipe.name, one.ipc, one.kb, one.student)
                 known = rows.get(name, one)
                 more = one if one.seeds > known.seeds else known
                 rows[name] = replace(more, companion=known.companion and one.companion)
+    if experiment.kb and not any(row.kb for row in rows.values()):
+        raise RequestError("kb asks for budgets in kilobytes, and no method of this run takes them: add coded.")
     return list(rows.values())
+
+
+def _companion(row: Row) -> list[Row]:
+    """Random at the row's budget: of a budget in kilobytes, random clips that are coded without a search."""
+    if row.ipc is None and row.kb is None:
+        return []
+    cell = Cell(method="random")
+    if row.kb is not None:
+        cell = Cell(method="coded", variant=RANDOM, options={"pick": "random", "search": None})
+    return [replace(row, source=find_method(cell.method), cell=cell, companion=True)]
 
 
 def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
@@ -101,11 +111,30 @@ def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
     settings = experiment.mix.model_dump(mode="json") | {"saliency": saliency.model_dump(mode="json")}
     recipes = [recipe_named(name, experiment.temperature, settings) for name in cell.recipes or source.method.recipes]
     return [
-        Row(source, cell, recipe, ipc, student, seeds)
-        for ipc in cell.ipc or experiment.ipc
+        Row(source, cell, recipe, ipc, student, seeds, kb=kb)
+        for ipc, kb in _budgets(experiment, cell, source, recipes)
         for recipe in recipes
         for student in students
     ]
+
+
+def _budgets(
+    experiment: Experiment, cell: Cell, source: MethodSource, recipes: list[Recipe]
+) -> list[tuple[int | None, float | None]]:
+    """(ipc, kb) of a cell's rows: a method that takes kilobytes takes them where any are asked for, all others ipc.
+
+    Raises:
+        RequestError: the cell asks for kilobytes, and its method or a recipe of it cannot be held to them.
+    """
+    takes_kb = "kb" in source.method.budgets
+    if cell.kb and not takes_kb:
+        raise RequestError(f"The method {source.name} takes no budget in kilobytes: ask for ipc, or for coded.")
+    kb = cell.kb or (experiment.kb if takes_kb and not cell.ipc else ())
+    wrong = [recipe.name for recipe in recipes if recipe.name not in ("hard", "soft")]
+    if kb and wrong:
+        raise RequestError(f"A budget in kilobytes has the recipes hard and soft, not {wrong[0]}.")
+    ipc = cell.ipc or (() if kb else experiment.ipc)
+    return [*((one, None) for one in ipc), *((None, one) for one in kb)]
 
 
 def within_budgets(rows: list[Row], table: IndexTable, pool_clips: int) -> list[Row]:
@@ -228,6 +257,7 @@ def _row_jobs(graph: Graph, experiment: Experiment, table: IndexTable, data: Dat
         recipe=row.recipe.name,
         labels=row.recipe.kind,
         ipc=row.ipc,
+        kb=row.kb,
         student=row.student,
         scores=tuple(scores),
         sets=tuple(sets),
@@ -240,8 +270,9 @@ def _set_jobs(
 ) -> list[ArtifactRef]:
     """The jobs that make one set under its recipe; the last reference is the set."""
     assert row.source is not None
-    assert row.ipc is not None
-    options = checked(row.source.method.Parameters, row.cell.options, f"The method {row.source.name}")
+    method = row.source.method
+    options = checked(method.Parameters, row.cell.options, f"The method {row.source.name}")
+    soft = row.recipe.labels == "soft"
     chain: list[ArtifactRef] = []
 
     def add(job: Job) -> ArtifactRef:
@@ -250,18 +281,20 @@ def _set_jobs(
 
     given = Given(
         data.index, data.train, data.teacher, table, experiment.decode, data.root, add,
-        pool=lambda: [add(job) for job in data.pool_jobs()][-1],
+        pool=lambda: [add(job) for job in data.pool_jobs()][-1], kb=row.kb, recipe=row.recipe,
     )  # fmt: skip
-    inputs = {"clips": [data.train], **row.source.method(options).inputs(given)}
+    inputs = {"clips": [data.train], **method(options).inputs(given)}
     label = f"distil {_label(row)} seed {seed}"
-    jobs = distil_jobs(row.source, options, row.ipc, seed, len(table.classes), inputs, label)
+    jobs = distil_jobs(row.source, options, row.ipc or 1, seed, len(table.classes), inputs, label, kb=row.kb, soft=soft)
     made = [add(job) for job in jobs][-1]
-    if row.recipe.labels == "soft":
-        add(relabel_job(made, data.train, add(data.teacher), row.recipe, seed, f"label {_label(row)} seed {seed}"))
+    if soft:
+        label = f"label {_label(row)} seed {seed}"
+        add(relabel_job(made, data.train, method(options).labellers(given), row.recipe, seed, label))
     return list(dict.fromkeys(chain))
 
 
 def _label(row: Row) -> str:
     name = row.source.name if row.source else FULL
     budget = "" if row.ipc is None else f" ipc {row.ipc}"
+    budget += "" if row.kb is None else f" kb {row.kb:g}"
     return f"{name}{' ' + row.cell.variant if row.cell.variant else ''} {row.recipe.name}{budget}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -25,6 +25,9 @@ SPRITES = "sprites"
 PRESETS = Path(__file__).resolve().parent.parent / "deployments" / "presets"
 
 
+Kilobytes = Annotated[float, Field(gt=0)]
+
+
 class Cell(Parameters):
     """One method in a table, with what differs from its defaults. Ablations are cells with a variant's name."""
 
@@ -33,6 +36,7 @@ class Cell(Parameters):
     options: dict[str, Any] = Field(default_factory=dict, description="The method's parameters that differ.")
     recipes: tuple[str, ...] | None = Field(None, description="Recipes to score it by; its own where none are given.")
     ipc: tuple[int, ...] | None = Field(None, description="Budgets; those of the experiment where none are given.")
+    kb: tuple[Kilobytes, ...] | None = Field(None, description="Budgets in kilobytes, of methods that take them.")
     students: tuple[str, ...] | None = Field(None, description="Students; the experiment's where none are given.")
     seeds: int | None = Field(None, ge=1, description="Number of seeds; the experiment's where it is not given.")
 
@@ -57,6 +61,9 @@ class Experiment(DataRequest):
 
     cells: tuple[Cell, ...] = Field(min_length=1, description="The table's methods.")
     ipc: tuple[int, ...] = Field((1,), min_length=1, description="Instances (clips) a class.")
+    kb: tuple[Kilobytes, ...] = Field(
+        (), description="Kilobytes (1,000 bytes) a class, all that is kept included: budgets of `coded`."
+    )
     students: tuple[str, ...] = Field(("minic3d_bn",), min_length=1, description="Networks trained on distilled sets.")
     seeds: int = Field(5, ge=1, description="Seeds 0 … n−1; each draws the selection, the distillation, the student.")
     temperature: float = Field(1.0, gt=0, description="Of the teacher's outputs in soft and online recipes.")

@@ -176,10 +176,8 @@ def _changed_videos(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping
 def work_units(kind: str, parameters: Mapping[str, Any], decode: DecodeParameters) -> float:
     """How much a job has to do, in pixels that pass through a network (or a decoder)."""
     pixels = decode.frames * decode.size**2
-    if kind == "block":
-        return len(parameters["videos"]) * pixels
-    if kind == "tracks":
-        return len(parameters["videos"]) * PIXELS_A_SECOND  # CSRT: about a second a video
+    if kind in {"block", "tracks"}:  # CSRT tracks about a video a second
+        return len(parameters["videos"]) * (pixels if kind == "block" else PIXELS_A_SECOND)
     if kind == "detector":
         return float(parameters["steps"] * parameters["batch_size"] * parameters["side"] ** 2)
     if kind in {"teacher", "expert"}:
@@ -193,6 +191,10 @@ def work_units(kind: str, parameters: Mapping[str, Any], decode: DecodeParameter
     if kind == "score":
         student = parameters["student"]
         return float(student["steps"] * student["optimiser"]["batch_size"] * pixels)
+    if kind == "coded-search":
+        asked = parameters["search"]
+        points = len(asked["crfs"]) * len(asked["scales"])
+        return float(points * asked["steps"] * asked["optimiser"]["batch_size"] * pixels)
     if kind == "distilled":
         options = parameters["options"]
         clips = parameters["ipc"] * options.get("syn_steps", 1) + options.get("batch_real", 0)

@@ -13,7 +13,7 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -67,6 +67,14 @@ class Stream:
     coded_HW: tuple[int, int]
     sequence: bytes
     clips: tuple[bytes, ...]
+
+    def with_more(self, clips: Sequence[bytes]) -> Stream:
+        """With more clips, which were coded with the same settings."""
+        return replace(self, clips=(*self.clips, *clips))
+
+    def chosen(self, numbers: Sequence[int]) -> Stream:
+        """These clips, in this order."""
+        return replace(self, clips=tuple(self.clips[number] for number in numbers))
 
     def to_bytes(self) -> bytes:
         """Header, an index of lengths and checksums, the checksum of both, and the clips."""

@@ -28,11 +28,13 @@ class DistilParameters(Parameters):
     ipc: int = Field(ge=1)
     seed: int
     labels: tuple[int, ...]
+    kb: float | None = Field(None, gt=0, exclude_if=lambda kb: kb is None)
+    soft: bool = Field(False, exclude_if=lambda soft: not soft)
 
 
 def distil_jobs(
     source: MethodSource, options: Parameters, ipc: int, seed: int, classes: int, inputs: dict[str, list[ArtifactRef]],
-    label: str,
+    label: str, *, kb: float | None = None, soft: bool = False,
 ) -> list[Job]:  # fmt: skip
     """The jobs that make one set, the last of them the set itself.
 
@@ -44,6 +46,7 @@ def distil_jobs(
         parameters = DistilParameters(
             method=source.name, method_version=source.method.version, method_digest=source.digest,
             options=options.model_dump(mode="json"), ipc=ipc, seed=seed, labels=labels,
+            kb=kb, soft=soft and kb is not None,
         )  # fmt: skip
         part = f" group {number + 1}/{len(groups)}" if len(groups) > 1 else ""
         jobs.append(distil(parameters, inputs, label=label + part))
@@ -71,10 +74,15 @@ def distil(work: Work) -> None:
         checkpoint=work.checkpoint,
         last_checkpoint=work.last_checkpoint,
         pool=lambda: open_pool(work.store, work.ref("pool"), clips, parameters.ipc),
+        kb=parameters.kb,
+        soft=parameters.soft,
     )
     made = source.method(options).distil(material)
-    _check(made, parameters)
     made.save(work.folder)
+    if parameters.kb is None:
+        _check(made, parameters)
+    else:
+        _check_bytes(made, parameters, DistilledSet.training_bytes(work.folder))
     work.record(seeds=[parameters.seed], counts={"clips": len(made)}, **device.facts())
 
 
@@ -84,6 +92,16 @@ def _check(made: DistilledSet, parameters: DistilParameters) -> None:
     owed = parameters.ipc * len(parameters.labels) * made.clips_an_instance
     if len(made) != owed or set(got.values()) != {parameters.ipc}:
         raise RunError(f"The method {parameters.method} owes {parameters.ipc} clips a class and returned {got}.")
+
+
+def _check_bytes(made: DistilledSet, parameters: DistilParameters, size: int) -> None:
+    """A method owes a clip of each of its classes and no byte more than `kb` kilobytes a class, with logits to come."""
+    logits = len(made) * len(made.classes) if parameters.soft else 0
+    allowed = int(parameters.kb * 1000 * len(parameters.labels)) if parameters.kb else 0
+    if size + logits > allowed:
+        raise RunError(f"The method {parameters.method} may keep {allowed} bytes and keeps {size + logits}.")
+    if missing := set(parameters.labels) - set(made.labels_N.tolist()):
+        raise RunError(f"The method {parameters.method} keeps no clip of {made.classes[min(missing)]!r}.")
 
 
 @stage("joined", version=1)

@@ -55,6 +55,7 @@ REGISTRY: dict[str, str] = {
     "dm_mmd": "vidistill.tasks.select.dm_mmd:DMMMD",
     "vst_unet": "vidistill.tasks.select.vst_unet:VSTUNet",
     "tac_dt": "vidistill.tasks.select.tac_dt:TACDT",
+    "coded": "vidistill.tasks.coded.method:Coded",
 }
 """Methods by name. `full`, all of the training clips, is not one: it is the row that they are measured against."""
 
@@ -143,6 +144,8 @@ class Given:
         root: the folder of the videos; None for sprites, which the flow renders.
         add: add a job to the flow; its artifact's reference.
         pool: add the jobs of the run's one pool of generated clips, the same whenever it is called; its reference.
+        kb: the budget where it is one in kilobytes a class.
+        recipe: how the set will be labelled and trained on.
     """
 
     index: ArtifactRef
@@ -153,6 +156,8 @@ class Given:
     root: Path | None
     add: Callable[[Job], ArtifactRef]
     pool: Callable[[], ArtifactRef] = no_pool
+    kb: float | None = None
+    recipe: Recipe = HARD
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,8 @@ class Material:
         checkpoint: call with a step and a function that writes into a folder; committed before it returns.
         last_checkpoint: the step and folder of an earlier attempt's newest checkpoint.
         pool: the generated clips, checked against the data set and `ipc`; only for methods that need them.
+        kb: kilobytes (1,000 bytes) a class that the set may take with all that a student needs, instead of `ipc`.
+        soft: whether the set will be given a teacher's logits, which a budget in kilobytes counts.
     """
 
     clips: Clips
@@ -184,6 +191,8 @@ class Material:
     checkpoint: Callable[[int, Callable[[Path], None]], None] = lambda _step, _write: None
     last_checkpoint: Callable[[], tuple[int, Path] | None] = lambda: None
     pool: Callable[[], Pool] = no_pool
+    kb: float | None = None
+    soft: bool = False
 
     def chosen(self, rows: NDArray[np.int64], **facts: Any) -> DistilledSet:
         """The set of these real clips (centre views), with their labels and sources."""
@@ -208,12 +217,14 @@ class Method(ABC):
         version: raise it when the result of the same parameters changes.
         needs: what the flow makes first.
         recipes: names of the recipes by which its sets are scored; several give several rows.
+        budgets: what it can be asked for: clips a class (`ipc`), kilobytes a class (`kb`).
         Parameters: frozen pydantic model with the published defaults, cited.
     """
 
     version: ClassVar[int] = 1
     needs: ClassVar[tuple[Need, ...]] = ()
     recipes: ClassVar[tuple[str, ...]] = ("hard",)
+    budgets: ClassVar[tuple[Literal["ipc", "kb"], ...]] = ("ipc",)
     Parameters: ClassVar[type[Parameters]] = Parameters
 
     def __init__(self, parameters: Any) -> None:
@@ -227,6 +238,10 @@ class Method(ABC):
         """The artifacts that `distil` reads besides the clips, by name, each made by a job that is added here."""
         made = {"teacher": [given.add(given.teacher)]} if "teacher" in self.needs else {}
         return made | ({"pool": [given.pool()]} if "pool" in self.needs else {})
+
+    def labellers(self, given: Given) -> list[ArtifactRef]:
+        """The teachers whose mean probability is the label of a set under the recipe `soft`."""
+        return [given.add(given.teacher)]
 
     @abstractmethod
     def distil(self, material: Material) -> DistilledSet:

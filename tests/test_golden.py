@@ -26,6 +26,7 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.opening import open_store
 from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import Manifest, Store
+from vidistill.tasks.coded.search import load_grid
 from vidistill.tasks.generate.quality import Quality, load_quality
 from vidistill.tasks.learning.evaluate import load_score
 from vidistill.tasks.stage import Job, Runtime, run_job, stage_of
@@ -56,6 +57,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "dm_mmd": {},
     "vst_unet": {"epochs": 1, "widths": [4, 8], "features": 8},
     "tac_dt": {},
+    "coded": {"preset": 8, "search": {"crfs": [30, 63], "scales": [1.0], "steps": 2, "precision": "fp32"}},
 }
 EXPERIMENT = {
     "data": "sprites",
@@ -64,6 +66,7 @@ EXPERIMENT = {
             "method": name,
             "options": options | ({"precision": "fp32"} if "random" not in name else {}),
             "recipes": ["soft+tsgf"] if name == "tsgf" else ["hard"],
+            **({"kb": [1.5]} if name == "coded" else {}),
         }
         for name, options in OPTIONS.items()
     ],
@@ -119,6 +122,8 @@ GOLDEN: dict[str, tuple[int, object]] = {
     "distilled dm_mmd": (1, [125.69848180700231]),
     "distilled vst_unet": (1, [125.68511284722223]),
     "distilled tac_dt": (1, [125.69967086226852]),
+    "coded-search": (1, "30/8"),
+    "distilled coded": (1, [57.49083116319444]),
     "pool-quality": (1, "16 8"),
 }
 
@@ -198,6 +203,7 @@ SHORT: dict[str, Callable[[Path], object]] = {
     "embeddings": lambda folder: _mean(zarr.open_array(folder, path="embeddings", mode="r")),
     "pool-quality": lambda folder: _sizes(load_quality(folder)),
     "score": lambda folder: list(load_score(folder).loss),
+    "coded-search": lambda folder: " ".join(f"{point.crf}/{point.clips}" for point in load_grid(folder)),
 }
 """What is measured where one line says it."""
 

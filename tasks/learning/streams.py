@@ -49,6 +49,9 @@ DETECTOR_BATCH = 11
 TRACKED_VIDEOS = 12
 MOSAIC_GROUPS = 13
 
+# Coded sets
+CODED_VIEWS = 41  # parts of the pictures
+
 # Selections
 CSTA_ORDER, CSTA_DRAW, CSTA_DROPOUT = 31, 32, 33
 CLUSTERS = 34

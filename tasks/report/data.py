@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
@@ -32,18 +33,26 @@ class RowPlan(Parameters):
     scores: tuple[ArtifactRef, ...]
     sets: tuple[ArtifactRef, ...]
     makers: tuple[tuple[ArtifactRef, ...], ...]
+    kb: float | None = Field(None, exclude_if=lambda kb: kb is None)
 
     @property
     def name(self) -> str:
         return f"{self.method} {self.variant}".strip()
+
+    @property
+    def budget(self) -> str:
+        """`, ipc 5`, `, kb 10`, or nothing."""
+        return f", ipc {self.ipc}" if self.ipc else f", kb {self.kb:g}" if self.kb else ""
 
 
 class Row(Parameters):
     """One method at one budget on one student: shares in [0, 1], means and deviations over seeds.
 
     Attributes:
-        ipc: distilled clips a class; None for all of them, as `full` has.
+        ipc: distilled clips a class; None for all of them, as `full` has, and where the budget is one of bytes.
+        kb: the budget in kilobytes (1,000 bytes) a class, where it is one.
         bytes: stored size of the set, with its soft labels or, for online ones, the teacher's weights.
+        bytes_coded: the same with its clips as coded video, where those were scored.
         seconds: time to make the set. peak_memory_bytes: of the stage's own process.
         flops: of the student's whole training.
         artifact: the key of the distilled set.
@@ -78,6 +87,18 @@ class Row(Parameters):
     difference_mean: float | None = None
     difference_error: float | None = None
     mark: str = ""
+    kb: float | None = None
+    bytes_coded: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it keeps all clips."""
+        return self.ipc is None and self.kb is None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether it is what rows of its budget are measured against: Random, or random clips coded to a budget."""
+        return (self.method, self.variant) in {("random", ""), ("coded", "random")}
 
 
 class Curve(Parameters):

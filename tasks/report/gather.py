@@ -64,7 +64,7 @@ def report_job(
     return report(parameters, inputs, label="report")
 
 
-@stage("report", version=7)
+@stage("report", version=8)
 def report(work: Work) -> None:
     parameters = ReportParameters.model_validate(work.job.parameters)
     data = gather(work, parameters)
@@ -131,6 +131,7 @@ def _row(
         method=plan.method,
         variant=plan.variant,
         ipc=plan.ipc,
+        kb=plan.kb,
         student=plan.student,
         labels=plan.labels,
         top1_mean=float(np.mean(top1)),
@@ -151,10 +152,10 @@ def _row(
 
 def _with_differences(rows: list[Row]) -> list[Row]:
     """Each row's top-1 minus Random's of the same recipe, budget, student and seed: mean and standard error."""
-    random = {(row.recipe, row.ipc, row.student): row for row in rows if row.method == "random" and not row.variant}
+    random = {(row.recipe, row.ipc, row.kb, row.student): row for row in rows if row.is_random}
     made = []
     for row in rows:
-        against = random.get((row.recipe, row.ipc, row.student))
+        against = random.get((row.recipe, row.ipc, row.kb, row.student))
         if against is None or against is row:
             made.append(row)
             continue
@@ -168,7 +169,7 @@ def _with_differences(rows: list[Row]) -> list[Row]:
 def _curves(parameters: ReportParameters, scores: dict[ArtifactRef, Score]) -> list[Curve]:
     curves = []
     for plan in parameters.rows:
-        name = f"{plan.name} {plan.recipe}{f', ipc {plan.ipc}' if plan.ipc else ''}, {plan.student}"
+        name = f"{plan.name} {plan.recipe}{plan.budget}, {plan.student}"
         for seed, ref in enumerate(plan.scores):
             score = scores[ref]
             curves.append(Curve(name=name, seed=seed, steps=list(score.steps), loss=list(score.loss), accuracy=None))
@@ -179,7 +180,7 @@ def _losses(store: Store, parameters: ReportParameters) -> list[Curve]:
     """What each optimised set's own loss did, once for all recipes and students that the set is scored by."""
     found: dict[tuple[str, int], Curve] = {}
     for plan in parameters.rows:
-        name = f"{plan.name}, ipc {plan.ipc}"
+        name = f"{plan.name}{plan.budget}"
         for seed, ref in enumerate(plan.sets):
             facts = DistilledSet.facts_of(store.folder(ref))
             if facts.get("loss"):
@@ -191,7 +192,7 @@ def _losses(store: Store, parameters: ReportParameters) -> list[Curve]:
 def _first_sets(parameters: ReportParameters) -> dict[str, ArtifactRef]:
     """The seed-0 set of each method and variant at its smallest budget, and again where a recipe changes its clips."""
     chosen: dict[str, ArtifactRef] = {}
-    for plan in sorted(parameters.rows, key=lambda plan: (plan.ipc or 0, plan.labels == "online")):
+    for plan in sorted(parameters.rows, key=lambda plan: (plan.ipc or plan.kb or 0, plan.labels == "online")):
         if plan.sets:
             mixed = "+" in plan.recipe and plan.labels != "online"
             name = f"{plan.name}, {plan.recipe}" if mixed else plan.name

@@ -200,14 +200,12 @@ class Bars:
 
 def _bars(data: ReportData, colours: dict[str, str]) -> list[Bars]:
     charts = []
-    rows = sorted(
-        (row for row in data.rows if row.per_class), key=lambda row: (row.ipc is None, row.labels, setting_of(row))
-    )
+    rows = sorted((row for row in data.rows if row.per_class), key=lambda row: (row.whole, row.labels, setting_of(row)))
     for _, members in groupby(rows, key=lambda row: (row.labels, setting_of(row))):
-        ranked = sorted(members, key=lambda row: (row.method != "random", -row.top1_mean))[:PER_CLASS_METHODS]
+        ranked = sorted(members, key=lambda row: (not row.is_random, -row.top1_mean))[:PER_CLASS_METHODS]
         series = [pictures.Series(colours[row_label(row)], row_label(row), (), row.per_class) for row in ranked]
         heading = heading_of(ranked[0], data.rows)
-        if ranked[0].ipc is not None:
+        if not ranked[0].whole:
             heading = f"{ranked[0].labels.capitalize()} labels · {heading}"
         charts.append(
             Bars(heading, [(one.colour, one.title) for one in series], pictures.bar_chart(data.classes, series))

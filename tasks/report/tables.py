@@ -22,7 +22,7 @@ _NAMES = {
     "static_dc": "Static-DC", "dm": "DM", "mtt": "MTT", "frepo": "FRePo", "dm_vdsd": "DM+VDSD", "mtt_vdsd": "MTT+VDSD",
     "frepo_vdsd": "FRePo+VDSD", "idtd": "IDTD", "sfvd": "SFVD", "sfvd_t": "SFVD-T", "optdistill": "OptDistill",
     "full_pool": "Full pool", "pool_random": "Pool, random", "mae_score": "MAE score", "csta": "CSTA",
-    "dm_mmd": "DM-MMD", "vst_unet": "VST-UNet", "tac_dt": "TAC-DT",
+    "dm_mmd": "DM-MMD", "vst_unet": "VST-UNet", "tac_dt": "TAC-DT", "coded": "Coded",
 }  # fmt: skip
 
 
@@ -68,15 +68,15 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             _groups([row for row in budgeted if row.labels == kind], rows),
         )
         for kind in ("hard", "soft", "online")
-        if (budgeted := [row for row in rows if row.ipc is not None]) and any(row.labels == kind for row in budgeted)
+        if (budgeted := [row for row in rows if not row.whole]) and any(row.labels == kind for row in budgeted)
     ]
-    if whole := [row for row in rows if row.ipc is None]:
+    if whole := [row for row in rows if row.whole]:
         shown.append(Table("All clips", "What the budget gives up; not ranked with the rest.", _groups(whole, rows)))
     return shown
 
 
 def setting_of(row: Row) -> tuple[str, ...]:
-    budget = "" if row.ipc is None else f"{row.ipc:09d}"
+    budget = "" if row.whole else f"{row.ipc or 0:09d} {row.kb or 0:012.3f}"
     return (row.dataset, row.split, row.protocol, row.student, budget, row.recipe, row.labels)
 
 
@@ -89,12 +89,11 @@ def _groups(rows: Iterable[Row], every: Sequence[Row]) -> list[TableGroup]:
 
 
 def _group(rows: list[Row], heading: str) -> TableGroup:
-    whole = rows[0].ipc is None
+    whole = rows[0].whole
     best = percent(max(row.top1_mean for row in rows))
     ranked = len(rows) > 1 and not whole
     lines = [
-        TableLine(_cells(row), ranked and percent(row.top1_mean) == best, row.method == "random", row.artifact)
-        for row in rows
+        TableLine(_cells(row), ranked and percent(row.top1_mean) == best, row.is_random, row.artifact) for row in rows
     ]
     marks = [f"† {row_label(row)}: {row.mark}." for row in rows if row.mark]
     return TableGroup(heading, lines, whole or any(line.random for line in lines), marks)
@@ -102,10 +101,14 @@ def _group(rows: list[Row], heading: str) -> TableGroup:
 
 def heading_of(row: Row, every: Sequence[Row]) -> str:
     """Student, budget and labels, then whatever else differs between the rows of this report."""
-    budget = f"{row.labels} labels" if row.ipc is None else f"{row.ipc} per class"
+    budget = f"{row.labels} labels" if row.whole else f"{budget_of(row)} per class"
     varying = [str(getattr(row, name)) for name in ("dataset", "split", "protocol", "recipe")
                if len({getattr(one, name) for one in every}) > 1]  # fmt: skip
     return " · ".join([row.student, budget, *varying])
+
+
+def budget_of(row: Row) -> str:
+    return str(row.ipc) if row.kb is None else f"{row.kb:g} KB"
 
 
 def _cells(row: Row) -> list[str]:
@@ -178,9 +181,9 @@ def summary(data: ReportData) -> str:
     first = data.rows[0]
     same = [row for row in data.rows if (row.dataset, row.split, row.protocol, row.student)
             == (first.dataset, first.split, first.protocol, first.student)]  # fmt: skip
-    kinds = ([row for row in same if row.labels == kind and row.ipc is not None] for kind in ("hard", "soft", "online"))
-    sentences = [_kind_sentence(rows, data) for rows in kinds if any(row.method != "random" for row in rows)]
-    full = [f"{row_label(row)} reaches {_spread_percent(row)}." for row in same if row.ipc is None]
+    kinds = ([row for row in same if row.labels == kind and not row.whole] for kind in ("hard", "soft", "online"))
+    sentences = [_kind_sentence(rows, data) for rows in kinds if any(not row.is_random for row in rows)]
+    full = [f"{row_label(row)} reaches {_spread_percent(row)}." for row in same if row.whole]
     scored = "a held-out fifth of the training split" if first.split == "validation" else "the test split"
     opening = (
         f"Top-1 accuracy on {scored} of {first.dataset} with the student {first.student}, "
@@ -191,19 +194,21 @@ def summary(data: ReportData) -> str:
 
 
 def _kind_sentence(rows: list[Row], data: ReportData) -> str:
-    budgets = sorted({row.ipc for row in rows if row.ipc is not None})
-    clauses = [_budget_clause([row for row in rows if row.ipc == ipc], data) for ipc in budgets]
+    budgets = sorted({(row.ipc or 0, row.kb or 0) for row in rows})
+    clauses = [_budget_clause([row for row in rows if (row.ipc or 0, row.kb or 0) == one], data) for one in budgets]
     return f"With {rows[0].labels} labels, " + "; ".join(clause for clause in clauses if clause) + "."
 
 
 def _budget_clause(rows: list[Row], data: ReportData) -> str:
-    methods = [row for row in rows if row.method != "random"]
+    methods = [row for row in rows if not row.is_random]
     if not methods:
         return ""
     best = max(methods, key=lambda row: row.top1_mean)
     praise = f", the best of {len(methods)}," if len(methods) > 1 else ""
-    text = f"{row_label(best)}{praise} reaches {_spread_percent(best)} at {best.ipc} per class{_share(best, data)}"
-    rival = next((row for row in rows if row.method == "random" and row.recipe == best.recipe), None)
+    text = (
+        f"{row_label(best)}{praise} reaches {_spread_percent(best)} at {budget_of(best)} per class{_share(best, data)}"
+    )
+    rival = next((row for row in rows if row.is_random and row.recipe == best.recipe), None)
     return text if rival is None else f"{text}, against {_spread_percent(rival)} for Random{_verdict(best)}"
 
 

@@ -1,0 +1,78 @@
+"""Which clips of a class are kept first: an order of all of them, so that a budget takes as many as it has room for.
+
+Legend: N clips of one class, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidistill.storage.clips import Clips
+from vidistill.tasks.coreset.herding import herd
+from vidistill.tasks.coreset.k_center import farthest_first
+from vidistill.tasks.learning import streams, teacher, training
+from vidistill.tasks.learning.training import Device
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Pick = Literal["random", "herding", "k_center", "medium", "cluster"]
+
+
+def ordered(
+    pick: Pick, clips: Clips, rows_N: NDArray[np.int64], seed: int, network: Callable[[], nn.Module], device: Device
+) -> NDArray[np.int64]:
+    """These rows of one class in the order in which they are kept.
+
+    `random`: as Random draws them. `herding` and `k_center`: as those coresets choose. `medium`: those whose loss the
+    teacher finds nearest to the class's median first. `cluster`: always the clip that brings all others nearest to
+    a kept one (greedy k-medoids), in the teacher's features.
+    """
+    if pick == "random":
+        label = int(clips.labels_N[rows_N[0]])
+        return np.asarray(training.generator(seed, label, streams.CORESET).permutation(rows_N))
+    if pick == "medium":
+        return rows_N[by_median(losses(network(), clips, rows_N, device))]
+    emb_ND = teacher.features(network(), clips, rows_N, device)
+    orders = {"herding": herd, "k_center": farthest_first, "cluster": medoids}
+    chosen_N: NDArray[np.int64] = orders[pick](emb_ND, len(rows_N))
+    return rows_N[chosen_N]
+
+
+def by_median(loss_N: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.argsort(np.abs(loss_N - np.median(loss_N)), kind="stable")
+
+
+def medoids(emb_ND: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Greedy: at each step the row with the least sum over all rows of the distance to the nearest chosen one."""
+    distance_NN = np.linalg.norm(emb_ND[:, None] - emb_ND[None], axis=2)
+    nearest_N, chosen = np.full(len(emb_ND), np.inf), list[int]()
+    for _ in range(count):
+        sums_N = np.minimum(nearest_N[:, None], distance_NN).sum(axis=0)
+        sums_N[chosen] = np.inf
+        chosen.append(int(np.argmin(sums_N)))
+        nearest_N = np.minimum(nearest_N, distance_NN[:, chosen[-1]])
+    return np.array(chosen, dtype=np.int64)
+
+
+def losses(network: nn.Module, clips: Clips, rows_N: NDArray[np.int64], device: Device) -> NDArray[np.float64]:
+    """The teacher's cross-entropy of the centre clips of these rows."""
+    import torch
+
+    logits_NK = training.predict(network, centre_clips(clips, rows_N, device), device)
+    labels_N = torch.from_numpy(clips.labels_N[rows_N])
+    found: NDArray[np.float64] = torch.nn.functional.cross_entropy(
+        logits_NK.double(), labels_N, reduction="none"
+    ).numpy()
+    return found
+
+
+def centre_clips(clips: Clips, rows_N: NDArray[np.int64], device: Device, batch_size: int = 32) -> Iterator[Tensor]:
+    """The centre clips of these rows as normalised batches."""
+    for start in range(0, len(rows_N), batch_size):
+        clips_NTHWC = clips.read(rows_N[start : start + batch_size])
+        yield training.to_input(clips_NTHWC, clips.table.mean, clips.table.std, device)

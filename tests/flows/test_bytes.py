@@ -1,0 +1,107 @@
+"""Budgets in kilobytes: which rows are asked for, and that what is stored keeps to them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+import pytest
+from flow_running import CLASSES, CommandLine
+
+from vidistill.flows.experiment import rows_of
+from vidistill.flows.parameters import Experiment
+from vidistill.storage.errors import RequestError
+
+QUICK = shlex.split(
+    "--seeds 1 --frames 4 --size 48 --set decode.max_lost_share=0.5 --set teacher.epochs=1 --set student.steps=3 "
+    "--set coded.search.steps=2 --set coded.search.crfs=[30,50] --set coded.search.scales=[1.0] --set coded.preset=10"
+)
+
+
+def rows(*cells: dict[str, Any], **asked: Any) -> list[tuple[Any, ...]]:
+    experiment = Experiment.model_validate({"data": "sprites", "cells": cells, **asked})
+    return [
+        (row.cell.method, row.cell.variant, row.recipe.name, row.ipc, row.kb, row.companion)
+        for row in rows_of(experiment)
+    ]
+
+
+def test_methods_that_take_kilobytes_take_them_and_others_instances():
+    found = rows(
+        {"method": "coded", "recipes": ["soft"]}, {"method": "herding"}, {"method": "full"}, kb=[2, 10], ipc=[5]
+    )
+    assert found == [
+        ("coded", "", "soft", None, 2, False),
+        ("coded", "random", "soft", None, 2, True),
+        ("coded", "", "soft", None, 10, False),
+        ("coded", "random", "soft", None, 10, True),
+        ("herding", "", "hard", 5, None, False),
+        ("random", "", "hard", 5, None, True),
+        ("full", "", "hard", None, None, False),
+    ]
+
+
+def test_coded_without_kilobytes_keeps_instances():
+    assert rows({"method": "coded", "recipes": ["hard"]}, ipc=[3]) == [
+        ("coded", "", "hard", 3, None, False),
+        ("random", "", "hard", 3, None, True),
+    ]
+    assert rows(
+        {"method": "coded", "recipes": ["hard"], "ipc": [2]}, {"method": "coded", "recipes": ["hard"]}, kb=[4]
+    ) == [
+        ("coded", "", "hard", 2, None, False),
+        ("random", "", "hard", 2, None, True),
+        ("coded", "", "hard", None, 4, False),
+        ("coded", "random", "hard", None, 4, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cell", "asked", "said"),
+    [
+        ({"method": "tsgf", "kb": [2]}, {}, "The method tsgf takes no budget in kilobytes: ask for ipc, or for coded."),
+        ({"method": "tsgf"}, {"kb": [2]}, "no method of this run takes them: add coded"),
+        ({"method": "coded", "recipes": ["online"]}, {"kb": [2]}, "has the recipes hard and soft, not online"),
+    ],
+)
+def test_what_cannot_be_held_to_kilobytes_is_a_wrong_request(cell, asked, said):
+    with pytest.raises(RequestError, match=said):
+        rows(cell, **asked)
+
+
+def test_rows_keep_to_their_kilobytes(server, videos, tmp_path):
+    vidistill = CommandLine(tmp_path, server.variables)
+    arguments = ("--data", videos, "--method", "coded", "--kb", "1,3", *QUICK, "--store", "store", "--out", "out")
+    ran = vidistill("run", *arguments)
+    assert ran.returncode == 0, ran.stderr
+    assert "1 KB" in ran.stdout
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
+    assert {(row["method"], row["variant"], row["labels"], row["kb"]) for row in found} == {
+        ("coded", variant, labels, kb) for variant in ("", "random") for labels in ("hard", "soft") for kb in (1, 3)
+    }
+    for row in found:
+        kind = "distilled" if row["labels"] == "hard" else "relabelled"
+        (file,) = (tmp_path / "store" / kind / row["artifact"]).glob("set.coded")
+        assert row["ipc"] is None
+        assert row["bytes"] == file.stat().st_size <= row["kb"] * 1000 * len(CLASSES)
+    hard, random = (
+        next(row for row in found if row["variant"] == name and row["labels"] == "hard") for name in ("", "random")
+    )
+    assert hard["difference_mean"] == pytest.approx(hard["top1_mean"] - random["top1_mean"])
+    assert random["difference_mean"] is None
+    again = vidistill("plan", *arguments)
+    assert "Everything is cached" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("kb", "said"), [("0.05", "kb 0.05 is less than one clip a class"), ("x", "--kb takes numbers")]
+)
+def test_a_budget_that_cannot_be_kept_is_one_sentence(server, videos, tmp_path, kb, said):
+    ran = CommandLine(tmp_path, server.variables)(
+        "run", "--data", videos, "--method", "coded", "--kb", kb, *QUICK, "--store", "store", "--out", "out"
+    )
+    assert ran.returncode == 2
+    last = ran.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"vidistill: {said}")
+    assert last.endswith(".")
