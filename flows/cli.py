@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ app = typer.Typer(
     help="Turn a labelled video data set into a few clips per class that train a classifier almost as well.\n\n"
     "Start with [bold]vidistill demo[/bold], then [bold]vidistill run --data DIR --method tsgf --ipc 5[/bold].",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -67,6 +69,21 @@ Settings = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show Prefect's log and full tracebacks.")]
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print("vidistill", version("vidistill"))
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -216,17 +233,20 @@ def _request(
     }
     named = {
         "data": data or None,
-        "cells": [{"method": name} for name in _listed(method)] or None,
-        "ipc": [_number(value, "--ipc") for value in _listed([ipc] if ipc else None)] or None,
-        "kb": [_kilobytes(value) for value in _listed([kb] if kb else None)] or None,
-        "students": _listed([students] if students else None) or None,
+        "cells": [{"method": name} for each in method or [] for name in _listed(each, "--method")] or None,
+        "ipc": None if ipc is None else [_number(value, "--ipc") for value in _listed(ipc, "--ipc")],
+        "kb": None if kb is None else [_kilobytes(value) for value in _listed(kb, "--kb")],
+        "students": None if students is None else _listed(students, "--students"),
         "seeds": seeds,
     }
     return commands.request_of(preset, named, nested, settings or [])
 
 
-def _listed(values: list[str] | None) -> list[str]:
-    return [name.strip() for value in values or [] for name in value.split(",") if name.strip()]
+def _listed(value: str, option: str) -> list[str]:
+    names = [name.strip() for name in value.split(",")]
+    if not all(names):
+        raise RequestError(f"{option} {value!r} has an empty place: write its values with one comma between them.")
+    return names
 
 
 def _number(value: str, option: str) -> int:
@@ -274,5 +294,6 @@ def answer() -> int:
         usage = getattr(error, "format_message", None)  # a usage error of the command-line parser
         if usage is None:
             raise
-        print(f"vidistill: {usage().rstrip('.')}. Try `vidistill --help`.", file=sys.stderr)
+        if usage():  # where no command is named the help has been shown instead
+            print(f"vidistill: {usage().rstrip('.')}. Try `vidistill --help`.", file=sys.stderr)
         return 2

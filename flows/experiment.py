@@ -143,12 +143,17 @@ def within_budgets(rows: list[Row], table: IndexTable, pool_clips: int) -> list[
     A row of the pool may have more clips than the training split has videos, and then nothing real stands beside it.
 
     Raises:
-        RequestError: a class has fewer training videos, or the pool fewer clips, than a row's ipc.
+        RequestError: a class has no or fewer training videos, or the pool fewer clips, than a row's ipc.
     """
     counts = dict.fromkeys(range(len(table.classes)), 0)
     for video in table.of_split("train"):
         counts[video.label] += 1
     scarce = min(counts, key=lambda label: counts[label])
+    if not counts[scarce]:
+        raise RequestError(
+            f"No training video of the class {table.classes[scarce]!r} can be read: `vidistill index` says why; mend "
+            "them, or take the class away."
+        )
     generated = max((row.ipc or 0 for row in rows if row.of_pool), default=0)
     if generated > pool_clips:
         raise RequestError(

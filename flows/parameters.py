@@ -94,7 +94,7 @@ def load_preset(name: str) -> dict[str, Any]:
         raise RequestError(f"There is no preset {name!r}: give a YAML file, or one of {shipped}.")
     try:
         found = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError(f"The preset {path} is not valid YAML: {error}") from error
     if not isinstance(found, dict):
         raise RequestError(f"The preset {path} must be a mapping of parameters, such as `ipc: [1, 5]`.")
@@ -153,6 +153,10 @@ def _fields_at(model: type[BaseModel], place: tuple[int | str, ...]) -> Iterable
     return model.model_fields
 
 
+WORDS = {"tuple_type": "it takes a list, written [a, b]", "model_type": "it takes parameters of its own, name: value"}
+"""Instead of pydantic's words, which are for programmers."""
+
+
 def checked(model: type[Model], plain: dict[str, Any], where: str) -> Model:
     """Validate, turning pydantic's list into one sentence.
 
@@ -168,5 +172,6 @@ def checked(model: type[Model], plain: dict[str, Any], where: str) -> Model:
             known = ", ".join(_fields_at(model, first["loc"][:-1]))
             advice = f"it knows {known}" if known else "it has none"
             raise RequestError(f"{where} has no parameter {name!r}; {advice}.") from error
-        said = f"{name} is {first['input']!r}: {first['msg']}" if first["loc"] else str(first["ctx"]["error"])
+        wanted = WORDS.get(first["type"], first["msg"])
+        said = f"{name} is {first['input']!r}: {wanted}" if first["loc"] else str(first["ctx"]["error"])
         raise RequestError(f"{where}: {said}.") from error

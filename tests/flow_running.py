@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+FAILED, WRONG = 1, 2
 BIN = Path(sys.executable).parent
 CLASSES = ("left", "right", "grow")
 TINY = shlex.split(
@@ -49,6 +50,17 @@ class CommandLine:
         return subprocess.run(
             command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=240, check=False
         )
+
+
+def check_refusal(ended: subprocess.CompletedProcess[str], code: int, *said: str, store: Path, out: Path) -> None:
+    """One line, with everything that it must name; no report, and nothing in staging."""
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    assert ended.stderr.startswith("vidistill: ")
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    for part in said:
+        assert part in ended.stderr
+    assert not list(out.glob("report.*"))
+    assert not list(store.glob(".staging/*"))
 
 
 def snapshot(*folders: Path) -> dict[str, int]:

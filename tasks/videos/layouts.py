@@ -77,7 +77,7 @@ def list_videos(root: Path, parameters: IndexParameters) -> Listing:
             themselves, or classes that cannot be split.
     """
     folder = data_folder(root)
-    tree = read_tree(folder)
+    tree = _tree_of(root, folder)
     layout, notes = choose_layout(root, parameters)
     draft = read_layout(root, layout, parameters, tree)
     if parameters.holdout:
@@ -107,6 +107,15 @@ def data_folder(root: Path) -> Path:
     if root.suffix.lower() not in split_lists.TABLE_SUFFIXES:
         raise RequestError(f"{root} is a file: name the folder that holds the videos, or a CSV of path,label,split")
     return root.parent
+
+
+def _tree_of(root: Path, folder: Path) -> Tree:
+    try:
+        return read_tree(folder)
+    except RequestError as error:
+        if root.is_dir():
+            raise
+        raise RequestError(f"no videos lie below {folder}, the folder of {root.name}: {split_lists.ABOVE}") from error
 
 
 def choose_layout(root: Path, parameters: IndexParameters) -> tuple[Layout, list[str]]:
@@ -233,8 +242,10 @@ def match_lists(lists: Lists, tree: Tree, folder: Path) -> Draft:
         else:
             listed[path] = row
     readable = {path: row for path, row in listed.items() if not finder.is_rejected(path)}
+    if not lists.rows:
+        raise RequestError(f"the table or the lists of {folder} name no videos")
     if not readable:
-        first = f"; the first is {lists.rows[0].names[0]!r}" if lists.rows else ""
+        first = f"; the first is {lists.rows[0].names[0]!r}"
         raise RequestError(f"none of the {len(lists.rows)} listed videos lies below {folder}{first}")
     for path, row in readable.items():
         if row.split is None:

@@ -203,6 +203,9 @@ def _is_table(names: tuple[str, ...]) -> bool:
     return {"label", "split"} <= set(names) and bool({"path", "folder_name"} & set(names))
 
 
+ABOVE = "put the table into a folder above all the videos that it lists"
+
+
 def read_table(root: Path, table: Path) -> Lists:
     """A table of path,label,split, or MiniUCF's folder_name,label,split, whose names are videos' without an extension.
 
@@ -226,10 +229,12 @@ def read_table(root: Path, table: Path) -> Lists:
 
 def _relative(root: Path, table: Path, name: str, where: str) -> tuple[str, ...]:
     """The path below `root` that a table's path may mean: from the table's folder, then from `root`."""
-    names = [os.path.relpath(folder.resolve() / name, root.resolve()) for folder in (table.parent, root)]
+    here = (root.absolute(), root.absolute())  # an absolute path by way of a link
+    places = [(table.parent.resolve(), root.resolve()), (root.resolve(), root.resolve()), here]
+    names = [os.path.relpath(folder / name, below) for folder, below in places]
     inside = [Path(name).as_posix() for name in names if not name.startswith(os.pardir)]
     if not inside:
-        raise RequestError(f"{where}: {name!r} lies outside {root}")
+        raise RequestError(f"{where}: {name!r} lies outside {root}: {ABOVE}")
     return tuple(dict.fromkeys(inside))
 
 

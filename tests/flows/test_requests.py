@@ -1,0 +1,259 @@
+"""Wrong requests: one sentence that says what was wrong, where, and what to do; exit code 2, and nothing is touched."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from flow_running import TINY, WRONG, check_refusal
+
+from vidistill.flows.cli import answer
+
+RANDOM = ("--method", "random")
+Say = Callable[..., subprocess.CompletedProcess[str]]
+Wrong = Callable[..., None]
+
+
+@pytest.fixture
+def say(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Say:
+    """`vidistill` in this process: what is wrong is found before anything starts."""
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = ["vidistill", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)
+        return subprocess.CompletedProcess(command, answer(), *capsys.readouterr())
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    return call
+
+
+@pytest.fixture
+def wrong(tmp_path: Path, say: Say) -> Wrong:
+    """A `vidistill run` that is refused, and has touched nothing."""
+
+    def call(*arguments: object, said: tuple[str, ...]) -> None:
+        ended = say("run", "--store", "store", "--out", "out", *arguments)
+        check_refusal(ended, WRONG, *said, store=tmp_path / "store", out=tmp_path / "out")
+        assert not (tmp_path / "store").exists(), "the store was touched for a wrong request"
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param((*RANDOM,), ("--data",), id="no data"),
+        pytest.param(("--data", "VIDEOS"), ("--method",), id="no method"),
+        pytest.param(("--data", "VIDEOS", "--method", "magic"), ("'magic'", "random", "tsgf"), id="unknown method"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--students", "big"), ("'big'", "minic3d_bn"), id="unknown student"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", "one"), ("--ipc", "'one'", "1,5"), id="ipc is no number"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", "0"), ("ipc", "at least 1"), id="ipc is nothing"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", "1,,5"), ("--ipc", "'1,,5'", "comma"), id="ipc with a gap"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", ""), ("--ipc", "''"), id="ipc is empty"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", "1.5"), ("--ipc", "'1.5'"), id="half a clip"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--set", "ipc=3"), ("ipc is 3", "[a, b]"), id="ipc is no list"),
+        pytest.param(
+            ("--data", "VIDEOS", "--method", "random,"), ("--method", "'random,'"), id="methods end in a comma"
+        ),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--students", ","), ("--students", "','"), id="students are a comma"
+        ),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", "3"), ("ipc 3", "at most 2"), id="ipc larger than a class"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--seeds", "0"), ("seeds", "0"), id="no seeds"),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--frames", "many"), ("--frames", "integer"), id="frames is no number"
+        ),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--frames", "-1"), ("decode.frames is -1",), id="fewer than no frames"
+        ),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--size", "4"), ("decode.size is 4", "8"), id="size is tiny"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--layout", "tiff"), ("layout", "'tiff'", "folders"), id="layout"),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--split", "2"), ("split 2", "folders"), id="split that is not there"
+        ),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--set", "cells=[{method: random, recipes: [magic]}]"),
+            ("recipe 'magic'", "soft+tsgf"),
+            id="unknown recipe",
+        ),
+        pytest.param(
+            ("--data", "VIDEOS", "--method", "tsgf", "--set", "tsgf.magic=1"), ("tsgf", "'magic'", "lr"), id="option"
+        ),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--set", "teacher.epoch=1"), ("teacher.epoch", "epochs"), id="parameter"
+        ),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--set", "magic=1"), ("'magic'", "teacher"), id="unknown --set"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--set", "seeds"), ("'seeds'", "="), id="--set without a value"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--set", "seeds=["), ("seeds=[",), id="--set that is no YAML"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--set", "seeds.a=1"), ("seeds",), id="--set below a number"),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--set", "random.lr=1"), ("'lr'", "it has none"), id="method without options"
+        ),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--device", "tpu"), ("'tpu'", "cuda"), id="unknown device"),
+        pytest.param(("--preset", "magic"), ("'magic'", "demo"), id="unknown preset"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--magic"), ("--magic", "--help"), id="unknown option"),
+        pytest.param(
+            ("--data", "VIDEOS", "--method", "tsgf", "--set", "teacher.network=magic"),
+            ("magic", "minic3d_bn"),
+            id="teacher",
+        ),
+        pytest.param(("--data", "VIDEOS", "--method", "mine.py:Mine"), ("mine.py:Mine",), id="no such method file"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "more"), ("(more)", "--help"), id="an argument too many"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--seeds"), ("'--seeds'",), id="an option without its value"),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--store", "foo://bar"), ("foo://bar",), id="store of a kind unknown"
+        ),
+    ],
+)
+def test_a_wrong_request(wrong: Wrong, videos: Path, arguments: tuple[str, ...], said: tuple[str, ...]) -> None:
+    wrong(*(str(videos) if word == "VIDEOS" else word for word in arguments), said=said)
+
+
+def test_data_that_is_not_there(wrong: Wrong) -> None:
+    wrong("--data", "nowhere", *RANDOM, said=("nowhere does not exist",))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        pytest.param("a.csv", "file,class\nx,left\n", ("a.csv", "path,label,split", "'file'"), id="other columns"),
+        pytest.param("a.csv", "", ("a.csv", "path,label,split"), id="empty table"),
+        pytest.param("a.csv", "path,label,split\n", ("name no videos",), id="table without rows"),
+        pytest.param("a.csv", "path,label,split\nx.mp4,left,learn\n", ("line 2", "'learn'", "train"), id="other split"),
+        pytest.param("a.csv", "path,label,split\nbj\xf6rn.mp4,left,train\n", ("a.csv", "UTF-8"), id="Latin-1"),
+        pytest.param("a.csv", "path,label,split\n/b.mp4,left,train\n", ("'/b.mp4'", "above all"), id="elsewhere"),
+        pytest.param("a.mp4", "", ("a.mp4", "is a file", "folder", "CSV"), id="a video"),
+    ],
+)
+def test_a_file_as_data(
+    wrong: Wrong, tmp_path: Path, videos: Path, name: str, content: str, said: tuple[str, ...]
+) -> None:
+    shutil.copytree(videos / "train", tmp_path / "train")
+    (tmp_path / name).write_bytes(content.encode("latin-1"))
+    wrong("--data", name, *RANDOM, said=said)
+
+
+def test_a_table_away_from_its_videos(wrong: Wrong, tmp_path: Path, videos: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    rows = "".join(f"{path},{path.parent.name},train\n" for path in videos.rglob("*.mp4"))
+    (tmp_path / "lists" / "a.csv").write_text("path,label,split\n" + rows)
+    wrong("--data", "lists/a.csv", *RANDOM, said=("a.csv", "above all the videos"))
+
+
+@pytest.mark.parametrize("method", ["random", "full"])
+def test_a_class_that_cannot_be_read(wrong: Wrong, tmp_path: Path, videos: Path, method: str) -> None:
+    shutil.copytree(videos, tmp_path / "data")
+    for video in (tmp_path / "data" / "train" / "grow").iterdir():
+        video.write_bytes(b"not a video")
+    wrong("--data", "data", "--method", method, said=("'grow'", "vidistill index", "take the class away"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        pytest.param("cells: [{method: random, recipes: [sofft]}]", ("'sofft'", "soft+tsgf"), id="unknown recipe"),
+        pytest.param("cells: [{method: random}]\nteacher: {epoch: 3}", ("teacher.epoch", "epochs"), id="old field"),
+        pytest.param("cells: [random]", ("cells.0 is 'random'", "name: value"), id="method without its name"),
+        pytest.param("- data", ("own.yaml", "mapping"), id="list"),
+        pytest.param("cells: [", ("own.yaml", "YAML"), id="no YAML"),
+        pytest.param("data: bj\xf6rn", ("own.yaml", "YAML", "utf-8"), id="Latin-1"),
+    ],
+)
+def test_a_preset_that_cannot_be_used(
+    wrong: Wrong, tmp_path: Path, videos: Path, content: str, said: tuple[str, ...]
+) -> None:
+    (tmp_path / "own.yaml").write_bytes(content.encode("latin-1"))
+    wrong("--preset", "own.yaml", "--data", videos, said=said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("distil",), ("'distil'", "--help")),
+        (("index",), ("'--data'",)),
+        (("index", "--data", "nowhere"), ("nowhere does not exist",)),
+        (("index", "--data", "sprites"), ("rendered by a run",)),
+        (("export",), ("'key'",)),
+        (("pool", "--data", "sprites", "--clips", "0"), ("pool.clips_a_class is 0",)),
+        (("pool",), ("--data",)),
+        (("doctor", "--magic"), ("--magic",)),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_another_wrong_command(say: Say, tmp_path: Path, arguments: tuple[str, ...], said: tuple[str, ...]) -> None:
+    check_refusal(say(*arguments), WRONG, *said, store=tmp_path, out=tmp_path)
+
+
+def test_a_store_or_a_report_on_a_file(say: Say, tmp_path: Path, videos: Path) -> None:
+    (tmp_path / "file").touch()
+    for option, other in (("--store", "--out"), ("--out", "--store")):
+        ended = say("run", "--data", videos, *RANDOM, *TINY, other, "other", option, "file")
+        check_refusal(ended, WRONG, "file cannot be written", option, store=tmp_path / "other", out=tmp_path / "other")
+
+
+def test_without_a_command_the_help_is_shown(say: Say) -> None:
+    ended = say()
+    assert (ended.returncode, ended.stderr) == (WRONG, "")
+    assert "Usage: " in ended.stdout
+
+
+@pytest.mark.parametrize("arguments", [("-h",), ("run", "-h"), ("doctor", "-h")], ids=" ".join)
+def test_help_is_short(say: Say, arguments: tuple[str, ...]) -> None:
+    ended = say(*arguments)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "Usage: " in ended.stdout
+    assert "--help" in ended.stdout
+
+
+def test_the_version_is_said(say: Say) -> None:
+    ended = say("--version")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"vidistill {version('vidistill')}\n", "")
+
+
+def test_an_empty_folder(wrong: Wrong, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    wrong("--data", "empty", *RANDOM, said=("empty",))
+
+
+def test_videos_without_class_folders(wrong: Wrong, tmp_path: Path, videos: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for video in (videos / "train" / "right").iterdir():
+        shutil.copy(video, flat)
+    wrong("--data", flat, *RANDOM, said=(str(flat), "class", "CSV"))
+
+
+def test_a_class_with_one_video_cannot_be_split(wrong: Wrong, tmp_path: Path, videos: Path) -> None:
+    folder = tmp_path / "scarce"
+    shutil.copytree(videos / "train" / "right", folder / "right")
+    (folder / "lone").mkdir()
+    shutil.copy(next((videos / "train" / "grow").iterdir()), folder / "lone")
+    wrong("--data", folder, *RANDOM, said=("lone",))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        pytest.param("def (:\n", ("mine.py", "SyntaxError"), id="syntax error"),
+        pytest.param("import nothing_of_this_name\n", ("mine.py", "nothing_of_this_name"), id="import error"),
+        pytest.param("Mine = 3\n", ("mine.py", "'Mine'", "Method"), id="no method"),
+        pytest.param("class Other: ...\n", ("mine.py", "'Mine'"), id="no such class"),
+    ],
+)
+def test_a_method_file_that_cannot_be_used(
+    wrong: Wrong, tmp_path: Path, videos: Path, source: str, said: tuple[str, ...]
+) -> None:
+    (tmp_path / "mine.py").write_text(source)
+    wrong("--data", videos, "--method", "mine.py:Mine", said=said)
