@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from vidistill.flows import server
 from vidistill.flows.parameters import SPRITES, Experiment, PoolRequest, checked, load_preset, override
-from vidistill.storage.errors import RequestError
+from vidistill.storage.errors import RequestError, RowsFailed
 from vidistill.storage.opening import default_location, open_store
 from vidistill.tasks.stage import Runtime, listening
 from vidistill.tasks.videos.layouts import IndexParameters
@@ -73,9 +73,15 @@ def run(plain: dict[str, Any], store: str | None, out: Path, device: str, verbos
     server.connect(verbose)
     from vidistill.flows.distill import distill
 
-    with _progress_bars():
-        distill(experiment, runtime, out)
+    failed = None
+    try:
+        with _progress_bars():
+            distill(experiment, runtime, out)
+    except RowsFailed as error:
+        failed = error  # the report of the other rows is written
     _print_table(json.loads((out / "report.json").read_text()))
+    if failed:
+        raise failed
     console.print(f"\nThe report is [bold]{out / 'report.html'}[/bold]", soft_wrap=True, highlight=False)
 
 

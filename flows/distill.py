@@ -10,14 +10,24 @@ from prefect import flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from vidistill.flows.execution import data_runtime, find_videos, log, refuse_inside, run_graph
+from vidistill.flows.execution import (
+    attempt_graph,
+    data_runtime,
+    find_videos,
+    log,
+    log_failures,
+    refuse_inside,
+    run_graph,
+)
 from vidistill.flows.experiment import Graph, build, rows_of
 from vidistill.flows.parameters import SPRITES, Experiment
 from vidistill.flows.progress import publishing_progress
+from vidistill.flows.salvage import Failed, salvaged
+from vidistill.storage.errors import RequestError, RowsFailed, StoreError
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.methods import REGISTRY, find_method
-from vidistill.tasks.report.gather import HTML, JSON, MARKDOWN
+from vidistill.tasks.report.gather import HTML, JSON, MARKDOWN, ReportParameters
 from vidistill.tasks.stage import Runtime
 from vidistill.tasks.videos.sprites_stage import sprites_job
 
@@ -35,6 +45,9 @@ def distill(experiment: Experiment, runtime: Runtime | None = None, out: Path | 
 
     Returns:
         The report's artifact.
+
+    Raises:
+        RowsFailed: some rows could not be made; the report of the others is written, and names them.
     """
     runtime = runtime or Runtime(store=default_location())
     runtime = runtime.model_copy(update={"methods": user_methods(experiment)})
@@ -45,10 +58,39 @@ def distill(experiment: Experiment, runtime: Runtime | None = None, out: Path | 
             run_graph(Graph({(job := sprites_job(experiment.sprites)).ref: job}), runtime)
         runtime = data_runtime(experiment, runtime)
         graph = build(experiment, find_videos(experiment, runtime, WORKERS))
-        run_graph(graph, runtime)
+        failed = attempt_graph(graph, runtime)
+        if failed:
+            graph = _rest(graph, failed)
+            run_graph(graph, runtime)
     ref = list(graph.jobs)[-1]
-    publish(ref, runtime, out)
+    page = publish(ref, runtime, out)
+    if failed:
+        raise RowsFailed(_what_failed(graph, failed, page))
     return ref
+
+
+def _rest(graph: Graph, failed: Failed) -> Graph:
+    """The report of the rows that were made.
+
+    Raises:
+        VidistillError: there is none, or what failed is no row's own: a wrong request, a store that is full.
+    """
+    errors = list(failed.values())
+    ending = [error for error in errors if isinstance(error, RequestError | StoreError)]
+    rest = None if ending else salvaged(graph, failed)
+    if rest is None:
+        first = (ending or errors)[0]
+        log_failures(error for error in errors if str(error) != str(first))
+        raise first
+    log_failures(errors)
+    return rest
+
+
+def _what_failed(graph: Graph, failed: Failed, page: Path) -> str:
+    parameters = ReportParameters.model_validate(list(graph.jobs.values())[-1].parameters)
+    lost, made = len(parameters.failed), len(parameters.rows)
+    first = str(next(iter(failed.values()))).rstrip(".")
+    return f"{lost} of {lost + made} rows failed ({first}): the report {page} holds the others and names them."
 
 
 def user_methods(experiment: Experiment) -> dict[str, str]:
@@ -57,8 +99,8 @@ def user_methods(experiment: Experiment) -> dict[str, str]:
     return {source.name: source.spec for source in sources}
 
 
-def publish(ref: ArtifactRef, runtime: Runtime, out: Path | None) -> None:
-    """Copy the report out of the store, and show it in the Prefect UI."""
+def publish(ref: ArtifactRef, runtime: Runtime, out: Path | None) -> Path:
+    """Copy the report out of the store, and show it in the Prefect UI; where the page is."""
     folder = open_store(runtime.store).folder(ref)
     page = folder / HTML
     if out is not None:
@@ -69,3 +111,4 @@ def publish(ref: ArtifactRef, runtime: Runtime, out: Path | None) -> None:
     create_markdown_artifact((folder / MARKDOWN).read_text(), key="distill-report", description=f"Report {ref.key}")
     create_link_artifact(page.as_uri(), link_text="report.html", key="distill-page")
     log.info("report: %s", page)
+    return page

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vidistill.flows.experiment import Graph
 from vidistill.flows.parameters import SPRITES, DataRequest
-from vidistill.storage.errors import RequestError, VidistillError
+from vidistill.storage.errors import RequestError, Stopped, VidistillError
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.stage import Job, Runtime, prefect_task, stage_failure, start_jobs, stop_jobs
@@ -73,13 +73,32 @@ def _needs(job: Job) -> Iterable[ArtifactRef]:
 
 
 def run_graph(graph: Graph, runtime: Runtime) -> None:
-    """Submit each job to the flow's task runner as soon as its inputs are made.
-
-    A failed job ends the run with its own error, after everything that does not need it has been made; errors of
-    others are logged.
+    """Make every job of a graph; a failed one ends the run, after everything that does not need it has been made.
 
     Raises:
-        VidistillError: what a stage raised on purpose, or the sentence for what nobody foresaw.
+        VidistillError: the first that failed; errors of others are logged.
+    """
+    errors = list(attempt_graph(graph, runtime).values())
+    log_failures([error for error in errors if str(error) != str(errors[0])])
+    if errors:
+        raise errors[0]
+
+
+def log_failures(errors: Iterable[VidistillError]) -> None:
+    """Each sentence once, with the way there that its notes show."""
+    for sentence, error in {str(error): error for error in errors}.items():
+        log.error("\n".join([sentence, *getattr(error, "__notes__", [])]))
+
+
+def attempt_graph(graph: Graph, runtime: Runtime) -> dict[ArtifactRef, VidistillError]:
+    """Submit each job to the flow's task runner as soon as its inputs are made.
+
+    Returns:
+        The jobs that failed, in that order: what a stage raised on purpose, or the sentence for what nobody foresaw.
+        What needs one of them was not tried; everything else is made.
+
+    Raises:
+        Stopped: somebody asked the run to stop.
     """
     for sentence in discard_damaged(graph, open_store(runtime.store)):
         log.warning(sentence)
@@ -90,7 +109,7 @@ def run_graph(graph: Graph, runtime: Runtime) -> None:
     submitted: dict[ArtifactRef, PrefectFuture[Any]] = {}
     running: dict[PrefectFuture[Any], ArtifactRef] = {}
     ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
-    errors: list[VidistillError] = []
+    failed: dict[ArtifactRef, VidistillError] = {}
     with _stopping_jobs_on(signal.SIGINT, signal.SIGTERM):
         while (ready := order.get_ready()) or running:
             for ref in ready:
@@ -104,11 +123,11 @@ def run_graph(graph: Graph, runtime: Runtime) -> None:
             if error is None:
                 order.done(ref)
             else:
-                errors.append(error)
-    for sentence in list(dict.fromkeys(map(str, errors)))[1:]:
-        log.error(sentence)
-    if errors:
-        raise errors[0]
+                failed[ref] = error
+    for error in failed.values():
+        if isinstance(error, Stopped):
+            raise error
+    return failed
 
 
 def _error_of(job: Job, future: PrefectFuture[Any]) -> VidistillError | None:

@@ -11,7 +11,7 @@ from vidistill.flows.parameters import SPRITES, Cell, Experiment, checked
 from vidistill.models import NETWORKS
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks.distil import distil_jobs
+from vidistill.tasks.distil import blaming, distil_jobs
 from vidistill.tasks.generate.pool import pool_of
 from vidistill.tasks.generate.quality import quality_job
 from vidistill.tasks.learning.evaluate import evaluate_job
@@ -288,7 +288,8 @@ def _set_jobs(
         data.index, data.train, data.teacher, table, experiment.decode, data.root, add,
         pool=lambda: [add(job) for job in data.pool_jobs()][-1], kb=row.kb, recipe=row.recipe,
     )  # fmt: skip
-    inputs = {"clips": [data.train], **method(options).inputs(given)}
+    with blaming(row.source):
+        inputs = {"clips": [data.train], **method(options).inputs(given)}
     label = f"distil {_label(row)} seed {seed}"
     jobs = distil_jobs(row.source, options, row.ipc or 1, seed, len(table.classes), inputs, label, kb=row.kb, soft=soft)
     made = [add(job) for job in jobs][-1]

@@ -65,12 +65,19 @@ class DistilledSet:
     others_VNTHWC: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
+        labels_N: object = self.labels_N
+        if not isinstance(labels_N, np.ndarray) or labels_N.ndim != 1 or labels_N.dtype.kind not in "iu":
+            raise ValueError(f"labels must be an array (N,) of whole numbers; got {_kind(labels_N)}")
         n, k = len(self.labels_N), len(self.classes)
-        if self.clips_NTHWC.ndim != 5 or self.clips_NTHWC.dtype != np.uint8 or len(self.clips_NTHWC) != n:
-            got = f"{self.clips_NTHWC.dtype} {self.clips_NTHWC.shape}"
-            raise ValueError(f"clips must be uint8 ({n}, T, H, W, 3), one a label; got {got}")
+        clips: object = self.clips_NTHWC
+        fits = isinstance(clips, np.ndarray) and clips.dtype == np.uint8 and clips.ndim == 5
+        if not fits or (len(self.clips_NTHWC), self.clips_NTHWC.shape[4]) != (n, 3):
+            raise ValueError(f"clips must be uint8 ({n}, T, H, W, 3), one a label; got {_kind(clips)}")
         if n and not 0 <= self.labels_N.min() <= self.labels_N.max() < k:
             raise ValueError(f"labels must lie in 0…{k - 1}; got {self.labels_N.min()}…{self.labels_N.max()}")
+        logits: object = self.logits_NK
+        if logits is not None and not (isinstance(logits, np.ndarray) and logits.dtype == np.float32):
+            raise ValueError(f"logits must be float32 ({n}, {k}); got {_kind(logits)}")
         if self.logits_NK is not None and self.logits_NK.shape != (n, k):
             raise ValueError(f"logits must have shape ({n}, {k}); got {self.logits_NK.shape}")
         if self.form != CLIPS and self.form not in FORMS:
@@ -156,6 +163,10 @@ class DistilledSet:
         """Bytes on disk of what a student needs: clips or what makes them, labels, logits, compressed as stored."""
         kept = [path for path in folder.rglob("*") if path.is_file() and "extra_" not in str(path.relative_to(folder))]
         return sum(path.stat().st_size for path in kept if path.name not in {SET, "manifest.json"})
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
 
 
 def _named(arrays: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet, joined
-from vidistill.storage.errors import RunError
+from vidistill.storage.errors import RunError, VidistillError
 from vidistill.storage.parameters import Parameters
-from vidistill.storage.store import ArtifactRef
+from vidistill.storage.store import ArtifactRef, clear_errors
 from vidistill.tasks.generate.pool import open_pool
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device
@@ -40,7 +45,8 @@ def distil_jobs(
 
     A method that works by groups has a job a group (the group is in its key) and one that joins them.
     """
-    groups = source.method(options).groups(classes, ipc)
+    with blaming(source):
+        groups = source.method(options).groups(classes, ipc)
     jobs = []
     for number, labels in enumerate(groups):
         parameters = DistilParameters(
@@ -77,21 +83,59 @@ def distil(work: Work) -> None:
         kb=parameters.kb,
         soft=parameters.soft,
     )
-    made = source.method(options).distil(material)
+    with blaming(source), clear_errors(work.store.root):
+        returned: object = source.method(options).distil(material)
+    made = _checked(returned, parameters, clips)
     made.save(work.folder)
-    if parameters.kb is None:
-        _check(made, parameters)
-    else:
+    if parameters.kb is not None:
         _check_bytes(made, parameters, DistilledSet.training_bytes(work.folder))
     work.record(seeds=[parameters.seed], counts={"clips": len(made)}, **device.facts())
 
 
-def _check(made: DistilledSet, parameters: DistilParameters) -> None:
-    """A method owes exactly `ipc` instances for each of its classes."""
+def _checked(made: object, parameters: DistilParameters, clips: Clips) -> DistilledSet:
+    """A method owes a set in clips of the run's shape, of `ipc` instances a class where the budget is not in bytes."""
+    name = f"The method {parameters.method}"
+    if not isinstance(made, DistilledSet):
+        kind = "nothing" if made is None else f"a {type(made).__name__}"
+        raise RunError(f"{name} returned {kind}: `distil` owes a DistilledSet, such as material.chosen(rows) makes.")
+    if made.clips_NTHWC.shape[1:] != clips.shape_THWC:
+        raise RunError(f"{name} owes clips of shape {clips.shape_THWC} and returned {made.clips_NTHWC.shape[1:]}.")
+    if made.classes != clips.classes:
+        raise RunError(f"{name} owes a set of the classes {clips.classes} and returned one of {made.classes}.")
+    if parameters.kb is not None:
+        return made
     got = {label: int((made.labels_N == label).sum()) / made.clips_an_instance for label in parameters.labels}
     owed = parameters.ipc * len(parameters.labels) * made.clips_an_instance
     if len(made) != owed or set(got.values()) != {parameters.ipc}:
-        raise RunError(f"The method {parameters.method} owes {parameters.ipc} clips a class and returned {got}.")
+        raise RunError(f"{name} owes {parameters.ipc} clips a class and returned {got}, {len(made)} in all.")
+    return made
+
+
+@contextmanager
+def blaming(source: MethodSource) -> Iterator[None]:
+    """Have what a method raises by accident name the method and the line of its file; a note holds the way there.
+
+    Raises:
+        RunError: for any error that is not one of ours already.
+    """
+    try:
+        yield
+    except VidistillError:
+        raise
+    except Exception as error:
+        raise _blamed(source, error) from error
+
+
+def _blamed(source: MethodSource, error: Exception) -> RunError:
+    file = source.spec.rpartition(":")[0] if source.digest else sys.modules[source.method.__module__].__file__
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [number for number, frame in enumerate(frames) if file and Path(frame.filename) == Path(file)]
+    said = "".join(traceback.format_exception_only(error)).strip()
+    place = f" in {Path(frames[own[-1]].filename).name}, line {frames[own[-1]].lineno}" if own else ""
+    blamed = RunError(f"The method {source.name} failed{place}: {' '.join(said.split()).rstrip('.')}.")
+    if own:
+        blamed.add_note("".join(traceback.format_list(frames[own[0] :])) + said)
+    return blamed
 
 
 def _check_bytes(made: DistilledSet, parameters: DistilParameters, size: int) -> None:

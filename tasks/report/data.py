@@ -45,6 +45,22 @@ class RowPlan(Parameters):
         return f", ipc {self.ipc}" if self.ipc else f", kb {self.kb:g}" if self.kb else ""
 
 
+class FailedRow(Parameters):
+    """A row that could not be made, and why in a sentence."""
+
+    method: str
+    variant: str
+    recipe: str
+    labels: LabelKind
+    ipc: int | None
+    student: str
+    error: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.variant}".strip()
+
+
 class Row(Parameters):
     """One method at one budget on one student: shares in [0, 1], means and deviations over seeds.
 
@@ -229,4 +245,5 @@ class ReportData:
     pools: list[PoolShown] = field(default_factory=list)
     lineage: list[LineageEntry] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)
+    failed: list[FailedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

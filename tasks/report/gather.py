@@ -20,6 +20,7 @@ from vidistill.tasks.report.data import (
     TRAINING_CLIPS,
     ClipPair,
     Curve,
+    FailedRow,
     LineageEntry,
     ReportData,
     Row,
@@ -42,6 +43,7 @@ class ReportParameters(Parameters):
     split: str
     protocol: str = "vidistill"
     rows: tuple[RowPlan, ...]
+    failed: tuple[FailedRow, ...] = ()
     experiment: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -71,7 +73,7 @@ def report(work: Work) -> None:
     (work.folder / HTML).write_text(render_html(data), encoding="utf-8")
     (work.folder / JSON).write_text(json.dumps(render_json(data), indent=1), encoding="utf-8")
     (work.folder / MARKDOWN).write_text(render_markdown(data), encoding="utf-8")
-    work.record(counts={"rows": len(data.rows)})
+    work.record(counts={"rows": len(data.rows), "failed": len(data.failed)})
 
 
 def gather(work: Work, parameters: ReportParameters) -> ReportData:
@@ -99,6 +101,7 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
         pools=pools_shown(store, manifests, work.refs("pool_quality")),
         lineage=[_entry(manifest) for manifest in manifests.values() if manifest.kind not in BLOCKS],
         rejected=lost,
+        failed=list(parameters.failed),
         notes=[*index.notes, *_notes(manifests)],
     )
 

@@ -24,6 +24,7 @@ from vidistill.tasks.report.tables import (
     TableLine,
     display,
     duration,
+    failed_cells,
     heading_of,
     percent,
     row_label,
@@ -69,6 +70,7 @@ def render_html(data: ReportData) -> str:
         lineage=_by_kind(data.lineage),
         keys={entry.key for entry in data.lineage},
         columns=COLUMNS,
+        failed=[failed_cells(row) for row in data.failed],
         vdsd=any(row.protocol == "vdsd" for row in data.rows),
     )
 
@@ -81,6 +83,7 @@ def render_json(data: ReportData) -> dict[str, Any]:
         "dataset": data.dataset_summary,
         "classes": data.classes,
         "rows": [row.model_dump(mode="json") for row in data.rows],
+        "failed": [row.model_dump(mode="json") for row in data.failed],
         "rejected": data.rejected,
         "curves": [curve.model_dump(mode="json") for curve in data.curves],
         "losses": [curve.model_dump(mode="json") for curve in data.losses],
@@ -107,6 +110,9 @@ def render_markdown(data: ReportData) -> str:
             blocks += [f"**{_markdown_text(group.heading)}**", "\n".join(lines)]
             blocks += [] if group.random_present else ["Random was not run under this recipe."]
             blocks += [_markdown_text(mark) for mark in group.marks]
+    if data.failed:
+        named = [f"- {' · '.join(failed_cells(row)[:4])}: {row.error}" for row in data.failed]
+        blocks += ["## Rows that failed", "\n".join(map(_markdown_text, named))]
     return "\n\n".join(blocks) + "\n"
 
 

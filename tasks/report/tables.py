@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from vidistill.tasks.report.data import TRAINING_CLIPS, ReportData, Row
+from vidistill.tasks.report.data import TRAINING_CLIPS, FailedRow, ReportData, Row
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -120,7 +120,13 @@ def _cells(row: Row) -> list[str]:
     ]  # fmt: skip
 
 
-def row_label(row: Row) -> str:
+def failed_cells(row: FailedRow) -> list[str]:
+    """Method, budget, recipe, student and error of a row that was not made."""
+    budget = "all clips" if row.ipc is None else f"{row.ipc} per class"
+    return [row_label(row), budget, row.recipe, row.student, row.error]
+
+
+def row_label(row: Row | FailedRow) -> str:
     return display(row.method if row.variant in {"", "default", row.method} else f"{row.method}/{row.variant}")
 
 

@@ -121,28 +121,6 @@ def test_a_server_that_does_not_answer(vidistill: CommandLine, videos: Path) -> 
     check_refusal(ended, FAILED, *said, store=vidistill.folder / "store", out=vidistill.folder / "out")
 
 
-GREEDY = """
-from vidistill.tasks.methods import Method
-class Mine(Method):
-    def distil(self, material):
-        BODY
-"""
-
-
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        pytest.param("return material.chosen(material.clips.rows_of(0)[:1])", ("mine", "owes 1 clips"), id="too few"),
-        pytest.param("return None", ("mine",), id="no set"),
-        pytest.param("raise KeyError('weights')", ("mine", "KeyError", "weights"), id="a stage breaks"),
-    ],
-)
-def test_a_method_that_fails(warm: CommandLine, videos: Path, body: str, said: tuple[str, ...]) -> None:
-    (warm.folder / "mine.py").write_text(GREEDY.replace("BODY", body))
-    ended = warm("run", "--data", videos, "--method", "mine.py:Mine", *TINY, "--store", "store", "--out", "broken")
-    check_refusal(ended, FAILED, *said, store=warm.folder / "store", out=warm.folder / "broken")
-
-
 def _mounted(options: str, folder: Path) -> tuple[str, ...]:
     """A prefix that runs a command with a small file system at `mount`, gone when the command ends."""
     script = f'mount -t tmpfs -o {options} tmpfs "{folder}/mount" && exec "$@"'

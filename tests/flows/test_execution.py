@@ -12,9 +12,9 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from vidistill.flows.execution import run_graph
+from vidistill.flows.execution import attempt_graph, run_graph
 from vidistill.flows.experiment import Graph
-from vidistill.storage.errors import RequestError, RunError
+from vidistill.storage.errors import RequestError, RunError, Stopped, VidistillError
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.stage import Job, Runtime, Work, stage
@@ -44,6 +44,11 @@ def wrong(work: Work) -> None:
 @stage("step-broken", version=1)
 def broken(work: Work) -> None:
     raise ZeroDivisionError("by nothing")
+
+
+@stage("step-stopped", version=1)
+def stopped(work: Work) -> None:
+    raise Stopped("The run was stopped.")
 
 
 Run = Callable[[list[Job]], None]
@@ -99,6 +104,27 @@ def test_a_failure_leaves_out_what_needs_it_and_is_raised_in_the_end(
     with pytest.raises(error, match=sentence):
         run([failing, dependent, first, second, last])
     assert made(runtime, failing, dependent, first, second, last) == [False, False, True, True, False]
+
+
+def test_every_failure_is_told_with_what_caused_it(runtime: Runtime) -> None:
+    first, second, good = wrong({}), broken({}), quick({"number": 20})
+    jobs = [first, second, good, after(first, 21)]
+
+    @flow(task_runner=ThreadPoolTaskRunner(max_workers=2))  # type: ignore[arg-type]
+    def attempt() -> dict[ArtifactRef, VidistillError]:
+        return attempt_graph(Graph({job.ref: job for job in jobs}), runtime)
+
+    failed = attempt()
+    assert {ref: str(error).split(":")[-1].strip() for ref, error in failed.items()} == {
+        first.ref: "The request was wrong.",
+        second.ref: "by nothing",
+    }
+    assert made(runtime, *jobs) == [False, False, True, False]
+
+
+def test_a_stop_is_no_failure(run: Run) -> None:
+    with pytest.raises(Stopped):
+        run([broken({}), stopped({})])
 
 
 def test_prefect_knows_which_task_waited_for_which(run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,7 +43,8 @@ def user(tmp_path_factory: pytest.TempPathFactory, server: Any) -> CommandLine:
         (folder / room).mkdir()
         (folder / room / "__init__.py").write_text(NOT_TO_BE_IMPORTED)
     (folder / "tasks.py").write_text(NOT_TO_BE_IMPORTED)
-    return CommandLine(folder, {**server.variables, "PYTHONPATH": "."})
+    paths = os.pathsep.join(filter(None, [".", os.environ.get("PYTHONPATH")]))
+    return CommandLine(folder, {**server.variables, "PYTHONPATH": paths})
 
 
 def test_it_runs_is_reported_and_only_its_own_changes_run_again(user: CommandLine, videos: Path) -> None:
@@ -72,6 +74,123 @@ def test_its_file_is_found_from_another_folder(user: CommandLine, videos: Path, 
     planned = elsewhere("plan", "--data", videos, "--method", spec, *TINY, "--store", user.folder / "store")
     assert planned.returncode == 0, planned.stderr
     assert "Everything is cached" in planned.stdout
+
+
+WRONG = """\
+import dataclasses
+
+import numpy as np
+
+from vidistill.tasks.methods import Material, Method
+
+
+class Raises(Method):
+    def distil(self, material: Material):
+        return self.weights({})
+
+    def weights(self, table):
+        return table["weights"]
+
+
+class Nothing(Method):
+    def distil(self, material: Material):
+        pass
+
+
+class Listed(Method):
+    def distil(self, material: Material):
+        return [1, 2]
+
+
+class Few(Method):
+    def distil(self, material: Material):
+        return material.chosen(material.clips.rows_of(0)[:1])
+
+
+class Small(Method):
+    def distil(self, material: Material):
+        made = material.chosen(np.array([material.clips.rows_of(label)[0] for label in material.labels]))
+        return self.changed(made)
+
+    def changed(self, made):
+        return made.with_clips(made.clips_NTHWC[:, :, ::2, ::2])
+
+
+class Floats(Small):
+    def changed(self, made):
+        return made.with_clips(made.clips_NTHWC / 255)
+
+
+class Names(Small):
+    def changed(self, made):
+        return dataclasses.replace(made, labels_N=[made.classes[label] for label in made.labels_N])
+
+
+class Others(Small):
+    def changed(self, made):
+        return dataclasses.replace(made, classes=("a", "b", "c"))
+"""
+SAID = {
+    "raises": "The method raises failed in wrong.py, line 13: KeyError: 'weights'.",
+    "nothing": "The method nothing returned nothing: `distil` owes a DistilledSet",
+    "listed": "The method listed returned a list: `distil` owes a DistilledSet",
+    "few": "The method few owes 1 clips a class and returned {0: 1.0, 1: 0.0, 2: 0.0}",
+    "small": "The method small owes clips of shape (4, 48, 48, 3) and returned (4, 24, 24, 3).",
+    "floats": "The method floats failed in wrong.py, line 42: ValueError: clips must be uint8 (3, T, H, W, 3)",
+    "names": "The method names failed in wrong.py, line 47: ValueError: labels must be an array (N,) of whole numbers",
+    "others": "The method others owes a set of the classes ('grow', 'left', 'right') and returned one",
+}
+THERE = """\
+  File "{file}", line 10, in distil
+    return self.weights({{}})
+           ^^^^^^^^^^^^^^^^
+  File "{file}", line 13, in weights
+    return table["weights"]
+           ~~~~~^^^^^^^^^^^
+KeyError: 'weights'
+"""
+
+
+def test_methods_that_fail_are_rows_of_a_report_that_holds_the_others(user: CommandLine, videos: Path) -> None:
+    (user.folder / "wrong.py").write_text(WRONG)
+    methods = ",".join(["random", *(f"wrong.py:{name.capitalize()}" for name in SAID)])
+    arguments = ("run", "--data", videos, "--method", methods, *TINY, "--store", "store", "--out", "failed")
+    ended = user(*arguments)
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    document = json.loads((user.folder / "failed" / "report.json").read_text())
+    assert [row["method"] for row in document["rows"]] == ["random"]
+    found = {row["method"]: row for row in document["failed"]}
+    assert found.keys() == SAID.keys()
+    for name, sentence in SAID.items():
+        assert found[name]["error"].startswith(sentence)
+        assert sentence in ended.stderr
+    assert found["few"].items() >= {"variant": "", "ipc": 1, "recipe": "hard", "student": "minic3d_bn"}.items()
+    assert THERE.format(file=user.folder / "wrong.py") in ended.stderr
+    assert "site-packages" not in ended.stderr
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("vidistill: 8 of 9 rows failed (")
+    assert f"the report {user.folder / 'failed' / 'report.html'} holds the others and names them." in last
+    assert "KeyError: &#39;weights&#39;" in (user.folder / "failed" / "report.html").read_text()
+
+
+def test_a_method_that_is_mended_makes_another_report(user: CommandLine, videos: Path) -> None:
+    (user.folder / "mended.py").write_text(WRONG)
+    arguments = ("run", "--data", videos, "--method", "mended.py:Raises", *TINY, "--store", "store", "--out", "mended")
+    assert user(*arguments).returncode == 1
+    before = _artifacts(user.folder / "store")
+    assert not _made_by("raises", user.folder / "store")
+    assert user(*arguments).returncode == 1, "the failure was cached as a success"
+    assert _artifacts(user.folder / "store") == before
+
+    body = "return material.chosen(np.array([material.clips.rows_of(label)[0] for label in material.labels]))"
+    (user.folder / "mended.py").write_text(WRONG.replace("return self.weights({})", body))
+    ended = user(*arguments)
+    assert ended.returncode == 0, ended.stderr
+    document = json.loads((user.folder / "mended" / "report.json").read_text())
+    assert document["failed"] == []
+    assert {row["method"] for row in document["rows"]} == {"random", "raises"}
+    made = _artifacts(user.folder / "store") - before
+    assert sorted(artifact.split("/")[0] for artifact in made) == ["distilled", "report", "score"]
 
 
 class TestMine(MethodContract):
@@ -109,3 +228,8 @@ class TestTSGF(MethodContract):
 
 def _artifacts(store: Path) -> set[str]:
     return {path.parent.relative_to(store).as_posix() for path in store.glob("[!.]*/*/manifest.json")}
+
+
+def _made_by(method: str, store: Path) -> list[str]:
+    manifests = [json.loads(path.read_text()) for path in store.glob("distilled/*/manifest.json")]
+    return [manifest["key"] for manifest in manifests if manifest["parameters"]["method"] == method]

@@ -63,9 +63,14 @@ def test_the_same_set_is_the_same_bytes(tmp_path):
         ({"clips_NTHWC": np.zeros((3, 2, 8, 8, 3), dtype=np.float32)}, r"uint8 \(3, T, H, W, 3\).*got float32"),
         ({"clips_NTHWC": np.zeros((2, 2, 8, 8, 3), dtype=np.uint8)}, r"one a label; got uint8 \(2, 2, 8, 8, 3\)"),
         ({"clips_NTHWC": np.zeros((3, 8, 8, 3), dtype=np.uint8)}, r"got uint8 \(3, 8, 8, 3\)"),
+        ({"clips_NTHWC": np.zeros((3, 2, 8, 8, 1), dtype=np.uint8)}, r"got uint8 \(3, 2, 8, 8, 1\)"),
+        ({"clips_NTHWC": [1, 2, 3]}, r"one a label; got a list"),
+        ({"labels_N": [0, 1, 2]}, r"labels must be an array \(N,\) of whole numbers; got a list"),
+        ({"labels_N": np.array([0.0, 1.0, 2.0])}, r"whole numbers; got float64 \(3,\)"),
         ({"labels_N": np.array([0, 1, 3])}, r"labels must lie in 0…2; got 0…3"),
         ({"labels_N": np.array([-1, 1, 2])}, r"got -1…2"),
         ({"logits_NK": np.zeros((3, 2), dtype=np.float32)}, r"logits must have shape \(3, 3\); got \(3, 2\)"),
+        ({"logits_NK": np.zeros((3, 3))}, r"logits must be float32 \(3, 3\); got float64 \(3, 3\)"),
     ],
 )
 def test_a_set_that_does_not_fit_together_is_refused(change, said):
