@@ -170,12 +170,15 @@ def report(
 def export(
     key: Annotated[str, typer.Argument(help="A distilled set's key, or its first letters (see the report).")],
     store: StoreRoot = None, out: Annotated[Path, typer.Option("--out", help="The folder to write to.")] = Path("set"),
-    fps: Annotated[int, typer.Option(help="Frames a second of the files.")] = 8,
+    fps: Annotated[int, typer.Option(min=1, help="Frames a second of the files.")] = 8,
+    kind: Annotated[
+        str, typer.Option("--format", help="mkv (FFV1) and npz lose nothing; mp4 (H.264) is lossy, and says how much.")
+    ] = "mkv",
 ) -> None:  # fmt: skip
-    """Write a distilled set as H.264 files with its labels, and say the bytes of both."""
+    """Write a distilled set as files, with all that a student of it needs in export.json."""
     from vidistill.flows import housekeeping
 
-    housekeeping.export(key, store, out, fps)
+    housekeeping.export(key, store, out, fps, kind)
 
 
 @app.command("ls")

@@ -10,7 +10,7 @@ from rich.console import Console
 from vidistill.storage.errors import ArtifactDamaged, RequestError
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks.report.export import export_set
+from vidistill.tasks.report.export import export_set, said_of_loss
 from vidistill.tasks.report.gather import HTML, JSON
 
 console = Console(soft_wrap=True, highlight=False)
@@ -106,11 +106,11 @@ def _reachable(store: Store) -> set[ArtifactRef]:
     return found | set(store.refs("sprites"))
 
 
-def export(key: str, location: str | None, out: Path, fps: int) -> None:
-    """Write a distilled set as video files.
+def export(key: str, location: str | None, out: Path, fps: int, kind: str) -> None:
+    """Write a distilled set as files, and say what they cost.
 
     Raises:
-        RequestError: no set has this key, or several begin with it.
+        RequestError: no set has this key, several begin with it, or the folder is not empty.
     """
     store = _existing(location)
     sets = [ref for kind in ("relabelled", "joined", "distilled") for ref in store.refs(kind) if store.has(ref)]
@@ -119,10 +119,10 @@ def export(key: str, location: str | None, out: Path, fps: int) -> None:
         raise RequestError(f"The store {store.location} has no set {key!r}: see `vidistill ls distilled`.")
     if len(found) > 1:
         raise RequestError(f"{len(found)} sets begin with {key!r}: give more of the key (`vidistill ls distilled`).")
-    sizes = export_set(store.folder(found[0]), out, fps)["bytes"]
-    console.print(
-        f"{found[0]} is {sizes['stored'] / 1e6:.2f} MB as stored, {sizes['video'] / 1e6:.2f} MB as video: {out}"
-    )
+    facts = export_set(store, found[0], out, fps, kind)
+    sizes = {name: f"{size / 1e6:.2f} MB" for name, size in facts["bytes"].items()}
+    console.print(f"{found[0]} is {sizes['stored']} as stored, {sizes['exported']} as {kind} with all it needs: {out}")
+    console.print("Nothing is lost." if facts["lossless"] else said_of_loss(facts["loss"]))
 
 
 def write_report(key: str, location: str | None, out: Path) -> None:

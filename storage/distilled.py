@@ -131,8 +131,17 @@ class DistilledSet:
         return list(arrays)
 
     @staticmethod
-    def load(folder: Path) -> DistilledSet:
-        """Read a set that `save` wrote (an artifact's folder)."""
+    def load(folder: str | Path) -> DistilledSet:
+        """Read a set that `save` wrote (an artifact's folder), or a folder that `vidistill export` wrote.
+
+        Raises:
+            ArtifactNotFound: the folder is neither.
+        """
+        folder = Path(folder)
+        if not (folder / SET).is_file():
+            from vidistill.storage.exported import load_exported
+
+            return load_exported(folder)
         facts = json.loads((folder / SET).read_text())
         arrays = {name: np.asarray(zarr.open_array(folder, path=name, mode="r")[...]) for name in facts["arrays"]}
         form, stored = facts.get("form", CLIPS), _named(arrays, "stored_")

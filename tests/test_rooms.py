@@ -72,6 +72,8 @@ def may_load(path: Path) -> set[str]:
         return {"torch", "torchvision"}
     if path == REPOSITORY / "tasks" / "videos" / "decoder_child.py":
         return {"av"}
+    if path == REPOSITORY / "storage" / "dataset.py":  # torch's data set, imported by whoever trains on one
+        return {"torch"}
     if room_of(path) == "flows" and "@flow" in path.read_text():
         return {"prefect"}
     return set()

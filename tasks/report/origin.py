@@ -1,0 +1,123 @@
+"""Where a distilled set comes from and how it scored: everything that the store's manifests say of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from vidistill.storage.clips import Clips
+from vidistill.storage.exported import TEACHER
+from vidistill.storage.store import ArtifactRef, Manifest, Store
+from vidistill.tasks.learning.evaluate import load_score
+from vidistill.tasks.methods import Recipe
+
+SCORES = ("top1", "top5", "auc", "f1")
+PREFERRED = ("soft", "learned", "hard", "online")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The manifests that a set rests on.
+
+    Attributes:
+        made: of the set, as a method made it (one of its parts, where it was made in groups).
+        relabelled: of the set with its soft labels, if it has any.
+        scores: of its scores in this store. teacher: whom its online rows ask.
+        reports: parameters of the reports in this store that show it.
+    """
+
+    store: Store
+    ref: ArtifactRef
+    made: Manifest
+    relabelled: Manifest | None
+    scores: list[Manifest]
+    teacher: ArtifactRef | None
+    reports: list[Manifest]
+
+    @staticmethod
+    def of(store: Store, ref: ArtifactRef) -> Origin:
+        """Follow the inputs of a set's manifest, and find what was made from it."""
+        manifest = store.manifest(ref)
+        relabelled = manifest if manifest.kind == "relabelled" else None
+        while manifest.kind != "distilled":
+            manifest = store.manifest(manifest.inputs["distilled" if manifest.kind == "relabelled" else "parts"][0])
+        scores = [one for one in _manifests(store, "score") if ref in one.inputs.get("distilled", [])]
+        teacher = next((one.inputs["teacher"][0] for one in scores if one.inputs.get("teacher")), None)
+        reports = [one for one in _manifests(store, "report") if ref in one.inputs.get("sets", [])]
+        return Origin(store, ref, manifest, relabelled, scores, teacher, reports)
+
+    @property
+    def clips(self) -> Clips:
+        """The training clips that the method was given."""
+        return Clips(self.store, self.made.inputs["clips"][0])
+
+    def facts(self, soft: bool) -> dict[str, Any]:
+        """All that a student needs beside the clips, and under `from` the artifact that each fact was read from."""
+        train = self.store.manifest(self.made.inputs["clips"][0])
+        block = self.store.manifest(train.inputs["blocks"][0])
+        table, sampling, asked = self.clips.table, block.parameters["sampling"], self.made.parameters
+        recipe, student = self._recipe(soft), self._student()
+        report = self.reports[0] if self.reports else None
+        return {
+            "vidistill": version("vidistill"),
+            "set": str(self.ref),
+            "dataset": report.parameters["dataset"] if report else None,
+            "split": report.parameters["split"] if report else None,
+            "method": {name: asked[f"method{suffix}"] for name, suffix in
+                       (("name", ""), ("version", "_version"), ("digest", "_digest"))} | {"options": asked["options"]},
+            "ipc": asked["ipc"],
+            "seed": asked["seed"],
+            "frames": sampling["frames"],
+            "interval": sampling["interval"],
+            "size": sampling["size"],
+            "mean": list(table.mean),
+            "std": list(table.std),
+            "flips": table.flips,
+            "crop": student.get("crop_scale"),
+            "student": student,
+            "recipe": recipe.name,
+            "labels": recipe.kind,
+            "temperature": recipe.temperature,
+            "recipe_settings": recipe.settings,
+            "teacher": self._teacher_facts(),
+            "scores": [self._score_facts(one) for one in self.scores],
+            "from": self._places(train, block),
+        }  # fmt: skip
+
+    def _recipe(self, soft: bool) -> Recipe:
+        """How a student is to be trained: as the set was relabelled, or as it was scored."""
+        if self.relabelled:
+            return Recipe.model_validate(self.relabelled.parameters["recipe"])
+        found = [Recipe.model_validate(one.parameters["recipe"]) for one in self.scores]
+        found = [one for one in found if one.labels != "learned" or soft]
+        return min(found, key=lambda one: PREFERRED.index(one.labels), default=Recipe())
+
+    def _student(self) -> dict[str, Any]:
+        return dict(self.scores[0].parameters["student"]) if self.scores else {}
+
+    def _teacher_facts(self) -> dict[str, Any] | None:
+        if self.teacher is None:
+            return None
+        recipes = {
+            Recipe.model_validate(one.parameters["recipe"]).name for one in self.scores if "teacher" in one.inputs
+        }
+        network = self.store.manifest(self.teacher).parameters["network"]
+        return {"network": network, "weights": TEACHER, "recipes": sorted(recipes), "artifact": str(self.teacher)}
+
+    def _score_facts(self, manifest: Manifest) -> dict[str, Any]:
+        score, asked = load_score(self.store.folder(manifest.ref)), manifest.parameters
+        told = {"student": asked["network"], "recipe": Recipe.model_validate(asked["recipe"]).name}
+        values = {name: getattr(score, name) for name in SCORES}
+        return told | values | {"seed": asked["seed"], "artifact": str(manifest.ref)}
+
+    def _places(self, train: Manifest, block: Manifest) -> dict[str, str | None]:
+        places = {"mean std flips": train, "frames interval size": block, "method ipc seed": self.made,
+                  "recipe labels temperature": self.relabelled or (self.scores[0] if self.scores else None),
+                  "crop student": self.scores[0] if self.scores else None,
+                  "dataset split": self.reports[0] if self.reports else None}  # fmt: skip
+        return {name: str(manifest.ref) if manifest else None for name, manifest in places.items()}
+
+
+def _manifests(store: Store, kind: str) -> list[Manifest]:
+    return [store.manifest(ref) for ref in store.refs(kind) if store.has(ref)]

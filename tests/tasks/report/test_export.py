@@ -1,0 +1,224 @@
+"""Exported sets: nothing is lost unless it is asked for, everything a student needs is there, and it reads back."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from method_contract import Bench
+from safetensors.numpy import load_file
+
+import vidistill
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, RequestError
+from vidistill.storage.exported import EXPORT, LOGITS, TEACHER, read_video, write_lossless
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.distil import distil_jobs
+from vidistill.tasks.learning.evaluate import StudentParameters, evaluate_job
+from vidistill.tasks.learning.relabel import relabel_job
+from vidistill.tasks.methods import Recipe, find_method
+from vidistill.tasks.report.export import export_set, folder_names, said_of_loss, write_set
+from vidistill.tasks.stage import Job, run_job
+from vidistill.tasks.videos.decoder import Decoder
+
+README = Path(__file__).resolve().parents[3] / "README.md"
+STUDENT = StudentParameters(steps=2, precision="fp32", crop_scale=0.5)
+ONLINE, SOFT = Recipe(labels="online", temperature=2.0), Recipe(labels="soft", temperature=4.0)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def noisy_set(shape_THWC: tuple[int, ...], **others: Any) -> DistilledSet:
+    labels_N = np.array([0, 0, 1])
+    return DistilledSet(noise(3, *shape_THWC), labels_N, ("a", "b"), sources=("x", "y", "z"), **others)
+
+
+def assert_same(one: DistilledSet, other: DistilledSet) -> None:
+    for name in ("clips_NTHWC", "labels_N", "logits_NK", "others_VNTHWC"):
+        left, right = getattr(one, name), getattr(other, name)
+        assert (left is None) == (right is None), name
+        if left is not None:
+            assert left.dtype == right.dtype
+            np.testing.assert_array_equal(left, right)
+    assert (one.classes, one.sources, one.facts) == (other.classes, other.sources, other.facts)
+
+
+def exported(made: DistilledSet, out: Path, kind: str, **more: Any) -> dict[str, Any]:
+    """A set that no store knows, with the facts that a store would add."""
+    out.mkdir()
+    facts = write_set(made, out, 8, kind) | more
+    (out / EXPORT).write_text(json.dumps(facts))
+    return facts
+
+
+@pytest.mark.parametrize("shape_THWC", [(8, 56, 56, 3), (1, 16, 16, 3), (3, 113, 57, 3), (2, 9, 8, 3)], ids=str)
+def test_a_lossless_file_keeps_every_pixel_of_noise(tmp_path: Path, shape_THWC: tuple[int, ...]) -> None:
+    clip_THWC = noise(*shape_THWC)
+    for name in ("one.mkv", "again.mkv"):
+        write_lossless(tmp_path / name, clip_THWC, 8)
+    np.testing.assert_array_equal(read_video(tmp_path / "one.mkv"), clip_THWC)
+    assert (tmp_path / "one.mkv").read_bytes() == (tmp_path / "again.mkv").read_bytes()
+    with Decoder() as decoder:
+        np.testing.assert_array_equal(np.stack(list(decoder.frames(tmp_path / "one.mkv"))), clip_THWC)
+
+
+@pytest.mark.parametrize("kind", ["mkv", "npz"])
+def test_a_set_reads_back_as_it_was(tmp_path: Path, kind: str) -> None:
+    made = noisy_set((4, 9, 7, 3), logits_NK=np.eye(3, 2, dtype=np.float32), facts={"loss": [1.0]})
+    assert exported(made, tmp_path / "out", kind)["lossless"]
+    assert_same(DistilledSet.load(str(tmp_path / "out")), made)
+
+
+@pytest.mark.parametrize("kind", ["mkv", "npz"])
+def test_variants_of_a_clip_are_written_and_read_too(tmp_path: Path, kind: str) -> None:
+    made = noisy_set((2, 8, 8, 3), others_VNTHWC=noise(3, 3, 2, 8, 8, 3, seed=1))
+    facts = exported(made, tmp_path / "out", kind)
+    assert [one["variant"] for one in facts["files"]] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert_same(DistilledSet.load(tmp_path / "out"), made)
+
+
+def test_h264_says_what_it_changed(tmp_path: Path) -> None:
+    made = noisy_set((4, 33, 31, 3))
+    facts = exported(made, tmp_path / "out", "mp4")
+    assert not facts["lossless"]
+    back = DistilledSet.load(tmp_path / "out")
+    assert back.clips_NTHWC.shape == made.clips_NTHWC.shape
+    error = np.sqrt(np.mean((back.clips_NTHWC.astype(float) - made.clips_NTHWC) ** 2))
+    assert error > 10
+    assert facts["loss"]["codec_error_levels"] == pytest.approx(error, rel=1e-5)
+    assert facts["loss"]["psnr_db"] == pytest.approx(20 * np.log10(255 / error), rel=1e-5)
+
+
+def test_a_class_s_folder_lies_inside_the_exported_one() -> None:
+    assert folder_names(["walk", "Apply Eye"]) == ["walk", "Apply Eye"]
+    assert folder_names(["a/b", "../c"]) == ["a_b", "_c"]
+    assert folder_names(["..", "a/b", "a:b", "A_B"]) == ["000", "001 a_b", "002 a_b", "003 A_B"]
+
+
+def test_what_is_no_set_and_what_is_damaged_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactNotFound, match=r"holds no distilled set.*no export\.json"):
+        DistilledSet.load(tmp_path)
+    facts = exported(noisy_set((4, 8, 8, 3)), tmp_path / "out", "mkv")
+    write_lossless(tmp_path / "out" / facts["files"][1]["file"], noise(3, 8, 8, 3), 8)
+    with pytest.raises(ArtifactDamaged, match=r"00001\.mkv holds \(3, 8, 8\).*instead of \(4, 8, 8\)"):
+        DistilledSet.load(tmp_path / "out")
+    (tmp_path / "out" / facts["files"][0]["file"]).write_bytes(b"no video")
+    with pytest.raises(ArtifactDamaged, match=r"00000\.mkv cannot be read"):
+        DistilledSet.load(tmp_path / "out")
+
+
+def done(bench: Bench, job: Job) -> ArtifactRef:
+    return run_job(job, bench.runtime)[0]
+
+
+def distilled(bench: Bench, spec: str, **options: Any) -> ArtifactRef:
+    source = find_method(spec)
+    parameters = source.method.Parameters(**options)
+    inputs = {"clips": [bench.given.train], **source.method(parameters).inputs(bench.given)}
+    return [done(bench, job) for job in distil_jobs(source, parameters, 1, 7, 3, inputs, spec)][-1]
+
+
+def scored(bench: Bench, made: ArtifactRef, recipe: Recipe, **inputs: ArtifactRef) -> ArtifactRef:
+    refs = {"train": bench.given.train, "test": bench.given.train, "distilled": made, **inputs}
+    return done(bench, evaluate_job("minic3d", STUDENT, recipe, 0, refs, "score"))
+
+
+def test_an_export_holds_all_that_a_student_needs(bench: Bench, tmp_path: Path) -> None:
+    made = distilled(bench, "random")
+    score, out = scored(bench, made, ONLINE, teacher=bench.teacher), tmp_path / "out"
+    facts = export_set(bench.store, made, out, 12, "mkv")
+    assert facts == json.loads((out / EXPORT).read_text())
+    assert_same(DistilledSet.load(out), DistilledSet.load(bench.store.folder(made)))
+    table = bench.clips.table
+    expected = {"mean": list(table.mean), "std": list(table.std), "flips": table.flips, "frames": 4, "interval": 4,
+                "size": 48, "fps": 12, "crop": 0.5, "ipc": 1, "seed": 7, "recipe": "online", "labels": "online",
+                "temperature": 2.0, "logits": None, "set": str(made)}  # fmt: skip
+    assert {name: facts[name] for name in expected} == expected
+    assert facts["method"] == {"name": "random", "version": 1, "digest": "", "options": {}}
+    [told] = facts["scores"]
+    assert told["artifact"] == str(score)
+    assert {"student": "minic3d", "recipe": "online", "seed": 0}.items() <= told.items()
+    assert facts["from"]["mean std flips"] == str(bench.given.train)
+    assert facts["teacher"]["network"] == "minic3d_bn"
+    kept = bench.store.folder(bench.teacher) / "weights.safetensors"
+    assert (out / facts["teacher"]["weights"]).read_bytes() == kept.read_bytes()
+    assert load_file(out / TEACHER)
+    data = vidistill.Dataset(out)
+    assert [int(target) for _, target in data] == [0, 1, 2]
+
+
+def test_soft_labels_leave_with_their_temperature(bench: Bench, tmp_path: Path) -> None:
+    made = distilled(bench, "random")
+    soft = done(bench, relabel_job(made, bench.given.train, bench.teacher, SOFT, 7, "label"))
+    facts = export_set(bench.store, soft, tmp_path / "out", 8, "npz")
+    assert (facts["labels"], facts["recipe"], facts["temperature"], facts["teacher"]) == ("soft", "soft", 4.0, None)
+    logits_NK = np.load(tmp_path / "out" / facts["logits"])
+    np.testing.assert_array_equal(logits_NK, DistilledSet.load(bench.store.folder(soft)).logits_NK)
+    exponent_NK = np.exp(logits_NK / 4.0)
+    data = vidistill.Dataset(tmp_path / "out")
+    for (x_CTHW, target_K), clip_THWC, expected_K in zip(
+        data, DistilledSet.load(tmp_path / "out").clips_NTHWC, exponent_NK, strict=True
+    ):
+        mean_C, std_C = bench.clips.table.mean, bench.clips.table.std
+        np.testing.assert_allclose(x_CTHW.permute(1, 2, 3, 0), (clip_THWC / 255 - mean_C) / std_C, atol=1e-5)
+        np.testing.assert_allclose(target_K, expected_K / expected_K.sum(), atol=1e-6)
+    assert [int(target) for _, target in vidistill.Dataset(tmp_path / "out", labels="hard")] == [0, 1, 2]
+
+
+def test_hard_labels_are_not_taken_for_soft_ones(tmp_path: Path) -> None:
+    exported(noisy_set((2, 8, 8, 3)), tmp_path / "out", "npz", labels="hard", mean=[0] * 3, std=[1] * 3)
+    with pytest.raises(ValueError, match="no soft labels"):
+        vidistill.Dataset(tmp_path / "out", labels="soft")
+
+
+def test_h264_says_how_much_of_what_was_learned_is_left(bench: Bench, tmp_path: Path) -> None:
+    options = {"iterations": 2, "batch_real": 2, "precision": "fp32", "lr": 500.0}
+    learned, random = distilled(bench, "dm", **options), distilled(bench, "random")
+    loss = export_set(bench.store, learned, tmp_path / "dm", 8, "mp4")["loss"]
+    made = DistilledSet.load(bench.store.folder(learned))
+    paths = [video.path for video in bench.clips.table.videos]
+    real_NTHWC = bench.clips.read([paths.index(source) for source in made.sources])
+    change = made.clips_NTHWC.astype(float) - real_NTHWC
+    assert loss["learned_levels"] == pytest.approx(np.sqrt(np.mean(change**2)), rel=1e-4)
+    assert 0.05 < loss["learned_kept"] < 1.05
+    assert re.search(r"the distillation had changed them by \d+\.\d, of which \d+% is left\.", said_of_loss(loss))
+    assert not (tmp_path / "dm" / "real.mp4").exists()
+    loss = export_set(bench.store, random, tmp_path / "random", 8, "mp4")["loss"]
+    assert (loss["learned_levels"], loss["learned_kept"]) == (None, None)
+    assert "cannot be told" in said_of_loss(loss)
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    made = distilled(bench, "random")
+    with pytest.raises(RequestError, match="not an empty folder"):
+        export_set(bench.store, made, tmp_path / "out", 8, "mkv")
+    with pytest.raises(RequestError, match=r"no format 'gif'"):
+        export_set(bench.store, made, tmp_path / "new", 8, "gif")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+def test_the_readme_s_loop_trains_on_an_exported_set(bench: Bench, tmp_path: Path) -> None:
+    made = distilled(bench, "random")
+    soft = done(bench, relabel_job(made, bench.given.train, bench.teacher, SOFT, 7, "label"))
+    export_set(bench.store, soft, tmp_path / "set", 8, "mkv")
+    [snippet] = re.findall(r"```python\n(import torch\n.*?)```", README.read_text(), re.DOTALL)
+    check = 'import sys\nassert not {"vidistill.flows", "vidistill.tasks", "prefect"} & sys.modules.keys()\n'
+    ran = subprocess.run(
+        [sys.executable, "-c", snippet.replace("range(100)", "range(5)") + check],
+        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert re.fullmatch(r"loss \d+\.\d+\n", ran.stdout)
+    assert (tmp_path / "student.pt").is_file()
+    assert (tmp_path / "set" / LOGITS).is_file()
