@@ -68,7 +68,7 @@ def write_set(made: DistilledSet, out: Path, fps: int, kind: str) -> dict[str, A
     Of a set of mosaics the mosaics are written: `clips_a_file` says how many clips a student cuts from each. Of a set
     whose clips have variants every variant is written.
     """
-    videos, share = _videos(made), made.clips_an_instance
+    videos, share = _videos(made), made.clips_an_instance if made.form == "regions" else 1
     count, folders = len(made) // share, folder_names(made.classes)
     suffix = "mkv" if kind == "npz" else kind
     files = []
