@@ -53,12 +53,14 @@ class FailedRow(Parameters):
     recipe: str
     labels: LabelKind
     ipc: int | None
+    kb: float | None = None
     student: str
     error: str
 
     @property
-    def name(self) -> str:
-        return f"{self.method} {self.variant}".strip()
+    def whole(self) -> bool:
+        """Whether it keeps all clips."""
+        return self.ipc is None and self.kb is None
 
 
 class Row(Parameters):

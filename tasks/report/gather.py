@@ -66,7 +66,7 @@ def report_job(
     return report(parameters, inputs, label="report")
 
 
-@stage("report", version=8)
+@stage("report", version=9)
 def report(work: Work) -> None:
     parameters = ReportParameters.model_validate(work.job.parameters)
     data = gather(work, parameters)

@@ -107,7 +107,7 @@ def heading_of(row: Row, every: Sequence[Row]) -> str:
     return " · ".join([row.student, budget, *varying])
 
 
-def budget_of(row: Row) -> str:
+def budget_of(row: Row | FailedRow) -> str:
     return str(row.ipc) if row.kb is None else f"{row.kb:g} KB"
 
 
@@ -122,7 +122,7 @@ def _cells(row: Row) -> list[str]:
 
 def failed_cells(row: FailedRow) -> list[str]:
     """Method, budget, recipe, student and error of a row that was not made."""
-    budget = "all clips" if row.ipc is None else f"{row.ipc} per class"
+    budget = "all clips" if row.whole else f"{budget_of(row)} per class"
     return [row_label(row), budget, row.recipe, row.student, row.error]
 
 

@@ -219,6 +219,5 @@ def test_the_readme_s_loop_trains_on_an_exported_set(bench: Bench, tmp_path: Pat
         cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    assert re.fullmatch(r"loss \d+\.\d+\n", ran.stdout)
     assert (tmp_path / "student.pt").is_file()
     assert (tmp_path / "set" / LOGITS).is_file()
