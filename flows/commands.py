@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from vidistill.flows import server
+from vidistill.flows.display import showing
 from vidistill.flows.parameters import SPRITES, Experiment, PoolRequest, checked, load_preset, override
 from vidistill.storage.errors import RequestError, RowsFailed
 from vidistill.storage.opening import default_location, open_store
-from vidistill.tasks.stage import Runtime, listening
+from vidistill.tasks.stage import Runtime
 from vidistill.tasks.videos.layouts import IndexParameters
 
 console = Console()
@@ -66,19 +64,18 @@ def run(plain: dict[str, Any], store: str | None, out: Path, device: str, verbos
     from vidistill.flows.planning import check
 
     experiment = checked(Experiment, plain, "The experiment")
-    runtime = _runtime(store, device)
-    with _progress_bars():
-        check(experiment, runtime)
-    _check_places(runtime, out)
-    server.connect(verbose)
-    from vidistill.flows.distill import distill
+    runtime, failed = _runtime(store, device), None
+    with showing(console) as progress:
+        plan = check(experiment, runtime)
+        _check_places(runtime, out)
+        progress.expect(plan)
+        server.connect(verbose)
+        from vidistill.flows.distill import distill
 
-    failed = None
-    try:
-        with _progress_bars():
+        try:
             distill(experiment, runtime, out)
-    except RowsFailed as error:
-        failed = error  # the report of the other rows is written
+        except RowsFailed as error:
+            failed = error  # the report of the other rows is written
     _print_table(json.loads((out / "report.json").read_text()))
     if failed:
         raise failed
@@ -92,10 +89,10 @@ def pool(plain: dict[str, Any], store: str | None, out: Path, device: str, verbo
     request = checked(PoolRequest, plain, "The pool")
     runtime = _runtime(store, device)
     _check_places(runtime, out)
-    server.connect(verbose)
-    from vidistill.flows import pool as flow
+    with showing(console):
+        server.connect(verbose)
+        from vidistill.flows import pool as flow
 
-    with _progress_bars():
         flow.pool(request, runtime, out)
     console.print(Markdown((out / "pool.md").read_text()))
     console.print(f"\nThe contact sheet is [bold]{out / 'sheet.png'}[/bold]", soft_wrap=True, highlight=False)
@@ -161,29 +158,6 @@ def _check_places(runtime: Runtime, out: Path) -> None:
     except OSError as error:
         why = "a part of the path is a file" if isinstance(error, FileExistsError) else error.strerror
         raise RequestError(f"The folder {out} cannot be written ({why}): name another --out.") from error
-
-
-@contextmanager
-def _progress_bars() -> Iterator[None]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        TextColumn("[dim]{task.fields[note]}", table_column=None),
-    )
-    bars: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, transient=False, disable=not console.is_terminal) as progress:
-
-        def show(label: str, done: int, total: int, note: str) -> None:
-            if label not in bars:
-                bars[label] = progress.add_task(label, total=total, note=note)
-            progress.update(bars[label], completed=done, total=total, note=note[-40:])
-            if done >= total:
-                progress.update(bars.pop(label), visible=False)
-
-        with listening(show):
-            yield
 
 
 def _print_table(document: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from vidistill.flows.execution import (
+    WORKERS,
     attempt_graph,
     data_runtime,
     find_videos,
@@ -30,8 +30,6 @@ from vidistill.tasks.methods import REGISTRY, find_method
 from vidistill.tasks.report.gather import HTML, JSON, MARKDOWN, ReportParameters
 from vidistill.tasks.stage import Runtime
 from vidistill.tasks.videos.sprites_stage import sprites_job
-
-WORKERS = os.cpu_count() or 1
 
 
 @flow(name="distill", task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))  # type: ignore[arg-type]

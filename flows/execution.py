@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from prefect.futures import PrefectFuture
 
 log = logging.getLogger("vidistill")
+WORKERS = os.cpu_count() or 1
+"""Jobs that a flow runs at a time."""
 
 
 def data_runtime(experiment: DataRequest, runtime: Runtime) -> Runtime:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from vidistill.flows.execution import data_runtime, find_videos, refuse_inside, run_graph
+from vidistill.flows.execution import WORKERS, data_runtime, find_videos, refuse_inside, run_graph
 from vidistill.flows.experiment import Graph
 from vidistill.flows.parameters import SPRITES, PoolRequest
 from vidistill.flows.progress import publishing_progress
@@ -28,8 +27,6 @@ from vidistill.tasks.stage import Runtime
 from vidistill.tasks.videos.decode import block_jobs, clips_job
 from vidistill.tasks.videos.index import IndexTable, index_job
 from vidistill.tasks.videos.sprites_stage import sprites_job
-
-WORKERS = os.cpu_count() or 1
 
 
 @flow(name="pool", task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))  # type: ignore[arg-type]

@@ -1,16 +1,23 @@
-"""Progress of long stages in the Prefect UI: an artifact a stage, updated at most every few seconds."""
+"""Where a run stands: what the Prefect UI shows of long stages, and the course that a terminal or a log shows."""
 
 from __future__ import annotations
 
 import re
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from uuid import UUID
 
-from vidistill.tasks.stage import listening
+from vidistill.flows.estimates import TASK_SECONDS, wall_seconds
+from vidistill.flows.execution import WORKERS
+from vidistill.flows.planning import Plan, duration
+from vidistill.tasks.stage import Event, Job, listening
 
 INTERVAL_SECONDS = 3.0
+OBSERVED = 0.1
+"""From which share of a job on its own pace says how long it takes."""
 
 
 @contextmanager
@@ -44,3 +51,144 @@ class _Publisher:
             key = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
             made = create_progress_artifact(progress=percent, key=key, description=note or label)
             self._artifacts[label] = made  # type: ignore[assignment]
+
+
+@dataclass
+class Running:
+    """A job at work: since when, and how far it says that it is."""
+
+    job: Job
+    since: float
+    done: int = 0
+    total: int = 0
+    note: str = ""
+
+    @property
+    def share(self) -> float:
+        return min(1.0, self.done / self.total) if self.total else 0.0
+
+    def left(self, now: float, expected: float) -> float:
+        """By its own pace, once that says something; as expected before."""
+        if self.share < OBSERVED:
+            return max(0.0, (1 - self.share) * expected)
+        return (now - self.since) * (1 - self.share) / self.share
+
+
+@dataclass
+class StageCourse:
+    """The jobs of one kind: how many there are to make, and how many of them have ended."""
+
+    kind: str
+    total: int = 0
+    cached: int = 0
+    made: int = 0
+    failed: int = 0
+    since: float | None = None
+    running: dict[str, Running] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        return self.made + self.failed >= self.total
+
+    @property
+    def share(self) -> float:
+        return (self.made + self.failed + sum(one.share for one in self.running.values())) / max(1, self.total)
+
+
+class Course:
+    """Where a run stands, from its plan and from what its jobs say.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock, self.begin = clock, clock()
+        self.stages: dict[str, StageCourse] = {}
+        self.plan: Plan | None = None
+        self._left: dict[tuple[str, str], Job] = {}
+        self._lock = threading.RLock()
+
+    def expect(self, plan: Plan) -> None:
+        """Take the plan of the run that begins."""
+        with self._lock:
+            self.plan = plan
+            for one in plan.planned:
+                stage = self._stage(one.job)
+                stage.total += not one.cached
+                stage.cached += one.cached
+                if not one.cached:
+                    self._left[_name(one.job)] = one.job
+
+    def heard(self, job: Job, event: Event) -> StageCourse:
+        """Take in that a job has begun or ended; its stage."""
+        with self._lock:
+            stage, now = self._stage(job), self.clock()
+            if event == "began":
+                stage.since = now if stage.since is None else stage.since
+                stage.running[job.label] = Running(job, now)
+                stage.total += self._left.setdefault(_name(job), job) is job and self.plan is None
+                return stage
+            expected, running = self._left.pop(_name(job), None), stage.running.pop(job.label, None)
+            stage.made += event == "made"
+            stage.failed += event == "failed"
+            if event == "cached" and expected is not None:
+                stage.total, stage.cached = stage.total - 1, stage.cached + 1
+            if event == "made" and running is not None and self.plan is not None:
+                self.plan.estimates.finished(job, now - running.since)
+            return stage
+
+    def told(self, label: str, done: int, total: int, note: str) -> StageCourse | None:
+        """Take in what a job says of its progress; its stage."""
+        with self._lock:
+            for stage in self.stages.values():
+                if label in stage.running:
+                    own = stage.running[label]
+                    own.done, own.total, own.note = done, total, note
+                    return stage
+        return None
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to the run's end; None where there is no plan yet."""
+        with self._lock:
+            if self.plan is None:
+                return None
+            now = self.clock()
+            running = {_name(one.job): one for stage in self.stages.values() for one in stage.running.values()}
+            jobs = sorted(self._left.values(), key=lambda job: _name(job) not in running)
+            seconds = {job.ref: self.plan.estimates.of(job).seconds + TASK_SECONDS for job in jobs}
+            for job in jobs[: len(running)]:
+                seconds[job.ref] = running[_name(job)].left(now, seconds[job.ref])
+            return wall_seconds(jobs, seconds, self.plan.runtime, WORKERS)
+
+    @property
+    def share(self) -> float:
+        """Of the whole run's time, how much is over; 0 where there is no plan yet."""
+        left, gone = self.left, self.clock() - self.begin
+        return 0.0 if left is None else gone / max(1.0, gone + left)
+
+    @property
+    def words(self) -> str:
+        left = self.left
+        return "" if left is None else f"{self.share:.0%} of the run, about {duration(left)} left"
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Jobs that are made or failed, those that were to be made, and those that were cached."""
+        stages = list(self.stages.values())
+        ended = sum(stage.made + stage.failed for stage in stages)
+        return ended, sum(stage.total for stage in stages), sum(stage.cached for stage in stages)
+
+    def place(self, stage: StageCourse) -> str:
+        """Which stage of how many, in the order of the plan."""
+        to_run = [one for one in self.stages.values() if one.total]
+        return f"stage {to_run.index(stage) + 1} of {len(to_run)}"
+
+    def _stage(self, job: Job) -> StageCourse:
+        return self.stages.setdefault(job.stage, StageCourse(job.stage))
+
+
+def _name(job: Job) -> tuple[str, str]:
+    """A job's name in its run: sprites that are not rendered yet have no keys to go by."""
+    return job.stage, job.label

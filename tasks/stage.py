@@ -184,17 +184,19 @@ def run_job(job: Job, runtime: Runtime) -> tuple[ArtifactRef, bool]:
     """
     store = open_store(runtime.store)
     if store.has(job.ref):
+        _tell(job, "cached")
         return job.ref, True
     declared = stage_of(job)
     with store.writing(job.manifest) as attempt:
         if attempt is None:
+            _tell(job, "cached")
             return job.ref, True
         check_inputs(job, store)
         work = Work(job, runtime, store, attempt)
-        with _threads.taken(work.threads, runtime.threads), Cost() as cost:
+        with _threads.taken(work.threads, runtime.threads), _told(job), Cost() as cost:
             declared.function(work)
         attempt.note(seconds=round(cost.seconds, 3), peak_memory_bytes=cost.peak_memory_bytes)
-        work.record(versions=_versions(), commit=_commit(), machine=_machine())
+        work.record(versions=_versions(), commit=_commit(), machine=machine())
     for ref in work._checkpoints():  # noqa: SLF001
         store.discard(ref)
     return job.ref, False
@@ -272,6 +274,9 @@ def perform(job: Job, runtime: Runtime) -> ArtifactRef | State[ArtifactRef]:
 
 ProgressListener = Callable[[str, int, int, str], None]
 _listeners: list[ProgressListener] = []
+Event = Literal["began", "made", "cached", "failed", "stopped"]
+Watcher = Callable[[Job, Event], None]
+_watchers: list[Watcher] = []
 
 
 _stopping = threading.Event()
@@ -309,6 +314,32 @@ def listening(listener: ProgressListener) -> Iterator[None]:
         _listeners.remove(listener)
 
 
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Call `watcher(job, event)` when a job of this process has its threads and begins, and when it ends."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
+
+
+def _tell(job: Job, event: Event) -> None:
+    for watcher in _watchers:
+        watcher(job, event)
+
+
+@contextmanager
+def _told(job: Job) -> Iterator[None]:
+    _tell(job, "began")
+    try:
+        yield
+    except BaseException as error:
+        _tell(job, "stopped" if isinstance(error, Stopped) else "failed")
+        raise
+    _tell(job, "made")
+
+
 @cache
 def _versions() -> dict[str, str]:
     found = {}
@@ -321,7 +352,7 @@ def _versions() -> dict[str, str]:
 
 
 @cache
-def _machine() -> str:
+def machine() -> str:
     """The processor's name and the number of its cores that this process may use."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

@@ -1,66 +1,268 @@
-"""What a plan knows of a job's work before anything like it was measured."""
+"""What a plan says of the time, the bytes and the reasons of jobs, before and after some were measured."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vidistill.flows.planning import work_units
-from vidistill.tasks.generate.autoencoder import AutoencoderParameters
-from vidistill.tasks.generate.diffusion import LatteParameters
-from vidistill.tasks.generate.sample import PartParameters, SamplerParameters
-from vidistill.tasks.learning.experts import ExpertJobParameters, ExpertParameters
-from vidistill.tasks.learning.teacher import TeacherParameters
-from vidistill.tasks.match.mtt import MTTParameters
-from vidistill.tasks.videos.decode import DecodeParameters
+from vidistill.flows.costs import cost_of
+from vidistill.flows.estimates import wall_seconds
+from vidistill.flows.experiment import build
+from vidistill.flows.parameters import Experiment, PoolRequest
+from vidistill.flows.planning import Plan, plan_jobs
+from vidistill.storage.opening import open_store
+from vidistill.storage.store import ArtifactRef, Store
+from vidistill.tasks.stage import Job, Runtime, machine
+from vidistill.tasks.videos.index import IndexTable
+from vidistill.tasks.videos.scan import Video
+
+CLASSES = ("left", "right")
+SMALL: dict[str, Any] = {"decode": {"frames": 8, "size": 32, "views": 1}, "seeds": 1}
 
 
-def distil(**options: Any) -> dict[str, Any]:
-    return {"options": MTTParameters(**options).model_dump(), "ipc": 5, "labels": list(range(10))}
+def table(videos: int = 64, content: str = "a") -> IndexTable:
+    """So many videos for training a class, half of them for test; `content` tells one data set from another."""
+    listed = tuple(
+        Video(path=f"{split}/{name}/{number}.mp4", label=label, split=split, group=None, bytes=10_000,
+              sha256=f"{content}-{split}-{name}-{number}", width=64, height=64, frames=32, duration_seconds=2, codec="")
+        for split, count in (("train", videos), ("test", videos // 2))
+        for label, name in enumerate(CLASSES)
+        for number in range(count)
+    )  # fmt: skip
+    return IndexTable(layout="folders", classes=CLASSES, flips=False, videos=listed, rejected=())
+
+
+def jobs_of(*cells: dict[str, Any], videos: int = 64, content: str = "a", **settings: Any) -> list[Job]:
+    experiment = Experiment.model_validate({"data": "videos", "cells": cells} | SMALL | settings)
+    return list(build(experiment, table(videos, content)).jobs.values())
+
+
+def by_kind(jobs: Sequence[Job], kind: str) -> list[Job]:
+    return [job for job in jobs if job.stage == kind]
+
+
+def seconds(jobs: Sequence[Job], kind: str) -> list[float]:
+    """By default, of each job of a kind."""
+    nodes = {job.ref: job.manifest for job in jobs}
+    return [cost_of(job.manifest, nodes.get).seconds for job in by_kind(jobs, kind)]
+
+
+def commit(store: Store, job: Job, taken: float, size: int = 1000, **record: Any) -> None:
+    """An artifact that took so many seconds and bytes."""
+    with store.writing(job.manifest) as attempt:
+        assert attempt is not None
+        (attempt.folder / "bytes").write_bytes(bytes(size))
+        attempt.note(seconds=taken, record={"machine": machine(), "threads": 1, "device": "cpu"} | record)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "store"))
+
+
+def planned(jobs: Sequence[Job], store: Store, **runtime: Any) -> Plan:
+    return plan_jobs(jobs, store, Runtime(store=store.location, threads=2, **runtime))
+
+
+def expected(plan: Plan, kind: str) -> list[float]:
+    return [one.seconds for one in plan.planned if one.job.stage == kind]
+
+
+FULL, RANDOM = {"method": "full"}, {"method": "random"}
+VDSD = {"iterations": 50, "static": {"iterations": 50}}
+
+
+def test_all_clips_are_counted_by_their_own_steps_and_not_by_those_of_a_set() -> None:
+    student = {"steps": 100, "full_steps": 1000}
+    full, few = seconds(jobs_of(FULL, RANDOM, student=student), "score")
+    longer, same = seconds(jobs_of(FULL, RANDOM, student=student | {"full_steps": 2000}), "score")
+    assert longer == pytest.approx(2 * full, rel=0.1)
+    assert same == few
+    assert full > 30 * few  # 1,000 batches of 16 clips, and 100 of the set's two
+
+
+def test_a_student_is_trained_on_no_more_clips_than_its_set_has() -> None:
+    few, more, most = (seconds(jobs_of(RANDOM, ipc=[ipc]), "score")[0] for ipc in (1, 8, 64))
+    tested = 64 / 3 / 300
+    assert (more - 0.3) / (few - 0.3) == pytest.approx((16 + tested) / (2 + tested))
+    assert (most - 0.3) / (few - 0.3) == pytest.approx((32 + tested) / (2 + tested))  # the batch is 32
+
+
+def test_labels_that_are_asked_for_at_every_step_take_a_third_more() -> None:
+    hard, online = seconds(jobs_of(RANDOM | {"recipes": ["hard", "online"]}, ipc=[16]), "score")
+    assert online / hard == pytest.approx(4 / 3, rel=0.05)
 
 
 @pytest.mark.parametrize(
-    ("kind", "once", "twice"),
+    ("method", "once", "twice"),
     [
-        ("teacher", *(TeacherParameters(epochs=epochs).model_dump() for epochs in (10, 20))),
-        (
-            "expert",
-            *(
-                ExpertJobParameters(expert=ExpertParameters(epochs=epochs), seed=0).model_dump()
-                for epochs in (10, 20)
-            ),
-        ),
-        ("autoencoder", *(AutoencoderParameters(steps=steps).model_dump() for steps in (10, 20))),
-        ("latte", *(LatteParameters(steps=steps).model_dump() for steps in (10, 20))),
-        (
-            "pool-part",
-            *(
-                PartParameters(sampler=SamplerParameters(), seed=0, label=0, first=0, count=count).model_dump()
-                for count in (5, 10)
-            ),
-        ),
-        ("distilled", distil(iterations=10), distil(iterations=20)),
-        ("distilled", distil(syn_steps=5), distil(syn_steps=10)),
+        ("tsgf", {"iterations": 500}, {"iterations": 1000}),
+        ("dm", {"iterations": 50}, {"iterations": 100}),
+        ("mtt", {"iterations": 50}, {"iterations": 100}),
+        ("mtt", {"syn_steps": 5}, {"syn_steps": 10}),
+        ("mtt_vdsd", VDSD, VDSD | {"iterations": 100, "static": {"iterations": 100}}),
+        ("frepo", {"iterations": 50}, {"iterations": 100}),
+        ("dc", {"outer": 1}, {"outer": 1, "iterations": 200}),
     ],
 )  # fmt: skip
-def test_twice_the_work_is_expected_to_take_twice_as_long(
-    kind: str, once: dict[str, Any], twice: dict[str, Any]
-) -> None:  # fmt: skip
-    decode = DecodeParameters()
-    assert work_units(kind, twice, decode) == pytest.approx(2 * work_units(kind, once, decode))
-    assert work_units(kind, once, decode) > 1e6
+def test_twice_the_work_takes_twice_as_long(method: str, once: dict[str, Any], twice: dict[str, Any]) -> None:
+    few, more = (sum(seconds(jobs_of({"method": method, "options": own}), "distilled")) for own in (once, twice))
+    assert more == pytest.approx(2 * few, rel=0.1)
 
 
-@pytest.mark.parametrize(
-    ("kind", "nothing", "least"),
-    [
-        ("distilled", distil(iterations=0), distil(iterations=1)),  # the set that a method starts from
-        ("latte", LatteParameters(steps=0).model_dump(), LatteParameters(steps=1).model_dump()),
-    ],
-)
-def test_no_training_at_all_is_work_too_so_that_its_seconds_have_a_rate(
-    kind: str, nothing: dict[str, Any], least: dict[str, Any]
-) -> None:
-    decode = DecodeParameters()
-    assert work_units(kind, nothing, decode) == work_units(kind, least, decode) > 0
+@pytest.mark.parametrize("kind", ["teacher", "expert", "block"])
+def test_more_videos_take_longer(kind: str) -> None:
+    few, more = (sum(seconds(jobs_of({"method": "mtt"}, videos=videos), kind)) for videos in (64, 128))
+    assert more == pytest.approx(2 * few, rel=0.1)
+
+
+def test_every_method_of_the_registry_has_a_cost() -> None:
+    from vidistill.tasks.methods import REGISTRY
+
+    for method in set(REGISTRY) - {"optdistill"}:
+        budget = {"kb": [20]} if method == "coded" else {}
+        jobs = jobs_of({"method": method}, pool={"clips_a_class": 10}, **budget)
+        nodes = {job.ref: job.manifest for job in jobs}
+        for job in jobs:
+            assert cost_of(job.manifest, nodes.get).seconds > 0, job.label
+
+
+def test_what_was_measured_here_is_what_the_like_takes(store: Store) -> None:
+    first, second = jobs_of(FULL), jobs_of(FULL, student={"full_steps": 2000})
+    (score,) = by_kind(first, "score")
+    for job in first:
+        if job.stage in ("block", "clips"):
+            commit(store, job, 1.0)
+    commit(store, score, 500.0)
+    (said,) = expected(planned(second, store), "score")
+    assert said == pytest.approx(1000, rel=0.02)
+    assert expected(planned(first, store), "block") == pytest.approx([1.0] * 6, rel=0.5)
+
+
+def test_a_network_that_is_slow_here_makes_all_networks_slow_but_no_decoding(store: Store) -> None:
+    jobs = jobs_of(FULL, RANDOM | {"recipes": ["soft"]})
+    before = planned(jobs, store)
+    for job in jobs:
+        if job.stage in ("block", "clips"):
+            commit(store, job, 0.3)
+    blocks = expected(planned(jobs, store), "block")
+    (teacher,) = by_kind(jobs, "teacher")
+    commit(store, teacher, 10 * seconds(jobs, "teacher")[0])
+    after = planned(jobs, store)
+    for was, now in zip(expected(before, "score"), expected(after, "score"), strict=True):
+        assert 5 * was < now < 11 * was
+    assert expected(after, "block") == blocks
+
+
+@pytest.mark.parametrize("other", [{"machine": "an abacus"}, {"device": "cuda:0"}])
+def test_what_another_machine_or_device_took_says_nothing(store: Store, other: dict[str, str]) -> None:
+    first, second = jobs_of(FULL), jobs_of(FULL, student={"full_steps": 2000})
+    default = expected(planned(second, store, device="cpu"), "score")
+    for job in first:
+        if job.stage in ("block", "clips", "score"):
+            commit(store, job, 500.0, **other)
+    assert expected(planned(second, store, device="cpu"), "score") == default
+
+
+def test_bytes_that_were_measured_are_what_the_like_takes(store: Store) -> None:
+    first, second = jobs_of(RANDOM), jobs_of(RANDOM, content="b")
+    blocks = by_kind(first, "block")
+    for job in blocks:
+        commit(store, job, 1.0, size=2_000_000)
+    said = sum(one.bytes for one in planned(second, store).planned if one.job.stage == "block")
+    assert said == pytest.approx(2_000_000 * len(blocks), rel=0.05)
+
+
+def test_a_pool_takes_the_bytes_of_its_clips() -> None:
+    from vidistill.flows.pool import build_pool
+
+    sizes = {}
+    for clips in (10, 20):
+        request = PoolRequest.model_validate(
+            {"data": "videos", "decode": SMALL["decode"], "pool": {"clips_a_class": clips}}
+        )
+        jobs = list(build_pool(request, table())[0].jobs.values())
+        nodes = {job.ref: job.manifest for job in jobs}
+        sizes[clips] = sum(cost_of(job.manifest, nodes.get).bytes for job in by_kind(jobs, "pool-part"))
+    raw = 3 * 8 * 32 * 32
+    assert 0.3 * raw < sizes[10] / 20 < raw
+    assert sizes[20] == pytest.approx(2 * sizes[10])
+
+
+def wall(jobs: Sequence[Job], each: float, workers: int, threads: int) -> float:
+    known: dict[ArtifactRef, float] = {job.ref: each for job in jobs}
+    return wall_seconds(jobs, known, Runtime(store="store", threads=threads), workers)
+
+
+def test_jobs_of_one_thread_run_side_by_side_and_those_of_all_alone() -> None:
+    jobs = jobs_of(RANDOM | {"recipes": ["soft"]}, ipc=[1, 2, 3, 4])
+    scores, teacher = by_kind(jobs, "score"), by_kind(jobs, "teacher")
+    assert wall(scores, 10, workers=2, threads=2) == 20
+    assert wall(scores, 10, workers=4, threads=2) == 20  # two wait for threads
+    assert wall(scores, 10, workers=1, threads=2) == 40
+    assert wall([*scores[:2], *teacher], 10, workers=3, threads=2) == 20
+    assert wall([*teacher, *scores[:1], *by_kind(jobs, "index")], 10, workers=3, threads=2) == 20
+
+
+def test_a_job_waits_for_its_inputs() -> None:
+    jobs = jobs_of(RANDOM | {"recipes": ["soft"]})
+    chain = ["clips", "teacher", "relabelled", "score", "report"]
+    known = {job.ref: 10.0 if job.stage in chain else 0.0 for job in jobs}
+    runtime = Runtime(store="store", threads=2)
+    assert wall_seconds(jobs, known, runtime, 2) == 50  # the test clips beside the teacher
+
+
+def test_a_plan_is_no_sum(store: Store) -> None:
+    jobs = jobs_of(RANDOM, seeds=8, student={"steps": 10_000})
+    plan = planned(jobs, store)
+    total = sum(one.seconds for one in plan.todo)
+    assert 0.45 * total < plan.seconds < 0.7 * total
+
+
+def why(plan: Plan, kind: str) -> set[str]:
+    return {one.why for one in plan.planned if one.job.stage == kind}
+
+
+@pytest.fixture
+def made(store: Store) -> Store:
+    """A store with all of one experiment."""
+    for job in jobs_of(RANDOM | {"recipes": ["soft"]}, seeds=2):
+        commit(store, job, 1.0)
+    return store
+
+
+def test_a_reason_compares_with_the_same_seed(made: Store) -> None:
+    changed = jobs_of(RANDOM | {"recipes": ["soft"]}, seeds=2, student={"steps": 50})
+    assert why(planned(changed, made), "score") == {"student.steps 300 → 50"}
+    more = jobs_of(RANDOM | {"recipes": ["soft"]}, seeds=3)
+    assert why(planned(more, made), "score") == {"", "no artifact like it of this data yet"}
+
+
+def test_a_reason_does_not_compare_with_other_data(made: Store) -> None:
+    other = planned(jobs_of(RANDOM | {"recipes": ["soft"]}, content="b"), made)
+    for kind in ("index", "block", "clips", "teacher", "score"):
+        assert why(other, kind) == {"no artifact like it of this data yet"}
+
+
+def test_a_reason_names_what_was_made_anew(made: Store) -> None:
+    changed = planned(jobs_of(RANDOM | {"recipes": ["soft"]}, seeds=2, teacher={"epochs": 3}), made)
+    assert why(changed, "teacher") == {"epochs 40 → 3"}
+    assert why(changed, "relabelled") == {"its input is made anew: teacher"}
+    assert why(changed, "distilled") == {""}
+    assert why(planned(jobs_of({"method": "herding"}), made), "distilled") == {
+        "no artifact like it of this data yet",
+        "",
+    }
+
+
+def test_data_that_grew_is_the_same_data(made: Store) -> None:
+    grown = planned(jobs_of(RANDOM | {"recipes": ["soft"]}, videos=65, seeds=2), made)
+    assert "train/left/64.mp4 is new, train/left/9.mp4 is gone" in why(grown, "block")
+    assert why(grown, "clips") == {
+        "its input is made anew: block, index",
+        "its input is made anew: clips, index",
+    }
+    assert why(grown, "teacher") == {"its input is made anew: clips"}

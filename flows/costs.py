@@ -1,0 +1,278 @@
+"""What jobs cost by default, told from their parameters and inputs: seconds and bytes.
+
+Seconds are those of one thread of the machine on which they were measured (AMD EPYC, bf16, nothing else running);
+`estimates` corrects them by what jobs have taken elsewhere. A *pass* is a network's forward and backward pass of one
+clip; the forward one alone is a third of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vidistill.flows.passes import METHODS, Data, of_gradients
+from vidistill.storage.store import ArtifactRef, Manifest
+
+Look = Callable[[ArtifactRef], Manifest | None]
+"""What an artifact is, whether it has been made or not; None where nobody knows."""
+
+NETWORKS = {
+    "minic3d": 0.8e-6, "minic3d_bn": 0.8e-6, "cnn_gru": 5.3e-6, "cnn_lstm": 6.9e-6, "c3d": 6.6e-6,
+    "video_swin_t": 2.6e-6, "": 0.8e-6,
+}  # fmt: skip
+"""Seconds a pass and pixel."""
+WEIGHTS = {"cnn_gru": 68e6, "cnn_lstm": 90e6, "c3d": 211e6, "video_swin_t": 111e6, "": 14.6e6}
+"""Bytes of a network's weights, of clips of 8×56×56."""
+GENERATORS = {"micro": 1.9e6, "mini": 12e6, "S": 33e6, "B": 130e6, "L": 457e6, "XL": 674e6}
+"""Weights of Latte."""
+STORED, CODED = 0.55, 0.036
+"""Bytes of a compressed clip a byte of its pixels, and of one that is coded as video a pixel."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a job costs by default, and what it is like.
+
+    Attributes:
+        seconds: of one thread.
+        bytes: of its artifact.
+        alike: names of jobs that it is like, the most distant ones first.
+    """
+
+    seconds: float
+    bytes: float
+    alike: tuple[str, ...]
+
+
+def cost_of(job: Manifest, look: Look) -> Cost:
+    """What a job costs.
+
+    Raises:
+        LookupError: nobody knows the inputs that tell.
+    """
+    seconds, size = COSTS.get(job.kind, _unknown)(job, look)
+    parameters = job.parameters
+    network = job.kind not in WITHOUT_NETWORK
+    who = parameters.get("method") or _options(parameters).get("network") or parameters.get("size") or ""
+    recipe = parameters.get("recipe") or {}
+    names = [str(who), str(recipe.get("labels", "")), *_shape(job, look)]
+    alike = ["networks" if network else "files", job.kind]
+    for name in names:
+        alike.append(f"{alike[-1]} {name}")
+    return Cost(seconds, size, tuple(dict.fromkeys(alike)))
+
+
+def _shape(job: Manifest, look: Look) -> list[str]:
+    names = [name for name in ("clips", "train") if name in job.inputs]
+    if job.kind == "block":
+        sampling = job.parameters["sampling"]
+        return [f"{sampling['views']}×{sampling['frames']}×{sampling['size']}"]
+    if not names:
+        return []
+    data = _data(job.inputs[names[0]][0], look)
+    return [f"{data.frames}×{data.size}"]
+
+
+def _known(ref: ArtifactRef, look: Look) -> Manifest:
+    found = look(ref)
+    if found is None:
+        raise LookupError(str(ref))
+    return found
+
+
+def _data(ref: ArtifactRef, look: Look) -> Data:
+    """The clips of a `clips` or `pool` artifact."""
+    made = _known(ref, look)
+    blocks = [_known(block, look) for block in made.inputs["blocks"]]
+    if made.kind == "pool":
+        own = _data(made.inputs["clips"][0], look)
+        clips = sum(_known(part, look).parameters["count"] for part in made.inputs["latents"])
+        return Data(clips, 1, own.frames, own.size)
+    sampling = blocks[0].parameters["sampling"]
+    clips = sum(len(block.parameters["videos"]) for block in blocks)
+    return Data(clips, sampling["views"], sampling["frames"], sampling["size"])
+
+
+def _set(ref: ArtifactRef, look: Look) -> int:
+    """Clips of a distilled set."""
+    made = _known(ref, look)
+    if made.kind == "distilled":
+        return _kept(made.parameters, _data(made.inputs["clips"][0], look))
+    parts = made.inputs["parts"] if "parts" in made.inputs else made.inputs["distilled"]
+    return sum(_set(part, look) for part in parts)
+
+
+def _kept(parameters: Mapping[str, Any], data: Data) -> int:
+    """Clips of a set: as many as were asked for, or as have room in the kilobytes of a class."""
+    classes = len(parameters["labels"])
+    if parameters.get("kb") is None:
+        return int(parameters["ipc"] * classes)
+    return min(data.clips, classes * max(1, int(1000 * parameters["kb"] / (CODED * data.pixels))))
+
+
+def _options(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = parameters.get("options") or parameters.get("expert") or parameters
+    return found
+
+
+def _rate(network: str) -> float:
+    return NETWORKS.get(network, NETWORKS[""])
+
+
+def _weights(network: str) -> float:
+    return WEIGHTS.get(network, WEIGHTS[""])
+
+
+def _sprites(job: Manifest, look: Look) -> tuple[float, float]:  # noqa: ARG001
+    own = job.parameters
+    pixels = 8 * (own["train_per_class"] + own["test_per_class"]) * own["frames"] * own["size"] ** 2
+    return 0.17e-6 * pixels, 0.08 * pixels
+
+
+def _index(job: Manifest, look: Look) -> tuple[float, float]:  # noqa: ARG001
+    return 0.1, 1e5
+
+
+def _block(job: Manifest, look: Look) -> tuple[float, float]:  # noqa: ARG001
+    sampling, videos = job.parameters["sampling"], job.parameters["videos"]
+    pixels = sampling["views"] * sampling["frames"] * sampling["size"] ** 2
+    read = sum(video["bytes"] for video in videos)
+    return 0.25 + len(videos) * (0.003 + 2e-8 * pixels) + 1e-7 * read, 3 * STORED * len(videos) * pixels
+
+
+def _clips(job: Manifest, look: Look) -> tuple[float, float]:
+    clips = sum(len(_known(block, look).parameters["videos"]) for block in job.inputs["blocks"])
+    return 0.02 + 1e-4 * clips, 150.0 * clips
+
+
+def _trained(job: Manifest, look: Look) -> tuple[float, float]:
+    """A teacher, or an expert, which keeps its weights after each epoch."""
+    own, data = _options(job.parameters), _data(job.inputs["clips"][0], look)
+    kept = own["epochs"] + 1 if job.kind == "expert" else 1
+    seconds = own["epochs"] * data.clips * data.pixels * _rate(own["network"])
+    return 0.5 + seconds, kept * _weights(own["network"])
+
+
+def _score(job: Manifest, look: Look) -> tuple[float, float]:
+    own, data = job.parameters["student"], _data(job.inputs["train"][0], look)
+    tested = _data(job.inputs["test"][0], look).clips
+    if "distilled" in job.inputs:
+        steps, batch, clips = own["steps"], own["optimiser"]["batch_size"], _set(job.inputs["distilled"][0], look)
+    else:
+        steps, batch, clips = own["full_steps"], own["full_optimiser"]["batch_size"], data.clips
+    trained = steps * min(batch, clips)
+    rate = _rate(job.parameters["network"])
+    seconds = (trained + tested / 3) * rate
+    if "teacher" in job.inputs:
+        seconds += trained / 3 * _rate(_known(job.inputs["teacher"][0], look).parameters["network"])
+    return 0.3 + seconds * data.pixels, 1e3
+
+
+def _distilled(job: Manifest, look: Look) -> tuple[float, float]:
+    own, options, data = job.parameters, job.parameters["options"], _data(job.inputs["clips"][0], look)
+    clips = _kept(own, data)
+    size = 3 * STORED * clips * data.pixels if own.get("kb") is None else 1000 * own["kb"] * len(own["labels"])
+    passes = METHODS.get(own["method"], of_gradients)(options, own["ipc"], len(own["labels"]), data)
+    seconds = passes * data.pixels * _rate(options.get("network", ""))
+    coding = 0.05 * clips if own["method"] == "coded" else 0.0
+    return 0.1 + coding + seconds, size
+
+
+def _joined(job: Manifest, look: Look) -> tuple[float, float]:
+    return 0.1, sum(_distilled(_known(part, look), look)[1] for part in job.inputs["parts"])
+
+
+def _relabelled(job: Manifest, look: Look) -> tuple[float, float]:
+    data, clips = _data(job.inputs["clips"][0], look), _set(job.inputs["distilled"][0], look)
+    return 0.2 + clips / 3 * data.pixels * _rate(""), 3 * STORED * clips * data.pixels
+
+
+def _embeddings(job: Manifest, look: Look) -> tuple[float, float]:
+    data = _data(job.inputs["clips"][0], look)
+    return 0.2 + data.clips / 3 * data.pixels * _rate(""), 1e3 * data.clips
+
+
+def _search(job: Manifest, look: Look) -> tuple[float, float]:
+    """A student a point of the grid, each on clips that are coded for it."""
+    own, data = job.parameters["search"], _data(job.inputs["clips"][0], look)
+    points = len(own["crfs"]) * len(own["scales"])
+    passes = own["steps"] * own["optimiser"]["batch_size"] + data.clips / 15  # a fifth is tested
+    return points * (passes * data.pixels * _rate(own["network"]) + 0.02 * data.clips), 2e3
+
+
+def _autoencoder(job: Manifest, look: Look) -> tuple[float, float]:
+    own, data = job.parameters, _data(job.inputs["clips"][0], look)
+    return own["steps"] * own["batch_frames"] * data.size**2 * 2.2e-6, 2e6
+
+
+def _latents(job: Manifest, look: Look) -> tuple[float, float]:
+    data, codec = _data(job.inputs["clips"][0], look), _known(job.inputs["autoencoder"][0], look).parameters
+    pixels = data.clips * data.views * data.pixels
+    return pixels * 1e-6, 2 * pixels * codec["channels"] / codec["factor"] ** 2
+
+
+def _latte(job: Manifest, look: Look) -> tuple[float, float]:
+    own, data = job.parameters, _data(job.inputs["clips"][0], look)
+    weights = GENERATORS[own["size"]]
+    return 1 + own["steps"] * own["batch_size"] * _generated(weights, data), 4 * weights
+
+
+def _generated(weights: float, data: Data) -> float:
+    """Seconds a clip and training step of the generator."""
+    return 0.5e-6 * data.pixels * weights / GENERATORS["micro"]
+
+
+def _pool_part(job: Manifest, look: Look) -> tuple[float, float]:
+    own, latte = job.parameters, _known(job.inputs["latte"][0], look)
+    codec, data = _known(job.inputs["autoencoder"][0], look).parameters, _data(latte.inputs["clips"][0], look)
+    guided = own["count"] * own["sampler"]["steps"] * 2 / 3  # with the label and without it, forward
+    latents = 2 * codec["channels"] / codec["factor"] ** 2
+    seconds = guided * _generated(GENERATORS[latte.parameters["size"]], data)
+    return 0.3 + seconds, own["count"] * data.pixels * (3 * STORED + latents)
+
+
+def _resized(job: Manifest, look: Look) -> tuple[float, float]:
+    part = _known(job.inputs["part"][0], look)
+    frames = _data(_known(part.inputs["latte"][0], look).inputs["clips"][0], look).frames
+    pixels = part.parameters["count"] * frames * job.parameters["size"] ** 2
+    return 0.1 + 2e-8 * pixels, 3 * STORED * pixels
+
+
+def _quality(job: Manifest, look: Look) -> tuple[float, float]:
+    pool, data = (_data(job.inputs[name][0], look) for name in ("pool", "clips"))
+    return 1 + (2 * pool.clips + data.clips) / 3 * data.pixels * _rate(""), 1e6
+
+
+def _detector(job: Manifest, look: Look) -> tuple[float, float]:  # noqa: ARG001
+    own = job.parameters
+    return own["steps"] * own["batch_size"] * own["side"] ** 2 * 1e-6, 1e6
+
+
+def _tracks(job: Manifest, look: Look) -> tuple[float, float]:  # noqa: ARG001
+    return 0.5 + 1.0 * len(job.parameters["videos"]), 1e4 * len(job.parameters["videos"])
+
+
+def _crops(job: Manifest, look: Look) -> tuple[float, float]:
+    videos = len(_known(job.inputs["tracks"][0], look).parameters["videos"])
+    own, data = job.parameters, _data(job.inputs["clips"][0], look)
+    pixels = videos * own["frames"] * own["height"] * own["width"]
+    return 0.5 + videos * (0.05 + data.pixels / 3 * _rate("")), 3 * STORED * pixels
+
+
+def _report(job: Manifest, look: Look) -> tuple[float, float]:  # noqa: ARG001
+    return 0.5 + 0.1 * len(job.parameters["rows"]), 0.1e6 * (1 + len(job.parameters["rows"]))
+
+
+def _unknown(job: Manifest, look: Look) -> tuple[float, float]:  # noqa: ARG001
+    return 0.5, 1e4
+
+
+COSTS: dict[str, Callable[[Manifest, Look], tuple[float, float]]] = {
+    "sprites": _sprites, "index": _index, "block": _block, "clips": _clips, "teacher": _trained, "expert": _trained,
+    "score": _score, "distilled": _distilled, "joined": _joined, "relabelled": _relabelled, "coded-search": _search,
+    "embeddings": _embeddings, "autoencoder": _autoencoder, "latents": _latents, "latte": _latte,
+    "pool-part": _pool_part, "pool-part-resized": _resized, "pool-quality": _quality, "detector": _detector,
+    "tracks": _tracks, "crops": _crops, "report": _report,
+}  # fmt: skip
+WITHOUT_NETWORK = {"sprites", "index", "block", "clips", "joined", "pool", "report", "pool-part-resized", "tracks"}

@@ -1,0 +1,140 @@
+"""How long jobs and a run of them take: costs by default, corrected by what was measured, and a schedule."""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from vidistill.flows.costs import Cost, Look, cost_of
+from vidistill.storage.store import ArtifactRef, Manifest
+from vidistill.tasks.stage import Job, Runtime, machine, stage_of
+
+BELIEVED_SECONDS, BELIEVED_BYTES = 2.0, 1e5
+"""How much of a default, or of what more distant jobs say, is believed beside what was measured of the like."""
+GAIN = 0.9
+"""n threads make a network n**GAIN times as fast as one."""
+TASK_SECONDS = 0.1
+"""What Prefect, the store's checks and its commit take beside a job."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    seconds: float
+    bytes: float
+
+
+class Estimates:
+    """What jobs will take, the more exactly the more jobs like them have been measured on this machine."""
+
+    def __init__(self, runtime: Runtime, look: Look) -> None:
+        self._runtime, self._look = runtime, look
+        self._seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._bytes: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._costs: dict[ArtifactRef, Cost | None] = {}
+
+    def learn(self, made: Manifest) -> None:
+        """Take in what an artifact cost, if it was made on this machine and on the device that is asked for."""
+        device = str(made.record.get("device", "cpu")).partition(":")[0]
+        if made.record.get("machine") != machine() or self._runtime.device not in ("auto", device):
+            return
+        self._took(made, made.seconds, made.record.get("threads", 1), made.bytes)
+
+    def finished(self, job: Job, seconds: float) -> None:
+        """Take in what a job of this run has taken."""
+        self._took(job.manifest, seconds, max(1, threads_of(job, self._runtime)))
+
+    def _took(self, job: Manifest, seconds: float, threads: int, size: float | None = None) -> None:
+        cost = self._cost(job)
+        if cost is None:
+            return
+        for name in cost.alike:
+            _add(self._seconds[name], seconds, cost.seconds / threads**GAIN)
+            if size is not None:
+                _add(self._bytes[name], size, cost.bytes)
+
+    def of(self, job: Job) -> Estimate:
+        cost = self._cost(job.manifest)
+        if cost is None:
+            return Estimate(1.0, 0.0)
+        seconds = cost.seconds / max(1, threads_of(job, self._runtime)) ** GAIN
+        return Estimate(
+            seconds * _ratio(self._seconds, cost, BELIEVED_SECONDS),
+            cost.bytes * _ratio(self._bytes, cost, BELIEVED_BYTES),
+        )
+
+    def _cost(self, job: Manifest) -> Cost | None:
+        """None for what an older version made, or what it was made from is gone."""
+        if job.ref not in self._costs:
+            try:
+                self._costs[job.ref] = cost_of(job, self._look)
+            except LookupError:
+                self._costs[job.ref] = None
+        return self._costs[job.ref]
+
+
+def _add(sums: list[float], measured: float, default: float) -> None:
+    sums[0] += measured
+    sums[1] += default
+
+
+def _ratio(known: Mapping[str, Sequence[float]], cost: Cost, believed: float) -> float:
+    """Measured to default, from the most distant jobs to the likest: each corrects what the one before says."""
+    ratio = 1.0
+    for name in cost.alike:
+        measured, default = known.get(name, (0.0, 0.0))
+        ratio = (measured + believed * ratio) / (default + believed)
+    return ratio
+
+
+def wall_seconds(jobs: Sequence[Job], seconds: Mapping[ArtifactRef, float], runtime: Runtime, workers: int) -> float:
+    """How long these jobs take as a flow runs them: as many at a time as it has workers and threads.
+
+    A job gets a worker, first come, first served, when its inputs are made, and keeps it while it waits for threads.
+    What is not among the jobs is made already. Nothing is indexed before the sprites are rendered.
+    """
+    todo = {job.ref: job for job in jobs}
+    first = {ref for ref, job in todo.items() if job.stage == "sprites"}
+    needs = {ref: {need for refs in job.inputs.values() for need in refs} & todo.keys() for ref, job in todo.items()}
+    for ref in todo.keys() - first:
+        needs[ref] |= first
+    users: dict[ArtifactRef, list[ArtifactRef]] = defaultdict(list)
+    for ref, needed in needs.items():
+        for need in needed:
+            users[need].append(ref)
+    ready, held = deque(ref for ref in todo if not needs[ref]), list[ArtifactRef]()
+    running: list[tuple[float, int, ArtifactRef]] = []
+    now, taken, number = 0.0, 0, count()
+    while ready or held or running:
+        while ready and len(held) + len(running) < workers:
+            held.append(ready.popleft())
+        for ref in _startable(held, {ref: threads_of(todo[ref], runtime) for ref in held}, taken, runtime.threads):
+            held.remove(ref)
+            taken += threads_of(todo[ref], runtime)
+            heapq.heappush(running, (now + seconds[ref], next(number), ref))
+        now, _, ended = heapq.heappop(running)
+        taken -= threads_of(todo[ended], runtime)
+        for user in users[ended]:
+            needs[user].discard(ended)
+            if not needs[user]:
+                ready.append(user)
+    return now
+
+
+def _startable(held: list[ArtifactRef], wanted: dict[ArtifactRef, int], taken: int, limit: int) -> list[ArtifactRef]:
+    """Those that have a worker and may start: threads, too, are first come, first served."""
+    started, waits = [], False
+    for ref in held:
+        if not wanted[ref] or (not waits and (taken + wanted[ref] <= limit or not taken)):
+            taken += wanted[ref]
+            started.append(ref)
+        else:
+            waits = True
+    return started
+
+
+def threads_of(job: Job, runtime: Runtime) -> int:
+    """The threads that a job holds."""
+    return {"none": 0, "one": 1, "all": runtime.threads}[stage_of(job).threads]

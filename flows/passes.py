@@ -1,0 +1,90 @@
+"""How many passes of a network the distillation of a set takes, method by method.
+
+A *pass* is a network's forward and backward pass of one clip; the forward one alone is a third of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Data:
+    """A set of clips: how many, how many views each has, and their shape."""
+
+    clips: int
+    views: int
+    frames: int
+    size: int
+
+    @property
+    def pixels(self) -> int:
+        return self.frames * self.size**2
+
+
+Passes = Callable[[Mapping[str, Any], int, int, Data], float]
+"""From a method's options, the clips a class, the number of classes and the training clips."""
+
+
+def _nothing(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> float:  # noqa: ARG001
+    return 0.0
+
+
+def _features(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> float:  # noqa: ARG001
+    return data.clips / 3
+
+
+def of_gradients(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> float:  # noqa: ARG001
+    """A method that takes a pass of its set, or of this many real clips, an iteration."""
+    return float(options.get("iterations", 0) * classes * (ipc + options.get("batch_real", 0)))
+
+
+def _dm(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> float:  # noqa: ARG001
+    return float(options["iterations"] * classes * (ipc + options["batch_real"] / 3))
+
+
+def _dc(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> float:  # noqa: ARG001
+    """The set's gradient is differentiated, and between the outer steps the network is trained on it."""
+    from vidistill.tasks.match.dc import DCLossParameters
+
+    known = {name: options[name] for name in ("outer", "inner")}
+    outer, inner = DCLossParameters(**known).loops(ipc)
+    return float(
+        options["iterations"] * classes * (outer * (options["batch_real"] + 3 * ipc) + (outer - 1) * inner * ipc)
+    )
+
+
+def _static_dc(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> float:
+    """Single frames."""
+    return _dc(options, ipc, classes, data) / data.frames
+
+
+def _mtt(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> float:  # noqa: ARG001
+    """Every step of the student is differentiated."""
+    return float(
+        3 * options["iterations"] * options["syn_steps"] * min(options["batch_syn"] or math.inf, ipc * classes)
+    )
+
+
+def _frepo(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> float:  # noqa: ARG001
+    clips = ipc * classes
+    return float(options["iterations"] * (options["batch_real"] / 3 + clips + min(clips, options["batch_network"])))
+
+
+def _after_static(second: Passes) -> Passes:
+    def passes(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> float:
+        return _static_dc(options["static"], ipc, classes, data) + second(options, ipc, classes, data)
+
+    return passes
+
+
+METHODS: dict[str, Passes] = {
+    "random": _nothing, "coded": _nothing, "pool_random": _nothing,
+    "herding": _features, "k_center": _features, "tac_dt": _features,
+    "dc": _dc, "static_dc": _static_dc, "dm": _dm, "idtd": _dm, "mtt": _mtt, "sfvd": _mtt, "sfvd_t": _mtt,
+    "frepo": _frepo, "dm_vdsd": _after_static(_dm), "mtt_vdsd": _after_static(_mtt),
+    "frepo_vdsd": _after_static(_frepo),
+}  # fmt: skip

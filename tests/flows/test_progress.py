@@ -1,0 +1,216 @@
+"""What a run says while it goes: few lines into a log, bars in a terminal, and how long it still takes."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from flow_running import BIN, TINY, CommandLine, environment
+from rich.console import Console
+
+from vidistill.flows.display import Lines
+from vidistill.flows.estimates import Estimates
+from vidistill.flows.planning import Plan, Planned
+from vidistill.flows.progress import Course
+from vidistill.tasks.stage import Job, Runtime
+from vidistill.tasks.videos.sprites import SpritesParameters
+from vidistill.tasks.videos.sprites_stage import sprites_job
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Log:
+    """A log's lines, the clock that they are told by, and the course that they tell of."""
+
+    def __init__(self) -> None:
+        self.clock, self._written = Clock(), StringIO()
+        self.lines = Lines(Course(self.clock), Console(file=self._written, width=80))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._written.getvalue().splitlines())
+
+    def about(self, kind: str) -> list[str]:
+        return [line for line in self if f" {kind}: " in line]
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+def renders(count: int) -> list[Job]:
+    """Jobs of one kind."""
+    return [sprites_job(SpritesParameters(seed=seed)).model_copy(update={"label": f"render {seed}"})
+            for seed in range(count)]  # fmt: skip
+
+
+def plan(jobs: Sequence[Job], cached: int = 0, seconds: float = 10.0) -> Plan:
+    """The first `cached` of the jobs are there; the others take so many seconds each."""
+    runtime = Runtime(store="store", threads=2)
+    nodes = {job.ref: job.manifest for job in jobs}
+    estimates = Estimates(runtime, nodes.get)
+    for _ in range(1000):  # so that there is no doubt
+        estimates.finished(jobs[0], seconds)
+    return Plan([Planned(job, number < cached, "", seconds, 0) for number, job in enumerate(jobs)], estimates, runtime)
+
+
+def test_a_stage_says_that_it_begins_and_ends_and_something_every_thirty_seconds_in_between(log: Log) -> None:
+    (job,) = renders(1)
+    log.lines.expect(plan([job]))
+    log.lines.heard(job, "began")
+    for second in range(100):
+        log.clock.now = second
+        log.lines.told(job.label, second, 100, "going well")
+    log.lines.heard(job, "made")
+    begins, *between, ends = log.about("sprites")
+    assert begins == "[0:00] sprites: begins (stage 1 of 1)"
+    assert [line.split("]")[0] for line in between] == ["[0:30", "[1:00", "[1:30"]
+    assert "sprites: 60%, going well; 60% of the run, about 40 s left" in between[1]
+    assert ends == "[1:39] sprites: done in 2 min; 100% of the run, about 0 s left"
+
+
+def test_a_thousand_small_jobs_are_a_few_lines(log: Log) -> None:
+    jobs = renders(1000)
+    log.lines.expect(plan(jobs, cached=400, seconds=0.09))
+    for job in jobs[:400]:
+        log.lines.heard(job, "cached")
+    for job in jobs[400:]:
+        log.lines.heard(job, "began")
+        log.clock.now += 0.09
+        log.lines.told(job.label, 1, 1, "")
+        log.lines.heard(job, "made")
+    first, begins, between, ends = log
+    assert first == "[0:00] 400 of 1000 jobs cached, 600 to run in 1 stages: about 71 s"
+    assert begins == "[0:00] sprites: begins, 600 jobs, 400 cached (stage 1 of 1)"
+    assert re.fullmatch(r"\[0:30\] sprites: 333 of 600 done, render 733 at 100%; \d+% of the run, .* left", between)
+    assert ends.startswith("[0:54] sprites: 600 of 600 done in 55 s")
+
+
+def test_a_job_that_fails_is_counted_apart(log: Log) -> None:
+    jobs = renders(3)
+    log.lines.expect(plan(jobs))
+    for job, event in zip(jobs, ("made", "failed", "made"), strict=True):
+        log.lines.heard(job, "began")
+        log.clock.now += 10
+        log.lines.heard(job, event)
+    assert log.about("sprites")[-1].startswith("[0:30] sprites: 2 of 3 done, 1 failed, in 30 s")
+
+
+def test_jobs_that_another_run_made_meanwhile_are_no_longer_expected(log: Log) -> None:
+    jobs = renders(4)
+    log.lines.expect(plan(jobs))
+    for job in jobs[:2]:
+        log.lines.heard(job, "cached")
+    assert log.lines.course.counts == (0, 2, 2)
+    for job in jobs[2:]:
+        log.lines.heard(job, "began")
+        log.lines.heard(job, "made")
+    assert log.lines.course.left == 0
+
+
+def test_what_a_job_has_taken_corrects_what_is_left(log: Log) -> None:
+    jobs, course = renders(9), log.lines.course
+    course.expect(plan(jobs, seconds=10))
+    course.plan.estimates._seconds.clear()  # nothing was measured yet
+    before = course.left
+    course.heard(jobs[0], "began")
+    log.clock.now = 5000
+    course.heard(jobs[0], "made")
+    assert course.left > 10 * before
+    assert course.left == pytest.approx(5000 * 8 / 2, rel=0.1)
+
+
+def test_a_job_s_own_pace_says_when_it_ends(log: Log) -> None:
+    (job,), course = renders(1), log.lines.course
+    course.expect(plan([job], seconds=10))
+    course.heard(job, "began")
+    log.clock.now = 100
+    course.told(job.label, 1, 4, "")
+    assert course.left == 300
+    assert course.share == 0.25
+
+
+def test_it_is_silent_about_a_quick_look_at_the_videos_and_not_about_a_long_one(log: Log) -> None:
+    for second in range(70):
+        log.clock.now = second
+        log.lines.told("index", second, 70, "hashing and probing")
+    assert list(log) == ["[0:30] index: 30 of 70, hashing and probing", "[1:00] index: 60 of 70, hashing and probing"]
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory, server) -> CommandLine:
+    return CommandLine(tmp_path_factory.mktemp("user"), server.variables)
+
+
+@pytest.fixture(scope="module")
+def arguments(videos: Path) -> tuple[object, ...]:
+    return ("run", "--data", videos, "--method", "random", *TINY, "--store", "store", "--out", "out")
+
+
+@pytest.fixture(scope="module")
+def logged(user: CommandLine, arguments: tuple[object, ...]) -> list[str]:
+    """The lines of a run without a terminal."""
+    ran = user(*arguments)
+    assert ran.returncode == 0, ran.stderr
+    return [line for line in ran.stdout.splitlines() if re.match(r"\[\d+:\d\d\] ", line)]
+
+
+def test_without_a_terminal_each_stage_has_its_two_lines(logged: list[str]) -> None:
+    assert re.search(r"\] 0 of 12 jobs cached, 12 to run in 6 stages: about \d+ s$", logged[0])
+    for kind, many in (("index", ""), ("block", ", 6 jobs"), ("clips", ", 2 jobs"), ("score", ""), ("report", "")):
+        begins, *_, ends = [line for line in logged if f"] {kind}: " in line]
+        assert re.search(rf"\] {kind}: begins{many} \(stage \d of 6\)$", begins)
+        assert re.search(r" in \d+ s; \d+% of the run, about \d+ s left$", ends)
+    assert len(logged) <= 1 + 2 * 6 + 6  # the last six only where the machine is so busy that 30 seconds passed
+
+
+def in_a_terminal(command: list[str], user: CommandLine) -> Iterator[tuple[float, str, int]]:
+    """Seconds, what a terminal of 100 columns shows from then on, and the process that shows it."""
+    ours, theirs = os.openpty()
+    env = environment(user.folder / "home", TERM="xterm", COLUMNS="100", **user.variables)
+    begin = time.monotonic()
+    with subprocess.Popen(command, cwd=user.folder, env=env, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        while select.select([ours], [], [], 240)[0]:
+            try:
+                shown = os.read(ours, 1 << 16)
+            except OSError:  # nobody holds the other end
+                break
+            yield time.monotonic() - begin, shown.decode(errors="replace"), process.pid
+    os.close(ours)
+    assert process.returncode == 0
+
+
+@pytest.mark.usefixtures("logged")
+def test_in_a_terminal_bars_are_there_before_anything_heavy_is(
+    user: CommandLine, arguments: tuple[object, ...]
+) -> None:
+    command = [str(BIN / "vidistill"), *map(str, arguments), "--set", "student.steps=4"]
+    text, loaded = "", None
+    for _, shown, process in in_a_terminal(command, user):
+        text += shown
+        if loaded is None and "starting …" in text:
+            loaded = Path(f"/proc/{process}/maps").read_text()
+    assert loaded is not None
+    assert "libtorch" not in loaded
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    assert "10 of 12 jobs cached, 2 to run in 2 stages" in plain
+    assert re.search(r"run +━+.* \d+% of the run, about \d+ s left", plain)
+    assert re.search(r"score +━+.*score random hard ipc 1 minic3d_bn seed 0 loss \d", plain)
+    assert re.search(r"\] score: done in \d+ s; \d+% of the run", plain)
+    assert "random" in plain.split("report: done")[1]  # the table, with the bars gone
