@@ -184,8 +184,8 @@ def _print_table(document: dict[str, Any]) -> None:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     difference = "" if row.get("difference_mean") is None else f"{100 * row['difference_mean']:+.1f}"
-    if difference and row.get("difference_error") is not None:
-        difference += f" ± {100 * row['difference_error']:.1f}"
+    if difference and row.get("difference_interval") is not None:
+        difference += f" ± {100 * row['difference_interval']:.1f}"
     return [
         f"{row['method']} {row['variant']}".strip(),
         row["student"],

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
+from vidistill.flows.command_line import command_of
 from vidistill.flows.parameters import SPRITES, Cell, Experiment, checked
 from vidistill.models import NETWORKS
 from vidistill.storage.errors import RequestError
@@ -198,6 +199,7 @@ def build(experiment: Experiment, table: IndexTable) -> Graph:
         dataset=name,
         split="validation" if experiment.index.holdout else str(experiment.index.split),
         rows=tuple(plans),
+        command=command_of(_without_places(experiment)),
         experiment=_without_places(experiment).model_dump(mode="json", exclude={"data"}),
     )
     pools = [job.ref for job in graph.jobs.values() if job.stage == "pool"]

@@ -77,6 +77,9 @@ class Row(Parameters):
         per_class: mean accuracy of each class. top1: one value a seed.
         difference_mean: paired over seeds against Random of the same recipe, ipc and student.
         difference_error: the standard error of that difference.
+        difference_interval: half of its 95 % t interval.
+        settled: whether that interval leaves out zero, of three seeds or more.
+        collapsed: seeds whose student calls nearly everything one class.
         mark: what the reader must know of this row, such as that few videos gave a crop.
     """
 
@@ -104,6 +107,9 @@ class Row(Parameters):
     top1: list[float]
     difference_mean: float | None = None
     difference_error: float | None = None
+    difference_interval: float | None = None
+    settled: bool = False
+    collapsed: tuple[int, ...] = ()
     mark: str = ""
     kb: float | None = None
     bytes_coded: int | None = None
@@ -248,4 +254,5 @@ class ReportData:
     lineage: list[LineageEntry] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)
     failed: list[FailedRow] = field(default_factory=list)
+    command: str = ""
     notes: list[str] = field(default_factory=list)

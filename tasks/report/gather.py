@@ -29,6 +29,7 @@ from vidistill.tasks.report.data import (
 )
 from vidistill.tasks.report.page import render_html, render_json, render_markdown
 from vidistill.tasks.report.pool import pools_shown
+from vidistill.tasks.report.statistics import collapsed_to, paired
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.index import IndexTable, load_index
 
@@ -44,6 +45,7 @@ class ReportParameters(Parameters):
     protocol: str = "vidistill"
     rows: tuple[RowPlan, ...]
     failed: tuple[FailedRow, ...] = ()
+    command: str = ""
     experiment: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -84,7 +86,7 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
     manifests = _lineage(store, [ref for refs in work.job.inputs.values() for ref in refs])
     lost = [row.model_dump() for row in (*index.rejected, *train.table.rejected, *test.table.rejected)]
     rows = [
-        _row(parameters, plan, scores, manifests).model_copy(update={"mark": row_mark(store, plan.sets)})
+        _marked(_row(parameters, plan, scores, manifests), plan, scores, row_mark(store, plan.sets), index.classes)
         for plan in parameters.rows
     ]
     return ReportData(
@@ -102,6 +104,7 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
         lineage=[_entry(manifest) for manifest in manifests.values() if manifest.kind not in BLOCKS],
         rejected=lost,
         failed=list(parameters.failed),
+        command=parameters.command,
         notes=[*index.notes, *_notes(manifests)],
     )
 
@@ -154,7 +157,7 @@ def _row(
 
 
 def _with_differences(rows: list[Row]) -> list[Row]:
-    """Each row's top-1 minus Random's of the same recipe, budget, student and seed: mean and standard error."""
+    """Each row's top-1 minus Random's of the same recipe, budget, student and seed: mean, error and interval."""
     random = {(row.recipe, row.ipc, row.kb, row.student): row for row in rows if row.is_random}
     made = []
     for row in rows:
@@ -162,11 +165,20 @@ def _with_differences(rows: list[Row]) -> list[Row]:
         if against is None or against is row:
             made.append(row)
             continue
-        difference = np.subtract(*zip(*zip(row.top1, against.top1, strict=False), strict=True))
-        n = len(difference)
-        error = float(np.std(difference, ddof=1) / np.sqrt(n)) if n > 1 else None
-        made.append(row.model_copy(update={"difference_mean": float(difference.mean()), "difference_error": error}))
+        found = paired(row.top1, against.top1)
+        told = {"mean": found.mean, "error": found.error, "interval": found.interval}
+        update = {f"difference_{name}": value for name, value in told.items()} | {"settled": found.settled}
+        made.append(row.model_copy(update=update))
     return made
+
+
+def _marked(row: Row, plan: RowPlan, scores: dict[ArtifactRef, Score], mark: str, classes: Sequence[str]) -> Row:
+    """With what the reader must know: of its sets, and of students that call nearly everything one class."""
+    fallen = {seed: label for seed, ref in enumerate(plan.scores)
+              if (label := collapsed_to(scores[ref].per_class)) is not None}  # fmt: skip
+    named = ", ".join(dict.fromkeys(classes[label] for label in fallen.values()))
+    said = f"{len(fallen)} of {row.seeds} students call nearly everything one class ({named})" if fallen else ""
+    return row.model_copy(update={"collapsed": tuple(fallen), "mark": "; ".join(filter(None, [mark, said]))})
 
 
 def _curves(parameters: ReportParameters, scores: dict[ArtifactRef, Score]) -> list[Curve]:

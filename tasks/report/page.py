@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidistill.tasks.report import pictures
-from vidistill.tasks.report.data import ClipPair, CropSet, CropShown, Curve, LineageEntry, ReportData
+from vidistill.tasks.report.data import ClipPair, CropSet, CropShown, Curve, LineageEntry, ReportData, Saliency
 from vidistill.tasks.report.page_pool import pool_document, pool_pictures
+from vidistill.tasks.report.statistics import LEAST_SEEDS
 from vidistill.tasks.report.tables import (
     COLUMNS,
     TableLine,
@@ -57,14 +58,16 @@ def render_html(data: ReportData) -> str:
     return environment.get_template("report.html.jinja").render(
         data=data,
         summary=summary(data),
-        tables=tables(data.rows),
+        tables=tables(data.rows, len(data.classes)),
+        fallen=[row_label(row) for row in data.rows if row.collapsed],
+        least=LEAST_SEEDS,
         facets=_facets(data.curves, colours),
         losses=_loss_panels(data.losses, colours),
         bars=_bars(data, colours),
         clips=clips,
         left_out=left_out,
         motion=_motion(data.pairs),
-        saliency=[(one, pictures.saliency_panel(one.s_T, one.epsilon, one.mask_T)) for one in data.saliency],
+        saliency=_saliency(data.saliency),
         crops=_crops(data.crops),
         pools=pool_pictures(data.pools),
         lineage=_by_kind(data.lineage),
@@ -80,8 +83,10 @@ def render_json(data: ReportData) -> dict[str, Any]:
     document: dict[str, Any] = {
         "title": data.title,
         "created": data.created,
+        "command": data.command,
         "dataset": data.dataset_summary,
         "classes": data.classes,
+        "chance": 1 / len(data.classes) if data.classes else None,
         "rows": [row.model_dump(mode="json") for row in data.rows],
         "failed": [row.model_dump(mode="json") for row in data.failed],
         "rejected": data.rejected,
@@ -102,11 +107,13 @@ def render_json(data: ReportData) -> dict[str, Any]:
 def render_markdown(data: ReportData) -> str:
     """The summary and the tables as GitHub-flavoured markdown."""
     blocks = [summary(data)]
-    for table in tables(data.rows):
+    blocks += [f"`{data.command}`"] if data.command else []
+    for table in tables(data.rows, len(data.classes)):
         blocks.append(f"## {table.title}")
         for group in table.groups:
             lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 2) + "---|"]
             lines += ["| " + " | ".join(_markdown_cells(line)) + " |" for line in group.lines]
+            lines += ["| " + " | ".join(group.chance) + " |"] if group.chance else []
             blocks += [f"**{_markdown_text(group.heading)}**", "\n".join(lines)]
             blocks += [] if group.random_present else ["Random was not run under this recipe."]
             blocks += [_markdown_text(mark) for mark in group.marks]
@@ -241,12 +248,25 @@ def _clips(pairs: Sequence[ClipPair]) -> tuple[list[ClassClips], int]:
     return shown, len(pairs) - len(shown)
 
 
+def _saliency(shown: Sequence[Saliency]) -> list[tuple[Saliency, pictures.SaliencyPanel]]:
+    """Each clip's once: a recipe that changes the clips of a set leaves the saliency that they were made by."""
+    found: dict[str, Saliency] = {}
+    for one in shown:
+        found.setdefault(f"{one.class_name} {one.s_T}", one)
+    return [(one, pictures.saliency_panel(one.s_T, one.epsilon, one.mask_T)) for one in found.values()]
+
+
 def _motion(pairs: Sequence[ClipPair]) -> tuple[str, pictures.Motion] | None:
+    """The first class's clips, each once, under the names of all that made it."""
     pair = next((pair for pair in pairs if pair.real and any(pair.distilled.values())), None)
     if pair is None:
         return None
+    names: dict[bytes, list[str]] = {}
     clips = {"Real": pair.real[0]} | {display(name): clips[0] for name, clips in pair.distilled.items() if clips}
-    return pair.class_name, pictures.motion_strips(clips)
+    for name, clip_THWC in clips.items():
+        names.setdefault(clip_THWC.tobytes(), []).append(name)
+    once = {"; ".join(same): clips[same[0]] for same in names.values()}
+    return pair.class_name, pictures.motion_strips(once)
 
 
 @dataclass(frozen=True)

@@ -253,7 +253,9 @@ class SaliencyPanel:
 def saliency_panel(s_T: Sequence[float], epsilon: float, mask_T: Sequence[float]) -> SaliencyPanel:
     """Saliency s and its threshold ε above, the gradient mask M of the same frames below."""
     x_axis = horizontal(-0.5, len(s_T) - 0.5)
-    s_axis = vertical(min([0.0, *s_T]), max([epsilon, *s_T]), top=24, bottom=112)
+    low, high = min([epsilon, *s_T]), max([epsilon, *s_T])
+    room = 0.1 * (high - low) or 0.1
+    s_axis = vertical(low - room, high + room, top=24, bottom=112)
     mask_axis = vertical(0.0, max([1e-6, *mask_T]), top=144)
     width = 0.7 * (x_axis.at(1) - x_axis.at(0))
     tops = [mask_axis.at(m) for m in mask_T]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from vidistill.tasks.report.data import TRAINING_CLIPS, FailedRow, ReportData, Row
+from vidistill.tasks.report.statistics import LEAST_SEEDS, paired
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -36,10 +37,13 @@ class TableLine:
 
 @dataclass(frozen=True)
 class TableGroup:
+    """Rows that compete; `chance`, the accuracy of guessing, stands below them."""
+
     heading: str
     lines: list[TableLine]
     random_present: bool
     marks: list[str]
+    chance: list[str]
 
 
 @dataclass(frozen=True)
@@ -56,22 +60,25 @@ _EXPLANATIONS = {
 }
 
 
-def tables(rows: Sequence[Row]) -> list[Table]:
+def tables(rows: Sequence[Row], classes: int = 0) -> list[Table]:
     """One table a label kind, so that kinds are never ranked together, and the rows that keep all clips apart.
 
-    Within a table, rows compete only where data, protocol, recipe, student and budget are the same.
+    Within a table, rows compete only where data, protocol, recipe, student and budget are the same. Bold is the highest
+    mean where its paired difference from every other row is settled. `classes` is how many there are to guess from.
     """
     shown = [
         Table(
             f"{kind.capitalize()} labels",
             _EXPLANATIONS[kind],
-            _groups([row for row in budgeted if row.labels == kind], rows),
+            _groups([row for row in budgeted if row.labels == kind], rows, classes),
         )
         for kind in ("hard", "soft", "online")
         if (budgeted := [row for row in rows if not row.whole]) and any(row.labels == kind for row in budgeted)
     ]
     if whole := [row for row in rows if row.whole]:
-        shown.append(Table("All clips", "What the budget gives up; not ranked with the rest.", _groups(whole, rows)))
+        shown.append(
+            Table("All clips", "What the budget gives up; not ranked with the rest.", _groups(whole, rows, classes))
+        )
     return shown
 
 
@@ -80,23 +87,21 @@ def setting_of(row: Row) -> tuple[str, ...]:
     return (row.dataset, row.split, row.protocol, row.student, budget, row.recipe, row.labels)
 
 
-def _groups(rows: Iterable[Row], every: Sequence[Row]) -> list[TableGroup]:
+def _groups(rows: Iterable[Row], every: Sequence[Row], classes: int) -> list[TableGroup]:
     groups = []
     for _, members in groupby(sorted(rows, key=lambda row: (setting_of(row), -row.top1_mean)), key=setting_of):
         competing = list(members)
-        groups.append(_group(competing, heading_of(competing[0], every)))
+        groups.append(_group(competing, heading_of(competing[0], every), classes))
     return groups
 
 
-def _group(rows: list[Row], heading: str) -> TableGroup:
-    whole = rows[0].whole
-    best = percent(max(row.top1_mean for row in rows))
-    ranked = len(rows) > 1 and not whole
-    lines = [
-        TableLine(_cells(row), ranked and percent(row.top1_mean) == best, row.is_random, row.artifact) for row in rows
-    ]
+def _group(rows: list[Row], heading: str, classes: int) -> TableGroup:
+    best, *others = sorted(rows, key=lambda row: -row.top1_mean)
+    won = not best.whole and bool(others) and all(paired(best.top1, other.top1).settled for other in others)
+    lines = [TableLine(_cells(row), won and row is best, row.is_random, row.artifact) for row in rows]
     marks = [f"† {row_label(row)}: {row.mark}." for row in rows if row.mark]
-    return TableGroup(heading, lines, whole or any(line.random for line in lines), marks)
+    chance = ["Chance", percent(1 / classes), *[""] * (len(COLUMNS) - 2)] if classes else []
+    return TableGroup(heading, lines, best.whole or any(line.random for line in lines), marks, chance)
 
 
 def heading_of(row: Row, every: Sequence[Row]) -> str:
@@ -115,7 +120,8 @@ def _cells(row: Row) -> list[str]:
     name = row_label(row) + (" †" if row.mark else "")
     return [
         name, spread(row), difference(row), percent(row.top5_mean), f"{row.auc_mean:.3f}",
-        percent(row.f1_mean), size(row.bytes), duration(row.seconds), size(row.peak_memory_bytes), flops(row.flops),
+        percent(row.f1_mean), size(row.bytes), duration(row.seconds) if row.seconds else "–",
+        size(row.peak_memory_bytes) if row.peak_memory_bytes else "–", flops(row.flops),
         str(row.seeds), row.artifact[:10],
     ]  # fmt: skip
 
@@ -147,8 +153,8 @@ def spread(row: Row) -> str:
 def difference(row: Row) -> str:
     if row.difference_mean is None:
         return "–"
-    error = "" if row.difference_error is None else f" ± {percent(row.difference_error)}"
-    return f"{100 * row.difference_mean:+.1f}{error}".replace("-", "−")
+    half = "" if row.difference_interval is None else f" ± {percent(row.difference_interval)}"
+    return f"{100 * row.difference_mean:+.1f}{half}".replace("-", "−")
 
 
 def _scaled(value: float, unit: str, prefixes: str) -> str:
@@ -194,9 +200,11 @@ def summary(data: ReportData) -> str:
     opening = (
         f"Top-1 accuracy on {scored} of {first.dataset} with the student {first.student}, "
         "± the standard deviation over seeds; "
-        "in brackets the paired difference from Random under the same recipe, ± its standard error."
+        "in brackets the paired difference from Random under the same recipe, ± half of its 95 % t interval."
     )
-    return " ".join([opening, *sentences, *full])
+    few = f" Fewer than {LEAST_SEEDS} seeds settle nothing." if all(row.seeds < LEAST_SEEDS for row in same) else ""
+    guessing = f" Guessing reaches {percent(1 / len(data.classes))}{NO_BREAK}%." if data.classes else ""
+    return " ".join([opening, *sentences, *full]) + guessing + few
 
 
 def _kind_sentence(rows: list[Row], data: ReportData) -> str:
@@ -231,8 +239,7 @@ def _share(row: Row, data: ReportData) -> str:
 
 
 def _verdict(row: Row) -> str:
-    if row.difference_mean is None or row.difference_error is None:
+    if row.difference_mean is None:
         return ""
-    settled = abs(row.difference_mean) >= 2 * row.difference_error
-    doubt = "" if settled else f", not settled by {row.seeds} seeds"
+    doubt = "" if row.settled else f", not settled by {row.seeds} {'seed' if row.seeds == 1 else 'seeds'}"
     return f" ({difference(row).replace(' ', NO_BREAK)}{doubt})"

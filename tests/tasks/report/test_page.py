@@ -18,8 +18,18 @@ import pytest
 from PIL import Image
 
 from vidistill.tasks.report import pictures, tables
-from vidistill.tasks.report.data import TRAINING_CLIPS, ClipPair, Curve, LineageEntry, ReportData, Row, Saliency
+from vidistill.tasks.report.data import (
+    TRAINING_CLIPS,
+    ClipPair,
+    Curve,
+    FailedRow,
+    LineageEntry,
+    ReportData,
+    Row,
+    Saliency,
+)
 from vidistill.tasks.report.page import _curve_name, render_html, render_json, render_markdown
+from vidistill.tasks.report.statistics import Difference, collapsed_to, paired
 
 CLASSES = ["left", "right", "spin & <b>grow</b>", "bounce"]
 SCRIPTED = [
@@ -93,8 +103,8 @@ def learning_curve(name: str, seed: int, speed: float) -> Curve:
 
 @pytest.fixture(scope="module")
 def data() -> ReportData:
-    better = {"difference_mean": 0.218, "difference_error": 0.024}
-    unsettled = {"difference_mean": -0.01, "difference_error": 0.03}
+    better = {"difference_mean": 0.218, "difference_error": 0.024, "difference_interval": 0.067, "settled": True}
+    unsettled = {"difference_mean": -0.01, "difference_error": 0.03, "difference_interval": 0.083}
     rows = [
         row("tsgf", "soft", 0.621, **better),
         row("random", "soft", 0.403),
@@ -221,12 +231,106 @@ def test_only_the_best_of_a_ranked_table_is_bold(data: ReportData) -> None:
     }
 
 
+def test_a_winner_that_seeds_do_not_settle_is_not_bold() -> None:
+    def bold(*seeds: list[float]) -> list[bool]:
+        rows = [
+            row("dm", "hard", float(np.mean(one)), variant=str(one)).model_copy(update={"top1": one, "seeds": len(one)})
+            for one in seeds
+        ]
+        [table] = tables.tables(rows)
+        return [line.best for line in table.groups[0].lines]
+
+    assert bold([0.6, 0.61, 0.62], [0.5, 0.51, 0.51]) == [True, False]
+    assert bold([0.6, 0.61, 0.62], [0.5, 0.51, 0.51], [0.59, 0.6, 0.64]) == [False, False, False]
+    assert bold([0.6, 0.61], [0.5, 0.51]) == [False, False], "two seeds settle nothing"
+    assert bold([0.6, 0.7, 0.8], [0.5, 0.5, 0.5]) == [False, False], "2 SE, which settles no more than noise does"
+
+
+def test_differences_carry_t_intervals() -> None:
+    found = paired([0.5, 0.6, 0.9], [0.4, 0.4, 0.6])
+    differences = np.array([0.1, 0.2, 0.3])
+    error = differences.std(ddof=1) / np.sqrt(3)
+    assert (found.mean, found.error, found.seeds) == (pytest.approx(0.2), pytest.approx(error), 3)
+    assert found.interval == pytest.approx(4.302653 * error, rel=1e-6)  # a table of Student's t: 2 degrees, 97.5 %
+    assert not found.settled
+    assert abs(found.mean) > 2 * error, "what was called settled before"
+    assert paired([0.5], [0.4]) == Difference(pytest.approx(0.1), None, None, 1)
+    assert not paired([0.5, 0.5], [0.4, 0.4]).settled
+    assert paired([0.5, 0.5, 0.5], [0.4, 0.4, 0.4]).settled
+    assert not paired([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]).settled
+
+
+def test_a_student_that_calls_everything_one_class_is_found() -> None:
+    assert collapsed_to([0.0, 1.0, 0.0, 0.05]) == 1
+    assert collapsed_to([0.25, 0.25, 0.25, 0.25]) is None
+    assert collapsed_to([0.0, 1.0, 0.5, 0.0]) is None
+    assert collapsed_to([1.0]) is None
+    fallen = row("dm", "hard", 0.25, collapsed=(0, 2), mark="2 of 5 students call nearly everything one class (left)")
+    page = render_html(ReportData("t", "now", {}, CLASSES, [fallen]))
+    assert "of DM some students call nearly everything one class" in page
+    assert "† DM: 2 of 5 students call nearly everything one class (left)." in page
+
+
+def test_chance_stands_under_every_table_and_in_every_chart(page: str, data: ReportData) -> None:
+    sections = page.partition('<section id="results">')[2].partition('<section id="classes">')
+    assert sections[0].count("<tfoot><tr><td>Chance</td><td>25.0</td>") == 5
+    charts = sections[2].partition("</section>")[0]
+    assert charts.count('class="chance-line" x1="180.0"') == charts.count("<svg") > 0
+    assert render_json(data)["chance"] == 0.25
+
+
+def test_the_command_and_the_rows_that_failed_are_shown(data: ReportData) -> None:
+    named = {"recipe": "hard", "labels": "hard", "ipc": 1, "student": "c3d", "error": "KeyError: '<b>'"}
+    lost = [
+        FailedRow(method="mine", variant="no mask", **named),
+        FailedRow(method="coded", variant="", kb=2.5, **named | {"ipc": None}),
+    ]
+    told = replace(data, command="vidistill run --data sprites --method dm,mine", failed=lost)
+    page = render_html(told)
+    assert '<pre class="command"><code>vidistill run --data sprites --method dm,mine</code></pre>' in page
+    assert (
+        "<strong>2 rows failed:</strong> mine · no mask (1 per class, hard, c3d), Coded (2.5 KB per class, hard, c3d)"
+        in page
+    )
+    assert "KeyError: &#39;&lt;b&gt;&#39;" in page
+    document = render_json(told)
+    assert (document["command"], document["failed"][0]["error"]) == (told.command, "KeyError: '<b>'")
+    text = render_markdown(told)
+    assert "## Rows that failed" in text
+    assert "- mine · no mask · 1 per class · hard · c3d: KeyError: '\\<b\\>'" in text
+
+
+def test_what_many_classes_show_is_said() -> None:
+    names = [f"class {i}" for i in range(50)]
+    pairs = [ClipPair(name, [moving_clip(1)], {"dm": [moving_clip(0)]}) for name in names[:10]]
+    page = " ".join(render_html(ReportData("t", "now", {}, names, [], pairs=pairs)).split())
+    assert "The first real clip of each of the first 10 of 50 classes beside" in page
+    assert "40 more classes are not pictured" in page
+
+
+def test_a_clip_that_several_rows_share_is_shown_once_under_all_their_names() -> None:
+    same, other = moving_clip(1), moving_clip(2)
+    pairs = [ClipPair("left", [moving_clip(0)], {"tsgf, soft+tsgf": [same], "random": [other], "tsgf": [same.copy()]})]
+    saliency = [Saliency(name, "left", [0.5, 0.7, 0.6], 0.65, [0.3, 0, 0.1]) for name in ("tsgf, soft+tsgf", "tsgf")]
+    page = render_html(ReportData("t", "now", {}, ["left"], [], pairs=pairs, saliency=saliency))
+    motion = page.partition('<section id="motion">')[2].partition("</section>")[0]
+    assert re.findall("<h4>(.*?)</h4>", motion) == ["Real", "TSGF · soft+tsgf; TSGF", "Random"]
+    assert page.count('class="line saliency') == 1
+
+
+def test_saliency_fills_its_panel_whatever_its_level() -> None:
+    panel = pictures.saliency_panel([0.50, 0.51, 0.52, 0.50], 0.505, [0.1, 0, 0, 0.1])
+    heights = [float(height) for height in re.findall(r"[ML][\d.]+ ([\d.]+)", panel.line)]
+    assert max(heights) - min(heights) > 0.6 * (panel.s_axis.start - panel.s_axis.end)
+    assert min(heights) < panel.threshold < max(heights)
+
+
 def test_cells_have_human_units(data: ReportData) -> None:
     [group] = tables.tables(data.rows)[1].groups
     assert group.lines[0].cells == [
         "TSGF",
         "62.1 ± 2.0",
-        "+21.8 ± 2.4",
+        "+21.8 ± 6.7",
         "90.0",
         "0.810",
         "61.1",
@@ -237,7 +341,7 @@ def test_cells_have_human_units(data: ReportData) -> None:
         "5",
         "tsgfsoft10",
     ]
-    assert group.lines[-1].cells[2] == "−1.0 ± 3.0"
+    assert group.lines[-1].cells[2] == "−1.0 ± 8.3"
 
 
 def test_one_seed_shows_no_deviation() -> None:
@@ -251,14 +355,14 @@ def test_a_table_without_random_says_so(page: str) -> None:
 def test_the_summary_says_the_result_in_words(data: ReportData) -> None:
     assert tables.summary(data).replace("\N{NO-BREAK SPACE}", " ") == (
         "Top-1 accuracy on the test split of sprites with the student minic3d_bn, ± the standard deviation over seeds; "
-        "in brackets the paired difference from Random under the same recipe, ± its standard error. "
+        "in brackets the paired difference from Random under the same recipe, ± half of its 95 % t interval. "
         "With hard labels, TSGF reaches 45.0 ± 2.0 % at 1 per class, 1/40 of the clips, "
-        "against 46.0 ± 2.0 % for Random (−1.0 ± 3.0, not settled by 5 seeds); "
-        "TSGF reaches 70.0 ± 2.0 % at 5 per class, 1/8 of the clips, against 55.0 ± 2.0 % for Random (+21.8 ± 2.4). "
+        "against 46.0 ± 2.0 % for Random (−1.0 ± 8.3, not settled by 5 seeds); "
+        "TSGF reaches 70.0 ± 2.0 % at 5 per class, 1/8 of the clips, against 55.0 ± 2.0 % for Random (+21.8 ± 6.7). "
         "With soft labels, TSGF, the best of 3, reaches 62.1 ± 2.0 % at 1 per class, 1/40 of the clips, "
-        "against 40.3 ± 2.0 % for Random (+21.8 ± 2.4). "
+        "against 40.3 ± 2.0 % for Random (+21.8 ± 6.7). "
         "With online labels, SFVD reaches 50.0 ± 2.0 % at 1 per class, 1/40 of the clips. "
-        "Full data reaches 93.0 ± 2.0 %."
+        "Full data reaches 93.0 ± 2.0 %. Guessing reaches 25.0 %."
     )
 
 
@@ -332,7 +436,7 @@ def test_every_picture_has_a_text_and_every_inner_link_a_target(page: str) -> No
 
 def test_markdown_holds_the_tables_alone(data: ReportData) -> None:
     text = render_markdown(data)
-    assert "| **TSGF** | **62.1 ± 2.0** | +21.8 ± 2.4 |" in text
+    assert "| **TSGF** | **62.1 ± 2.0** | +21.8 ± 6.7 |" in text
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         "## Hard labels",
         "## Soft labels",

@@ -1,0 +1,53 @@
+"""What seeds can settle: paired differences with t intervals, and students that call everything one class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEAST_SEEDS = 3
+"""Fewer settle nothing, whatever they say: two that happen to agree have no spread."""
+CONFIDENCE = 0.95
+COLLAPSED_RECALL, OTHERS_RECALL = 0.9, 0.05
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One row's scores minus another's, seed by seed: mean, standard error, half of the 95 % t interval."""
+
+    mean: float
+    error: float | None
+    interval: float | None
+    seeds: int
+
+    @property
+    def settled(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.interval is not None and self.seeds >= LEAST_SEEDS and abs(self.mean) > self.interval
+
+
+def paired(one: Sequence[float], other: Sequence[float]) -> Difference:
+    """The difference over the seeds that both have; neither error nor interval where that is one."""
+    differences_S = np.subtract(*zip(*zip(one, other, strict=False), strict=True))
+    seeds = len(differences_S)
+    if seeds < 2:
+        return Difference(float(differences_S.mean()), None, None, seeds)
+    error = float(np.std(differences_S, ddof=1) / np.sqrt(seeds))
+    return Difference(float(differences_S.mean()), error, t_quantile(seeds - 1) * error, seeds)
+
+
+def t_quantile(degrees: int) -> float:
+    """How many standard errors the two-sided 95 % interval of Student's t reaches."""
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
+
+
+def collapsed_to(per_class: Sequence[float]) -> int | None:
+    """The class that a student calls nearly everything, told from its accuracy on each class; None for the others."""
+    recall_K = np.asarray(per_class)
+    label = int(recall_K.argmax())
+    others = np.delete(recall_K, label)
+    return label if len(others) and recall_K[label] >= COLLAPSED_RECALL and others.mean() <= OTHERS_RECALL else None

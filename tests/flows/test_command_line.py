@@ -1,0 +1,59 @@
+"""The command that a report shows asks for the same experiment, and for nothing of the machine that made it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vidistill.flows import cli, commands
+from vidistill.flows.command_line import command_of
+from vidistill.flows.parameters import PRESETS, Experiment, load_preset
+
+PLAIN = {path.stem: load_preset(path.stem) for path in sorted(PRESETS.glob("*.yaml"))}
+EXPERIMENTS = {name: plain for name, plain in PLAIN.items() if "cells" in plain}
+MIXED: dict[str, Any] = {
+    "data": "/somebody/data/my videos",
+    "cells": [
+        {
+            "method": "/somebody/mine.py:Mine",
+            "options": {"name": "a: b", "yes": True, "no": "no", "lr": 1e-5, "k": None},
+        },
+        {"method": "dm"},
+    ],
+    "kb": [0.5, 10],
+    "index": {"layout": "csv", "holdout": True},
+    "student": {"networks": {}},
+}
+
+
+def asked(command: str, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    found: list[dict[str, Any]] = []
+    monkeypatch.setattr(commands, "run", lambda plain, *_: found.append(plain))
+    name, *words = shlex.split(command)
+    assert name == "vidistill"
+    cli.app(words, standalone_mode=False)
+    return Experiment.model_validate(found[0])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_preset_comes_back_from_its_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = Experiment.model_validate({"data": "videos"} | EXPERIMENTS[name])
+    assert asked(command_of(experiment), monkeypatch).model_dump() == experiment.model_dump()
+
+
+def test_no_place_of_this_machine_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = command_of(Experiment.model_validate(MIXED))
+    assert "somebody" not in command
+    assert "--data 'my videos' --method mine.py:Mine,dm" in command
+    cells = [MIXED["cells"][0] | {"method": "mine.py:Mine"}, MIXED["cells"][1]]
+    expected = Experiment.model_validate(MIXED | {"data": "my videos", "cells": cells})
+    assert asked(command, monkeypatch).model_dump() == expected.model_dump()
+
+
+def test_defaults_are_left_out(tmp_path: Path) -> None:
+    cells = [{"method": "random"}, {"method": "tsgf", "options": {"iterations": 5}}]
+    experiment = Experiment.model_validate({"data": str(tmp_path / "clips"), "cells": cells})
+    assert command_of(experiment) == "vidistill run --data clips --method random,tsgf --set tsgf.iterations=5"
