@@ -89,10 +89,11 @@ def pool(plain: dict[str, Any], store: str | None, out: Path, device: str, verbo
     request = checked(PoolRequest, plain, "The pool")
     runtime = _runtime(store, device)
     _check_places(runtime, out)
-    with showing(console):
+    with showing(console) as progress:
         server.connect(verbose)
         from vidistill.flows import pool as flow
 
+        progress.expect(flow.plan_pool(request, runtime))
         flow.pool(request, runtime, out)
     console.print(Markdown((out / "pool.md").read_text()))
     console.print(f"\nThe contact sheet is [bold]{out / 'sheet.png'}[/bold]", soft_wrap=True, highlight=False)

@@ -12,6 +12,7 @@ from vidistill.flows.costs import Cost, Look, cost_of
 from vidistill.storage.store import ArtifactRef, Manifest
 from vidistill.tasks.stage import Job, Runtime, machine, stage_of
 
+CHECKPOINT = "-checkpoint"
 BELIEVED_SECONDS, BELIEVED_BYTES = 2.0, 1e5
 """How much of a default, or of what more distant jobs say, is believed beside what was measured of the like."""
 GAIN = 0.9
@@ -22,6 +23,8 @@ TASK_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Estimate:
+    """Seconds that are left of a job, all of them where it has no checkpoint, and the bytes of its artifact."""
+
     seconds: float
     bytes: float
 
@@ -33,25 +36,36 @@ class Estimates:
         self._runtime, self._look = runtime, look
         self._seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self._bytes: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._done: dict[ArtifactRef, float] = {}
         self._costs: dict[ArtifactRef, Cost | None] = {}
 
     def learn(self, made: Manifest) -> None:
-        """Take in what an artifact cost, if it was made on this machine and on the device that is asked for."""
+        """Take in what an artifact cost, if it was made on this machine and on the device that is asked for.
+
+        A checkpoint tells of a part of its job, and how much of it is left.
+        """
+        job, share = made, 1.0 - made.record.get("resumed_share", 0.0)
+        if made.kind.endswith(CHECKPOINT):
+            ref = ArtifactRef(kind=made.kind.removesuffix(CHECKPOINT), key=made.key.rpartition("-")[0])
+            parent, share = self._look(ref), made.record.get("measured_share", 0.0)
+            if parent is None:
+                return
+            job, self._done[ref] = parent, made.record.get("share", 0.0)
         device = str(made.record.get("device", "cpu")).partition(":")[0]
         if made.record.get("machine") != machine() or self._runtime.device not in ("auto", device):
             return
-        self._took(made, made.seconds, made.record.get("threads", 1), made.bytes)
+        self._took(job, made.seconds, made.record.get("threads", 1), share, made.bytes if job is made else None)
 
     def finished(self, job: Job, seconds: float) -> None:
         """Take in what a job of this run has taken."""
-        self._took(job.manifest, seconds, max(1, threads_of(job, self._runtime)))
+        self._took(job.manifest, seconds, max(1, threads_of(job, self._runtime)), 1 - self._done.get(job.ref, 0.0))
 
-    def _took(self, job: Manifest, seconds: float, threads: int, size: float | None = None) -> None:
+    def _took(self, job: Manifest, seconds: float, threads: int, share: float, size: float | None = None) -> None:
         cost = self._cost(job)
         if cost is None:
             return
         for name in cost.alike:
-            _add(self._seconds[name], seconds, cost.seconds / threads**GAIN)
+            _add(self._seconds[name], seconds, share * cost.seconds / threads**GAIN)
             if size is not None:
                 _add(self._bytes[name], size, cost.bytes)
 
@@ -59,7 +73,7 @@ class Estimates:
         cost = self._cost(job.manifest)
         if cost is None:
             return Estimate(1.0, 0.0)
-        seconds = cost.seconds / max(1, threads_of(job, self._runtime)) ** GAIN
+        seconds = (1 - self._done.get(job.ref, 0.0)) * cost.seconds / max(1, threads_of(job, self._runtime)) ** GAIN
         return Estimate(
             seconds * _ratio(self._seconds, cost, BELIEVED_SECONDS),
             cost.bytes * _ratio(self._bytes, cost, BELIEVED_BYTES),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vidistill.flows.estimates import TASK_SECONDS, Estimates, wall_seconds
 from vidistill.flows.execution import WORKERS, data_runtime, find_videos, refuse_inside
-from vidistill.flows.experiment import build
-from vidistill.flows.parameters import SPRITES, Experiment
+from vidistill.flows.experiment import Graph, build
+from vidistill.flows.parameters import SPRITES, DataRequest, Experiment
 from vidistill.flows.reasons import Reasons
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import Manifest, Store
@@ -97,14 +97,19 @@ def plan_of(experiment: Experiment, runtime: Runtime) -> Plan:
     Raises:
         RequestError: the experiment asks for what is not there.
     """
+    return plan_data(experiment, runtime, lambda table: build(experiment, table))
+
+
+def plan_data(request: DataRequest, runtime: Runtime, graph_of: Callable[[IndexTable], Graph]) -> Plan:
+    """Every job that is made of a data set, of sprites as they will be where they are not rendered yet."""
     store, first = open_store(runtime.store), []
-    if experiment.data == SPRITES:
-        first = [sprites_job(experiment.sprites)]
-        if not store.has(first[0].ref):
-            table = _expected_sprites(experiment.sprites)
-            return plan_jobs([*first, *build(experiment, table).jobs.values()], store, runtime)
-    table = find_videos(experiment, data_runtime(experiment, runtime), workers=2)
-    return plan_jobs([*first, *build(experiment, table).jobs.values()], store, runtime)
+    if request.data == SPRITES:
+        first = [sprites_job(request.sprites)]
+    if first and not store.has(first[0].ref):
+        table = _expected_sprites(request.sprites)
+    else:
+        table = find_videos(request, data_runtime(request, runtime), workers=2)
+    return plan_jobs([*first, *graph_of(table).jobs.values()], store, runtime)
 
 
 def _expected_sprites(parameters: SpritesParameters) -> IndexTable:

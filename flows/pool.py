@@ -13,6 +13,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from vidistill.flows.execution import WORKERS, data_runtime, find_videos, refuse_inside, run_graph
 from vidistill.flows.experiment import Graph
 from vidistill.flows.parameters import SPRITES, PoolRequest
+from vidistill.flows.planning import Plan, plan_data
 from vidistill.flows.progress import publishing_progress
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.pool import Pool
@@ -51,6 +52,10 @@ def pool(request: PoolRequest, runtime: Runtime | None = None, out: Path | None 
         run_graph(graph, runtime)
     publish(open_store(runtime.store), ref, out)
     return ref
+
+
+def plan_pool(request: PoolRequest, runtime: Runtime) -> Plan:
+    return plan_data(request, runtime, lambda table: build_pool(request, table)[0])
 
 
 def publish(store: Store, ref: ArtifactRef, out: Path | None) -> None:

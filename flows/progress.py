@@ -55,23 +55,22 @@ class _Publisher:
 
 @dataclass
 class Running:
-    """A job at work: since when, and how far it says that it is."""
+    """A job at work: since when, and how far it says that it is and was at first, when a checkpoint may lie behind."""
 
     job: Job
     since: float
-    done: int = 0
-    total: int = 0
+    share: float = 0.0
     note: str = ""
+    first: tuple[float, float] | None = None
 
-    @property
-    def share(self) -> float:
-        return min(1.0, self.done / self.total) if self.total else 0.0
+    def told(self, now: float, share: float, note: str) -> None:
+        self.share, self.note, self.first = share, note, self.first or (now, share)
 
     def left(self, now: float, expected: float) -> float:
         """By its own pace, once that says something; as expected before."""
-        if self.share < OBSERVED:
-            return max(0.0, (1 - self.share) * expected)
-        return (now - self.since) * (1 - self.share) / self.share
+        since, first = self.first or (self.since, 0.0)
+        gained, left = self.share - first, 1 - self.share
+        return (now - since) * left / gained if gained > OBSERVED else expected * left / max(1e-9, 1 - first)
 
 
 @dataclass
@@ -127,7 +126,9 @@ class Course:
             if event == "began":
                 stage.since = now if stage.since is None else stage.since
                 stage.running[job.label] = Running(job, now)
-                stage.total += self._left.setdefault(_name(job), job) is job and self.plan is None
+                if _name(job) not in self._left:  # not in the plan, or once more after it failed
+                    self._left[_name(job)] = job
+                    stage.total += 1
                 return stage
             expected, running = self._left.pop(_name(job), None), stage.running.pop(job.label, None)
             stage.made += event == "made"
@@ -143,8 +144,7 @@ class Course:
         with self._lock:
             for stage in self.stages.values():
                 if label in stage.running:
-                    own = stage.running[label]
-                    own.done, own.total, own.note = done, total, note
+                    stage.running[label].told(self.clock(), done / max(1, total), note)
                     return stage
         return None
 

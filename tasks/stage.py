@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -88,6 +89,8 @@ class Work:
         self.folder = attempt.folder
         self.threads = {"none": 0, "one": 1, "all": runtime.threads}[stage_of(job).threads]
         self._attempt = attempt
+        self._first: tuple[float, float] | None = None  # when the first progress was told of, and the share of then
+        self._share = 0.0
 
     def ref(self, name: str) -> ArtifactRef:
         return self.job.inputs[name][0]
@@ -104,6 +107,8 @@ class Work:
         self._attempt.note(record=self._attempt.manifest.record | facts)
 
     def progress(self, done: int, total: int, note: str = "") -> None:
+        self._share = done / max(1, total)
+        self._first = self._first or (time.perf_counter(), self._share)
         report_progress(self.job.label or self.job.stage, done, total, note)
 
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
@@ -113,13 +118,21 @@ class Work:
         with self.store.writing(manifest) as attempt:
             if attempt is not None:
                 write(attempt.folder)
+                attempt.note(**self._so_far())
         for ref in before:
             self.store.discard(ref)
+
+    def _so_far(self) -> dict[str, Any]:
+        """What a plan learns from a checkpoint: the share of the job that is done, and the seconds of a part of it."""
+        since, first = self._first or (time.perf_counter(), self._share)
+        facts = {"share": self._share, "measured_share": self._share - first, "machine": machine()}
+        return {"seconds": time.perf_counter() - since, "record": facts | {"threads": max(1, self.threads)}}
 
     def last_checkpoint(self) -> tuple[int, Path] | None:
         """The step and the folder of the newest whole checkpoint of an earlier attempt."""
         for ref in reversed(self._checkpoints()):
             if self.store.problem(ref, thorough=True) is None:
+                self.record(resumed_share=self.store.manifest(ref).record.get("share", 0.0))
                 return int(ref.key.rpartition("-")[2]), self.store.folder(ref)
         return None
 

@@ -58,6 +58,13 @@ QUALITY = of("tasks/generate/test_quality.py")
 SAMPLED = of("tasks/generate/test_generate_pool.py", "test_a_learned_variance_is_what_ddpm_adds")
 LATTE = of("models/test_latte.py")
 CROPS = of("tasks/crops/test_crops.py")
+PLAN = of("flows/test_planning.py")
+PROGRESS = of(
+    "flows/test_progress.py",
+    "test_a_stage_says_that_it_begins_and_ends_and_something_every_thirty_seconds_in_between",
+    "test_jobs_that_another_run_made_meanwhile_are_no_longer_expected",
+    "test_what_a_job_has_taken_corrects_what_is_left",
+)
 BEST_CROP = of("tasks/crops/test_crops_method.py", "test_tracks_are_shared_and_crops_are_not")
 
 # fmt: off
@@ -257,5 +264,36 @@ MUTATIONS = [
     Mutation("models/regions.py", "tiles overlap", CROPS,
              "divmod(number, grid**2)",
              "divmod(number, grid)"),
+    # Plan and progress
+    Mutation("flows/costs.py", "all clips are trained on for a set's steps", PLAN,
+             'own["full_steps"], own["full_optimiser"]',
+             'own["steps"], own["full_optimiser"]'),
+    Mutation("flows/costs.py", "a pool's clips take no bytes", PLAN,
+             'own["count"] * data.pixels * (3 * STORED + latents)',
+             "1e4"),
+    Mutation("flows/estimates.py", "what was measured says nothing", PLAN,
+             "ratio = (measured + believed * ratio) / (default + believed)",
+             "ratio *= measured + believed >= 0"),
+    Mutation("flows/estimates.py", "what another machine took counts", PLAN,
+             'made.record.get("machine") != machine() or ',
+             ""),
+    Mutation("flows/estimates.py", "jobs do not wait for threads", PLAN,
+             "if not wanted[ref] or (not waits and (taken + wanted[ref] <= limit or not taken)):",
+             "if wanted:"),
+    Mutation("flows/estimates.py", "every job has a worker", PLAN,
+             "while ready and len(held) + len(running) < workers:",
+             "while ready:"),
+    Mutation("flows/reasons.py", "all data are the same", PLAN,
+             "return not mine or bool(mine & theirs)",
+             "return True"),
+    Mutation("flows/display.py", "a log is told every three seconds", PROGRESS,
+             "BETWEEN_SECONDS = 30.0",
+             "BETWEEN_SECONDS = 3.0"),
+    Mutation("flows/progress.py", "what another run made is still expected", PROGRESS,
+             "stage.total - 1, stage.cached + 1",
+             "stage.total, stage.cached"),
+    Mutation("flows/progress.py", "what a job has taken corrects nothing", PROGRESS,
+             "self.plan.estimates.finished(job, now - running.since)",
+             "pass"),
 ]
 # fmt: on

@@ -14,7 +14,7 @@ from vidistill.flows.experiment import build
 from vidistill.flows.parameters import Experiment, PoolRequest
 from vidistill.flows.planning import Plan, plan_jobs
 from vidistill.storage.opening import open_store
-from vidistill.storage.store import ArtifactRef, Store
+from vidistill.storage.store import ArtifactRef, Manifest, Store
 from vidistill.tasks.stage import Job, Runtime, machine
 from vidistill.tasks.videos.index import IndexTable
 from vidistill.tasks.videos.scan import Video
@@ -155,6 +155,30 @@ def test_a_network_that_is_slow_here_makes_all_networks_slow_but_no_decoding(sto
     for was, now in zip(expected(before, "score"), expected(after, "score"), strict=True):
         assert 5 * was < now < 11 * was
     assert expected(after, "block") == blocks
+
+
+def test_a_checkpoint_says_what_is_left_of_its_job_and_how_fast_it_went(store: Store) -> None:
+    jobs = jobs_of(RANDOM | {"recipes": ["soft"]})
+    (teacher,) = by_kind(jobs, "teacher")
+    (before,) = expected(planned(jobs, store), "score")
+    kept = Manifest(kind="teacher-checkpoint", key=f"{teacher.ref.key}-00000005", version=1, parameters={}, inputs={})
+    with store.writing(kept) as attempt:
+        assert attempt is not None
+        record = {"machine": machine(), "threads": 2, "share": 0.5, "measured_share": 0.4}
+        attempt.note(seconds=400.0, record=record)
+    after = planned(jobs, store)
+    assert expected(after, "teacher") == pytest.approx([500], rel=0.01)
+    (score,) = expected(after, "score")
+    assert score > 10 * before
+
+
+def test_what_a_resumed_job_took_was_not_all_of_it(store: Store) -> None:
+    jobs, longer = jobs_of(FULL), jobs_of(FULL, student={"full_steps": 2000})
+    for job in jobs:
+        if job.stage in ("block", "clips"):
+            commit(store, job, 1.0)
+    commit(store, by_kind(jobs, "score")[0], 250.0, resumed_share=0.5)
+    assert expected(planned(longer, store), "score") == pytest.approx([1000], rel=0.02)
 
 
 @pytest.mark.parametrize("other", [{"machine": "an abacus"}, {"device": "cuda:0"}])

@@ -135,14 +135,36 @@ def test_what_a_job_has_taken_corrects_what_is_left(log: Log) -> None:
     assert course.left == pytest.approx(5000 * 8 / 2, rel=0.1)
 
 
+def test_a_job_that_is_tried_once_more_is_no_job_too_many(log: Log) -> None:
+    jobs = renders(2)
+    log.lines.expect(plan(jobs))
+    for job, event in zip([*jobs, jobs[0]], ("failed", "made", "made"), strict=True):
+        log.lines.heard(job, "began")
+        log.lines.heard(job, event)
+    assert log.lines.course.counts == (3, 3, 0)
+    assert log.lines.course.left == 0
+
+
 def test_a_job_s_own_pace_says_when_it_ends(log: Log) -> None:
     (job,), course = renders(1), log.lines.course
     course.expect(plan([job], seconds=10))
     course.heard(job, "began")
+    course.told(job.label, 0, 4, "")
     log.clock.now = 100
     course.told(job.label, 1, 4, "")
     assert course.left == 300
     assert course.share == 0.25
+
+
+def test_what_a_checkpoint_saved_is_no_pace(log: Log) -> None:
+    (job,), course = renders(1), log.lines.course
+    course.expect(plan([job], seconds=1000))
+    course.heard(job, "began")
+    log.clock.now = 1
+    course.told(job.label, 60, 100, "")
+    log.clock.now = 101
+    course.told(job.label, 80, 100, "")
+    assert course.left == pytest.approx(100)
 
 
 def test_it_is_silent_about_a_quick_look_at_the_videos_and_not_about_a_long_one(log: Log) -> None:

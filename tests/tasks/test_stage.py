@@ -71,6 +71,7 @@ def long(work: Work) -> None:
             print("hangs", flush=True)
             time.sleep(60)
         said += str(step)
+        work.progress(step + 1, 6)
         if step % 2:
             work.checkpoint(step + 1, lambda folder: (folder / "text").write_text(said))
     (work.folder / "text").write_text(said)
@@ -303,6 +304,18 @@ def test_a_job_goes_on_from_its_newest_checkpoint(tiny, runtime):
     assert text_of(job, runtime) == "012345"
     assert checkpoints(job, runtime) == []
     assert open_store(runtime.store).refs() == [job.ref]
+
+
+def test_a_checkpoint_says_how_far_its_job_was_and_the_artifact_where_it_went_on(tiny, runtime):
+    job, store = tiny.long({}), open_store(runtime.store)
+    crash(tiny, job, runtime, 5)
+    (kept,) = store.refs(checkpoint_kind(job))
+    manifest = store.manifest(kept)
+    assert manifest.record["share"] == pytest.approx(4 / 6)
+    assert manifest.record["measured_share"] == pytest.approx(3 / 6)  # since it first said anything
+    assert manifest.seconds > 0
+    assert run_job(job, runtime) == (job.ref, False)
+    assert store.manifest(job.ref).record["resumed_share"] == pytest.approx(4 / 6)
 
 
 def test_checkpoints_are_those_of_the_job(tiny, runtime):
