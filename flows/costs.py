@@ -188,6 +188,11 @@ def _relabelled(job: Manifest, look: Look) -> tuple[float, float]:
     return 0.2 + clips / 3 * data.pixels * _rate(""), 3 * STORED * clips * data.pixels
 
 
+def _recoded(job: Manifest, look: Look) -> tuple[float, float]:
+    clips = _set(job.inputs["distilled"][0], look)
+    return 0.1 + 0.05 * clips, 2e3 * clips
+
+
 def _embeddings(job: Manifest, look: Look) -> tuple[float, float]:
     data = _data(job.inputs["clips"][0], look)
     return 0.2 + data.clips / 3 * data.pixels * _rate(""), 1e3 * data.clips
@@ -271,8 +276,19 @@ def _unknown(job: Manifest, look: Look) -> tuple[float, float]:  # noqa: ARG001
 COSTS: dict[str, Callable[[Manifest, Look], tuple[float, float]]] = {
     "sprites": _sprites, "index": _index, "block": _block, "clips": _clips, "teacher": _trained, "expert": _trained,
     "score": _score, "distilled": _distilled, "joined": _joined, "relabelled": _relabelled, "coded-search": _search,
-    "embeddings": _embeddings, "autoencoder": _autoencoder, "latents": _latents, "latte": _latte,
+    "recoded": _recoded, "embeddings": _embeddings, "autoencoder": _autoencoder, "latents": _latents, "latte": _latte,
     "pool-part": _pool_part, "pool-part-resized": _resized, "pool-quality": _quality, "detector": _detector,
     "tracks": _tracks, "crops": _crops, "report": _report,
 }  # fmt: skip
-WITHOUT_NETWORK = {"sprites", "index", "block", "clips", "joined", "pool", "report", "pool-part-resized", "tracks"}
+WITHOUT_NETWORK = {
+    "sprites",
+    "index",
+    "block",
+    "clips",
+    "joined",
+    "recoded",
+    "pool",
+    "report",
+    "pool-part-resized",
+    "tracks",
+}

@@ -12,6 +12,7 @@ from vidistill.flows.parameters import SPRITES, Cell, Experiment, checked
 from vidistill.models import NETWORKS
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.coded.recode import recode_job
 from vidistill.tasks.distil import blaming, distil_jobs
 from vidistill.tasks.generate.pool import pool_of
 from vidistill.tasks.generate.quality import quality_job
@@ -101,8 +102,14 @@ def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
         if name not in NETWORKS:
             raise RequestError(f"There is no {role} {name!r}: choose from {', '.join(NETWORKS)}.")
     if cell.method == FULL:
+        if cell.store is not None:
+            raise RequestError("For all clips as compressed video ask for coded with an ipc or kb that takes them all.")
         return [Row(None, cell, HARD, None, student, seeds) for student in students]
     source = find_method(cell.method)
+    if cell.store is not None:
+        if cell.method == "coded":
+            raise RequestError("The clips of coded are compressed video already: give it crf, not store.")
+        cell = cell.model_copy(update={"variant": f"{cell.variant} coded".strip()})
     saliency = experiment.saliency
     field = source.method.Parameters.model_fields.get("saliency")
     if field is not None and field.annotation is SaliencyParameters:  # one s and one ε for the mask and for VideoMix
@@ -298,6 +305,8 @@ def _set_jobs(
     if soft:
         label = f"label {_label(row)} seed {seed}"
         add(relabel_job(made, data.train, method(options).labellers(given), row.recipe, seed, label))
+    if row.cell.store is not None:
+        add(recode_job(chain[-1], row.cell.store, f"code {_label(row)} seed {seed}"))
     return list(dict.fromkeys(chain))
 
 

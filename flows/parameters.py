@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
+from vidistill.tasks.coded.keep import Coding
 from vidistill.tasks.generate.pool import PoolParameters
 from vidistill.tasks.learning.evaluate import StudentParameters
 from vidistill.tasks.learning.relabel import MixParameters
@@ -37,6 +38,9 @@ class Cell(Parameters):
     recipes: tuple[str, ...] | None = Field(None, description="Recipes to score it by; its own where none are given.")
     ipc: tuple[int, ...] | None = Field(None, description="Budgets; those of the experiment where none are given.")
     kb: tuple[Kilobytes, ...] | None = Field(None, description="Budgets in kilobytes, of methods that take them.")
+    store: Annotated[Coding | None, BeforeValidator(lambda given: {} if given == "coded" else given)] = Field(
+        None, description="coded, or a quantiser: the method's clips are kept and scored as compressed video."
+    )
     students: tuple[str, ...] | None = Field(None, description="Students; the experiment's where none are given.")
     seeds: int | None = Field(None, ge=1, description="Number of seeds; the experiment's where it is not given.")
 
@@ -104,6 +108,7 @@ def load_preset(name: str) -> dict[str, Any]:
 def override(plain: dict[str, Any], settings: list[str], model: type[DataRequest] = Experiment) -> dict[str, Any]:
     """Apply `key=value` settings, dotted for what is nested (`teacher.epochs=20`); values are YAML.
 
+    `method.store=coded` keeps that method's clips as compressed video (`method.store.crf=40` more finely);
     `method.option=value` reaches the options of every cell of that method (`tsgf.iterations=50`); FILE.py:CLASS goes by
     the class's name in lower case.
 
@@ -133,7 +138,7 @@ def _put(plain: dict[str, Any], path: list[str], value: Any, model: type[DataReq
                 f"choose one of {known}, or a method and its option."
             )
         for cell in cells:
-            _put_nested(cell.setdefault("options", {}), path[1:], value)
+            _put_nested(cell if path[1] == "store" else cell.setdefault("options", {}), path[1:], value)
     else:
         _put_nested(plain, path, value)
 

@@ -69,7 +69,8 @@ EXPERIMENT = {
             **({"kb": [1.5]} if name == "coded" else {}),
         }
         for name, options in OPTIONS.items()
-    ],
+    ]
+    + [{"method": "random", "recipes": ["hard"], "store": {"crf": 40, "preset": 8}}],
     "seeds": 1,
     "sprites": {"size": 48, "frames": 12, "train_per_class": 2, "test_per_class": 1},
     "decode": {"frames": 4, "size": 48, "views": 2},
@@ -124,6 +125,7 @@ GOLDEN: dict[str, tuple[int, object]] = {
     "distilled tac_dt": (1, [125.69967086226852]),
     "coded-search": (1, "30/8"),
     "distilled coded": (1, [57.49083116319444]),
+    "recoded": (1, [57.492318612557874]),
     "pool-quality": (1, "16 8"),
 }
 

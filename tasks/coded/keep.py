@@ -118,3 +118,9 @@ def boxes(rows_N: NDArray[np.int64], views: int, view_scale: float, seed: int) -
         drawn[number, :, 0] = np.round(255 * np.sqrt(random.uniform(view_scale, 1, views - 1)))
         drawn[number, :, 1:] = random.integers(256, size=(views - 1, 2))
     return drawn
+
+
+def psnr(one_NTHWC: NDArray[np.uint8], other_NTHWC: NDArray[np.uint8]) -> float:
+    """The mean over clips, in decibels; 99 for one that lost nothing."""
+    errors_N = ((one_NTHWC.astype(np.float32) - other_NTHWC) ** 2).mean(axis=(1, 2, 3, 4))
+    return round(float(np.minimum(99, 10 * np.log10(255**2 / np.maximum(errors_N, 1e-9))).mean()), 2)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from vidistill.storage.clips import Clips
@@ -18,7 +17,7 @@ from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.storage.streams import WORST_CRF
-from vidistill.tasks.coded.keep import Budget, Coding, Kept, as_set, kept
+from vidistill.tasks.coded.keep import Budget, Coding, Kept, as_set, kept, psnr
 from vidistill.tasks.coded.pick import Pick, ordered
 from vidistill.tasks.coded.search import Point, SearchParameters, TrialParameters, best, load_grid, search_job
 from vidistill.tasks.coreset.random import enough
@@ -100,7 +99,7 @@ class Coded(Method):
         facts = coding.model_dump() | {
             "codec": found.stream.codec,
             "clips": len(found.rows_N),
-            "psnr": _psnr(clips.read(found.rows_N), made.clips_NTHWC[:: options.views]),
+            "psnr": psnr(clips.read(found.rows_N), made.clips_NTHWC[:: options.views]),
         }
         made.facts.update({"coded": facts, "search": [point.model_dump() for point in grid]})
         return made
@@ -122,9 +121,3 @@ class Coded(Method):
             except RequestError as error:
                 problem = error
         raise problem
-
-
-def _psnr(one_NTHWC: np.ndarray, other_NTHWC: np.ndarray) -> float:
-    """The mean over clips, in decibels; 99 for one that lost nothing."""
-    errors_N = ((one_NTHWC.astype(np.float32) - other_NTHWC) ** 2).mean(axis=(1, 2, 3, 4))
-    return round(float(np.minimum(99, 10 * np.log10(255**2 / np.maximum(errors_N, 1e-9))).mean()), 2)

@@ -250,6 +250,7 @@ class ReportData:
     pairs: list[ClipPair] = field(default_factory=list)
     saliency: list[Saliency] = field(default_factory=list)
     crops: list[CropSet] = field(default_factory=list)
+    searches: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     pools: list[PoolShown] = field(default_factory=list)
     lineage: list[LineageEntry] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)

@@ -15,6 +15,7 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Manifest, Store
 from vidistill.tasks.learning.evaluate import Score, load_score
+from vidistill.tasks.report.bytes import coded_bytes, searches
 from vidistill.tasks.report.crops import crop_sets, row_mark
 from vidistill.tasks.report.data import (
     TRAINING_CLIPS,
@@ -68,7 +69,7 @@ def report_job(
     return report(parameters, inputs, label="report")
 
 
-@stage("report", version=9)
+@stage("report", version=10)
 def report(work: Work) -> None:
     parameters = ReportParameters.model_validate(work.job.parameters)
     data = gather(work, parameters)
@@ -86,7 +87,13 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
     manifests = _lineage(store, [ref for refs in work.job.inputs.values() for ref in refs])
     lost = [row.model_dump() for row in (*index.rejected, *train.table.rejected, *test.table.rejected)]
     rows = [
-        _marked(_row(parameters, plan, scores, manifests), plan, scores, row_mark(store, plan.sets), index.classes)
+        _marked(
+            _row(parameters, plan, scores, manifests).model_copy(update=coded_bytes(store, plan, scores)),
+            plan,
+            scores,
+            row_mark(store, plan.sets),
+            index.classes,
+        )
         for plan in parameters.rows
     ]
     return ReportData(
@@ -100,6 +107,7 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
         pairs=_pairs(store, parameters, train),
         saliency=_saliencies(store, parameters, train.classes),
         crops=crop_sets(store, parameters.rows),
+        searches=searches(store, parameters.rows),
         pools=pools_shown(store, manifests, work.refs("pool_quality")),
         lineage=[_entry(manifest) for manifest in manifests.values() if manifest.kind not in BLOCKS],
         rejected=lost,

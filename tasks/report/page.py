@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidistill.tasks.report import pictures
+from vidistill.tasks.report.bytes import COLUMNS as BYTES_COLUMNS
+from vidistill.tasks.report.bytes import bytes_charts
 from vidistill.tasks.report.data import ClipPair, CropSet, CropShown, Curve, LineageEntry, ReportData, Saliency
 from vidistill.tasks.report.page_pool import pool_document, pool_pictures
 from vidistill.tasks.report.statistics import LEAST_SEEDS
@@ -74,6 +76,8 @@ def render_html(data: ReportData) -> str:
         keys={entry.key for entry in data.lineage},
         columns=COLUMNS,
         failed=[failed_cells(row) for row in data.failed],
+        bytes_charts=bytes_charts(data.rows, len(data.classes), colours),
+        bytes_columns=BYTES_COLUMNS,
         vdsd=any(row.protocol == "vdsd" for row in data.rows),
     )
 
@@ -96,6 +100,7 @@ def render_json(data: ReportData) -> dict[str, Any]:
         "crops": [
             {"method": one.method, "ipc": one.ipc, "counts": one.counts, "detector": one.detector} for one in data.crops
         ],
+        "searches": data.searches,
         "pools": [pool_document(pool) for pool in data.pools],
         "lineage": [entry.model_dump(mode="json") for entry in data.lineage],
         "notes": data.notes,

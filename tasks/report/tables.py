@@ -120,10 +120,15 @@ def _cells(row: Row) -> list[str]:
     name = row_label(row) + (" †" if row.mark else "")
     return [
         name, spread(row), difference(row), percent(row.top5_mean), f"{row.auc_mean:.3f}",
-        percent(row.f1_mean), size(row.bytes), duration(row.seconds) if row.seconds else "–",
+        percent(row.f1_mean), _stored(row), duration(row.seconds) if row.seconds else "–",
         size(row.peak_memory_bytes) if row.peak_memory_bytes else "–", flops(row.flops),
         str(row.seeds), row.artifact[:10],
     ]  # fmt: skip
+
+
+def _stored(row: Row) -> str:
+    coded = row.bytes_coded
+    return size(row.bytes) if coded in (None, row.bytes) else f"{size(row.bytes)}, coded {size(coded or 0)}"
 
 
 def failed_cells(row: FailedRow) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shlex
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from flow_running import CLASSES, CommandLine
 
 from vidistill.flows.experiment import rows_of
-from vidistill.flows.parameters import Experiment
+from vidistill.flows.parameters import Experiment, override
 from vidistill.storage.errors import RequestError
 
 QUICK = shlex.split(
@@ -57,11 +58,30 @@ def test_coded_without_kilobytes_keeps_instances():
     ]
 
 
+def test_the_clips_of_any_method_can_be_coded():
+    stored = [{"method": "tsgf", "store": "coded"}, {"method": "random", "store": {"crf": 40}}, {"method": "random"}]
+    found = rows(*stored)
+    assert [row[:3] for row in found if not row[5]] == [
+        ("tsgf", "coded", "soft+tsgf"),
+        ("tsgf", "coded", "online+tsgf"),
+        ("random", "coded", "hard"),
+        ("random", "", "hard"),
+    ]
+    plain = {"data": "sprites", "cells": [{"method": "tsgf"}]}
+    for setting, crf in (("tsgf.store=coded", 50), ("tsgf.store.crf=40", 40)):
+        asked = Experiment.model_validate(override(copy.deepcopy(plain), [setting]))
+        assert asked.cells[0].store is not None
+        assert asked.cells[0].store.crf == crf
+        assert asked.cells[0].options == {}
+
+
 @pytest.mark.parametrize(
     ("cell", "asked", "said"),
     [
         ({"method": "tsgf", "kb": [2]}, {}, "The method tsgf takes no budget in kilobytes: ask for ipc, or for coded."),
         ({"method": "tsgf"}, {"kb": [2]}, "no method of this run takes them: add coded"),
+        ({"method": "coded", "store": "coded"}, {}, "compressed video already: give it crf"),
+        ({"method": "full", "store": "coded"}, {}, "all clips as compressed video"),
         ({"method": "coded", "recipes": ["online"]}, {"kb": [2]}, "has the recipes hard and soft, not online"),
     ],
 )
@@ -72,11 +92,31 @@ def test_what_cannot_be_held_to_kilobytes_is_a_wrong_request(cell, asked, said):
 
 def test_rows_keep_to_their_kilobytes(server, videos, tmp_path):
     vidistill = CommandLine(tmp_path, server.variables)
-    arguments = ("--data", videos, "--method", "coded", "--kb", "1,3", *QUICK, "--store", "store", "--out", "out")
+    arguments = (
+        "--data",
+        videos,
+        "--method",
+        "coded,random",
+        "--set",
+        "random.store=coded",
+        "--kb",
+        "1,3",
+        *QUICK,
+        "--store",
+        "store",
+        "--out",
+        "out",
+    )
     ran = vidistill("run", *arguments)
     assert ran.returncode == 0, ran.stderr
     assert "1 KB" in ran.stdout
     found = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
+    raw, recoded = [row for row in found if row["method"] == "random"]
+    assert (raw["variant"], recoded["variant"]) in {("", "coded"), ("coded", "")}
+    raw, recoded = (raw, recoded) if raw["variant"] == "" else (recoded, raw)
+    assert raw["bytes_coded"] is None
+    assert recoded["bytes_coded"] < recoded["bytes"] == raw["bytes"]
+    found = [row for row in found if row["method"] == "coded"]
     assert {(row["method"], row["variant"], row["labels"], row["kb"]) for row in found} == {
         ("coded", variant, labels, kb) for variant in ("", "random") for labels in ("hard", "soft") for kb in (1, 3)
     }
@@ -84,7 +124,7 @@ def test_rows_keep_to_their_kilobytes(server, videos, tmp_path):
         kind = "distilled" if row["labels"] == "hard" else "relabelled"
         (file,) = (tmp_path / "store" / kind / row["artifact"]).glob("set.coded")
         assert row["ipc"] is None
-        assert row["bytes"] == file.stat().st_size <= row["kb"] * 1000 * len(CLASSES)
+        assert row["bytes_coded"] == row["bytes"] == file.stat().st_size <= row["kb"] * 1000 * len(CLASSES)
     hard, random = (
         next(row for row in found if row["variant"] == name and row["labels"] == "hard") for name in ("", "random")
     )

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from vidistill.storage import coded
+from vidistill.storage.distilled import DistilledSet
+from vidistill.tasks.coded.keep import Coding
+from vidistill.tasks.coded.recode import RAW_BYTES, recode_job, recoded
+from vidistill.tasks.distil import distil_jobs
+from vidistill.tasks.methods import find_method
+from vidistill.tasks.stage import run_job
+
+
+def test_a_set_is_kept_as_its_clips_are_decoded(bench):
+    source = find_method("random")
+    inputs = {"clips": [bench.given.train]}
+    (job,) = distil_jobs(source, source.method.Parameters(), 1, 5, len(bench.clips.classes), inputs, "")
+    raw, _ = run_job(job, bench.runtime)
+    ref, _ = run_job(recode_job(raw, Coding(crf=30, preset=10), "code"), bench.runtime)
+    before, after = (DistilledSet.load(bench.store.folder(one)) for one in (raw, ref))
+    assert after.form == "coded"
+    assert after.sources == before.sources
+    assert after.labels_N.tolist() == before.labels_N.tolist()
+    assert 0 < np.abs(after.clips_NTHWC.astype(int) - before.clips_NTHWC).mean() < 12
+    assert after.facts[RAW_BYTES] == DistilledSet.training_bytes(bench.store.folder(raw))
+    assert DistilledSet.training_bytes(bench.store.folder(ref)) < after.facts[RAW_BYTES] / 10
+    assert after.facts["coded"]["crf"] == 30
+
+
+def test_variants_become_clips_and_keep_their_instances_labels(bench):
+    made = find_method("random").method(None).distil(bench.material((0, 1, 2), 1, 0))
+    logits = np.random.default_rng(0).normal(0, 3, (3, 3)).astype(np.float32)
+    others = np.stack([255 - made.clips_NTHWC])
+    whole = replace(made, form="still", stored={"images": made.clips_NTHWC[:, 0]}, others_VNTHWC=others,
+                    logits_NK=logits, extras={"saliency": np.ones((3, 2))}, facts={"loss": [1.0]})  # fmt: skip
+    found = recoded(whole, Coding(crf=20, preset=10))
+    assert found.labels_N.tolist() == [0, 0, 1, 1, 2, 2]
+    assert found.facts["loss"] == [1.0]
+    assert found.extras == {}
+    np.testing.assert_array_equal(found.logits_NK, coded.rounded(logits).repeat(2, axis=0))
+    for number, clip in enumerate(found.clips_NTHWC):
+        raw = [made.clips_NTHWC, others[0]][number % 2][number // 2]
+        assert np.abs(clip.astype(int) - raw).mean() < 8
+    assert found.facts["coded"]["psnr"] > 25
