@@ -65,6 +65,9 @@ PROGRESS = of(
     "test_jobs_that_another_run_made_meanwhile_are_no_longer_expected",
     "test_what_a_job_has_taken_corrects_what_is_left",
 )
+ENDLESS = of("flows/test_stopping.py", "test_ctrl_c_where_nothing_listens")
+KILLED = of("flows/test_stopping.py", "test_a_killed_run_leaves_no_process")
+OWNED = of("flows/test_stopping.py", "test_a_killed_decoder_s_owner_takes_it_along")
 BEST_CROP = of("tasks/crops/test_crops_method.py", "test_tracks_are_shared_and_crops_are_not")
 
 # fmt: off
@@ -295,5 +298,18 @@ MUTATIONS = [
     Mutation("flows/progress.py", "what a job has taken corrects nothing", PROGRESS,
              "self.plan.estimates.finished(job, now - running.since)",
              "pass"),
+    # Stopping
+    Mutation("flows/stopping.py", "a run that comes to no step goes on", ENDLESS,
+             "select.select([told], [], [], PATIENCE_SECONDS)",
+             "select.select([told], [], [])"),
+    Mutation("flows/server.py", "Ctrl-C reaches the server", KILLED,
+             "start_new_session=True",
+             "start_new_session=False"),
+    Mutation("flows/server.py", "the server outlives its owner", KILLED,
+             "os.read(sys.stdin.fileno(), 1)",
+             "time.sleep(600)"),
+    Mutation("tasks/videos/decoder_child.py", "a decoder outlives its owner", OWNED,
+             "    waiting.poll()",
+             "    threading.Event().wait()"),
 ]
 # fmt: on
