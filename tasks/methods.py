@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,6 +160,12 @@ class Given:
     recipe: Recipe = HARD
 
 
+class Progress(Protocol):
+    """Who hears how far a method is."""
+
+    def __call__(self, done: int, total: int, note: str = "", /) -> None: ...
+
+
 @dataclass(frozen=True)
 class Material:
     """What a method is given.
@@ -172,7 +178,7 @@ class Material:
         device: where networks run.
         teacher: the trained teacher, loaded when called; only for methods that need it.
         inputs: the folders of the artifacts that `Method.inputs` named.
-        progress: call with (done, total).
+        progress: call with (done, total) and, if there is something to say, a note.
         checkpoint: call with a step and a function that writes into a folder; committed before it returns.
         last_checkpoint: the step and folder of an earlier attempt's newest checkpoint.
         pool: the generated clips, checked against the data set and `ipc`; only for methods that need them.
@@ -187,7 +193,7 @@ class Material:
     device: Device
     teacher: Callable[[], nn.Module]
     inputs: Callable[[str], list[Path]]
-    progress: Callable[[int, int], None]
+    progress: Progress
     checkpoint: Callable[[int, Callable[[Path], None]], None] = lambda _step, _write: None
     last_checkpoint: Callable[[], tuple[int, Path] | None] = lambda: None
     pool: Callable[[], Pool] = no_pool

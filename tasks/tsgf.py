@@ -18,9 +18,10 @@ import numpy as np
 from pydantic import Field
 
 from vidistill.storage.distilled import DistilledSet
-from vidistill.storage.errors import RequestError, RunError
+from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.coreset.random import draw_rows
+from vidistill.tasks.learning import loop
 from vidistill.tasks.learning.pixels import initial, pixel_range, to_pixels
 from vidistill.tasks.learning.saliency import SaliencyParameters, gradient_mask, saliency, threshold
 from vidistill.tasks.learning.training import Precision
@@ -128,10 +129,10 @@ def optimise(
     start_BCTHW: Tensor, labels_N: np.ndarray, teacher: nn.Module, clips: Clips, parameters: TSGFParameters,
     material: Material,
 ) -> tuple[Tensor, dict[str, Any]]:  # fmt: skip
-    """K steps of x ← x − η·M·∇(α_ce·L_ce + r_bn·L_reg), kept within the range of pixels.
+    """K steps of x ← x − η·M·∇(α_ce·L_ce + r_bn·L_reg), kept within the range of pixels; resumes.
 
     Raises:
-        RunError: a loss is not finite.
+        RunError: the loss diverges.
     """
     import torch
 
@@ -139,26 +140,23 @@ def optimise(
     low_C, high_C = pixel_range(clips, device)
     x_BCTHW = start_BCTHW.clone().requires_grad_(True)
     labels_B = torch.from_numpy(labels_N).to(device.torch_device)
-    steps = _optimiser(x_BCTHW, parameters)
-    history: list[list[float]] = []
+    optimiser = _optimiser(x_BCTHW, parameters)
     with batch_norm_losses(teacher) as terms:
-        for k in range(parameters.iterations):
-            steps.param_groups[0]["lr"] = parameters.lr * 0.5 * (1 + math.cos(math.pi * k / parameters.iterations))
+
+        def step(k: int) -> float:
+            optimiser.param_groups[0]["lr"] = parameters.lr * 0.5 * (1 + math.cos(math.pi * k / parameters.iterations))
             terms.clear()
             with device.autocast():
                 logits_BK = teacher(x_BCTHW)
             ce = torch.nn.functional.cross_entropy(logits_BK.float(), labels_B)
-            reg = torch.stack(terms).sum()
-            (x_BCTHW.grad,) = torch.autograd.grad(parameters.alpha_ce * ce + parameters.r_bn * reg, x_BCTHW)
-            _masked_step(x_BCTHW, steps, parameters, low_C, high_C)
-            history.append([float(ce.detach()), float(reg.detach())])
-            if not math.isfinite(sum(history[-1])):
-                raise RunError(
-                    f"TSGF's losses are {history[-1]} at iteration {k}: try a smaller lr (it is {parameters.lr})."
-                )
-            material.progress(k + 1, parameters.iterations)
+            loss = parameters.alpha_ce * ce + parameters.r_bn * torch.stack(terms).sum()
+            (x_BCTHW.grad,) = torch.autograd.grad(loss, x_BCTHW)
+            _masked_step(x_BCTHW, optimiser, parameters, low_C, high_C)
+            return float(loss.detach())
+
+        curve = loop.run(step, parameters.iterations, {"clips": x_BCTHW, "optimiser": optimiser}, material)
     moved = float((x_BCTHW.detach() - start_BCTHW).abs().mean())
-    return x_BCTHW.detach(), {"ce_reg": history[:: max(1, len(history) // 50)], "moved_in_std": moved}
+    return x_BCTHW.detach(), {"steps": curve.steps, "loss": curve.loss, "moved_in_std": moved}
 
 
 def _masked_step(

@@ -62,7 +62,7 @@ class Bench:
             device=self.device,
             teacher=lambda: load_teacher(self.store, self.teacher, self.clips, self.device),
             inputs=lambda name: [self.store.folder(ref) for ref in inputs.get(name, [])],
-            progress=lambda done, total: None,
+            progress=lambda *_: None,
             pool=lambda: open_pool(self.store, inputs["pool"][0], self.clips, ipc),
         )
 

@@ -18,7 +18,7 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.crops.detect import Box, Detection, Trained, to_picture
 from vidistill.tasks.crops.track import overlap
-from vidistill.tasks.learning import streams
+from vidistill.tasks.learning import loop, streams
 from vidistill.tasks.learning.training import generator, seeded
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.decoder import Decoder, VideoError
@@ -118,18 +118,17 @@ def fit(labelled: Labelled, parameters: DetectorParameters, work: Work | None = 
     pictures_N3HW, boxes_N4 = _tensors(labelled, parameters.side)
     adam = torch.optim.AdamW(network.parameters(), lr=parameters.lr, weight_decay=1e-4)
     cycle = torch.optim.lr_scheduler.OneCycleLR(adam, parameters.lr, parameters.steps, pct_start=0.2)
-    for step in range(parameters.steps):
-        random = generator(parameters.seed, step, streams.DETECTOR_BATCH)
+
+    def step(number: int) -> float:
+        random = generator(parameters.seed, number, streams.DETECTOR_BATCH)
         rows = torch.from_numpy(random.integers(len(boxes_N4), size=parameters.batch_size))
         x_BCHW, truth_B4 = _augmented(pictures_N3HW[rows], boxes_N4[rows], random)
         logits_BP, boxes_BP4 = network(x_BCHW)
-        loss = detection_loss(logits_BP, boxes_BP4, truth_B4, columns=x_BCHW.shape[3] // STRIDE)
-        adam.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        adam.step()
+        loss = loop.descend(adam, detection_loss(logits_BP, boxes_BP4, truth_B4, columns=x_BCHW.shape[3] // STRIDE))
         cycle.step()
-        if work is not None:
-            work.progress(step + 1, parameters.steps, f"loss {float(loss.detach()):.3f}")
+        return loss
+
+    loop.run(step, parameters.steps, {"network": network, "optimiser": adam, "cycle": cycle}, work)
     return network.eval()
 
 

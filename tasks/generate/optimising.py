@@ -1,31 +1,25 @@
-"""AdamW with clipped gradients and an average of the weights: the loop of the autoencoder and of the transformer.
-
-Every draw is a function of (seed, step), so that a run which was killed and resumed takes the very same steps.
-"""
+"""AdamW with clipped gradients and an average of the weights: how the autoencoder and the transformer are trained."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from vidistill.storage.errors import RunError
 from vidistill.storage.parameters import Parameters
-from vidistill.tasks.learning.training import STATES, Curve, Device
+from vidistill.tasks.learning import loop
+from vidistill.tasks.learning.loop import Curve
+from vidistill.tasks.learning.training import Device
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from vidistill.tasks.stage import Work
 
-STATE, CURVE = "state.safetensors", "curve.json"
-MOMENTS = tuple(STATES["adamw"])
+CURVE = "curve.json"
 Average = dict[str, "Tensor"]
 
 
@@ -74,63 +68,24 @@ def fit(
         The averaged weights by name (the last ones where `ema_decay` is 0), and the loss curve.
 
     Raises:
-        RunError: the loss is not finite; says the step, the learning rate and what to try.
+        RunError: the loss diverges.
     """
     import torch
 
     network.to(device.torch_device).train()
-    weights = list(network.parameters())
-    optimiser = torch.optim.AdamW(weights, lr=adam.lr, weight_decay=adam.weight_decay, fused=True)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=adam.lr, weight_decay=adam.weight_decay, fused=True)
     average = {name: weight.detach().clone() for name, weight in network.named_parameters()}
-    first, curve = _resume(network, optimiser, average, work)
-    for step in range(first, steps):
-        lr = adam.lr_at(step, steps)
-        optimiser.param_groups[0]["lr"] = lr
-        optimiser.zero_grad(set_to_none=True)
-        loss = loss_of(step)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(weights, adam.clip_norm)
-        optimiser.step()
-        averaged(average, network, step, ema_decay)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise RunError(f"The loss is {value} at step {step} (lr {lr:.3g}): try a smaller lr or precision=fp32.")
-        curve.add(step, steps, value)
-        work.progress(step + 1, steps, f"loss {value:.4f}")
-        if (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-            work.checkpoint(step + 1, lambda folder: _save(folder, network, optimiser, average, curve))
-    return average, curve
+
+    def step(number: int) -> float:
+        optimiser.param_groups[0]["lr"] = adam.lr_at(number, steps)
+        loss = loop.descend(optimiser, loss_of(number), adam.clip_norm)
+        averaged(average, network, number, ema_decay)
+        return loss
+
+    averages = {f"average.{name}": weight for name, weight in average.items()}
+    state: loop.State = {"network": network, "optimiser": optimiser, **averages}
+    return average, loop.run(step, steps, state, work, every=checkpoint_every)
 
 
 def write_curve(folder: Path, curve: Curve) -> None:
     (folder / CURVE).write_text(json.dumps({"steps": curve.steps, "loss": curve.loss}))
-
-
-def _save(folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer, average: Average, curve: Curve) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {f"network.{name}": weight.detach() for name, weight in network.named_parameters()}
-    tensors |= {f"average.{name}": weight for name, weight in average.items()}
-    for name, weight in network.named_parameters():
-        tensors |= {f"{moment}.{name}": optimiser.state[weight][moment] for moment in MOMENTS}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / STATE)
-    (folder / CURVE).write_text(json.dumps(asdict(curve)))
-
-
-def _resume(network: nn.Module, optimiser: torch.optim.Optimizer, average: Average, work: Work) -> tuple[int, Curve]:
-    import torch
-    from safetensors.torch import load_file
-
-    found = work.last_checkpoint()
-    if found is None:
-        return 0, Curve()
-    step, folder = found
-    tensors = load_file(folder / STATE)
-    with torch.no_grad():
-        for name, weight in network.named_parameters():
-            weight.copy_(tensors[f"network.{name}"])
-            average[name].copy_(tensors[f"average.{name}"])
-            optimiser.state[weight] = {
-                moment: tensors[f"{moment}.{name}"].to(weight.device, copy=True) for moment in MOMENTS
-            }
-    return step, Curve(**json.loads((folder / CURVE).read_text()))

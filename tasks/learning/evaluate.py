@@ -99,8 +99,7 @@ def evaluate(work: Work) -> None:
     )
     optimiser, steps = (student.full_optimiser, student.full_steps) if full else (student.optimiser, student.steps)
     draw, clips, size = _draws(work, parameters, optimiser, train_clips, device)
-    curve = training.train(network, draw, steps, optimiser, device, seed=parameters.seed, work=work,
-                           checkpoint_every=200 if full else None)  # fmt: skip
+    curve = training.train(network, draw, steps, optimiser, device, seed=parameters.seed, work=work)
     logits_NK = predict_test(network, test_clips, device)
     facts = score(logits_NK, test_clips.labels_N)
     cost = 3 * flops_a_clip(network, train_clips.shape_THWC) * steps * min(optimiser.batch_size, clips)

@@ -1,7 +1,6 @@
 """Experts (Cazenavette et al. 2022, §3.1): networks trained on the real clips, their weights kept after every epoch.
 
-Plain SGD keeps no state but the weights, so that a run which was killed goes on from the last epoch that it kept. Each
-expert is trained by itself: one pass over five, vectorised by `torch.func.vmap`, turns their convolutions into grouped
+Each is trained by itself: one pass over five, vectorised by `torch.func.vmap`, turns their convolutions into grouped
 ones and took 1.6 to 1.7 times as long on a CPU (tests/benchmarks/experts_speed.py).
 
 Shapes: E experts, S = epochs + 1 snapshots an expert, P parameters.
@@ -10,7 +9,6 @@ Shapes: E experts, S = epochs + 1 snapshots an expert, P parameters.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +19,9 @@ from pydantic import Field
 from zarr.codecs import ZstdCodec
 
 from vidistill.storage.clips import Clips
-from vidistill.storage.errors import RunError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning import loop, streams, training
 from vidistill.tasks.learning.teacher import RealBatches
 from vidistill.tasks.learning.training import Device, Order, Precision, generator
 from vidistill.tasks.stage import Job, Work, stage
@@ -74,23 +71,40 @@ def expert(work: Work) -> None:
 def train_expert(
     clips: Clips, parameters: ExpertParameters, seed: int, device: Device, work: Work
 ) -> tuple[NDArray[np.float32], list[float]]:
-    """The weights before the first epoch and after each, (S, P), and the mean loss of each epoch.
+    """The weights before the first epoch and after each, (S, P), and the loss.
 
     Raises:
-        RunError: the loss is not finite.
+        RunError: the loss diverges.
     """
     network = training.build_network(parameters.network, len(clips.classes), clips.shape_THWC, seed)
     training.placed(network, device).train()
     order = Order(len(clips), parameters.batch_size, seed)
     draw = RealBatches(clips, order, device)
-    snapshots, losses = _resume(network, work)
-    for epoch in range(len(losses), parameters.epochs):
-        losses.append(_train_epoch(network, draw, epoch, parameters, device))
-        snapshots.append(flat(network))
-        work.progress(epoch + 1, parameters.epochs, f"loss {losses[-1]:.3f}")
-        if (epoch + 1) % parameters.checkpoint_epochs == 0 and epoch + 1 < parameters.epochs:
-            work.checkpoint(epoch + 1, lambda folder: _save(folder, np.stack(snapshots)[None], losses))
-    return np.stack(snapshots), losses
+    trajectory = _Trajectory(network)
+
+    def epoch(number: int) -> float:
+        loss = _train_epoch(network, draw, number, parameters, device)
+        trajectory.snapshots.append(flat(network))
+        return loss
+
+    state: loop.State = {"network": network, "trajectory": trajectory}
+    curve = loop.run(epoch, parameters.epochs, state, work, every=parameters.checkpoint_epochs)
+    return np.stack(trajectory.snapshots), curve.loss
+
+
+class _Trajectory:
+    """The snapshots so far."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.snapshots = [flat(network)]
+
+    def state_dict(self) -> Tensor:
+        import torch
+
+        return torch.from_numpy(np.stack(self.snapshots))
+
+    def load_state_dict(self, snapshots_SP: Tensor) -> None:
+        self.snapshots = list(snapshots_SP.numpy())
 
 
 def _train_epoch(
@@ -114,9 +128,6 @@ def _train_epoch(
             for weight, gradient in zip(weights, gradients, strict=True):
                 weight.sub_(gradient, alpha=parameters.lr)
         losses.append(float(loss.detach()))
-        if not math.isfinite(losses[-1]):
-            advice = "try a smaller lr or precision=fp32"
-            raise RunError(f"The expert's loss is {losses[-1]} at step {step} (lr {parameters.lr}): {advice}.")
     return float(np.mean(losses))
 
 
@@ -151,20 +162,6 @@ def _save(folder: Path, trajectories_ESP: NDArray[np.float32], losses: list[floa
     )  # fmt: skip
     array[:] = trajectories_ESP
     (folder / CURVE).write_text(json.dumps(losses))
-
-
-def _resume(network: nn.Module, work: Work) -> tuple[list[NDArray[np.float32]], list[float]]:
-    import torch
-
-    found = work.last_checkpoint()
-    if found is None:
-        return [flat(network)], []
-    snapshots = list(np.asarray(zarr.open_array(found[1], path=TRAJECTORY, mode="r")[0]))
-    weights = unflat(snapshots[-1], network)
-    with torch.no_grad():
-        for name, weight in network.named_parameters():
-            weight.copy_(weights[name])
-    return snapshots, json.loads((found[1] / CURVE).read_text())
 
 
 class Experts:

@@ -1,27 +1,25 @@
-"""One training loop for teachers and students: every draw is a function of (seed, step), so that a run which was killed
-and resumed takes the very same steps.
+"""Training of teachers and students: every draw is a function of (seed, step).
 
 Shapes: B clips a batch, N clips a set, V views, T frames, H height, W width, K classes. `x_BCTHW` is float, normalised.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from vidistill.storage.errors import RequestError, RunError
+from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
-from vidistill.tasks.learning import streams
+from vidistill.tasks.learning import loop, streams
+from vidistill.tasks.learning.loop import Curve
 
 if TYPE_CHECKING:
     import torch
@@ -30,11 +28,6 @@ if TYPE_CHECKING:
     from vidistill.tasks.stage import Work
 
 Precision = Literal["auto", "fp32", "bf16"]
-STATES = {
-    "sgd": {"momentum_buffer": "momentum"},
-    "adamw": {"step": "step", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"},
-}
-"""What each optimiser remembers of a weight: torch's name for it, and that of a checkpoint."""
 _seeding = threading.Lock()  # torch initialises networks from one generator a process
 
 
@@ -147,22 +140,6 @@ class Order:
         return np.array_split(order, self.steps_an_epoch)[place]
 
 
-@dataclass
-class Curve:
-    """The loss, averaged over each fiftieth of the run; `pending` are the steps not averaged yet."""
-
-    steps: list[int] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
-    pending: list[float] = field(default_factory=list)
-
-    def add(self, step: int, steps: int, loss: float) -> None:
-        self.pending.append(loss)
-        if (step + 1) % max(1, steps // 50) == 0 or step + 1 == steps:
-            self.steps.append(step + 1)
-            self.loss.append(round(float(np.mean(self.pending)), 6))
-            self.pending = []
-
-
 Draw = Callable[[int], tuple["Tensor", "Tensor"]]
 """From a step to (x_BCTHW, targets_BK): targets are probabilities, one-hot for hard labels."""
 
@@ -182,29 +159,31 @@ def train(
 
     Dropout is seeded anew at each step from (seed, step).
 
+    Args:
+        network: is trained in place.
+        draw: the batch of a step.
+        steps: how many.
+        optimiser: rates, and the rest.
+        device: where.
+        seed: of dropout.
+        work: keeps checkpoints.
+        checkpoint_every: steps between them; by default the seconds count.
+
     Raises:
-        RunError: the loss is not finite; says the step, the learning rate and what to try.
+        RunError: the loss diverges.
     """
     from vidistill.models.dropout import seed_dropout
 
     placed(network, device).train()
     stepper = _stepper(network, optimiser)
-    names = STATES[optimiser.method]
-    first, curve = _resume(network, stepper, work, names)
-    for step in range(first, steps):
-        lr = optimiser.lr_at(step, steps)
+
+    def step(number: int) -> float:
         for group in stepper.param_groups:
-            group["lr"] = lr
-        seed_dropout(network, int(generator(seed, step, streams.DROPOUT).integers(2**31)))
-        loss = _step(network, stepper, draw(step), device)
-        if not math.isfinite(loss):
-            raise RunError(f"The loss is {loss} at step {step} (lr {lr:.3g}): try a smaller lr or precision=fp32.")
-        curve.add(step, steps, loss)
-        if work is not None:
-            work.progress(step + 1, steps, f"loss {loss:.3f}")
-            if checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-                work.checkpoint(step + 1, lambda folder: _save(folder, network, stepper, curve, names))
-    return curve
+            group["lr"] = optimiser.lr_at(number, steps)
+        seed_dropout(network, int(generator(seed, number, streams.DROPOUT).integers(2**31)))
+        return _step(network, stepper, draw(number), device)
+
+    return loop.run(step, steps, {"network": network, "optimiser": stepper}, work, every=checkpoint_every)
 
 
 def _stepper(network: nn.Module, optimiser: OptimiserParameters) -> torch.optim.Optimizer:
@@ -220,43 +199,9 @@ def _step(network: nn.Module, stepper: torch.optim.Optimizer, batch: tuple[Tenso
     import torch
 
     x_BCTHW, targets_BK = batch
-    stepper.zero_grad(set_to_none=True)
     with device.autocast():
         logits_BK = network(x_BCTHW)
-    loss = torch.nn.functional.cross_entropy(logits_BK.float(), targets_BK)
-    loss.backward()  # type: ignore[no-untyped-call]
-    stepper.step()
-    return float(loss.detach())
-
-
-def _save(
-    folder: Path, network: nn.Module, stepper: torch.optim.Optimizer, curve: Curve, names: dict[str, str]
-) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {f"network.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
-    for index, state in stepper.state_dict()["state"].items():
-        tensors |= {f"{names[name]}.{index}": tensor.contiguous() for name, tensor in state.items()}
-    save_file(tensors, folder / "state.safetensors")
-    (folder / "curve.json").write_text(json.dumps(asdict(curve)))
-
-
-def _resume(
-    network: nn.Module, stepper: torch.optim.Optimizer, work: Work | None, names: dict[str, str]
-) -> tuple[int, Curve]:
-    from safetensors.torch import load_file
-
-    found = work.last_checkpoint() if work is not None else None
-    if found is None:
-        return 0, Curve()
-    step, folder = found
-    tensors = load_file(folder / "state.safetensors")
-    network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
-    for index, parameter in enumerate(stepper.param_groups[0]["params"]):
-        for name, kept in names.items():
-            tensor = tensors[f"{kept}.{index}"]
-            stepper.state[parameter][name] = tensor.to(parameter).to(memory_format=format_of(tensor))
-    return step, Curve(**json.loads((folder / "curve.json").read_text()))
+    return loop.descend(stepper, torch.nn.functional.cross_entropy(logits_BK.float(), targets_BK))
 
 
 def format_of(parameter: Tensor) -> torch.memory_format:

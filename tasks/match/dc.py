@@ -16,9 +16,10 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.learning import streams
 from vidistill.tasks.learning.training import Precision, generator
-from vidistill.tasks.match import core, dsa
-from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, RealClips
+from vidistill.tasks.match import core, dsa, sets
+from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, Valued
 from vidistill.tasks.match.losses import gradient_distance
+from vidistill.tasks.match.real import RealClips
 from vidistill.tasks.methods import Material, Method
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class DC(Method):
         import torch
 
         parameters: DCParameters = self.parameters
-        start = core.start_clips(material, parameters.init)
+        start = sets.start_clips(material, parameters.init)
         learnt = {"clips": core.leaf(start.x_NCTHW)}
         real = RealClips(material.clips, material.seed, material.device)
         outer, _ = parameters.loops(material.ipc)
@@ -73,9 +74,9 @@ class DC(Method):
             lambda step, label: real.batch(step, [label], parameters.batch_real)[0],
         )  # fmt: skip
         sgd = torch.optim.SGD(learnt.values(), lr=parameters.lr, momentum=parameters.momentum)
-        in_range = core.keep_in_range(material.clips, material.device)
+        in_range = sets.keep_in_range(material.clips, material.device)
         curve = core.optimise(learnt, loss, sgd, material, dc_loop(parameters.iterations, outer, in_range))
-        return core.finished(material, start, learnt["clips"], curve)
+        return sets.finished(material, start, learnt["clips"], curve)
 
 
 def dc_loop(iterations: int, outer: int, project: Callable[[Learnt], None]) -> Loop:
@@ -103,7 +104,7 @@ def dc_loss(
     slots = {label: np.flatnonzero(labels_N == label) for label in material.labels}
     network: nn.Module
 
-    def loss(step: int, learnt: Learnt) -> Tensor:
+    def loss(step: int, learnt: Learnt) -> Valued:
         import torch
 
         nonlocal network
@@ -112,7 +113,7 @@ def dc_loss(
             network = network_of(number)
         else:
             _train(network, material, labels_N, clips_of, learnt, (step, inner, parameters.lr_net))
-        total, gradients = torch.zeros((), device=material.device.torch_device), dict[str, "Tensor"]()
+        total, gradients = torch.zeros((), device=material.device.torch_device), Learnt()
         for label, slots_B in slots.items():
             omega = dsa.draw(parameters.augmentation, material.clips.table.flips, material.seed, step, label)
             real = _real_gradients(network, dsa.apply(omega, real_of(step, label)), label, material)
@@ -121,7 +122,7 @@ def dc_loss(
             distance = gradient_distance(real, synthetic)
             core.add_gradients(gradients, distance, learnt)
             total += distance.detach()
-        return core.with_gradients(total, learnt, gradients)
+        return total, gradients
 
     return loss
 

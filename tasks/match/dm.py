@@ -15,9 +15,10 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.learning import streams
 from vidistill.tasks.learning.training import Precision, generator
-from vidistill.tasks.match import core, dsa
-from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, RealClips
+from vidistill.tasks.match import core, dsa, sets
+from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, Valued
 from vidistill.tasks.match.losses import class_means, mean_embedding_distance
+from vidistill.tasks.match.real import RealClips
 from vidistill.tasks.methods import Material, Method
 
 if TYPE_CHECKING:
@@ -51,13 +52,13 @@ class DM(Method):
         import torch
 
         parameters: DMParameters = self.parameters
-        start = core.start_clips(material, parameters.init)
+        start = sets.start_clips(material, parameters.init)
         learnt = {"clips": core.leaf(start.x_NCTHW)}
         loss = dm_loss(material, start.labels_N, core.pixels, parameters)
         sgd = torch.optim.SGD(learnt.values(), lr=parameters.lr, momentum=parameters.momentum)
-        loop = Loop(parameters.iterations, project=core.keep_in_range(material.clips, material.device))
+        loop = Loop(parameters.iterations, project=sets.keep_in_range(material.clips, material.device))
         curve = core.optimise(learnt, loss, sgd, material, loop)
-        return core.finished(material, start, learnt["clips"], curve)
+        return sets.finished(material, start, learnt["clips"], curve)
 
 
 def dm_loss(
@@ -76,11 +77,11 @@ def dm_loss(
     real, device = RealClips(material.clips, material.seed, material.device), material.device
     groups = _groups(material.labels, labels_N, core.a_pass(material, len(labels_N)))
 
-    def loss(iteration: int, learnt: Learnt) -> Tensor:
+    def loss(iteration: int, learnt: Learnt) -> Valued:
         network = core.fresh_network(material, parameters.network, iteration)
         omega = dsa.draw(parameters.augmentation, material.clips.table.flips, material.seed, iteration)
         real_KD = _real_means(network, real, material, parameters, omega, iteration)
-        total, gradients = torch.zeros((), device=device.torch_device), dict[str, "Tensor"]()
+        total, gradients = torch.zeros((), device=device.torch_device), Learnt()
         for kinds, slots_B in groups:
             random = generator(material.seed, iteration, kinds[0], streams.SET_VARIANTS)
             x_BCTHW = dsa.apply(omega, clips_of(learnt, slots_B, random))
@@ -90,7 +91,7 @@ def dm_loss(
             distance = mean_embedding_distance(real_KD[kinds], means_KD[kinds])
             core.add_gradients(gradients, distance, learnt)
             total += distance.detach()
-        return core.with_gradients(total, learnt, gradients)
+        return total, gradients
 
     return loss
 

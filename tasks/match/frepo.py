@@ -22,9 +22,11 @@ from pydantic import Field
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.loop import descend
 from vidistill.tasks.learning.training import Precision, generator
-from vidistill.tasks.match import core
-from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, RealClips
+from vidistill.tasks.match import core, sets
+from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, Valued
+from vidistill.tasks.match.real import RealClips
 from vidistill.tasks.methods import Material, Method
 
 if TYPE_CHECKING:
@@ -68,16 +70,16 @@ class FRePo(Method):
         import torch
 
         parameters: FRePoParameters = self.parameters
-        start = core.start_clips(material, parameters.init)
+        start = sets.start_clips(material, parameters.init)
         labels_NK = initial_labels(start.labels_N, len(material.clips.classes), material)
         learnt = {"clips": core.leaf(start.x_NCTHW), "labels": core.leaf(labels_NK)}
         clips, labels = ({"params": [learnt[name]]} for name in ("clips", "labels"))
         adam = torch.optim.Adam([clips | {"lr": parameters.lr}, labels | {"lr": parameters.lr_labels}])
         pool = Pool(material, parameters)
-        loop = Loop(parameters.iterations, project=core.keep_in_range(material.clips, material.device),
+        loop = Loop(parameters.iterations, project=sets.keep_in_range(material.clips, material.device),
                     schedule=cosine(parameters.iterations), memory=pool)  # fmt: skip
         curve = core.optimise(learnt, frepo_loss(material, core.pixels, parameters, pool), adam, material, loop)
-        made = core.finished(material, start, learnt["clips"], curve)
+        made = sets.finished(material, start, learnt["clips"], curve)
         return made.with_logits(as_logits(learnt["labels"]))
 
 
@@ -134,7 +136,7 @@ def cosine(iterations: int) -> Any:
 
 
 class Pool:
-    """Networks of all ages, each with its Adam; everything in `state`, so that a run resumes as if never stopped.
+    """Networks of all ages, each with its Adam; everything in its state, so that a run resumes as if never stopped.
 
     The published pool starts with networks of staggered ages. Here number i of n starts fresh, with its counter at
     i/n of the age: they begin anew one after the other, as there, and nothing is trained before the first iteration.
@@ -170,50 +172,28 @@ class Pool:
         seed_dropout(network, int(generator(self.material.seed, iteration, streams.FREPO_DROPOUT).integers(2**31)))
         for group in adam.param_groups:
             group["lr"] = self.parameters.lr_network * min(1, 0.01 + 0.99 * self.ages[number] / self.parameters.warmup)
-        adam.zero_grad(set_to_none=True)
         with self.material.device.autocast():
             predicted_BK = network(x_BCTHW)
-        (predicted_BK.float() - y_BK).square().mean().backward()
-        adam.step()
-        adam.zero_grad(set_to_none=True)
+        descend(adam, (predicted_BK.float() - y_BK).square().mean())
         network.eval()
         self.ages[number] += 1
         if self.ages[number] >= self.parameters.age:
             self.ages[number], self.births[number] = 0, self.births[number] + 1
             self.networks[number], self.adams[number] = self._born(number)
 
-    def state(self) -> dict[str, Tensor]:
-        import torch
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "ages": self.ages,
+            "births": self.births,
+            "networks": [network.state_dict() for network in self.networks],
+            "adams": [adam.state_dict() for adam in self.adams],
+        }
 
-        tensors = {"ages": torch.tensor(self.ages), "births": torch.tensor(self.births)}
-        for number, (network, adam) in enumerate(zip(self.networks, self.adams, strict=True)):
-            tensors |= {f"{number}.network.{name}": tensor for name, tensor in network.state_dict().items()}
-            for index, moments in adam.state_dict()["state"].items():
-                tensors |= {f"{number}.adam.{index}.{name}": tensor for name, tensor in moments.items()}
-        return tensors
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self.ages, self.births = state["ages"].tolist(), state["births"].tolist()
-        for number, (network, adam) in enumerate(zip(self.networks, self.adams, strict=True)):
-            network.load_state_dict(_under(state, f"{number}.network."))
-            adam.load_state_dict(adam.state_dict() | {"state": _moments(network, _under(state, f"{number}.adam."))})
-
-
-def _moments(network: nn.Module, state: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """Adam's state by parameter, laid out in memory as the parameter is: rounding depends on it."""
-    import torch
-
-    weights = list(network.parameters())
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in state.items():
-        index, _, field = name.partition(".")
-        like = tensor if field == "step" else torch.empty_like(weights[int(index)]).copy_(tensor)
-        moments.setdefault(int(index), {})[field] = like.detach()
-    return moments
-
-
-def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ages, self.births = state["ages"], state["births"]
+        for number in range(len(self.networks)):
+            self.networks[number].load_state_dict(state["networks"][number])
+            self.adams[number].load_state_dict(state["adams"][number])
 
 
 def frepo_loss(material: Material, clips_of: Parametrisation, parameters: FRePoLossParameters, pool: Pool) -> Loss:
@@ -225,7 +205,7 @@ def frepo_loss(material: Material, clips_of: Parametrisation, parameters: FRePoL
 
     real = RealClips(material.clips, material.seed, material.device)
 
-    def loss(iteration: int, learnt: Learnt) -> Tensor:
+    def loss(iteration: int, learnt: Learnt) -> Valued:
         y_SK = learnt["labels"]
         if iteration:
             slots_B = generator(material.seed, iteration, streams.FREPO_ROWS).permutation(len(y_SK))[
@@ -240,7 +220,7 @@ def frepo_loss(material: Material, clips_of: Parametrisation, parameters: FRePoL
         with material.device.autocast():
             emb_SD = network.embed(x_SCTHW)  # type: ignore[operator]
         predicted_BK = kernel_ridge(emb_SD, y_SK, emb_BD, parameters.ridge)
-        return regression_loss(predicted_BK, labels_B) + margin_loss(y_SK)
+        return core.differentiated(regression_loss(predicted_BK, labels_B) + margin_loss(y_SK), learnt)
 
     return loss
 

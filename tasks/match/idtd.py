@@ -29,8 +29,8 @@ from pydantic import Field
 from vidistill.storage.distilled import DistilledSet
 from vidistill.tasks.learning.pixels import pixel_range, to_pixels
 from vidistill.tasks.learning.training import Precision
-from vidistill.tasks.match import core
-from vidistill.tasks.match.core import Learnt, Loop
+from vidistill.tasks.match import core, sets
+from vidistill.tasks.match.core import Learnt, Loop, Valued
 from vidistill.tasks.match.dm import DMLossParameters, dm_loss
 from vidistill.tasks.methods import Material, Method
 
@@ -62,24 +62,27 @@ class IDTD(Method):
         import torch
 
         parameters: IDTDParameters = self.parameters
-        start = core.start_clips(material, "real")
+        start = sets.start_clips(material, "real")
         labels_N = start.labels_N
         learnt = begin(material, start.x_NCTHW, parameters)
         fused = Fused(material.ipc, material.clips.shape_THWC[0], *pixel_range(material.clips, material.device))
         matching = dm_loss(material, labels_N, fused, parameters)
 
-        def loss(iteration: int, now: Learnt) -> Tensor:
+        def loss(iteration: int, now: Learnt) -> Valued:
+            distance, gradients = matching(iteration, now)
             keys_NCFHW = fused.keys(now, np.arange(len(labels_N)))
-            return matching(iteration, now) + parameters.diversity * diversity_loss(keys_NCFHW, material.ipc)
+            alike = parameters.diversity * diversity_loss(keys_NCFHW, material.ipc)
+            core.add_gradients(gradients, alike, now)
+            return distance + alike.detach(), gradients
 
         sgd = torch.optim.SGD(_groups(learnt, parameters), momentum=parameters.momentum)
-        loop = Loop(parameters.iterations, project=core.keep_in_range(material.clips, material.device, "pool"))
+        loop = Loop(parameters.iterations, project=sets.keep_in_range(material.clips, material.device, "pool"))
         curve = core.optimise(learnt, loss, sgd, material, loop)
         stored: dict[str, NDArray[Any]] = {
             name: learnt[name].detach().cpu().numpy() for name in ("choice", "weight", "bias")
         }
-        stored |= {"pool": to_pixels(learnt["pool"].detach(), material.clips), **core.norm_arrays(material)}
-        return core.kept(material, "fused", stored, start, curve)
+        stored |= {"pool": to_pixels(learnt["pool"].detach(), material.clips), **sets.norm_arrays(material)}
+        return sets.kept(material, "fused", stored, start, curve)
 
 
 def _groups(learnt: Learnt, parameters: IDTDParameters) -> list[dict[str, Any]]:

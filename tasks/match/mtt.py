@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,10 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.experts import ExpertParameters, Experts, expert_jobs, unflat
+from vidistill.tasks.learning.loop import Curve
 from vidistill.tasks.learning.training import Precision, generator
-from vidistill.tasks.match import core, dsa
-from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation
+from vidistill.tasks.match import core, dsa, sets
+from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, Valued
 from vidistill.tasks.match.losses import trajectory_distance
 from vidistill.tasks.methods import Given, Material, Method
 
@@ -44,7 +45,7 @@ Gradient = Literal["exact", "tesla"]
 
 
 class MTTLossParameters(Parameters):
-    """What MTT matches: VDSD's settings (methods §3.2) except where it says otherwise."""
+    """What MTT matches, and for how long: VDSD's settings (methods §3.2) except where it says otherwise."""
 
     expert: ExpertParameters = ExpertParameters()
     experts: int = Field(5, ge=1, description="Published: 30, of which the code only ever uses 10 (all are used here).")
@@ -54,17 +55,17 @@ class MTTLossParameters(Parameters):
     batch_syn: int | None = Field(None, ge=1, description="Clips a student's step; all of them by default.")
     augmentation: dsa.Strategy = Field("none", description="VDSD's code uses none; MTT on images uses DSA.")
     gradient: Gradient = Field("exact", description="tesla: TESLA's approximation, which holds every θ_j fixed.")
+    lr_init: float = Field(0.01, gt=0, description="α, the student's learning rate, at the beginning.")
+    lr_lr: float = Field(1e-5, ge=0, description="The rate at which α is learned.")
+    lr_min: float = Field(0.001, gt=0, description="α stays above it.")
+    iterations: int = Field(200, ge=0, description="Published: 8,000 (images: 5,000); 200 fit two cores.")
+    momentum: float = Field(0.5, ge=0, lt=1, description="Of all that is learned.")
 
 
 class MTTParameters(MTTLossParameters):
     """Learning rates are VDSD's for MiniUCF, IPC 1."""
 
-    iterations: int = Field(200, ge=0, description="Published: 8,000 (images: 5,000); 200 fit two cores.")
     lr: float = Field(1e5, gt=0, description="Of the pixels, in standard deviations (images: 1,000).")
-    lr_init: float = Field(0.01, gt=0, description="α, the student's learning rate, at the beginning.")
-    lr_lr: float = Field(1e-5, ge=0, description="The rate at which α is learned.")
-    lr_min: float = Field(0.001, gt=0, description="α stays above it.")
-    momentum: float = Field(0.5, ge=0, lt=1)
     init: Literal["real", "noise"] = "real"
     precision: Precision = "auto"
 
@@ -78,26 +79,42 @@ class MTT(Method):
         return super().inputs(given) | {"experts": expert_inputs(given, self.parameters)}
 
     def distil(self, material: Material) -> DistilledSet:
-        import torch
-
         parameters: MTTParameters = self.parameters
-        start = core.start_clips(material, parameters.init)
-        rate = torch.tensor(parameters.lr_init, device=material.device.torch_device)
-        learnt = {"clips": core.leaf(start.x_NCTHW), "lr": core.leaf(rate)}
-        loss = mtt_loss(material, start.labels_N, core.pixels, parameters)
-        groups = [
-            {"params": [learnt["clips"]], "lr": parameters.lr},
-            {"params": [learnt["lr"]], "lr": parameters.lr_lr},
-        ]
-        sgd = torch.optim.SGD(groups, momentum=parameters.momentum)
-        in_range = core.keep_in_range(material.clips, material.device)
+        start = sets.start_clips(material, parameters.init)
+        learnt = {"clips": core.leaf(start.x_NCTHW)}
+        groups = [{"params": [learnt["clips"]], "lr": parameters.lr}]
+        in_range = sets.keep_in_range(material.clips, material.device)
+        curve = match_trajectories(material, start.labels_N, core.pixels, parameters, learnt, groups, in_range)
+        return sets.finished(material, start, learnt["clips"], curve, lr=float(learnt["lr"].detach()))
 
-        def project(tensors: Learnt) -> None:
-            in_range(tensors)
-            tensors["lr"].clamp_(min=parameters.lr_min)
 
-        curve = core.optimise(learnt, loss, sgd, material, Loop(parameters.iterations, project=project))
-        return core.finished(material, start, learnt["clips"], curve, lr=float(learnt["lr"].detach()))
+def match_trajectories(
+    material: Material, labels_N: NDArray[np.int64], clips_of: Parametrisation, parameters: MTTLossParameters,
+    learnt: Learnt, groups: list[dict[str, Any]], project: Callable[[Learnt], None] = lambda _learnt: None,
+) -> Curve:  # fmt: skip
+    """Minimise Eq. 2 by SGD over what is learnt and over α, which joins it as `lr`.
+
+    Args:
+        material: see `mtt_loss`.
+        labels_N: the class of each clip of the set.
+        clips_of: how clips are made from what is learnt.
+        parameters: what is matched, and how long.
+        learnt: leaves; α is added.
+        groups: the optimiser's, but for α's.
+        project: keeps what is learnt where it must stay, but for α.
+    """
+    import torch
+
+    learnt["lr"] = core.leaf(torch.tensor(parameters.lr_init, device=material.device.torch_device))
+    groups = [*groups, {"params": [learnt["lr"]], "lr": parameters.lr_lr}]
+    sgd = torch.optim.SGD(groups, momentum=parameters.momentum)
+
+    def all_in_place(tensors: Learnt) -> None:
+        project(tensors)
+        tensors["lr"].clamp_(min=parameters.lr_min)
+
+    loss = mtt_loss(material, labels_N, clips_of, parameters)
+    return core.optimise(learnt, loss, sgd, material, Loop(parameters.iterations, project=all_in_place))
 
 
 def expert_inputs(given: Given, parameters: MTTLossParameters) -> list[ArtifactRef]:
@@ -198,7 +215,7 @@ def mtt_loss(
     network = training.build_network(parameters.expert.network, len(clips.classes), clips.shape_THWC, material.seed)
     training.placed(network, material.device).train()
 
-    def loss(iteration: int, learnt: Learnt) -> Tensor:
+    def loss(iteration: int, learnt: Learnt) -> Valued:
         random = generator(material.seed, iteration, streams.EXPERT_START)
         expert, epoch = int(random.integers(len(experts))), int(random.integers(parameters.max_start_epoch))
         start, target = (
@@ -209,8 +226,7 @@ def mtt_loss(
         student = _Student(network, material, labels_N, clips_of, parameters, iteration, names)
         tensors = [learnt[name] for name in names]
         swept = sweep(student, start, target, tensors, learnt["lr"], parameters.syn_steps, parameters.gradient)
-        gradients = dict(zip(names, swept.learnt, strict=True)) | {"lr": swept.lr}
-        return core.with_gradients(swept.loss, learnt, gradients)
+        return swept.loss, dict(zip(names, swept.learnt, strict=True)) | {"lr": swept.lr}
 
     return loss
 

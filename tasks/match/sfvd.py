@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vidistill.storage.distilled import DistilledSet
-from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.pixels import pixel_range, to_pixels
 from vidistill.tasks.learning.training import generator
-from vidistill.tasks.match import core
-from vidistill.tasks.match.core import Learnt, Loop, Start
-from vidistill.tasks.match.mtt import MTTParameters, expert_inputs, mtt_loss
-from vidistill.tasks.methods import Given, Material, Method
+from vidistill.tasks.match import core, sets
+from vidistill.tasks.match.core import Learnt
+from vidistill.tasks.match.mtt import MTT, MTTParameters, match_trajectories
+from vidistill.tasks.match.sets import Start
+from vidistill.tasks.methods import Material
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,36 +50,21 @@ class SFVDTParameters(SFVDParameters):
     lr_layer: float = Field(1e-3, gt=0)
 
 
-class SFVD(Method):
+class SFVD(MTT):
     """Learn key frames whose interpolation leads a student where the experts went."""
 
     Parameters = SFVDParameters
 
-    def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
-        return super().inputs(given) | {"experts": expert_inputs(given, self.parameters)}
-
     def distil(self, material: Material) -> DistilledSet:
-        import torch
-
         parameters: SFVDParameters = self.parameters
-        start = core.start_clips(material, parameters.init)
-        rate = torch.tensor(parameters.lr_init, device=material.device.torch_device)
-        learnt = {"keys": core.leaf(first_keys(start, parameters.keys, material.seed)), "lr": core.leaf(rate)}
-        groups = [
-            {"params": [learnt["keys"]], "lr": parameters.lr},
-            {"params": [learnt["lr"]], "lr": parameters.lr_lr},
-        ]
-        loss = mtt_loss(material, start.labels_N, self.clips_of(material, start, learnt, groups), parameters)
-        sgd = torch.optim.SGD(groups, momentum=parameters.momentum)
-        in_range = core.keep_in_range(material.clips, material.device, "keys")
-
-        def project(tensors: Learnt) -> None:
-            in_range(tensors)
-            tensors["lr"].clamp_(min=parameters.lr_min)
-
-        curve = core.optimise(learnt, loss, sgd, material, Loop(parameters.iterations, project=project))
+        start = sets.start_clips(material, parameters.init)
+        learnt = {"keys": core.leaf(first_keys(start, parameters.keys, material.seed))}
+        groups = [{"params": [learnt["keys"]], "lr": parameters.lr}]
+        clips_of = self.clips_of(material, start, learnt, groups)
+        in_range = sets.keep_in_range(material.clips, material.device, "keys")
+        curve = match_trajectories(material, start.labels_N, clips_of, parameters, learnt, groups, in_range)
         form, stored = self.kept(material, start, learnt)
-        return core.kept(material, form, stored, start, curve, lr=float(learnt["lr"].detach()))
+        return sets.kept(material, form, stored, start, curve, lr=float(learnt["lr"].detach()))
 
     def clips_of(
         self, material: Material, start: Start, learnt: Learnt, groups: list[dict[str, Any]]  # noqa: ARG002
@@ -115,7 +100,7 @@ class SFVDT(SFVD):
     def kept(self, material: Material, start: Start, learnt: Learnt) -> tuple[str, dict[str, NDArray[Any]]]:
         _, stored = super().kept(material, start, learnt)
         layer = {name: learnt[name].detach().cpu().numpy() for name in ("weight", "bias")}
-        return "reshaped", stored | layer | {"real": companions(material, start.labels_N)} | core.norm_arrays(material)
+        return "reshaped", stored | layer | {"real": companions(material, start.labels_N)} | sets.norm_arrays(material)
 
 
 def first_keys(start: Start, keys: int, seed: int) -> Tensor:

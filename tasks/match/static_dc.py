@@ -8,16 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from vidistill.storage.distilled import DistilledSet, materialised
+from vidistill.storage.distilled import DistilledSet
 from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.loop import Curve
 from vidistill.tasks.learning.pixels import to_pixels
 from vidistill.tasks.learning.training import generator
-from vidistill.tasks.match import core
-from vidistill.tasks.match.core import RealClips
+from vidistill.tasks.match import core, sets
 from vidistill.tasks.match.dc import DCParameters, dc_loop, dc_loss
+from vidistill.tasks.match.real import RealClips
+from vidistill.tasks.match.sets import Start
 from vidistill.tasks.methods import Material, Method
 
 if TYPE_CHECKING:
@@ -39,29 +40,17 @@ class StaticDC(Method):
     def distil(self, material: Material) -> DistilledSet:
         start, x_NC1HW, curve = distil_images(material, self.parameters)
         images_NHWC = to_pixels(x_NC1HW, material.clips)[:, 0]
-        stored: dict[str, NDArray[np.uint8]] = {"images": images_NHWC}
-        shape_NTHWC = (len(images_NHWC), *material.clips.shape_THWC)
-        return DistilledSet(
-            clips_NTHWC=materialised("still", stored, shape_NTHWC),
-            labels_N=start.labels_N,
-            classes=material.clips.classes,
-            sources=start.sources,
-            facts={"steps": curve.steps, "loss": curve.loss},
-            form="still",
-            stored=stored,
-        )
+        return sets.kept(material, "still", {"images": images_NHWC}, start, curve)
 
 
-def distil_images(
-    material: Material, parameters: StaticDCParameters, copies: int = 1
-) -> tuple[core.Start, Tensor, training.Curve]:
+def distil_images(material: Material, parameters: StaticDCParameters, copies: int = 1) -> tuple[Start, Tensor, Curve]:
     """`copies` images for each instance: where they began, x_NC1HW, and the loss.
 
     An image begins as a random frame of a random clip of its class; those of one instance begin in the same clip.
     """
     import torch
 
-    start = core.start_clips(material, parameters.init, copies)
+    start = sets.start_clips(material, parameters.init, copies)
     learnt = {"clips": core.leaf(one_frame(start.x_NCTHW, generator(material.seed, streams.STILL_START)))}
     real = RealClips(material.clips, material.seed, material.device)
 
@@ -75,7 +64,7 @@ def distil_images(
         lambda number: image_network(material, parameters.depth, number), frames_of,
     )  # fmt: skip
     sgd = torch.optim.SGD(learnt.values(), lr=parameters.lr, momentum=parameters.momentum)
-    in_range = core.keep_in_range(material.clips, material.device)
+    in_range = sets.keep_in_range(material.clips, material.device)
     curve = core.optimise(learnt, loss, sgd, material, dc_loop(parameters.iterations, outer, in_range))
     return start, learnt["clips"].detach(), curve
 

@@ -24,18 +24,19 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.loop import Curve
 from vidistill.tasks.learning.pixels import pixel_range, to_pixels
 from vidistill.tasks.learning.training import Precision, generator
-from vidistill.tasks.match import core
-from vidistill.tasks.match.core import Learnt, Loop, Loss, Start
+from vidistill.tasks.match import core, sets
+from vidistill.tasks.match.core import Learnt, Loop
 from vidistill.tasks.match.dm import DMLossParameters, dm_loss
 from vidistill.tasks.match.frepo import FRePoLossParameters, Pool, as_logits, cosine, frepo_loss, initial_labels
-from vidistill.tasks.match.mtt import MTTLossParameters, expert_inputs, mtt_loss
+from vidistill.tasks.match.mtt import MTTLossParameters, expert_inputs, match_trajectories
+from vidistill.tasks.match.sets import Start
 from vidistill.tasks.match.static_dc import StaticDCParameters, distil_images
 from vidistill.tasks.methods import Given, Material, Method
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -107,21 +108,18 @@ class VDSD(Method):
         images_NCHW = training.to_input(images_NHWC[:, None], table.mean, table.std, material.device).squeeze(2)
         memory = Memory(images_NCHW, parameters.memories, *pixel_range(material.clips, material.device))
         learnt = begin(material, parameters, images_NCHW)
-        loss, optimiser, loop = self.second(material, start.labels_N, memory, learnt)
-        curve = core.optimise(learnt, loss, optimiser, later(material, first), loop)
+        curve = self.second(later(material, first), start.labels_N, memory, learnt)
         stored = {name: learnt[name].detach().cpu().numpy() for name in ("motion", "weight", "bias")}
         stored |= {
             "images": to_pixels(learnt["images"][:, :, None], material.clips)[:, 0],
-            **core.norm_arrays(material),
+            **sets.norm_arrays(material),
         }
-        made = core.kept(material, "memory", stored, start, curve)
+        made = sets.kept(material, "memory", stored, start, curve)
         return made.with_logits(as_logits(learnt["labels"])) if "labels" in learnt else made
 
     @abstractmethod
-    def second(
-        self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt
-    ) -> tuple[Loss, torch.optim.Optimizer, Loop]:
-        """Stage 2: its loss, its optimiser and its loop; may add to `learnt`."""
+    def second(self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt) -> Curve:
+        """Stage 2: matches, and may add to `learnt`."""
 
 
 def static_steps(parameters: MemoryParameters, ipc: int) -> int:
@@ -130,7 +128,7 @@ def static_steps(parameters: MemoryParameters, ipc: int) -> int:
 
 
 def _of_all(material: Material, total: int) -> Any:
-    return lambda done, _total: material.progress(done, total)
+    return lambda done, _total, note="": material.progress(done, total, note)
 
 
 def static_memory(material: Material, parameters: MemoryParameters, first: int) -> tuple[NDArray[np.uint8], Start]:
@@ -159,7 +157,7 @@ def later(material: Material, first: int) -> Material:
 
     return replace(
         material,
-        progress=lambda done, total: material.progress(first + done, first + total),
+        progress=lambda done, total, note="": material.progress(first + done, first + total, note),
         checkpoint=lambda step, write: material.checkpoint(first + step, write),
         last_checkpoint=last_checkpoint,
     )
@@ -206,23 +204,18 @@ class DMVDSD(VDSD):
 
     Parameters = DMVDSDParameters
 
-    def second(
-        self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt
-    ) -> tuple[Loss, torch.optim.Optimizer, Loop]:
+    def second(self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt) -> Curve:
         import torch
 
         parameters: DMVDSDParameters = self.parameters
         groups = groups_of(learnt, *rates(parameters, (1e-4, 1e-5) if material.ipc == 1 else (1e3, 1e-6)))
         sgd = torch.optim.SGD(groups, momentum=parameters.momentum)
-        return dm_loss(material, labels_N, memory, parameters), sgd, Loop(parameters.iterations)
+        loss = dm_loss(material, labels_N, memory, parameters)
+        return core.optimise(learnt, loss, sgd, material, Loop(parameters.iterations))
 
 
 class MTTVDSDParameters(MemoryParameters, MTTLossParameters):
     """MTT+VDSD; published rates (1e4, 1e-3), 10 steps of the student for IPC 1, 5 of 128 clips for IPC 5."""
-
-    lr_init: float = Field(0.01, gt=0, description="α, the student's learning rate, at the beginning.")
-    lr_lr: float = Field(1e-5, ge=0, description="The rate at which α is learned.")
-    lr_min: float = Field(0.001, gt=0, description="α stays above it.")
 
 
 class MTTVDSD(VDSD):
@@ -233,23 +226,9 @@ class MTTVDSD(VDSD):
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
         return super().inputs(given) | {"experts": expert_inputs(given, self.parameters)}
 
-    def second(
-        self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt
-    ) -> tuple[Loss, torch.optim.Optimizer, Loop]:
-        import torch
-
-        parameters: MTTVDSDParameters = self.parameters
-        learnt["lr"] = core.leaf(torch.tensor(parameters.lr_init, device=material.device.torch_device))
-        groups = groups_of(learnt, *rates(parameters, (1e4, 1e-3)))
-        sgd = torch.optim.SGD(
-            [*groups, {"params": [learnt["lr"]], "lr": parameters.lr_lr}], momentum=parameters.momentum
-        )
-
-        def keep_rate(tensors: Learnt) -> None:
-            tensors["lr"].clamp_(min=parameters.lr_min)
-
-        loop = Loop(parameters.iterations, project=keep_rate)
-        return mtt_loss(material, labels_N, memory, parameters), sgd, loop
+    def second(self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt) -> Curve:
+        groups = groups_of(learnt, *rates(self.parameters, (1e4, 1e-3)))
+        return match_trajectories(material, labels_N, memory, self.parameters, learnt, groups)
 
 
 class FRePoVDSDParameters(MemoryParameters, FRePoLossParameters):
@@ -264,9 +243,7 @@ class FRePoVDSD(VDSD):
     Parameters = FRePoVDSDParameters
     recipes = ("learned",)
 
-    def second(
-        self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt
-    ) -> tuple[Loss, torch.optim.Optimizer, Loop]:
+    def second(self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt) -> Curve:
         import torch
 
         parameters: FRePoVDSDParameters = self.parameters
@@ -275,4 +252,4 @@ class FRePoVDSD(VDSD):
         adam = torch.optim.Adam([*groups, {"params": [learnt["labels"]], "lr": parameters.lr_labels}])
         pool = Pool(material, parameters)
         loop = Loop(parameters.iterations, schedule=cosine(parameters.iterations), memory=pool)
-        return frepo_loss(material, memory, parameters, pool), adam, loop
+        return core.optimise(learnt, frepo_loss(material, memory, parameters, pool), adam, material, loop)

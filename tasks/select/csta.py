@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning import loop, streams, training
 from vidistill.tasks.learning.training import generator
-from vidistill.tasks.match.core import Learnt, Loop, optimise
 from vidistill.tasks.methods import Material
 from vidistill.tasks.select.embedding import (
     EmbeddingParameters,
@@ -25,8 +24,6 @@ from vidistill.tasks.select.embedding import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vidistill.models.csta import SetScorer
 
 
@@ -82,17 +79,16 @@ class CSTA(EmbeddingSelector):
             network = SetScorer(real_ND.shape[1], p.width)
         network.to(material.device.torch_device).train()
         classes = [real_ND[material.clips.rows_of(label)] for label in material.labels]
+        adam = torch.optim.Adam(network.parameters(), lr=p.lr, weight_decay=p.weight_decay)
 
-        def loss(iteration: int, _learnt: Learnt) -> Tensor:
-            emb_ND, rank_N = drawn(classes[iteration % len(classes)], material.seed, iteration)
-            seed_dropout(network, int(generator(material.seed, iteration, streams.CSTA_DROPOUT).integers(2**31)))
+        def step(number: int) -> float:
+            emb_ND, rank_N = drawn(classes[number % len(classes)], material.seed, number)
+            seed_dropout(network, int(generator(material.seed, number, streams.CSTA_DROPOUT).integers(2**31)))
             x_ND, wanted_N = (torch.from_numpy(array).float().to(material.device.torch_device)
                               for array in (emb_ND, rank_N))  # fmt: skip
-            return torch.nn.functional.mse_loss(network(x_ND), wanted_N)
+            return loop.descend(adam, torch.nn.functional.mse_loss(network(x_ND), wanted_N))
 
-        learnt: Learnt = dict(network.named_parameters())
-        adam = torch.optim.Adam(network.parameters(), lr=p.lr, weight_decay=p.weight_decay)
-        optimise(learnt, loss, adam, material, Loop(p.iterations))
+        loop.run(step, p.iterations, {"network": network, "optimiser": adam}, material)
         return network
 
 

@@ -16,9 +16,8 @@ from vidistill.storage.clips import PRELOAD_BYTES
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import Pool
-from vidistill.tasks.learning import streams, training
-from vidistill.tasks.learning.training import Curve, Device, Precision, generator
-from vidistill.tasks.match.core import Learnt, Loop, optimise
+from vidistill.tasks.learning import loop, streams, training
+from vidistill.tasks.learning.training import Device, Precision, generator
 from vidistill.tasks.methods import Material, Method, chosen_of
 from vidistill.tasks.select.embedding import highest
 
@@ -79,7 +78,7 @@ class VSTUNet(Method):
                  "representativeness": representativeness}  # fmt: skip
         return chosen_of(pool, np.concatenate(rows), facts)
 
-    def _trained(self, latents: Latents, material: Material) -> tuple[Network, Curve]:
+    def _trained(self, latents: Latents, material: Material) -> tuple[Network, loop.Curve]:
         """Lines 2–10 of Algorithm 1, from the last checkpoint if there is one."""
         import torch
 
@@ -91,14 +90,14 @@ class VSTUNet(Method):
             network = Network(latents.pool.shape_CTHW[0], len(material.clips.classes), p.widths, p.features)
         network.to(material.device.torch_device).train()
         labels, weights = material.labels, p.weights(material.ipc)
-
-        def loss(iteration: int, _learnt: Learnt) -> Tensor:
-            label = label_of(iteration, labels, material.seed)
-            return selection_loss(outputs(network, latents(label), material.device), label, material.ipc, *weights)
-
-        learnt: Learnt = dict(network.named_parameters())
         adam = torch.optim.Adam(network.parameters(), lr=p.lr)
-        curve = optimise(learnt, loss, adam, material, Loop(p.epochs * len(labels)))
+
+        def step(number: int) -> float:
+            label = label_of(number, labels, material.seed)
+            made = outputs(network, latents(label), material.device)
+            return loop.descend(adam, selection_loss(made, label, material.ipc, *weights))
+
+        curve = loop.run(step, p.epochs * len(labels), {"network": network, "optimiser": adam}, material)
         return network.eval().requires_grad_(False), curve
 
 

@@ -37,7 +37,7 @@ from vidistill.storage.store import Manifest, Store
 from vidistill.tasks.learning.experts import TRAJECTORY, flat
 from vidistill.tasks.learning.pixels import pixel_range
 from vidistill.tasks.learning.training import Device
-from vidistill.tasks.match import core, dm, mtt, vdsd
+from vidistill.tasks.match import core, dm, mtt, sets, vdsd
 from vidistill.tasks.methods import Material
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)
@@ -114,7 +114,7 @@ def ours(case: Case, clips: Clips, expert: Path, device: Device) -> Step:
     options = case.options
     labels = tuple(range(options.classes))
     material = Material(clips, options.ipc, 0, labels, device, lambda: None, lambda _: [expert], lambda *_: None)
-    start = core.start_clips(material, "real")
+    start = sets.start_clips(material, "real")
     learnt = {"clips": core.leaf(start.x_NCTHW)}
     if case.method == "dm":
         parameters = dm.DMParameters(batch_real=options.clips)
@@ -133,9 +133,8 @@ def ours(case: Case, clips: Clips, expert: Path, device: Device) -> Step:
         loss = mtt.mtt_loss(material, start.labels_N, core.pixels, parameters)
 
     def step(iteration: int) -> float:
-        value = loss(iteration, learnt)
-        torch.autograd.grad(value, list(learnt.values()))
-        return float(value.detach())
+        value, _ = loss(iteration, learnt)
+        return float(value)
 
     return step
 

@@ -18,7 +18,8 @@ from vidistill.models.dropout import SeededDropout, seed_dropout
 from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.opening import open_store
 from vidistill.tasks.learning import training
-from vidistill.tasks.learning.training import Curve, Device, OptimiserParameters, Order
+from vidistill.tasks.learning.loop import Curve
+from vidistill.tasks.learning.training import Device, OptimiserParameters, Order
 from vidistill.tasks.stage import Runtime, run_job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -238,7 +239,7 @@ def test_a_loss_that_is_not_finite_ends_the_run():
         x_BCTHW, targets_BK = draw(step)
         return (x_BCTHW * math.inf if step == 2 else x_BCTHW), targets_BK
 
-    said = r"^The loss is nan at step 2 \(lr 0\.025\): try a smaller lr or precision=fp32\.$"
+    said = r"^The loss is nan at step 2 \(learning rate 0\.025\): try a learning rate ten times smaller"
     with pytest.raises(RunError, match=said):
         training.train(make_network(), broken, 4, OptimiserParameters(lr=0.05), CPU, seed=0)
 

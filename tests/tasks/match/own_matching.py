@@ -5,8 +5,9 @@ import torch
 from pydantic import Field
 
 from vidistill.storage.parameters import Parameters
-from vidistill.tasks.match import core
+from vidistill.tasks.match import core, sets
 from vidistill.tasks.match.losses import class_means, mean_embedding_distance
+from vidistill.tasks.match.real import RealClips
 from vidistill.tasks.methods import Material, Method
 
 
@@ -22,8 +23,8 @@ class Motion(Method):
 
     def distil(self, material: Material):
         parameters = self.parameters
-        start = core.start_clips(material, "real")
-        real = core.RealClips(material.clips, material.seed, material.device)
+        start = sets.start_clips(material, "real")
+        real = RealClips(material.clips, material.seed, material.device)
 
         def means(network, x_BCTHW, labels_B):
             slots_B = torch.from_numpy(np.searchsorted(material.labels, labels_B)).to(x_BCTHW.device)
@@ -38,10 +39,10 @@ class Motion(Method):
                     wanted_KD = means(network, view(real_BCTHW), labels_B)
                 ours_KD = means(network, view(learnt["clips"]), start.labels_N)
                 total = total + weight * mean_embedding_distance(wanted_KD, ours_KD)
-            return total
+            return core.differentiated(total, learnt)
 
         learnt = {"clips": core.leaf(start.x_NCTHW)}
         sgd = torch.optim.SGD(learnt.values(), lr=parameters.lr, momentum=0.5)
-        loop = core.Loop(parameters.iterations, project=core.keep_in_range(material.clips, material.device))
+        loop = core.Loop(parameters.iterations, project=sets.keep_in_range(material.clips, material.device))
         curve = core.optimise(learnt, loss, sgd, material, loop)
-        return core.finished(material, start, learnt["clips"], curve)
+        return sets.finished(material, start, learnt["clips"], curve)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from method_contract import Bench, MethodContract
 from resuming import killed_and_whole
 
 from vidistill.storage.distilled import DistilledSet
-from vidistill.tasks.match import core, frepo
+from vidistill.tasks.match import core, frepo, sets
 from vidistill.tasks.methods import find_method
 
 OPTIONS: dict[str, Any] = {"iterations": 2, "pool": 2, "age": 3, "batch_real": 3, "precision": "fp32"}
@@ -163,7 +164,7 @@ def test_a_pool_is_restored_with_its_ages_and_its_adams(bench: Bench) -> None:
     pool, other = (pool_of(bench, pool=2, age=3) for _ in range(2))
     for step in range(2):
         pool.train(step, step, x_BCTHW, y_BK)
-    other.restore({name: tensor.clone().contiguous() for name, tensor in pool.state().items()})
+    other.load_state_dict(copy.deepcopy(pool.state_dict()))
     for one in (pool, other):
         one.train(0, 2, x_BCTHW, y_BK)
         one.train(1, 3, x_BCTHW, y_BK)
@@ -183,8 +184,9 @@ def test_a_killed_run_goes_on_to_the_same_set(bench: Bench) -> None:
 def test_the_network_used_last_is_trained_before_the_next_is_drawn(bench: Bench) -> None:
     material = bench.material((0, 1, 2), 1, 5)
     pool = pool_of(bench, pool=3, age=100)
-    start = core.start_clips(material, "real")
-    learnt = {"clips": start.x_NCTHW, "labels": frepo.initial_labels(start.labels_N, 3, material)}
+    start = sets.start_clips(material, "real")
+    labels_NK = frepo.initial_labels(start.labels_N, 3, material)
+    learnt = {"clips": core.leaf(start.x_NCTHW), "labels": core.leaf(labels_NK)}
     loss = frepo.frepo_loss(material, core.pixels, frepo.FRePoParameters(**OPTIONS), pool)
     begun = list(pool.ages)
     for iteration in range(4):

@@ -16,8 +16,9 @@ from vidistill.storage.errors import RequestError, RunError
 from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.learning.evaluate import DistilledBatches
 from vidistill.tasks.learning.training import Order, generator
-from vidistill.tasks.match import core, dc, dm, static_dc
-from vidistill.tasks.match.core import Loop, RealClips
+from vidistill.tasks.match import core, dc, dm, sets, static_dc
+from vidistill.tasks.match.core import Loop
+from vidistill.tasks.match.real import RealClips
 from vidistill.tasks.methods import find_method, recipe_named
 from vidistill.tasks.stage import listening, run_job
 
@@ -61,13 +62,13 @@ class TestMTT(MethodContract):
 def test_a_set_that_is_the_data_matches_them_whatever_the_augmentation(bench: Bench, augmentation: str) -> None:
     """Two clips a class are all there are: real and synthetic then differ by their augmentation, if at all."""
     material = bench.material((0, 1, 2), 2, 0)
-    start = core.start_clips(material, "real")
+    start = sets.start_clips(material, "real")
     learnt = {"clips": core.leaf(start.x_NCTHW)}
     parameters = dm.DMParameters(batch_real=2, augmentation=augmentation)
     loss = dm.dm_loss(material, start.labels_N, core.pixels, parameters)
     moved = {"clips": core.leaf(start.x_NCTHW + 0.1)}
     for iteration in range(3):
-        same, other = (float(loss(iteration, tensors).detach()) for tensors in (learnt, moved))
+        same, other = (float(loss(iteration, tensors)[0]) for tensors in (learnt, moved))
         assert same < 1e-8 * max(other, 1e-3)
 
 
@@ -125,10 +126,10 @@ class Memory:
     def __init__(self) -> None:
         self.sum = torch.zeros(2)
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> dict[str, torch.Tensor]:
         return {"sum": self.sum}
 
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         self.sum = state["sum"]
 
 
@@ -138,12 +139,13 @@ def run_toy(material: Any, optimiser: str, stop_at: int | None = None) -> tuple[
     learnt = {"a": core.leaf(torch.randn(2)), "b": core.leaf(torch.randn(3)), "still": torch.ones(2)}
     memory = Memory()
 
-    def loss(iteration: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    def loss(iteration: int, tensors: core.Learnt) -> core.Valued:
         if iteration == stop_at:
             raise KeyboardInterrupt
         memory.sum = memory.sum + tensors["a"].detach()
         pull = torch.from_numpy(generator(5, iteration).normal(size=2)).float() + 0.1 * memory.sum
-        return (tensors["a"] - pull).square().sum() + (tensors["b"] * tensors["still"][0]).square().sum()
+        value = (tensors["a"] - pull).square().sum() + (tensors["b"] * tensors["still"][0]).square().sum()
+        return core.differentiated(value, tensors)
 
     groups = [{"params": [learnt["a"]], "lr": 0.1}, {"params": [learnt["b"]], "lr": 0.01}]
     made = torch.optim.Adam(groups) if optimiser == "adam" else torch.optim.SGD(groups, lr=0.1, momentum=0.5)
@@ -202,9 +204,9 @@ def test_a_killed_distillation_goes_on_to_the_same_set(bench: Bench, name: str) 
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        (lambda i, a: a.sum() * math.nan, "The loss is nan at iteration 12"),
-        (lambda i, a: a.square().sum() * 1e6, "The loss grew from .* at iteration 12"),
-        (lambda i, a: (a * 0).sqrt().sum(), "The learnt a are no longer finite at iteration 12"),
+        (lambda i, a: a.sum() * math.nan, "The loss is nan at step 12"),
+        (lambda i, a: a.square().sum() * 1e6, "The loss grew from .* at step 12"),
+        (lambda i, a: (a * 0).sqrt().sum(), "The learnt a are no longer finite at step 12"),
     ],
 )
 def test_a_loss_that_breaks_stops_the_run_and_leaves_the_last_checkpoint(
@@ -212,29 +214,39 @@ def test_a_loss_that_breaks_stops_the_run_and_leaves_the_last_checkpoint(
 ) -> None:
     keeper, learnt = Keeper(tmp_path), {"a": core.leaf(torch.zeros(2))}
 
-    def loss(iteration: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        return bad(iteration, tensors["a"]) if iteration == 12 else (tensors["a"] - 1).square().sum()
+    def loss(iteration: int, tensors: core.Learnt) -> core.Valued:
+        value = bad(iteration, tensors["a"]) if iteration == 12 else (tensors["a"] - 1).square().sum()
+        return core.differentiated(value, tensors)
 
     sgd = torch.optim.SGD(learnt.values(), lr=0.05)
     with pytest.raises(RunError, match=said + r".*\(learning rate .*ten times smaller"):
         core.optimise(learnt, loss, sgd, keeper.material(bench), Loop(20, checkpoint_every=5))
     assert keeper.steps == [5, 10]
-    kept, sgd = {"a": core.leaf(torch.full((2,), 9.0))}, torch.optim.SGD([learnt["a"]], lr=0.05)
-    assert core._resume(kept, sgd, keeper.material(bench), Loop(20))[0] == 10
-    assert bool(kept["a"].isfinite().all())
+    kept: list[float] = []
+
+    def look(_iteration: int, tensors: core.Learnt) -> core.Valued:
+        kept.append(float(tensors["a"][0].detach()))
+        return core.differentiated((tensors["a"] - 1).square().sum(), tensors)
+
+    core.optimise(learnt, look, torch.optim.SGD(learnt.values(), lr=0.05), keeper.material(bench), Loop(11))
+    assert kept == [pytest.approx(1 - 0.9**10)]
 
 
 def double(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(size=shape))
 
 
-def test_losses_may_bring_their_own_gradients() -> None:
-    learnt = {"a": core.leaf(double(3)), "b": core.leaf(double(2, 2))}
-    wanted = {"a": double(3, seed=8), "b": double(2, 2, seed=9)}
-    value = core.with_gradients(torch.tensor(4.5, dtype=torch.float64), learnt, wanted)
-    assert value.item() == 4.5
-    for name, gradient in zip(wanted, torch.autograd.grad(value, list(learnt.values())), strict=True):
-        assert torch.equal(gradient, wanted[name])
+def test_gradients_of_parts_add_up_to_those_of_the_whole() -> None:
+    learnt = {"a": core.leaf(double(3)), "b": core.leaf(double(2, 2)), "still": double(3, seed=8)}
+    parts = [lambda: (learnt["a"] * learnt["still"]).square().sum(), lambda: learnt["a"].sum() * learnt["b"].sum()]
+    value, expected = core.differentiated(sum(part() for part in parts), learnt)
+    gradients: core.Learnt = {}
+    for part in parts:
+        core.add_gradients(gradients, part(), learnt)
+    assert not value.requires_grad
+    assert gradients.keys() == expected.keys() == {"a", "b"}
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-12, atol=0)
 
 
 # --- methods -----------------------------------------------------------------------------------------------------

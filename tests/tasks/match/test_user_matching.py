@@ -49,7 +49,7 @@ def test_it_resumes_without_a_line_of_its_own(bench: Bench) -> None:
 
 def test_it_is_stopped_when_it_diverges(bench: Bench, tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
-    broken.write_text(FILE.read_text().replace("return total", "return total * float('nan')"))
+    broken.write_text(FILE.read_text().replace("(total, learnt)", "(total * float('nan'), learnt)"))
     method = find_method(f"{broken}:Motion").method
-    with pytest.raises(RunError, match=r"The loss is nan at iteration 0 .*learning rate"):
+    with pytest.raises(RunError, match=r"The loss is nan at step 0 .*learning rate"):
         method(method.Parameters(**OPTIONS)).distil(bench.material((0, 1, 2), 1, 0))
