@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -89,6 +90,24 @@ def test_an_artifact_is_not_seen_before_its_commit(store):
         assert store.problem(manifest_of().ref) == "no artifact"
         assert store.refs() == []
     assert store.has(manifest_of().ref)
+
+
+def test_a_commit_moves_what_is_on_the_disk_already_and_then_says_so(store, monkeypatch):
+    """Files and manifest are flushed where they were written, then moved as one, then their new folder is flushed."""
+    flushed: list[Path] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with store.writing(manifest_of()) as attempt:
+        (attempt.folder / "half").write_bytes(b"half")
+        written, node = attempt.folder, (attempt.folder / "half").stat().st_ino
+    place = store.folder(manifest_of().ref)
+    assert flushed == [written / "half", written / "manifest.json", place.parent]
+    assert (place / "half").stat().st_ino == node
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
