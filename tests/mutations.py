@@ -70,14 +70,8 @@ SOURCES = of("tasks/select/test_sources.py")
 QUALITY = of("tasks/generate/test_quality.py")
 SAMPLED = of("tasks/generate/test_generate_pool.py", "test_a_learned_variance_is_what_ddpm_adds")
 LATTE = of("models/test_latte.py")
-CROPS = of(
-    "tasks/crops/test_crops.py",
-    "test_windows",
-    "test_both_scores",
-    "test_the_best_are_grouped_with_those_of_their_length",
-    "test_longer_crops_are_sped_up_to_the_shortest",
-    "test_regions_undo_tiling",
-)
+WINDOWS = of("tasks/crops/test_crops.py", "test_windows", "test_both_scores", "test_regions_undo_tiling")
+MOSAICS = of("tasks/crops/test_mosaics.py")
 PLAN = of("flows/test_planning.py")
 PROGRESS = of(
     "flows/test_progress.py",
@@ -372,28 +366,31 @@ MUTATIONS = [
              ".argmax(1) == pool.labels_N",
              ".argmax(1) != pool.labels_N"),
     # OptDistill
-    Mutation("tasks/crops/track.py", "windows cover the width alone", CROPS,
+    Mutation("tasks/crops/track.py", "windows cover the width alone", WINDOWS,
              "wide = max(box_width, box_height * aspect)\n",
              "wide = box_width\n"),
-    Mutation("tasks/crops/mosaic.py", "the worst crops make mosaics", CROPS,
+    Mutation("tasks/crops/mosaic.py", "the worst crops make mosaics", MOSAICS,
              "key=lambda crop: (-crop.score, crop.path))",
              "key=lambda crop: (crop.score, crop.path))"),
-    Mutation("tasks/crops/mosaic.py", "crops are not grouped by length", CROPS,
+    Mutation("tasks/crops/mosaic.py", "crops are not grouped by length", MOSAICS,
              "key=lambda crop: (crop.length, crop.path))",
              "key=lambda crop: crop.path)"),
-    Mutation("tasks/crops/mosaic.py", "crops are slowed to the longest", CROPS,
+    Mutation("tasks/crops/mosaic.py", "crops are slowed to the longest", MOSAICS,
              "length = min(max(len(crop_LHWC), frames) for crop_LHWC in group)",
              "length = max(max(len(crop_LHWC), frames) for crop_LHWC in group)"),
-    Mutation("tasks/crops/cutting.py", "the first frames of a crop are kept, not the middle ones", CROPS,
+    Mutation("tasks/crops/cutting.py", "the first frames of a crop are kept, not the middle ones", MOSAICS,
              "start = (len(crop_LHWC) - frames) // 2",
              "start = 0"),
     Mutation("tasks/crops/cutting.py", "a video gives its worst crop", BEST_CROP,
              "best = int(np.argmax(scores))",
              "best = int(np.argmin(scores))"),
-    Mutation("tasks/crops/score.py", "the loss is preferred", CROPS,
+    Mutation("tasks/crops/score.py", "the loss is preferred", WINDOWS,
              "float(log_probabilities_K[place])",
              "-float(log_probabilities_K[place])"),
-    Mutation("models/regions.py", "tiles overlap", CROPS,
+    Mutation("tasks/crops/optdistill.py", "a tile has the label of its first region", MOSAICS,
+             ".reshape(len(groups), grid**2, -1).mean(1)",
+             ".reshape(len(groups), grid**2, -1)[:, 0]"),
+    Mutation("models/regions.py", "tiles overlap", MOSAICS,
              "divmod(number, grid**2)",
              "divmod(number, grid)"),
     # Plan and progress
