@@ -12,7 +12,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parent))
 
-from mutations import MUTATIONS, Mutation
+from mutations import MUTATIONS, TSGF, Mutation
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ROOMS = ("deployments", "flows", "models", "storage", "tasks")
@@ -63,7 +63,7 @@ def test_the_tests_pass_where_nothing_is_changed(tmp_path: Path) -> None:
     done = run_tests(tests, rooms)
     assert done.returncode == 0, done.stdout[-3000:]
     (rooms / "tasks" / "methods.py").write_text("raise ImportError")
-    assert run_tests(tests[:1], rooms).returncode not in (0, FAILED)
+    assert run_tests(TSGF, rooms).returncode not in (0, FAILED)
 
 
 @pytest.mark.slow
