@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -48,28 +52,61 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def run_tests(tests: tuple[str, ...], rooms: Path) -> subprocess.CompletedProcess[str]:
-    """These tests of this repository, over other rooms."""
-    environment = os.environ | {"PYTHONPATH": str(rooms / "typing"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+RUNNER = """
+import json, os, sys
+import numpy, pytest, safetensors.torch, sklearn.cluster, sklearn.linear_model, torch, torchmetrics, zarr
+for line in sys.stdin:
+    rooms, log, tests = json.loads(line)
+    child = os.fork()
+    if not child:
+        sys.path.insert(0, rooms)
+        os.environ["PYTHONPATH"] = rooms
+        with open(log, "wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+Run = Callable[[tuple[str, ...], Path], tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Runs tests of this repository over other rooms; each run is a fork of a process that has imported all but those.
+
+    Gives pytest's exit status, and what it said.
+    """
+    log = tmp_path_factory.mktemp("log") / "log"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RUNNER]
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdin=PIPE, stdout=PIPE, text=True) as runner:
+        assert runner.stdin is not None
+        assert runner.stdout is not None
+
+        def run_tests(tests: tuple[str, ...], rooms: Path) -> tuple[int, str]:
+            runner.stdin.write(json.dumps([str(rooms / "typing"), str(log), tests]) + "\n")
+            runner.stdin.flush()
+            return int(runner.stdout.readline()), log.read_text()[-3000:]
+
+        yield run_tests
 
 
 @pytest.mark.slow
-def test_the_tests_pass_where_nothing_is_changed(tmp_path: Path) -> None:
+def test_the_tests_pass_where_nothing_is_changed(tmp_path: Path, run: Run) -> None:
     """And they are run over the copy: a room that cannot be imported fails them."""
     tests = tuple(sorted({test for mutation in MUTATIONS for test in mutation.tests}))
     rooms = copied(tmp_path / "rooms")
-    done = run_tests(tests, rooms)
-    assert done.returncode == 0, done.stdout[-3000:]
+    status, said = run(tests, rooms)
+    assert status == 0, said
     (rooms / "tasks" / "methods.py").write_text("raise ImportError")
-    assert run_tests(TSGF, rooms).returncode not in (0, FAILED)
+    assert run(TSGF, rooms)[0] not in (0, FAILED)
 
 
 @pytest.mark.slow
 @each
-def test_a_mutation_dies(tmp_path: Path, mutation: Mutation) -> None:
+def test_a_mutation_dies(tmp_path: Path, run: Run, mutation: Mutation) -> None:
     file = copied(tmp_path / "rooms") / mutation.file
     file.write_text(file.read_text().replace(mutation.text, mutation.replacement))
-    done = run_tests(mutation.tests, tmp_path / "rooms")
-    assert done.returncode == FAILED, f"{mutation.name} survives:\n{done.stdout[-3000:]}"
+    status, said = run(mutation.tests, tmp_path / "rooms")
+    assert status == FAILED, f"{mutation.name} survives:\n{said}"
+    assert not re.search(r"(Import|Name|Syntax)Error", said), f"{mutation.name} is no more than a crash:\n{said}"
