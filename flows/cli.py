@@ -172,7 +172,7 @@ def export(
     store: StoreRoot = None, out: Annotated[Path, typer.Option("--out", help="The folder to write to.")] = Path("set"),
     fps: Annotated[int, typer.Option(min=1, help="Frames a second of the files.")] = 8,
     kind: Annotated[
-        str, typer.Option("--format", help="mkv (FFV1) and npz lose nothing; mp4 (H.264) is lossy, and says how much.")
+        str, typer.Option("--format", help="mkv (FFV1), npz and, of coded sets, coded lose nothing; mp4 is lossy.")
     ] = "mkv",
 ) -> None:  # fmt: skip
     """Write a distilled set as files, with all that a student of it needs in export.json."""

@@ -106,6 +106,9 @@ def _reachable(store: Store) -> set[ArtifactRef]:
     return found | set(store.refs("sprites"))
 
 
+SETS = ("recoded", "relabelled", "joined", "distilled")
+
+
 def export(key: str, location: str | None, out: Path, fps: int, kind: str) -> None:
     """Write a distilled set as files, and say what they cost.
 
@@ -113,7 +116,7 @@ def export(key: str, location: str | None, out: Path, fps: int, kind: str) -> No
         RequestError: no set has this key, several begin with it, or the folder is not empty.
     """
     store = _existing(location)
-    sets = [ref for kind in ("relabelled", "joined", "distilled") for ref in store.refs(kind) if store.has(ref)]
+    sets = [ref for kind in SETS for ref in store.refs(kind) if store.has(ref)]
     found = [ref for ref in sets if ref.key.startswith(key)]
     if not found:
         raise RequestError(f"The store {store.location} has no set {key!r}: see `vidistill ls distilled`.")

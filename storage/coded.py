@@ -41,15 +41,19 @@ def stored_of(stream: Stream, boxes_NV3: NDArray[np.uint8] | None = None) -> dic
 def clips(stored: dict[str, NDArray[Any]], shape_NTHWC: tuple[int, ...]) -> NDArray[np.uint8]:
     """The decoded clips, uint8 (N·V, T, H, W, 3): those of one clip side by side."""
     whole_NTHWC = decode(Stream.from_bytes(stored["stream"].tobytes()))
-    boxes_NV3 = stored["boxes"]
+    return with_views(whole_NTHWC, stored["boxes"]).reshape(shape_NTHWC)
+
+
+def with_views(clips_NTHWC: NDArray[np.uint8], boxes_NV3: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Each clip and, after it, the parts of it that its boxes name."""
     if not boxes_NV3.shape[1]:
-        return whole_NTHWC.reshape(shape_NTHWC)
+        return clips_NTHWC
     views = [
         view
-        for clip_THWC, boxes_V3 in zip(whole_NTHWC, boxes_NV3, strict=True)
+        for clip_THWC, boxes_V3 in zip(clips_NTHWC, boxes_NV3, strict=True)
         for view in (clip_THWC, *(part(clip_THWC, box) for box in boxes_V3))
     ]
-    return np.stack(views).reshape(shape_NTHWC)
+    return np.stack(views)
 
 
 def part(clip_THWC: NDArray[np.uint8], box: NDArray[np.uint8]) -> NDArray[np.uint8]:

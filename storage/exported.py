@@ -6,14 +6,17 @@ Legend: V variants, N clips, T frames, H height, W width; clips are uint8 RGB.
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vidistill.storage import coded
 from vidistill.storage.distilled import CLIPS, DistilledSet, materialised
 from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound
+from vidistill.storage.streams import Stream, pictures, units
 
 EXPORT, LOGITS, ARRAYS, TEACHER = "export.json", "logits.npy", "clips.npz", "teacher.safetensors"
 
@@ -42,10 +45,14 @@ def load_exported(folder: Path) -> DistilledSet:
     facts = read_facts(folder)
     files, form, shape_NTHWC = facts["files"], facts["form"], tuple(facts["shape"])
     videos = _videos(folder, facts)
+    stored: dict[str, NDArray[Any]] = {}
     kept = [video for video, one in zip(videos, files, strict=True) if one["variant"] == 0]
     first = [one for one in files if one["variant"] == 0]
-    if form == CLIPS:
-        clips_NTHWC, stored = np.stack(kept), {}
+    if facts["format"] == "coded":
+        boxes_NV3 = np.array(facts["boxes"], dtype=np.uint8).reshape(len(kept), -1, coded.BOX_BYTES)
+        clips_NTHWC, others = coded.with_views(np.stack(kept), boxes_NV3), None
+    elif form == CLIPS:
+        clips_NTHWC = np.stack(kept)
         others = np.stack(videos[len(kept) :]).reshape(-1, *shape_NTHWC) if len(videos) > len(kept) else None
     else:
         stored, others = {"mosaics": np.stack(kept)}, None
@@ -66,6 +73,9 @@ def load_exported(folder: Path) -> DistilledSet:
 def _videos(folder: Path, facts: dict[str, Any]) -> list[NDArray[np.uint8]]:
     """The clip (or mosaic) of each file, in the order of `files`."""
     frames, height, width, _ = facts["video_shape"]
+    if facts["format"] == "coded":
+        coded_HW = tuple(facts["coded_size"])
+        return [read_packets(folder / one["file"], (frames, height, width), coded_HW) for one in facts["files"]]
     if facts["format"] == "npz":
         with np.load(folder / ARRAYS) as arrays:
             return list(arrays["videos"])
@@ -111,3 +121,37 @@ def write_lossless(path: Path, clip_THWC: NDArray[np.uint8], fps: int) -> None:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
             container.mux(stream.encode(frame.reformat(format="bgr0")))
         container.mux(stream.encode())
+
+
+def write_packets(path: Path, stream: Stream, number: int, fps: int) -> None:
+    """A coded clip's own packets in Matroska, not coded again."""
+    import av
+
+    height, width = stream.picture_HW
+    with av.open(str(path), "w", format="matroska", options={"fflags": "+bitexact"}) as container:
+        video = container.add_mux_stream(stream.codec, rate=fps, width=width, height=height)
+        for time, unit in enumerate(units(stream, number)):
+            packet = av.Packet(unit)
+            packet.pts = packet.dts = time
+            packet.duration, packet.time_base, packet.stream = 1, Fraction(1, fps), video
+            packet.is_keyframe = time == 0
+            container.mux(packet)
+
+
+def read_packets(path: Path, shape_THW: tuple[int, int, int], coded_HW: tuple[int, int]) -> NDArray[np.uint8]:
+    """The clip of a file that `write_packets` wrote, uint8 (T, H, W, 3): the pixels that the set itself gives.
+
+    Raises:
+        ArtifactDamaged: it cannot be read, or holds other frames.
+    """
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            container.streams.video[0].codec_context.thread_count = 1
+            frames = list(container.decode(video=0))
+    except (OSError, IndexError, ValueError) as error:
+        raise ArtifactDamaged(f"{path} cannot be read ({error}): export the set again.") from error
+    if len(frames) != shape_THW[0]:
+        raise ArtifactDamaged(f"{path} holds {len(frames)} frames instead of {shape_THW[0]}: export the set again.")
+    return pictures(frames, shape_THW, coded_HW)

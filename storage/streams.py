@@ -68,6 +68,11 @@ class Stream:
     sequence: bytes
     clips: tuple[bytes, ...]
 
+    @property
+    def picture_HW(self) -> tuple[int, int]:
+        """The codec's own picture, with even sides."""
+        return even(self.coded_HW[0], LEAST_SIDE), even(self.coded_HW[1], LEAST_SIDE)
+
     def with_more(self, clips: Sequence[bytes]) -> Stream:
         """With more clips, which were coded with the same settings."""
         return replace(self, clips=(*self.clips, *clips))
@@ -188,13 +193,17 @@ def decode(stream: Stream, threads: int = 1) -> NDArray[np.uint8]:
             f"These clips are coded in {stream.codec.upper()}, which this PyAV cannot read: it lacks "
             f"{CODECS[stream.codec].decoder}; install PyAV's own wheel (pip install av)."
         )
-    frames, height, width = stream.shape_THW
-    clips_NTHWC = np.empty((len(stream.clips), frames, height, width, 3), dtype=np.uint8)
+    clips_NTHWC = np.empty((len(stream.clips), *stream.shape_THW, 3), dtype=np.uint8)
     for number in range(len(stream.clips)):
-        rgb_THWC = to_rgb(*_planes(stream, number, threads))
-        cut_THWC = rgb_THWC[:, : stream.coded_HW[0], : stream.coded_HW[1]]
-        clips_NTHWC[number] = scaled(cut_THWC, height, width)
+        clips_NTHWC[number] = pictures(_frames(stream, number, threads), stream.shape_THW, stream.coded_HW)
     return clips_NTHWC
+
+
+def pictures(frames: Sequence[Any], shape_THW: tuple[int, int, int], coded_HW: tuple[int, int]) -> NDArray[np.uint8]:
+    """Decoded frames of a clip (PyAV's, `yuv420p`) as uint8 (T, H, W, 3): cut to what was coded, and scaled up."""
+    planes = (np.stack([_plane(frame.planes[i]) for frame in frames]) for i in range(3))
+    cut_THWC = to_rgb(*planes)[:, : coded_HW[0], : coded_HW[1]]
+    return scaled(cut_THWC, *shape_THW[1:])
 
 
 def units(stream: Stream, number: int) -> list[bytes]:
@@ -253,8 +262,8 @@ def _packets(name: str, clip_THWC: NDArray[np.uint8], crf: int, preset: int) -> 
     return made + [bytes(packet) for packet in context.encode(None)]
 
 
-def _planes(stream: Stream, number: int, threads: int) -> list[NDArray[np.uint8]]:
-    """y, u and v of one clip as they are coded.
+def _frames(stream: Stream, number: int, threads: int) -> list[Any]:
+    """The frames of one clip as they are coded.
 
     Raises:
         ArtifactDamaged: these are not the frames that the stream promises.
@@ -270,13 +279,13 @@ def _planes(stream: Stream, number: int, threads: int) -> list[NDArray[np.uint8]
         raise ArtifactDamaged(
             f"The coded clip {number + 1} of {len(stream.clips)} cannot be decoded: {error}."
         ) from error
-    height, width = (even(side, LEAST_SIDE) for side in stream.coded_HW)
+    height, width = stream.picture_HW
     promised = [(stream.shape_THW[0], height, width, "yuv420p")]
     if [(len(found), one.height, one.width, one.format.name) for one in found[:1]] != promised:
         raise ArtifactDamaged(
             f"Clip {number + 1} of {len(stream.clips)} decodes to other frames than the stream promises."
         )
-    return [np.stack([_plane(frame.planes[i]) for frame in found]) for i in range(3)]
+    return found
 
 
 def _plane(plane: Any) -> NDArray[np.uint8]:

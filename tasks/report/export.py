@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vidistill.storage import coded
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import CLIPS, DistilledSet
 from vidistill.storage.errors import RequestError
-from vidistill.storage.exported import ARRAYS, EXPORT, LOGITS, TEACHER, read_video, write_lossless
+from vidistill.storage.exported import ARRAYS, EXPORT, LOGITS, TEACHER, read_video, write_lossless, write_packets
 from vidistill.storage.store import ArtifactRef, Store
+from vidistill.storage.streams import Stream
 from vidistill.tasks.learning.teacher import WEIGHTS
 from vidistill.tasks.report.origin import Origin
 from vidistill.tasks.videos.sprites import write_video
@@ -29,6 +31,7 @@ Videos = Sequence[NDArray[np.uint8]]
 FORMATS = {
     "mkv": "FFV1 in Matroska: RGB, bit by bit",
     "npz": "one NumPy archive, bit by bit",
+    "coded": "a coded set's own packets in Matroska, not coded again",
     "mp4": "H.264, crf 18, half of the colour resolution: lossy",
 }
 
@@ -47,6 +50,8 @@ def export_set(store: Store, ref: ArtifactRef, out: Path, fps: int, kind: str) -
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out} is not an empty folder: name another --out, so that no files are mixed.")
     made, origin = DistilledSet.load(store.folder(ref)), Origin.of(store, ref)
+    if kind == "coded" and made.form != coded.FORM:
+        raise RequestError(f"{ref} keeps no compressed video: choose mkv, npz or mp4, or make a coded set (README).")
     out.mkdir(parents=True, exist_ok=True)
     try:
         facts = write_set(made, out, fps, kind) | origin.facts(made.logits_NK is not None)
@@ -68,9 +73,9 @@ def write_set(made: DistilledSet, out: Path, fps: int, kind: str) -> dict[str, A
     Of a set of mosaics the mosaics are written: `clips_a_file` says how many clips a student cuts from each. Of a set
     whose clips have variants every variant is written.
     """
-    videos, share = _videos(made), made.clips_an_instance if made.form == "regions" else 1
+    videos, share = _videos(made, kind), made.clips_an_instance if made.form == "regions" or kind == "coded" else 1
     count, folders = len(made) // share, folder_names(made.classes)
-    suffix = "mkv" if kind == "npz" else kind
+    suffix = "mp4" if kind == "mp4" else "mkv"
     files = []
     for place, number in ((place, place % count) for place in range(len(videos))):
         label, variant = int(made.labels_N[number * share]), place // count
@@ -93,6 +98,8 @@ def write_set(made: DistilledSet, out: Path, fps: int, kind: str) -> dict[str, A
         "facts": made.facts,
         "files": files,
     }
+    if kind == "coded":
+        return facts | _write_coded(made, out, files, fps)
     if kind == "npz":
         np.savez_compressed(out / ARRAYS, videos=np.stack(videos))
         for one in files:
@@ -105,8 +112,19 @@ def write_set(made: DistilledSet, out: Path, fps: int, kind: str) -> dict[str, A
     return facts
 
 
-def _videos(made: DistilledSet) -> list[NDArray[np.uint8]]:
-    """What is written as a file each: mosaics, or clips and after them their variants."""
+def _write_coded(made: DistilledSet, out: Path, files: list[dict[str, Any]], fps: int) -> dict[str, Any]:
+    """The packets of each clip in a file; what a reader needs to know of the pictures in them."""
+    stream = Stream.from_bytes(made.stored["stream"].tobytes())
+    for number, one in enumerate(files):
+        (out / one["file"]).parent.mkdir(parents=True, exist_ok=True)
+        write_packets(out / one["file"], stream, number, fps)
+    return {"codec": stream.codec, "coded_size": list(stream.coded_HW), "boxes": made.stored["boxes"].tolist()}
+
+
+def _videos(made: DistilledSet, kind: str) -> list[NDArray[np.uint8]]:
+    """What is written as a file each: mosaics, clips and after them their variants, or clips without their views."""
+    if kind == "coded":
+        return list(made.clips_NTHWC[:: made.clips_an_instance])
     if made.form == "regions":
         return list(made.stored["mosaics"])
     others = [] if made.others_VNTHWC is None else list(made.others_VNTHWC)

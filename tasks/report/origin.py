@@ -39,9 +39,10 @@ class Origin:
     def of(store: Store, ref: ArtifactRef) -> Origin:
         """Follow the inputs of a set's manifest, and find what was made from it."""
         manifest = store.manifest(ref)
-        relabelled = manifest if manifest.kind == "relabelled" else None
+        relabelled = None
         while manifest.kind != "distilled":
-            manifest = store.manifest(manifest.inputs["distilled" if manifest.kind == "relabelled" else "parts"][0])
+            relabelled = manifest if manifest.kind == "relabelled" else relabelled
+            manifest = store.manifest(manifest.inputs["parts" if manifest.kind == "joined" else "distilled"][0])
         scores = [one for one in _manifests(store, "score") if ref in one.inputs.get("distilled", [])]
         teacher = next((one.inputs["teacher"][0] for one in scores if one.inputs.get("teacher")), None)
         reports = [one for one in _manifests(store, "report") if ref in one.inputs.get("sets", [])]
@@ -66,7 +67,8 @@ class Origin:
             "split": report.parameters["split"] if report else None,
             "method": {name: asked[f"method{suffix}"] for name, suffix in
                        (("name", ""), ("version", "_version"), ("digest", "_digest"))} | {"options": asked["options"]},
-            "ipc": asked["ipc"],
+            "ipc": asked["ipc"] if asked.get("kb") is None else None,
+            "kb": asked.get("kb"),
             "seed": asked["seed"],
             "frames": sampling["frames"],
             "interval": sampling["interval"],

@@ -1,0 +1,100 @@
+"""A coded set that leaves the store as files: its packets are not coded again, and its pixels are the set's own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from method_contract import Bench
+
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.errors import ArtifactDamaged, RequestError
+from vidistill.storage.exported import read_packets
+from vidistill.storage.store import ArtifactRef
+from vidistill.storage.streams import Stream, units
+from vidistill.tasks.coded.keep import Coding
+from vidistill.tasks.coded.recode import recode_job
+from vidistill.tasks.distil import distil_jobs
+from vidistill.tasks.learning.relabel import relabel_job
+from vidistill.tasks.methods import Recipe, find_method
+from vidistill.tasks.report.export import export_set
+from vidistill.tasks.stage import Job, run_job
+
+README = Path(__file__).resolve().parents[3] / "README.md"
+
+
+def done(bench: Bench, job: Job) -> ArtifactRef:
+    return run_job(job, bench.runtime)[0]
+
+
+def made_of(bench: Bench, **options: object) -> ArtifactRef:
+    """A coded set of one clip a class with its teacher's labels."""
+    source = find_method("coded")
+    parameters = source.method.Parameters(preset=10, **options)
+    given = replace(bench.given)
+    (job,) = distil_jobs(source, parameters, 1, 4, len(bench.clips.classes), {"clips": [given.train]}, "coded")
+    return done(bench, relabel_job(done(bench, job), given.train, bench.teacher, Recipe(labels="soft"), 4, "label"))
+
+
+@pytest.mark.parametrize("options", [{"crf": 40}, {"crf": 30, "scale": 0.7, "views": 3}], ids=["plain", "views"])
+def test_it_reads_back_to_the_pixel(bench: Bench, tmp_path: Path, options: dict[str, object]) -> None:
+    ref = made_of(bench, **options)
+    facts = export_set(bench.store, ref, tmp_path / "out", 8, "coded")
+    made, back = DistilledSet.load(bench.store.folder(ref)), DistilledSet.load(tmp_path / "out")
+    for name in ("clips_NTHWC", "labels_N", "logits_NK"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(made, name))
+    assert back.sources == made.sources
+    assert facts["lossless"]
+    assert len(facts["files"]) == 3
+    assert facts["codec"] == "av1"
+
+
+def test_its_packets_are_those_of_the_set(bench: Bench, tmp_path: Path) -> None:
+    ref = made_of(bench, crf=40)
+    facts = export_set(bench.store, ref, tmp_path / "out", 8, "coded")
+    stream = Stream.from_bytes(DistilledSet.load(bench.store.folder(ref)).stored["stream"].tobytes())
+    with av.open(str(tmp_path / "out" / facts["files"][1]["file"])) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+        assert container.streams.video[0].average_rate == 8
+    assert packets == units(stream, 1)
+
+
+def test_a_set_that_was_recoded_leaves_too(bench: Bench, tmp_path: Path) -> None:
+    source = find_method("random")
+    (job,) = distil_jobs(source, source.method.Parameters(), 1, 9, 3, {"clips": [bench.given.train]}, "random")
+    ref = done(bench, recode_job(done(bench, job), Coding(crf=40, preset=10), "code"))
+    facts = export_set(bench.store, ref, tmp_path / "out", 8, "coded")
+    assert facts["method"]["name"] == "random"
+    made, back = DistilledSet.load(bench.store.folder(ref)), DistilledSet.load(tmp_path / "out")
+    np.testing.assert_array_equal(back.clips_NTHWC, made.clips_NTHWC)
+    with pytest.raises(RequestError, match="keeps no compressed video: choose mkv, npz or mp4"):
+        export_set(bench.store, job.ref, tmp_path / "other", 8, "coded")
+
+
+def test_a_file_that_was_cut_is_named(bench: Bench, tmp_path: Path) -> None:
+    facts = export_set(bench.store, made_of(bench, crf=40), tmp_path / "out", 8, "coded")
+    file = tmp_path / "out" / facts["files"][0]["file"]
+    frames, height, width, _ = facts["video_shape"]
+    with pytest.raises(ArtifactDamaged, match="holds 4 frames instead of 5"):
+        read_packets(file, (frames + 1, height, width), (height, width))
+    file.write_bytes(b"no video")
+    with pytest.raises(ArtifactDamaged, match=r"00000\.mkv cannot be read"):
+        DistilledSet.load(tmp_path / "out")
+
+
+def test_the_readme_s_loop_trains_on_it(bench: Bench, tmp_path: Path) -> None:
+    export_set(bench.store, made_of(bench, crf=40), tmp_path / "set", 8, "coded")
+    [snippet] = re.findall(r"```python\n(import torch\n.*?)```", README.read_text(), re.DOTALL)
+    ran = subprocess.run(
+        [sys.executable, "-c", snippet.replace("range(100)", "range(5)")],
+        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "student.pt").is_file()
