@@ -24,8 +24,8 @@ from vidistill.tasks.videos.sprites_stage import sprites_job
 if TYPE_CHECKING:
     from rich.console import Console
 
-START_SECONDS, CACHED_SECONDS = 6.0, 0.02
-"""What Prefect and its server take to start and stop, and what a cached job takes."""
+START_SECONDS, CACHED_SECONDS = 8.0, 0.02
+"""What Prefect, its server and torch take to start and stop, and what a cached job takes."""
 
 
 @dataclass(frozen=True)

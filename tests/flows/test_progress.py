@@ -95,7 +95,7 @@ def test_a_thousand_small_jobs_are_a_few_lines(log: Log) -> None:
         log.lines.told(job.label, 1, 1, "")
         log.lines.heard(job, "made")
     first, begins, between, ends = log
-    assert first == "[0:00] 400 of 1000 jobs cached, 600 to run in 1 stages: about 71 s"
+    assert first == "[0:00] 400 of 1000 jobs cached, 600 to run in 1 stages: about 73 s"
     assert begins == "[0:00] sprites: begins, 600 jobs, 400 cached (stage 1 of 1)"
     assert re.fullmatch(r"\[0:30\] sprites: 333 of 600 done, render 733 at 100%; \d+% of the run, .* left", between)
     assert ends.startswith("[0:54] sprites: 600 of 600 done in 55 s")
