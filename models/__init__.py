@@ -1,4 +1,7 @@
-"""Networks: torch modules only, no file access, no Prefect, no other room. Importing this loads no torch."""
+"""Networks: torch modules only, no file access, no Prefect, no other room. Importing this loads no torch.
+
+A network's name is its body's, or a front and a body: `centred:r2plus1d_small`.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,39 @@ if TYPE_CHECKING:
     from torch import nn
 
 NETWORKS: dict[str, str] = {
+    "r2plus1d_small": "R(2+1)D in small: three residual blocks of split convolutions with batch norm, fast on a CPU",
+    "r2plus1d_small_in": "the same with instance normalisation, for matching networks as they are initialised",
+    "r2plus1d_small_gn": "the same with group normalisation",
     "minic3d": "MiniC3D: three 3D convolutions without normalisation, the network of the common benchmark (VDSD)",
     "minic3d_bn": "MiniC3D-BN: the same convolutions with batch normalisation and a pooled linear head (Video-DC)",
     "cnn_gru": "CNN+GRU: a 2D ConvNet on each frame, a GRU over the frames (hidden = features/8)",
     "cnn_lstm": "CNN+LSTM: a 2D ConvNet on each frame, an LSTM over the frames (hidden = features/8)",
     "c3d": "C3D: eight 3D convolutions without normalisation, two linear layers of 4,096 (Tran et al. 2015)",
-    "video_swin_t": "Video Swin-T: windowed attention over space and time, torchvision's swin3d_t without weights",
+    "r3d_18": "R3D-18: torchvision's residual 3D network (Tran et al. 2018), without its published weights",
+    "video_swin_t": "Video Swin-T: windowed attention over space and time, torchvision's blocks without weights",
 }
+FRONT_NAMES = {
+    "rgb": "the clip as it is",
+    "centred": "the clip minus its mean over time: what moves",
+    "rgb+difference": "the clip, and each frame's difference to the next, as six channels",
+}
+
+
+def parted(name: str) -> tuple[str, str]:
+    """A network's front and body; `rgb` where its name has no front."""
+    front, colon, body = name.rpartition(":")
+    return (front, body) if colon else ("rgb", name)
+
+
+def fronted(name: str, front: str) -> str:
+    """The name of a network with this front; one that names a front keeps its own."""
+    return name if ":" in name or front == "rgb" else f"{front}:{name}"
+
+
+def known(name: str) -> bool:
+    """Whether `build` makes a network of this name."""
+    front, body = parted(name)
+    return front in FRONT_NAMES and body in NETWORKS
 
 
 def build(name: str, *, classes: int, frames: int, size: int) -> nn.Module:
@@ -24,22 +53,42 @@ def build(name: str, *, classes: int, frames: int, size: int) -> nn.Module:
     torch's global generator: seed that first.
 
     Raises:
-        ValueError: `name` is not one of `NETWORKS`.
+        ValueError: `name` is not one of `NETWORKS`, or its front not one of `FRONT_NAMES`.
     """
+    front, body = parted(name)
+    if front == "rgb":
+        return _body(body, classes, frames, size, 3)
+    from vidistill.models.fronts import FRONTS, Fronted
+
+    if front not in FRONTS:
+        raise ValueError(f"No front is called {front!r}: choose one of {', '.join(FRONT_NAMES)}.")
+    return Fronted(front, _body(body, classes, frames, size, FRONTS[front][1]))
+
+
+def _body(name: str, classes: int, frames: int, size: int, channels: int) -> nn.Module:
     if name in ("minic3d", "minic3d_bn"):
         from vidistill.models.minic3d import MiniC3D
 
-        return MiniC3D(classes, frames, size, norm="batch" if name == "minic3d_bn" else "none")
+        return MiniC3D(classes, frames, size, channels, norm="batch" if name == "minic3d_bn" else "none")
     if name in ("cnn_gru", "cnn_lstm"):
         from vidistill.models.frame_rnn import FrameRNN
 
-        return FrameRNN(classes, size, cell="lstm" if name == "cnn_lstm" else "gru")
+        return FrameRNN(classes, size, channels, cell="lstm" if name == "cnn_lstm" else "gru")
     if name == "c3d":
         from vidistill.models.c3d import C3D
 
-        return C3D(classes, frames, size)
+        return C3D(classes, frames, size, channels)
     if name == "video_swin_t":
         from vidistill.models.video_swin import VideoSwin
 
-        return VideoSwin(classes)
+        return VideoSwin(classes, size, channels)
+    if name == "r3d_18":
+        from vidistill.models.r3d import R3D18
+
+        return R3D18(classes, channels)
+    if name.startswith("r2plus1d_small"):
+        from vidistill.models.r2plus1d import NORMS_BY_NAME, R2Plus1DSmall
+
+        if name in NORMS_BY_NAME:
+            return R2Plus1DSmall(classes, channels, norm=NORMS_BY_NAME[name])
     raise ValueError(f"No network is called {name!r}: choose one of {', '.join(NETWORKS)}.")

@@ -42,9 +42,9 @@ class C3D(nn.Module):
         features: D = 4,096, the length of an embedding.
     """
 
-    def __init__(self, classes: int, frames: int, size: int, *, dropout: float = 0.5) -> None:
+    def __init__(self, classes: int, frames: int, size: int, channels: int = 3, *, dropout: float = 0.5) -> None:
         super().__init__()
-        widths = [3, *(width for width, _ in LAYERS)]
+        widths = [channels, *(width for width, _ in LAYERS)]
         self.convs = nn.ModuleList(Conv3d(*pair, 3, padding=1) for pair in itertools.pairwise(widths))
         self.fc6 = nn.Linear(widths[-1] * math.ceil(frames / 16) * math.ceil(size / 32) ** 2, FC)
         self.fc7 = nn.Linear(FC, FC)

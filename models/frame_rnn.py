@@ -26,6 +26,7 @@ class FrameRNN(nn.Module):
     Args:
         classes: K.
         size: H = W of the clips, at least 8 pixels.
+        channels: C of what it sees.
         cell: the recurrent layer.
         reduction: F / D.
 
@@ -33,9 +34,11 @@ class FrameRNN(nn.Module):
         features: D, the length of an embedding.
     """
 
-    def __init__(self, classes: int, size: int, *, cell: Literal["gru", "lstm"] = "gru", reduction: int = 8) -> None:
+    def __init__(
+        self, classes: int, size: int, channels: int = 3, *, cell: Literal["gru", "lstm"] = "gru", reduction: int = 8
+    ) -> None:
         super().__init__()
-        blocks = [block(3 if depth == 0 else WIDTH) for depth in range(DEPTH)]
+        blocks = [block(channels if depth == 0 else WIDTH) for depth in range(DEPTH)]
         self.cnn = nn.Sequential(*blocks, nn.Flatten())
         frame_features = WIDTH * (size // 2**DEPTH) ** 2
         self.features = frame_features // reduction

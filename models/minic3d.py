@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from vidistill.models.dropout import SeededDropout
 
-WIDTHS = (3, 64, 128, 128)
+WIDTHS = (64, 128, 128)
+PIXEL_CHANNELS = 6  # at most so many: pixels, with or without their differences
 KERNEL, STRIDE, PADDING = (3, 7, 7), (1, 2, 2), (1, 3, 3)
 POOLS = ((1, 2, 2), (2, 2, 2), (2, 2, 2))
 Size = tuple[int, int, int]
@@ -56,23 +57,29 @@ def convolve_pixels(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 
 
 class Conv3d(nn.Conv3d):
-    """A convolution that knows two things about CPUs.
+    """A convolution that knows three things about CPUs.
 
     Pixels whose gradient is needed are convolved by 2×2 blocks where the kernel is MiniC3D's, which is faster
     (`convolve_pixels`). Maps of at most two frames or 2×2 pixels are convolved in fp32: there torch 2.14's bf16 weight
     gradient now and then holds uninitialised memory (not finite in 1–11 of 12 tries at T = 2 or H = W = 2; in none of
-    48 at three or more of each, where it stays within 0.4 % of fp32's).
+    48 at three or more of each, where it stays within 0.4 % of fp32's). Nor is bf16 trusted where the output is one
+    pixel wide and the stride more than one: on AMX units it is silently wrong there (pytorch issue 169688).
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if input.device.type != "cpu":
             return super().forward(input)
-        if min(input.shape[2], input.shape[-1]) <= 2:
+        one_wide = self.stride[-1] > 1 and self._width(input.shape[-1]) == 1
+        if min(input.shape[2], input.shape[-1]) <= 2 or one_wide:
             with torch.autocast("cpu", enabled=False):
                 return super().forward(input.to(self.weight.dtype))
-        if self.in_channels == WIDTHS[0] and self.kernel_size == KERNEL and input.requires_grad:
+        if self.in_channels <= PIXEL_CHANNELS and self.kernel_size == KERNEL and input.requires_grad:
             return convolve_pixels(input, self.weight, self.bias)
         return super().forward(input)
+
+    def _width(self, width: int) -> int:
+        """How many pixels wide the output is."""
+        return (width + 2 * int(self.padding[-1]) - self.kernel_size[-1]) // self.stride[-1] + 1
 
 
 class MiniC3D(nn.Module):
@@ -91,6 +98,7 @@ class MiniC3D(nn.Module):
         classes: K.
         frames: T of the clips, at least 1.
         size: H = W of the clips, at least 1 pixel.
+        channels: C of what it sees: 3, or what a front puts out.
         norm: normalisation after each convolution.
         dropout: probability before the classifier, in training mode.
 
@@ -99,15 +107,16 @@ class MiniC3D(nn.Module):
     """
 
     def __init__(
-        self, classes: int, frames: int, size: int, *, norm: Literal["none", "batch"] = "none", dropout: float = 0.5
-    ) -> None:
+        self, classes: int, frames: int, size: int, channels: int = 3, *, norm: Literal["none", "batch"] = "none",
+        dropout: float = 0.5,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.norm = norm
         self.pools, left_THW = _pools(frames, size)
         self.convs = nn.ModuleList(
-            Conv3d(c_in, c_out, KERNEL, STRIDE, PADDING) for c_in, c_out in itertools.pairwise(WIDTHS)
+            Conv3d(c_in, c_out, KERNEL, STRIDE, PADDING) for c_in, c_out in itertools.pairwise((channels, *WIDTHS))
         )
-        self.norms = nn.ModuleList(nn.BatchNorm3d(c) if norm == "batch" else nn.Identity() for c in WIDTHS[1:])
+        self.norms = nn.ModuleList(nn.BatchNorm3d(c) if norm == "batch" else nn.Identity() for c in WIDTHS)
         self.dropout = SeededDropout(dropout)
         self.time_pool = (min(2, left_THW[0]), left_THW[1], left_THW[2])
         if norm == "batch":

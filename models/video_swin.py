@@ -1,16 +1,22 @@
-"""Video Swin-T (Liu et al. 2022, arXiv 2106.13230): torchvision's `swin3d_t`, without its published weights.
+"""Video Swin-T (Liu et al. 2022, arXiv 2106.13230): torchvision's blocks, without its published weights.
 
 Legend: B clips, C channels, T frames, H height, W width, D features, K classes.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformerBlock
-from torchvision.models.video import swin3d_t
+from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d, SwinTransformer3d
 
 from vidistill.models.dropout import SeededDropout
 from vidistill.models.minic3d import Conv3d
+
+WINDOW, CHANNELS = (8, 7, 7), 96
+PUBLISHED_SIZE = 112
+"""From this size on patches have the published 4×4 pixels."""
 
 
 class StochasticDepth(SeededDropout):
@@ -20,27 +26,50 @@ class StochasticDepth(SeededDropout):
         return x_BTHWC * super().forward(x_BTHWC.new_ones(len(x_BTHWC), 1, 1, 1, 1))
 
 
-class VideoSwin(nn.Module):
-    """Tokens of 2×4×4 pixels, windows of 8×7×7 tokens (less where the clip has less), depths 2-2-6-2, 96 channels.
+class WindowAttention(ShiftedWindowAttention3d):
+    """torchvision's attention, its relative positions right where a window is smaller than 8×7×7 tokens.
 
-    27,850,470 weights and 769·K. An axis that its tokens do not divide is padded with zeros, so every size works:
-    8×56×56 gives 4×14×14 tokens, 16×112×112 gives 8×28×28. Published with AdamW; SGD trains it too.
+    torchvision takes the first n rows and columns of the table of the full window, which for a smaller one are the
+    positions of other tokens; here each pair of tokens gets the bias of its own offset.
+    """
+
+    def get_relative_position_bias(self, window_size: list[int]) -> Tensor:
+        """(1, heads, n, n) for windows of n = t·h·w tokens."""
+        t, h, w = window_size
+        index: Tensor = self.relative_position_index.view(*WINDOW, *WINDOW)  # type: ignore[operator]
+        own_NN = index[:t, :h, :w, :t, :h, :w].reshape(t * h * w, t * h * w)
+        return self.relative_position_bias_table[own_NN].permute(2, 0, 1).unsqueeze(0)
+
+
+class VideoSwin(nn.Module):
+    """Windows of 8×7×7 tokens (less where the clip has less), depths 2-2-6-2, 96 channels: some 28 M weights.
+
+    A token is 2×4×4 pixels from 112 pixels on, as published; smaller clips have smaller patches' worth of detail to
+    give, and a seventh of their side (2×8×8 at 56²) leaves one window of 4×7×7 tokens for eight frames. An axis that
+    its tokens do not divide is padded with zeros, so every size works.
 
     Args:
         classes: K.
+        size: H = W of the clips.
+        channels: C of what it sees.
 
     Attributes:
         features: D = 768, the length of an embedding.
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, size: int, channels: int = 3) -> None:
         super().__init__()
-        self.swin = swin3d_t(weights=None, num_classes=classes)
-        proj = self.swin.patch_embed.proj
-        self.swin.patch_embed.proj = Conv3d(3, proj.out_channels, proj.kernel_size, proj.stride)
-        for block in self.swin.modules():
-            if isinstance(block, SwinTransformerBlock):
-                block.register_module("stochastic_depth", StochasticDepth(block.stochastic_depth.p))
+        side = 4 if size >= PUBLISHED_SIZE else max(1, round(size / WINDOW[-1]))
+        block = partial(SwinTransformerBlock, attn_layer=WindowAttention)
+        self.swin = SwinTransformer3d(
+            [2, side, side], CHANNELS, [2, 2, 6, 2], [3, 6, 12, 24], list(WINDOW), stochastic_depth_prob=0.1,
+            num_classes=classes, block=block,
+        )  # fmt: skip
+        patch = (2, side, side)
+        self.swin.patch_embed.proj = Conv3d(channels, CHANNELS, patch, patch)
+        for module in self.swin.modules():
+            if isinstance(module, SwinTransformerBlock):
+                module.register_module("stochastic_depth", StochasticDepth(module.stochastic_depth.p))
         self.features: int = self.swin.num_features
 
     def embed(self, x_BCTHW: Tensor) -> Tensor:

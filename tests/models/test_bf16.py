@@ -6,12 +6,24 @@ import pytest
 import torch
 
 from vidistill.models import build, compute
+from vidistill.models.minic3d import Conv3d
 
 
-@pytest.mark.parametrize(("frames", "size"), [(4, 48), (8, 32), (8, 56), (2, 64)])
-def test_bf16_gradients_are_finite_and_near_those_of_fp32(frames: int, size: int) -> None:
+def channels_last(network: torch.nn.Module) -> torch.nn.Module:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for weight in network.parameters():
+        weight.data = weight.data.to(memory_format=formats.get(weight.dim(), torch.preserve_format))
+    return network
+
+
+SHAPES = [("minic3d_bn", 4, 48), ("minic3d_bn", 8, 32), ("minic3d_bn", 8, 56), ("minic3d_bn", 2, 64)]
+SHAPES += [("r2plus1d_small", 8, 32), ("r2plus1d_small", 8, 56), ("r2plus1d_small", 2, 16)]
+
+
+@pytest.mark.parametrize(("name", "frames", "size"), SHAPES)
+def test_bf16_gradients_are_finite_and_near_those_of_fp32(name: str, frames: int, size: int) -> None:
     torch.manual_seed(0)
-    network = build("minic3d_bn", classes=3, frames=frames, size=size).to(memory_format=torch.channels_last_3d).eval()
+    network = channels_last(build(name, classes=3, frames=frames, size=size)).eval()
     for batch in (2, 3, 8) * 3:
         x_BCTHW = torch.randn(batch, frames, size, size, 3).permute(0, 4, 1, 2, 3)
         gradients = []
@@ -25,3 +37,24 @@ def test_bf16_gradients_are_finite_and_near_those_of_fp32(frames: int, size: int
             gradients.append(torch.cat([weight.grad.flatten() for weight in network.parameters()]))
         assert torch.isfinite(gradients[0]).all()
         assert (gradients[0] - gradients[1]).norm() < 0.1 * gradients[1].norm()
+
+
+@pytest.mark.parametrize("size", [16, 32, 40, 44, 48, 56, 64, 112])
+def test_bf16_convolutions_are_near_those_of_fp32_at_every_size(size: int) -> None:
+    """On AMX units torch's bf16 conv3d is wrong where the output is one pixel wide and the stride more than one."""
+    torch.manual_seed(0)
+    network = channels_last(build("minic3d_bn", classes=3, frames=8, size=size)).eval()
+    x_BCTHW = torch.randn(4, 8, size, size, 3).permute(0, 4, 1, 2, 3)
+    with torch.no_grad():
+        exact_BD = network.embed(x_BCTHW)
+        with compute.autocast(torch.device("cpu"), "bf16"):
+            near_BD = network.embed(x_BCTHW).float()
+    assert (near_BD - exact_BD).norm() < 0.03 * exact_BD.norm()
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_a_convolution_to_one_pixel_is_not_done_in_bf16(size: int) -> None:
+    conv = Conv3d(4, 4, (3, 7, 7), (1, 8, 8), (1, 3, 3))
+    with compute.autocast(torch.device("cpu"), "bf16"):
+        assert conv(torch.randn(1, 4, 4, size, size)).dtype == torch.float32
+        assert conv(torch.randn(1, 4, 4, 32, 32)).dtype == torch.bfloat16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -81,9 +82,34 @@ def test_c3d_says_the_same_when_the_pixels_need_a_gradient():
     )
 
 
-def test_swin_has_the_published_count():
-    with torch.device("meta"):
-        assert parameters(VideoSwin(400)) == 28_158_070
+def test_swin_is_torchvisions_with_the_published_count():
+    torch.manual_seed(0)
+    ours, theirs = VideoSwin(400, 112).eval(), swin3d_t(weights=None, num_classes=400).eval()
+    assert parameters(ours) == 28_158_070  # torchvision's Swin3D_T_Weights
+    theirs.load_state_dict(ours.swin.state_dict())
+    features, clip_BCTHW = {}, torch.randn(1, 3, 16, 112, 112)  # 8×28×28 tokens: whole windows in its first stages
+    with torch.no_grad():
+        for name, swin in (("ours", ours.swin), ("theirs", theirs)):
+            features[name] = swin.features[:3](swin.patch_embed(clip_BCTHW))
+    torch.testing.assert_close(features["ours"], features["theirs"])
+
+
+@pytest.mark.parametrize("window", [(4, 7, 7), (2, 4, 4), (1, 1, 1)])
+def test_each_pair_of_tokens_of_a_small_window_has_the_bias_of_its_own_offset(window):
+    attention = VideoSwin(2, 56).swin.features[0][0].attn
+    table = attention.relative_position_bias_table  # (15·13·13, heads), row-major in the offsets from (-7, -6, -6)
+    bias = attention.get_relative_position_bias(list(window))[0]
+    tokens = list(itertools.product(*map(range, window)))
+    for i, a in enumerate(tokens):
+        for j, b in enumerate(tokens):
+            dt, dy, dx = (p - q for p, q in zip(a, b, strict=True))
+            assert torch.equal(bias[:, i, j], table[((dt + 7) * 13 + dy + 6) * 13 + dx + 6])
+
+
+def test_small_clips_are_one_window_of_tokens():
+    assert VideoSwin(2, 56).swin.patch_embed(torch.randn(1, 3, 8, 56, 56)).shape == (1, 4, 7, 7, 96)
+    assert VideoSwin(2, 28).swin.patch_embed(torch.randn(1, 3, 8, 28, 28)).shape == (1, 4, 7, 7, 96)
+    assert VideoSwin(2, 112).swin.patch_embed.proj.kernel_size == (2, 4, 4)
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -143,4 +169,4 @@ def test_stochastic_depth_leaves_out_whole_clips_and_keeps_the_mean():
     assert torch.equal(kept[:, 0], kept[:, 1])
     assert kept.unique().tolist() == pytest.approx([0, 4 / 3])
     assert kept.mean().item() == pytest.approx(1, abs=0.05)
-    assert [m.p for m in VideoSwin(2).modules() if isinstance(m, StochasticDepth)][-1] == pytest.approx(0.1)
+    assert [m.p for m in VideoSwin(2, 56).modules() if isinstance(m, StochasticDepth)][-1] == pytest.approx(0.1)

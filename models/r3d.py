@@ -1,0 +1,60 @@
+"""R3D-18 (Tran et al. 2018, arXiv 1711.11248): torchvision's `r3d_18`, as a student.
+
+Legend: B clips, C channels, T frames, H height, W width, D features, K classes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.video import R3D_18_Weights, r3d_18
+
+from vidistill.models.minic3d import Conv3d
+
+KINETICS = "kinetics400"
+
+
+class R3D18(nn.Module):
+    """33.2 M weights and 513·K; its stem takes any number of channels.
+
+    Args:
+        classes: K.
+        channels: C of what it sees.
+
+    Attributes:
+        features: D = 512, the length of an embedding.
+    """
+
+    def __init__(self, classes: int, channels: int = 3) -> None:
+        super().__init__()
+        self.net = r3d_18(weights=None, num_classes=classes)
+        stem = self.net.stem[0]
+        self.net.stem[0] = Conv3d(channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=False)
+        self.features: int = self.net.fc.in_features
+
+    def load_pretrained(self, source: str) -> None:
+        """Begin with published weights, all but the classifier's.
+
+        Args:
+            source: `kinetics400` for torchvision's, which it downloads, or a file of its state dict.
+        """
+        if source == KINETICS:
+            weights = R3D_18_Weights.KINETICS400_V1.get_state_dict(check_hash=True)
+        else:
+            weights = torch.load(Path(source), map_location="cpu", weights_only=True)
+        own = {name: tensor for name, tensor in weights.items() if not name.startswith("fc.")}
+        self.net.load_state_dict(own | {name: t for name, t in self.net.state_dict().items() if name.startswith("fc.")})
+
+    def embed(self, x_BCTHW: Tensor) -> Tensor:
+        """`emb_BD`: the last layer's output, averaged over T, H, W."""
+        net = self.net
+        maps_BCTHW = net.layer4(net.layer3(net.layer2(net.layer1(net.stem(x_BCTHW)))))
+        emb_BD: Tensor = net.avgpool(maps_BCTHW).flatten(1)
+        return emb_BD
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """`logits_BK` of normalised clips."""
+        logits_BK: Tensor = self.net.fc(self.embed(x_BCTHW))
+        return logits_BK
