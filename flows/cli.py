@@ -68,6 +68,13 @@ Settings = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Front = Annotated[
+    str | None,
+    typer.Option(
+        help="What networks see first: rgb, centred (what moves), rgb+difference, or auto: each is tried on a fifth of "
+        "the training split. [dim]\\[default: auto][/dim]"
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show Prefect's log and full tracebacks.")]
 
 
@@ -89,29 +96,31 @@ def common(
 @app.command()
 def run(
     data: Data = "", method: Methods = None, ipc: Budgets = None, kb: Kilobytes = None, layout: Layout = None,
-    split: Split = None, frames: Frames = None, size: Size = None, students: Students = None, seeds: Seeds = None,
-    store: StoreRoot = None, out: Out = Path("vidistill-report"), preset: Preset = None, settings: Settings = None,
+    split: Split = None, frames: Frames = None, size: Size = None, students: Students = None, front: Front = None,
+    seeds: Seeds = None, store: StoreRoot = None,
+    out: Out = Path("vidistill-report"), preset: Preset = None, settings: Settings = None,
     device: Device = "auto", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Distil, score and report. What an earlier run has made is not made again."""
     from vidistill.flows import commands
 
-    request = _request(data, method, ipc, kb, layout, split, frames, size, students, seeds, preset, settings)
+    request = _request(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, preset, settings)
     commands.run(request, store, out, device, verbose)
 
 
 @app.command()
 def plan(
     data: Data = "", method: Methods = None, ipc: Budgets = None, kb: Kilobytes = None, layout: Layout = None,
-    split: Split = None, frames: Frames = None, size: Size = None, students: Students = None, seeds: Seeds = None,
-    store: StoreRoot = None, out: Out = Path("vidistill-report"), preset: Preset = None, settings: Settings = None,
+    split: Split = None, frames: Frames = None, size: Size = None, students: Students = None, front: Front = None,
+    seeds: Seeds = None, store: StoreRoot = None,
+    out: Out = Path("vidistill-report"), preset: Preset = None, settings: Settings = None,
     device: Device = "auto", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Say what `run` would do with the same arguments, why, and about how long it takes. Writes nothing."""
     del out, verbose  # taken, so that any `run` can be made a `plan`
     from vidistill.flows import commands
 
-    request = _request(data, method, ipc, kb, layout, split, frames, size, students, seeds, preset, settings)
+    request = _request(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, preset, settings)
     commands.plan(request, store, device)
 
 
@@ -224,8 +233,8 @@ def doctor(
 
 def _request(
     data: str, method: list[str] | None, ipc: str | None, kb: str | None, layout: str | None, split: int | None,
-    frames: int | None, size: int | None, students: str | None, seeds: int | None, preset: str | None,
-    settings: list[str] | None,
+    frames: int | None, size: int | None, students: str | None, front: str | None, seeds: int | None,
+    preset: str | None, settings: list[str] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The experiment as plain data: the preset, then the named options, then --set."""
     from vidistill.flows import commands
@@ -240,6 +249,7 @@ def _request(
         "ipc": None if ipc is None else [_number(value, "--ipc") for value in _listed(ipc, "--ipc")],
         "kb": None if kb is None else [_kilobytes(value) for value in _listed(kb, "--kb")],
         "students": None if students is None else _listed(students, "--students"),
+        "front": front,
         "seeds": seeds,
     }
     return commands.request_of(preset, named, nested, settings or [])

@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 from vidistill.flows.parameters import SPRITES, Cell, Experiment
 
 OPTIONS = {"index.layout": "--layout", "index.split": "--split", "decode.frames": "--frames", "decode.size": "--size",
-           "students": "--students", "seeds": "--seeds", "ipc": "--ipc", "kb": "--kb"}  # fmt: skip
+           "students": "--students", "front": "--front", "seeds": "--seeds", "ipc": "--ipc", "kb": "--kb"}  # fmt: skip
 
 
 def command_of(experiment: Experiment) -> str:

@@ -12,17 +12,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from vidistill.flows.passes import METHODS, Data, of_gradients
+from vidistill.models import parted
 from vidistill.storage.store import ArtifactRef, Manifest
 
 Look = Callable[[ArtifactRef], Manifest | None]
 """What an artifact is, whether it has been made or not; None where nobody knows."""
 
 NETWORKS = {
+    "r2plus1d_small": 0.1e-6, "r2plus1d_small_in": 0.1e-6, "r2plus1d_small_gn": 0.1e-6, "r3d_18": 6e-6,
     "minic3d": 0.8e-6, "minic3d_bn": 0.8e-6, "cnn_gru": 5.3e-6, "cnn_lstm": 6.9e-6, "c3d": 6.6e-6,
     "video_swin_t": 2.6e-6, "": 0.8e-6,
 }  # fmt: skip
 """Seconds a pass and pixel."""
-WEIGHTS = {"cnn_gru": 68e6, "cnn_lstm": 90e6, "c3d": 211e6, "video_swin_t": 111e6, "": 14.6e6}
+WEIGHTS = {
+    "r2plus1d_small": 0.4e6,
+    "r3d_18": 133e6,
+    "cnn_gru": 68e6,
+    "cnn_lstm": 90e6,
+    "c3d": 211e6,
+    "video_swin_t": 111e6,
+    "": 14.6e6,
+}
 """Bytes of a network's weights, of clips of 8×56×56."""
 GENERATORS = {"micro": 1.9e6, "mini": 12e6, "S": 33e6, "B": 130e6, "L": 457e6, "XL": 674e6}
 """Weights of Latte."""
@@ -117,11 +127,17 @@ def _options(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _rate(network: str) -> float:
-    return NETWORKS.get(network, NETWORKS[""])
+    return NETWORKS.get(parted(network)[1], NETWORKS[""])
 
 
 def _weights(network: str) -> float:
-    return WEIGHTS.get(network, WEIGHTS[""])
+    return WEIGHTS.get(parted(network)[1], WEIGHTS[""])
+
+
+def _passes(training: Mapping[str, Any], clips: int) -> int:
+    """Clips that a teacher or a student takes until it is trained."""
+    batch = min(training["optimiser"]["batch_size"], clips)
+    return int(max(training["least_steps"] * batch, training["epochs"] * clips))
 
 
 def _sprites(job: Manifest, look: Look) -> tuple[float, float]:  # noqa: ARG001
@@ -149,19 +165,29 @@ def _clips(job: Manifest, look: Look) -> tuple[float, float]:
 def _trained(job: Manifest, look: Look) -> tuple[float, float]:
     """A teacher, or an expert, which keeps its weights after each epoch."""
     own, data = _options(job.parameters), _data(job.inputs["clips"][0], look)
-    kept = own["epochs"] + 1 if job.kind == "expert" else 1
-    seconds = own["epochs"] * data.clips * data.pixels * _rate(own["network"])
-    return 0.5 + seconds, kept * _weights(own["network"])
+    expert = job.kind == "expert"
+    kept, passes = (own["epochs"] + 1, own["epochs"] * data.clips) if expert else (1, _passes(own, data.clips))
+    many = own.get("ensemble", 1)
+    return 0.5 + many * passes * data.pixels * _rate(own["network"]), many * kept * _weights(own["network"])
+
+
+def _trial(job: Manifest, look: Look) -> tuple[float, float]:
+    """A student of four fifths of the clips, scored on the rest."""
+    data, own = _data(job.inputs["clips"][0], look), job.parameters
+    passes = _passes(own["student"], round(0.8 * data.clips)) + data.clips / 15
+    return 0.3 + passes * data.pixels * _rate(own["network"]), 1e3
+
+
+def _teacher_score(job: Manifest, look: Look) -> tuple[float, float]:
+    tested = _data(job.inputs["test"][0], look)
+    network = _known(job.inputs["teacher"][0], look).parameters["network"]
+    return 0.3 + tested.clips / 3 * tested.pixels * _rate(network), 1e3
 
 
 def _score(job: Manifest, look: Look) -> tuple[float, float]:
     own, data = job.parameters["student"], _data(job.inputs["train"][0], look)
     tested = _data(job.inputs["test"][0], look).clips
-    if "distilled" in job.inputs:
-        steps, batch, clips = own["steps"], own["optimiser"]["batch_size"], _set(job.inputs["distilled"][0], look)
-    else:
-        steps, batch, clips = own["full_steps"], own["full_optimiser"]["batch_size"], data.clips
-    trained = steps * min(batch, clips)
+    trained = _passes(own, _set(job.inputs["distilled"][0], look) if "distilled" in job.inputs else data.clips)
     rate = _rate(job.parameters["network"])
     seconds = (trained + tested / 3) * rate
     if "teacher" in job.inputs:
@@ -202,7 +228,7 @@ def _search(job: Manifest, look: Look) -> tuple[float, float]:
     """A student a point of the grid, each on clips that are coded for it."""
     own, data = job.parameters["search"], _data(job.inputs["clips"][0], look)
     points = len(own["crfs"]) * len(own["scales"])
-    passes = own["steps"] * own["optimiser"]["batch_size"] + data.clips / 15  # a fifth is tested
+    passes = _passes(own["student"], data.clips) + data.clips / 15  # a fifth is tested
     return points * (passes * data.pixels * _rate(own["network"]) + 0.02 * data.clips), 2e3
 
 
@@ -278,17 +304,8 @@ COSTS: dict[str, Callable[[Manifest, Look], tuple[float, float]]] = {
     "score": _score, "distilled": _distilled, "joined": _joined, "relabelled": _relabelled, "coded-search": _search,
     "recoded": _recoded, "embeddings": _embeddings, "autoencoder": _autoencoder, "latents": _latents, "latte": _latte,
     "pool-part": _pool_part, "pool-part-resized": _resized, "pool-quality": _quality, "detector": _detector,
-    "tracks": _tracks, "crops": _crops, "report": _report,
+    "tracks": _tracks, "crops": _crops, "report": _report, "trial": _trial, "teacher-score": _teacher_score,
 }  # fmt: skip
 WITHOUT_NETWORK = {
-    "sprites",
-    "index",
-    "block",
-    "clips",
-    "joined",
-    "recoded",
-    "pool",
-    "report",
-    "pool-part-resized",
-    "tracks",
-}
+    "sprites", "index", "block", "clips", "joined", "recoded", "pool", "report", "pool-part-resized", "tracks", "front",
+}  # fmt: skip

@@ -20,6 +20,7 @@ from vidistill.flows.execution import (
     run_graph,
 )
 from vidistill.flows.experiment import Graph, build, rows_of
+from vidistill.flows.fronts import choose_front
 from vidistill.flows.parameters import SPRITES, Experiment
 from vidistill.flows.progress import publishing_progress
 from vidistill.flows.salvage import Failed, salvaged
@@ -55,7 +56,9 @@ def distill(experiment: Experiment, runtime: Runtime | None = None, out: Path | 
         if experiment.data == SPRITES:
             run_graph(Graph({(job := sprites_job(experiment.sprites)).ref: job}), runtime)
         runtime = data_runtime(experiment, runtime)
-        graph = build(experiment, find_videos(experiment, runtime, WORKERS))
+        table = find_videos(experiment, runtime, WORKERS)
+        settled, front = choose_front(experiment, table, runtime)
+        graph = build(settled, table, front, experiment)
         failed = attempt_graph(graph, runtime)
         if failed:
             graph = _rest(graph, failed)

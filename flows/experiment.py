@@ -8,15 +8,16 @@ from functools import cache
 from pathlib import Path
 
 from vidistill.flows.command_line import command_of
-from vidistill.flows.parameters import SPRITES, Cell, Experiment, checked
-from vidistill.models import NETWORKS
+from vidistill.flows.parameters import SPRITES, Cell, Experiment, checked, fronted_networks
+from vidistill.models import FRONT_NAMES, NETWORKS, known
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.coded.recode import recode_job
 from vidistill.tasks.distil import blaming, distil_jobs
 from vidistill.tasks.generate.pool import pool_of
 from vidistill.tasks.generate.quality import quality_job
-from vidistill.tasks.learning.evaluate import evaluate_job
+from vidistill.tasks.learning import benchmark
+from vidistill.tasks.learning.evaluate import evaluate_job, teacher_score_job
 from vidistill.tasks.learning.relabel import relabel_job
 from vidistill.tasks.learning.saliency import SaliencyParameters
 from vidistill.tasks.learning.teacher import teacher_job
@@ -27,7 +28,7 @@ from vidistill.tasks.stage import Job
 from vidistill.tasks.videos.decode import block_jobs, clips_job
 from vidistill.tasks.videos.index import IndexTable, index_job
 
-FULL, RANDOM = "full", "random"
+FULL, RANDOM, TEACHER = "full", "random", "teacher"
 
 
 @dataclass
@@ -99,8 +100,11 @@ def _companion(row: Row) -> list[Row]:
 def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
     students, seeds = cell.students or experiment.students, cell.seeds or experiment.seeds
     for role, name in (("teacher", experiment.teacher.network), *(("student", name) for name in students)):
-        if name not in NETWORKS:
-            raise RequestError(f"There is no {role} {name!r}: choose from {', '.join(NETWORKS)}.")
+        if not known(name):
+            raise RequestError(
+                f"There is no {role} {name!r}: choose from {', '.join(NETWORKS)}, or FRONT:NAME with a front of "
+                f"{', '.join(FRONT_NAMES)}."
+            )
     if cell.method == FULL:
         if cell.store is not None:
             raise RequestError("For all clips as compressed video ask for coded with an ipc or kb that takes them all.")
@@ -190,8 +194,16 @@ class DataRefs:
     pool_jobs: Callable[[], list[Job]]
 
 
-def build(experiment: Experiment, table: IndexTable) -> Graph:
+def build(
+    experiment: Experiment, table: IndexTable, front: ArtifactRef | None = None, asked: Experiment | None = None
+) -> Graph:
     """All jobs of an experiment, the report last.
+
+    Args:
+        experiment: what to do, the front in every network's name.
+        table: the videos.
+        front: the artifact that decided what networks see first.
+        asked: what was asked for before that was decided, for the command that the report shows.
 
     Raises:
         RequestError: the experiment asks for what is not there.
@@ -200,19 +212,22 @@ def build(experiment: Experiment, table: IndexTable) -> Graph:
     graph = Graph()
     data = _data_jobs(graph, experiment, table)
     plans = [_row_jobs(graph, experiment, table, data, row) for row in rows]
+    if data.teacher.ref in graph.jobs:
+        plans.append(_teacher_row(graph, experiment, data))
     name = SPRITES if experiment.data == SPRITES else Path(experiment.data).name
     parameters = ReportParameters(
         title=f"vidistill on {name}",
         dataset=name,
         split="validation" if experiment.index.holdout else str(experiment.index.split),
+        protocol=experiment.protocol,
         rows=tuple(plans),
-        command=command_of(_without_places(experiment)),
+        command=command_of(_without_places(asked or experiment)),
         experiment=_without_places(experiment).model_dump(mode="json", exclude={"data"}),
     )
     pools = [job.ref for job in graph.jobs.values() if job.stage == "pool"]
     quality = [graph.add(data.teacher, quality_job(pool, data.train, data.teacher.ref)) for pool in pools]
     teacher = [job.ref for job in graph.jobs.values() if job.stage == "teacher"]
-    graph.add(report_job(parameters, data.index, data.train, data.test, teacher, quality))
+    graph.add(report_job(parameters, data.index, data.train, data.test, teacher, quality, front))
     return graph
 
 
@@ -230,10 +245,13 @@ def _without_places(experiment: Experiment) -> Experiment:
 def _data_jobs(graph: Graph, experiment: Experiment, table: IndexTable) -> DataRefs:
     index = graph.add(index_job(table, experiment.index))
     train_blocks = block_jobs(table, experiment.decode, "train")
-    test_blocks = block_jobs(table, experiment.decode, "test")
+    decode = experiment.decode
+    if experiment.protocol == benchmark.NAME:
+        decode = decode.model_copy(update={"test_views": benchmark.TEST_VIEWS})
+    test_blocks = block_jobs(table, decode, "test")
     graph.add(*train_blocks, *test_blocks)
     train = graph.add(clips_job(index, experiment.decode, "train", train_blocks))
-    test = graph.add(clips_job(index, experiment.decode, "test", test_blocks, train))
+    test = graph.add(clips_job(index, decode, "test", test_blocks, train))
     teacher = teacher_job(train, experiment.teacher)
     root = None if experiment.data == SPRITES else Path(experiment.data).expanduser()
 
@@ -260,10 +278,16 @@ def _row_jobs(graph: Graph, experiment: Experiment, table: IndexTable, data: Dat
         if chain:
             inputs["distilled"] = chain[-1]
             sets.append(chain[-1])
+        else:
+            inputs["index"] = data.index
         if row.recipe.labels == "online":
             inputs["teacher"] = graph.add(data.teacher)
         label = f"score {_label(row)} {row.student} seed {seed}"
-        scores.append(graph.add(evaluate_job(row.student, experiment.student, row.recipe, seed, inputs, label)))
+        scores.append(
+            graph.add(
+                evaluate_job(row.student, experiment.student, row.recipe, seed, inputs, label, experiment.protocol)
+            )
+        )
         makers.append([*chain, *([inputs["teacher"]] if "teacher" in inputs else [])])
     return RowPlan(
         method=row.source.name if row.source else FULL,
@@ -279,6 +303,15 @@ def _row_jobs(graph: Graph, experiment: Experiment, table: IndexTable, data: Dat
     )
 
 
+def _teacher_row(graph: Graph, experiment: Experiment, data: DataRefs) -> RowPlan:
+    """Wherever a teacher is asked, what it knows itself is a row."""
+    score = graph.add(teacher_score_job(data.teacher.ref, data.train, data.test))
+    return RowPlan(
+        method=TEACHER, variant="", recipe=HARD.name, labels="hard", ipc=None, student=experiment.teacher.network,
+        scores=(score,), sets=(), makers=((data.teacher.ref,),),
+    )  # fmt: skip
+
+
 def _set_jobs(
     graph: Graph, experiment: Experiment, table: IndexTable, data: DataRefs, row: Row, seed: int
 ) -> list[ArtifactRef]:
@@ -286,6 +319,7 @@ def _set_jobs(
     assert row.source is not None
     method = row.source.method
     options = checked(method.Parameters, row.cell.options, f"The method {row.source.name}")
+    options = fronted_networks(options, experiment.front)
     soft = row.recipe.labels == "soft"
     chain: list[ArtifactRef] = []
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
+from vidistill.models import fronted, known
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.coded.keep import Coding
 from vidistill.tasks.generate.pool import PoolParameters
-from vidistill.tasks.learning.evaluate import StudentParameters
+from vidistill.tasks.learning.evaluate import Protocol, StudentParameters
 from vidistill.tasks.learning.relabel import MixParameters
 from vidistill.tasks.learning.saliency import SaliencyParameters
 from vidistill.tasks.learning.teacher import TeacherParameters
@@ -23,6 +24,7 @@ from vidistill.tasks.videos.sprites import SpritesParameters
 
 Model = TypeVar("Model", bound=BaseModel)
 SPRITES = "sprites"
+Front = Literal["auto", "rgb", "centred", "rgb+difference"]
 PRESETS = Path(__file__).resolve().parent.parent / "deployments" / "presets"
 
 
@@ -52,6 +54,11 @@ class DataRequest(Parameters):
     index: IndexParameters = IndexParameters()
     decode: DecodeParameters = DecodeParameters()
     teacher: TeacherParameters = TeacherParameters()
+    front: Front = Field(
+        "auto",
+        description="What networks see first: rgb, centred (the clip minus its mean over time), rgb+difference; auto "
+        "tries each with a small network on a fifth of the training split.",
+    )
     sprites: SpritesParameters = SpritesParameters()
     pool: PoolParameters = PoolParameters()
 
@@ -68,7 +75,11 @@ class Experiment(DataRequest):
     kb: tuple[Kilobytes, ...] = Field(
         (), description="Kilobytes (1,000 bytes) a class, all that is kept included: budgets of `coded`."
     )
-    students: tuple[str, ...] = Field(("minic3d_bn",), min_length=1, description="Networks trained on distilled sets.")
+    students: tuple[str, ...] = Field(
+        ("r2plus1d_small",),
+        min_length=1,
+        description="Networks trained on distilled sets; `rgb:minic3d_bn` names a front of its own.",
+    )
     seeds: int = Field(5, ge=1, description="Seeds 0 … n−1; each draws the selection, the distillation, the student.")
     temperature: float = Field(1.0, gt=0, description="Of the teacher's outputs in soft and online recipes.")
     mix: MixParameters = MixParameters()
@@ -76,6 +87,10 @@ class Experiment(DataRequest):
         SaliencyParameters(), description="S3's Eq. 6–8, of TSGF's mask and of its guided VideoMix alike."
     )
     student: StudentParameters = StudentParameters()
+    protocol: Protocol = Field(
+        "vidistill",
+        description="vdsd: the common benchmark's training and test, with its habits, beside papers' numbers.",
+    )
 
     @model_validator(mode="after")
     def _sane(self) -> Experiment:
@@ -180,3 +195,13 @@ def checked(model: type[Model], plain: dict[str, Any], where: str) -> Model:
         wanted = WORDS.get(first["type"], first["msg"])
         said = f"{name} is {first['input']!r}: {wanted}" if first["loc"] else str(first["ctx"]["error"])
         raise RequestError(f"{where}: {said}.") from error
+
+
+def fronted_networks(model: Model, front: str) -> Model:
+    """The same parameters, every field `network` in them with this front."""
+    changed = {
+        name: fronted_networks(value, front) if isinstance(value, BaseModel) else fronted(value, front)
+        for name, value in model
+        if isinstance(value, BaseModel) or (name == "network" and known(str(value)))
+    }
+    return model.model_copy(update=changed)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vidistill.flows.estimates import TASK_SECONDS, Estimates, wall_seconds
 from vidistill.flows.execution import WORKERS, data_runtime, find_videos, refuse_inside
-from vidistill.flows.experiment import Graph, build
-from vidistill.flows.parameters import SPRITES, DataRequest, Experiment
+from vidistill.flows.experiment import build
+from vidistill.flows.fronts import GraphOf, Request, expected_graph
+from vidistill.flows.parameters import SPRITES, Experiment
 from vidistill.flows.reasons import Reasons
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import Manifest, Store
@@ -97,10 +98,10 @@ def plan_of(experiment: Experiment, runtime: Runtime) -> Plan:
     Raises:
         RequestError: the experiment asks for what is not there.
     """
-    return plan_data(experiment, runtime, lambda table: build(experiment, table))
+    return plan_data(experiment, runtime, lambda settled, table, front: build(settled, table, front, experiment))
 
 
-def plan_data(request: DataRequest, runtime: Runtime, graph_of: Callable[[IndexTable], Graph]) -> Plan:
+def plan_data(request: Request, runtime: Runtime, graph_of: GraphOf[Request]) -> Plan:
     """Every job that is made of a data set, of sprites as they will be where they are not rendered yet."""
     store, first = open_store(runtime.store), []
     if request.data == SPRITES:
@@ -109,7 +110,8 @@ def plan_data(request: DataRequest, runtime: Runtime, graph_of: Callable[[IndexT
         table = _expected_sprites(request.sprites)
     else:
         table = find_videos(request, data_runtime(request, runtime), workers=2)
-    return plan_jobs([*first, *graph_of(table).jobs.values()], store, runtime)
+    graph = expected_graph(request, table, store, graph_of)
+    return plan_jobs([*first, *graph.jobs.values()], store, runtime)
 
 
 def _expected_sprites(parameters: SpritesParameters) -> IndexTable:

@@ -12,6 +12,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from vidistill.flows.execution import WORKERS, data_runtime, find_videos, refuse_inside, run_graph
 from vidistill.flows.experiment import Graph
+from vidistill.flows.fronts import choose_front
 from vidistill.flows.parameters import SPRITES, PoolRequest
 from vidistill.flows.planning import Plan, plan_data
 from vidistill.flows.progress import publishing_progress
@@ -48,14 +49,16 @@ def pool(request: PoolRequest, runtime: Runtime | None = None, out: Path | None 
         if request.data == SPRITES:
             run_graph(Graph({(job := sprites_job(request.sprites)).ref: job}), runtime)
         runtime = data_runtime(request, runtime)
-        graph, ref = build_pool(request, find_videos(request, runtime, WORKERS))
+        table = find_videos(request, runtime, WORKERS)
+        request, _ = choose_front(request, table, runtime)
+        graph, ref = build_pool(request, table)
         run_graph(graph, runtime)
     publish(open_store(runtime.store), ref, out)
     return ref
 
 
 def plan_pool(request: PoolRequest, runtime: Runtime) -> Plan:
-    return plan_data(request, runtime, lambda table: build_pool(request, table)[0])
+    return plan_data(request, runtime, lambda settled, table, _: build_pool(settled, table)[0])
 
 
 def publish(store: Store, ref: ArtifactRef, out: Path | None) -> None:

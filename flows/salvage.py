@@ -29,7 +29,8 @@ def salvaged(graph: Graph, failed: Failed) -> Graph | None:
     inputs = {name: [ref for ref in refs if ref not in lost] for name, refs in job.inputs.items()}
     index, train, test = (inputs[name][0] for name in ("index", "train", "test"))
     parameters = parameters.model_copy(update={"rows": kept, "failed": rows})
-    report = report_job(parameters, index, train, test, inputs["teacher"], inputs["pool_quality"])
+    front = next(iter(inputs.get("front", [])), None)
+    report = report_job(parameters, index, train, test, inputs["teacher"], inputs["pool_quality"], front)
     return Graph({report.ref: report})
 
 

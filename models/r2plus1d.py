@@ -101,7 +101,7 @@ class R2Plus1DSmall(nn.Module):
         features: D = 96, the length of an embedding.
     """
 
-    def __init__(self, classes: int, channels: int = 3, *, norm: Norm = "batch", dropout: float = 0.3) -> None:
+    def __init__(self, classes: int, channels: int = 3, *, norm: Norm = "batch", dropout: float = 0.0) -> None:
         super().__init__()
         self.stem = nn.Sequential(SpaceConv(channels, WIDTHS[0], STEM_KERNEL, STEM_STRIDE), NORMS[norm](WIDTHS[0]))
         strides = ((1, 1), (2, 1), (2, 2))

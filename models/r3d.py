@@ -5,15 +5,12 @@ Legend: B clips, C channels, T frames, H height, W width, D features, K classes.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
-from torchvision.models.video import R3D_18_Weights, r3d_18
+from torchvision.models.video import r3d_18
 
 from vidistill.models.minic3d import Conv3d
-
-KINETICS = "kinetics400"
 
 
 class R3D18(nn.Module):
@@ -34,18 +31,10 @@ class R3D18(nn.Module):
         self.net.stem[0] = Conv3d(channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=False)
         self.features: int = self.net.fc.in_features
 
-    def load_pretrained(self, source: str) -> None:
-        """Begin with published weights, all but the classifier's.
-
-        Args:
-            source: `kinetics400` for torchvision's, which it downloads, or a file of its state dict.
-        """
-        if source == KINETICS:
-            weights = R3D_18_Weights.KINETICS400_V1.get_state_dict(check_hash=True)
-        else:
-            weights = torch.load(Path(source), map_location="cpu", weights_only=True)
+    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin with published weights (a state dict of torchvision's `r3d_18`), all but the classifier's."""
         own = {name: tensor for name, tensor in weights.items() if not name.startswith("fc.")}
-        self.net.load_state_dict(own | {name: t for name, t in self.net.state_dict().items() if name.startswith("fc.")})
+        self.net.load_state_dict(self.net.state_dict() | own)
 
     def embed(self, x_BCTHW: Tensor) -> Tensor:
         """`emb_BD`: the last layer's output, averaged over T, H, W."""

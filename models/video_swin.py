@@ -5,8 +5,6 @@ Legend: B clips, C channels, T frames, H height, W width, D features, K classes.
 
 from __future__ import annotations
 
-from functools import partial
-
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformerBlock
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d, SwinTransformer3d
@@ -60,16 +58,16 @@ class VideoSwin(nn.Module):
     def __init__(self, classes: int, size: int, channels: int = 3) -> None:
         super().__init__()
         side = 4 if size >= PUBLISHED_SIZE else max(1, round(size / WINDOW[-1]))
-        block = partial(SwinTransformerBlock, attn_layer=WindowAttention)
         self.swin = SwinTransformer3d(
             [2, side, side], CHANNELS, [2, 2, 6, 2], [3, 6, 12, 24], list(WINDOW), stochastic_depth_prob=0.1,
-            num_classes=classes, block=block,
+            num_classes=classes,
         )  # fmt: skip
         patch = (2, side, side)
         self.swin.patch_embed.proj = Conv3d(channels, CHANNELS, patch, patch)
         for module in self.swin.modules():
             if isinstance(module, SwinTransformerBlock):
                 module.register_module("stochastic_depth", StochasticDepth(module.stochastic_depth.p))
+                module.attn.__class__ = WindowAttention  # torchvision takes no other attention than its own
         self.features: int = self.swin.num_features
 
     def embed(self, x_BCTHW: Tensor) -> Tensor:

@@ -168,9 +168,11 @@ class DistilledSet:
         return facts
 
     @staticmethod
-    def training_bytes(folder: Path) -> int:
+    def training_bytes(folder: Path, *, logits: bool = True) -> int:
         """Bytes on disk of what a student needs: clips or what makes them, labels, logits, compressed as stored."""
-        kept = [path for path in folder.rglob("*") if path.is_file() and "extra_" not in str(path.relative_to(folder))]
+        left_out = ["extra_"] if logits else ["extra_", "logits"]
+        names = {path: path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        kept = [path for path, name in names.items() if not name.startswith(tuple(left_out))]
         return sum(path.stat().st_size for path in kept if path.name not in {SET, "manifest.json"})
 
 

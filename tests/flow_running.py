@@ -16,8 +16,9 @@ FAILED, WRONG = 1, 2
 BIN = Path(sys.executable).parent
 CLASSES = ("left", "right", "grow")
 TINY = shlex.split(
-    "--ipc 1 --seeds 1 --frames 4 --size 48 --set decode.max_lost_share=0.5 --set teacher.epochs=1 "
-    "--set teacher.precision=fp32 --set student.steps=3 --set student.full_steps=3 --set student.precision=fp32"
+    "--ipc 1 --seeds 1 --frames 4 --size 48 --set decode.max_lost_share=0.5 --set front=rgb "
+    "--set teacher.epochs=1 --set teacher.least_steps=1 --set teacher.precision=fp32 "
+    "--set student.epochs=1 --set student.least_steps=3 --set student.precision=fp32"
 )
 
 

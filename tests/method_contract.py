@@ -76,7 +76,7 @@ def build_bench(videos: Path, folder: Path) -> Bench:
     table = survey(videos, IndexParameters())
     index, blocks = index_job(table, IndexParameters()), block_jobs(table, DECODE, "train")
     clips = clips_job(index.ref, DECODE, "train", blocks)
-    teacher = teacher_job(clips.ref, TeacherParameters(epochs=1, precision="fp32"))
+    teacher = teacher_job(clips.ref, TeacherParameters(epochs=1, least_steps=1, precision="fp32"))
     for job in (index, *blocks, clips, teacher):
         run_job(job, runtime)
 

@@ -41,6 +41,7 @@ from vidistill.tasks.videos.sprites_stage import sprites_job
 EXPERTS = {"epochs": 2, "batch_size": 8, "precision": "fp32"}
 TRAJECTORIES = {"iterations": 1, "experts": 1, "max_start_epoch": 1, "syn_steps": 2, "expert": EXPERTS}
 STATIC = {"iterations": 2, "batch_real": 2, "depth": 3, "lr": 10.0}
+BRIEF = {"epochs": 1, "least_steps": 3, "precision": "fp32"}
 OPTIONS: dict[str, dict[str, object]] = {
     "tsgf": {"iterations": 3, "group_classes": 4, "lr": 0.2},
     "random": {},
@@ -62,7 +63,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "dm_mmd": {},
     "vst_unet": {"epochs": 1, "widths": [4, 8], "features": 8},
     "tac_dt": {},
-    "coded": {"preset": 8, "search": {"crfs": [30, 63], "scales": [1.0], "steps": 2, "precision": "fp32"}},
+    "coded": {"preset": 8, "search": {"crfs": [30, 63], "scales": [1.0], "student": BRIEF}},
 }
 EXPERIMENT = {
     "data": "sprites",
@@ -79,8 +80,9 @@ EXPERIMENT = {
     "seeds": 1,
     "sprites": {"size": 48, "frames": 12, "train_per_class": 2, "test_per_class": 1},
     "decode": {"frames": 4, "size": 48, "views": 2},
-    "teacher": {"epochs": 2, "precision": "fp32"},
-    "student": {"steps": 3, "precision": "fp32"},
+    "front": "rgb",
+    "teacher": BRIEF,
+    "student": BRIEF,
     "pool": {
         "clips_a_class": 3,
         "part_clips": 3,
@@ -96,13 +98,15 @@ GOLDEN: dict[str, tuple[int, Any]] = {
     "index": (1, "ed20ef63a0ca09f2"),
     "block": (1, [4, 4, 48, 48, 3, 59.839066116898145, 45.401230173918904]),
     "clips": (1, [0.241288, 0.22182, 0.207793, 0.167597, 0.125827, 0.067188]),
-    "teacher": (1, [2.092992, 2.012164]),
-    "distilled tsgf": (1, {"sources": "g0001_c00 g0001_c00 g0001_c00 g0002_c00",
-        "change": [4.781, 7.289, -2.243, 3.236, -2.153, -1.305, 1.335, -9.947]}),
+    "teacher": (2, [2.108548, 2.076772, 1.981305]),
+    "distilled tsgf": (1, {
+        "sources": "g0001_c00 g0001_c00 g0001_c00 g0002_c00",
+        "change": [3.879, 1.377, -3.951, -3.181, -9.863, -1.774, -3.097, -0.3789]}),
     "joined": (1, {"sources": RANDOM}),
-    "relabelled": (1, {"change": [-24.35, 12.85, 26.54, -11.37, -4.961, -25.27, 6.134, -4.059],
-        "logits": [0.2109, -0.01337, 0.01209, -0.08838, 0.009949, 0.03223, -0.05469, -0.04077]}),
-    "score": (1, [2.138124, 2.112783, 2.088933]),
+    "relabelled": (1, {
+        "change": [-22.47, -2.364, 19.57, -4.699, -8.667, -22.01, 3.496, -1.807],
+        "logits": [0.1611, 0.01221, 0.01117, -0.06348, 0.1172, 0.01697, 0.1074, 0.0752]}),
+    "score": (2, [2.111382, 2.105566, 2.092642]),
     "distilled random": (1, {"sources": RANDOM}),
     "distilled dc": (1, {"sources": RANDOM, "change": [13.41, 21.5, 16.73, 15.31, 3.874, 0.876, -1.731, 41.93]}),
     "distilled static_dc": (1, {"sources": RANDOM, "change": [0.1148, 15.6, 55.57, 48.26, 49.7, 10.53, 49.64, -1.012]}),
@@ -127,23 +131,24 @@ GOLDEN: dict[str, tuple[int, Any]] = {
     "tracks": (2, "2 detections path reason shape target tracks"),
     "crops": (2, "2 border boxes crop length path reason sampling score scores shape whole"),
     "distilled optdistill": (1, {
-        "sources": "g0002_c00 g0002_c00 g0002_c00 g0002_c00 g0001_c00 ccw_g0001_c00 cw_g0001_c00 g0002_c00",
-        "mean": [59.13, 54.47, 51.36]}),
+        "sources": "g0002_c00 g0002_c00 g0001_c00 g0001_c00 g0002_c00 ccw_g0001_c00 cw_g0001_c00 g0001_c00",
+        "mean": [58.42, 55.23, 51.37]}),
     "autoencoder": (1, [74.734]),
     "latents": (1, [16, 2, 4, 4, 6, 6, 0.8027478041153194]),
     "latte": (1, [0.994266, 0.942744]),
     "pool-part": (1, [3, 4, 48, 48, 3, 125.7502772955247, 3, 4, 4, 6, 6, 0.2049959902824075]),
     "pool": (1, "24 down/0 up/2"),
     "distilled pool_random": (1, {"sources": "2 1 0 1 1 1 2 2"}),
-    "embeddings": (1, [24, 128, 0.3883044083848593]),
-    "distilled mae_score": (1, {"sources": "1 2 2 0 1 0 0 2"}),
-    "distilled csta": (1, {"sources": "1 1 0 0 1 0 0 2"}),
-    "distilled dm_mmd": (1, {"sources": "0 2 2 0 0 0 2 0"}),
+    "embeddings": (1, [24, 96, 0.1747820070417837]),
+    "distilled mae_score": (1, {"sources": "2 2 2 2 2 1 2 1"}),
+    "distilled csta": (1, {"sources": "0 2 2 1 0 0 2 2"}),
+    "distilled dm_mmd": (1, {"sources": "2 0 1 0 1 2 1 0"}),
     "distilled vst_unet": (1, {"sources": "2 0 0 2 2 2 2 1"}),
-    "distilled tac_dt": (1, {"sources": "0 2 2 0 0 0 2 0"}),
+    "distilled tac_dt": (1, {"sources": "2 0 1 0 1 2 1 0"}),
     "coded-search": (1, "30/8"),
     "distilled coded": (1, {"sources": RANDOM, "mean": [62.37, 56.87, 53.23]}),
     "recoded": (1, {"sources": RANDOM, "mean": [62.52, 56.8, 53.15]}),
+    "teacher-score": (1, [2.108548, 2.076772, 1.981305]),
     "pool-quality": (1, "24 8"),
 }
 # fmt: on
@@ -290,6 +295,7 @@ SHORT: dict[str, Callable[[Path], object]] = {
     "embeddings": lambda folder: _mean(zarr.open_array(folder, path="embeddings", mode="r")),
     "pool-quality": lambda folder: _sizes(load_quality(folder)),
     "score": lambda folder: list(load_score(folder).loss),
+    "teacher-score": lambda folder: list(load_score(folder).loss),
     "coded-search": lambda folder: " ".join(f"{point.crf}/{point.clips}" for point in load_grid(folder)),
 }
 

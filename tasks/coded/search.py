@@ -26,7 +26,7 @@ from vidistill.tasks.learning import training
 from vidistill.tasks.learning.evaluate import DistilledBatches
 from vidistill.tasks.learning.relabel import mean_logits
 from vidistill.tasks.learning.teacher import load_teacher
-from vidistill.tasks.learning.training import Device, OptimiserParameters, Order, Precision
+from vidistill.tasks.learning.training import Device, Order, TrainingParameters
 from vidistill.tasks.methods import Recipe
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.layouts import HOLDOUT_FRACTION
@@ -45,11 +45,10 @@ class SearchParameters(Parameters):
 
     crfs: tuple[int, ...] = Field((40, 46, 52, 58, 63), min_length=1, description="Quantisers, the finest first.")
     scales: tuple[float, ...] = Field((1.0, 0.75), min_length=1, description="Sides of the coded pictures, as shares.")
-    network: str = Field("minic3d_bn", description="The student that tries a point.")
-    steps: int = Field(200, ge=1, description="Its SGD steps.")
-    optimiser: OptimiserParameters = OptimiserParameters(lr=0.01, batch_size=32)
-    crop_scale: float = Field(1.0, gt=0, le=1, description="Smallest area share of its random crops; 1 is no crops.")
-    precision: Precision = "auto"
+    network: str = Field("r2plus1d_small", description="The student that tries a point.")
+    student: TrainingParameters = Field(
+        TrainingParameters(epochs=20, least_steps=200), description="How it is trained: shorter than a student."
+    )
 
 
 class TrialParameters(Parameters):
@@ -92,7 +91,7 @@ def best(grid: list[Point]) -> Point:
 def search(work: Work) -> None:
     parameters = TrialParameters.model_validate(work.job.parameters)
     asked, clips = parameters.search, Clips(work.store, work.ref("clips"))
-    device = Device.of(work, asked.precision)
+    device = Device.of(work, asked.student.precision)
 
     @cache
     def teachers() -> list[nn.Module]:
@@ -156,10 +155,10 @@ def _score(
     made: DistilledSet, clips: Clips, held_rows: NDArray[np.int64], parameters: TrialParameters, device: Device
 ) -> float:
     """Top-1 on the held-out rows of a student that was trained on the set."""
-    asked = parameters.search
+    asked, student = parameters.search, parameters.search.student
     network = training.build_network(asked.network, len(clips.classes), clips.shape_THWC, seed=0)
-    order = Order(len(made), asked.optimiser.batch_size, seed=0)
-    draw = DistilledBatches(made, clips, parameters.recipe, order, device, None, asked.crop_scale)
-    training.train(network, draw, asked.steps, asked.optimiser, device, seed=0)
+    order = Order(len(made), student.optimiser.batch_size, seed=0)
+    draw = DistilledBatches(made, clips, parameters.recipe, order, device, None, student)
+    training.train(network, draw, student.steps(order.n), student.optimiser, device, seed=0)
     logits_NK = training.predict(network, centre_clips(clips, held_rows, device), device)
     return float((logits_NK.argmax(1).numpy() == clips.labels_N[held_rows]).mean())

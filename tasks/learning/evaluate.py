@@ -7,55 +7,58 @@ Shapes: B clips a batch, N clips, K classes; `x_BCTHW` is normalised.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from vidistill.models import parted
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning import benchmark, streams, training
 from vidistill.tasks.learning.relabel import GuidedMix, videomix
-from vidistill.tasks.learning.teacher import RealBatches, load_teacher
-from vidistill.tasks.learning.training import Device, Draw, OptimiserParameters, Order, Precision
+from vidistill.tasks.learning.teacher import CURVE, TeacherParameters, load_teacher
+from vidistill.tasks.learning.training import Device, Draw, OptimiserParameters, Order, TrainingParameters
+from vidistill.tasks.learning.views import RealBatches, cutmix, smoothed, view
 from vidistill.tasks.methods import Recipe
 from vidistill.tasks.stage import Job, Work, stage
+from vidistill.tasks.videos.index import IndexTable, load_index
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SCORE = "score.json"
+SCORE, CONFUSION = "score.json", "confusion.npy"
 NETWORK_OPTIMISERS = {
+    **dict.fromkeys(("minic3d", "cnn_gru", "cnn_lstm"), OptimiserParameters(lr=0.01, batch_size=32, warmup_share=0.05)),
     "c3d": OptimiserParameters(lr=0.001, batch_size=16, warmup_share=0.1),
-    "video_swin_t": OptimiserParameters(lr=0.01, batch_size=16),
+    "video_swin_t": OptimiserParameters(
+        method="adamw", lr=5e-4, weight_decay=0.05, batch_size=32, warmup_share=0.2, clip_norm=1.0
+    ),
 }
-"""Measured on the validation fifth of sprites (8×56×56, Random, IPC 5, 100 steps, two seeds). C3D, which has no
-normalisation: 82.8 % at this rate; in its first steps at 0.003 its loss rises fourfold, at 0.01 tenfold and more. Video
-Swin-T stays at chance (12.5 %) at every rate tried, 14.8 to 17.2 %: SGD at 0.01 and 0.03, AdamW at 3e-4 and 1e-3."""
+"""For bodies that the common rate does not suit. Without normalisation a rate of 0.05 diverges; C3D, measured on the
+validation fifth of sprites (8×56×56, RGB, Random, IPC 5, 100 steps, two seeds), had 82.8 % at 0.001, and in its first
+steps its loss rose fourfold at 0.003 and tenfold at 0.01. Video Swin-T is published with AdamW."""
 
 
-class StudentParameters(Parameters):
-    """How every student is trained, whatever the method (VDSD's optimiser, methods §1.4; a stated number of steps)."""
+Protocol = Literal["vidistill", "vdsd"]
 
-    steps: int = Field(300, ge=1, description="SGD steps on a distilled set.")
-    full_steps: int = Field(1000, ge=1, description="SGD steps on all of the training clips.")
-    optimiser: OptimiserParameters = OptimiserParameters(lr=0.01, batch_size=32)
-    full_optimiser: OptimiserParameters = OptimiserParameters(lr=0.02, batch_size=16, warmup_share=0.05)
-    crop_scale: float = Field(1.0, gt=0, le=1, description="Smallest area share of the random crops; 1 is no crops.")
-    precision: Precision = "auto"
+
+class StudentParameters(TrainingParameters):
+    """How every student is trained, whatever the method and the budget."""
+
     networks: dict[str, OptimiserParameters] = Field(
         NETWORK_OPTIMISERS,
         exclude_if=lambda found: not found,
-        description="Instead of both optimisers, for students of these names.",
+        description="Instead of the optimiser, for students of these bodies.",
     )
 
     def of(self, network: str) -> StudentParameters:
         """How a student of this network is trained: `networks` is settled and gone, so that it is in no score's key."""
-        own = self.networks.get(network)
-        chosen = {} if own is None else {"optimiser": own, "full_optimiser": own}
-        return self.model_copy(update={**chosen, "networks": {}})
+        own = self.networks.get(parted(network)[1])
+        return self.model_copy(update={**({} if own is None else {"optimiser": own}), "networks": {}})
 
 
 class EvaluateParameters(Parameters):
@@ -63,6 +66,7 @@ class EvaluateParameters(Parameters):
     student: StudentParameters
     recipe: Recipe
     seed: int
+    protocol: Protocol = Field("vidistill", exclude_if=lambda protocol: protocol == "vidistill")
 
 
 class Score(Parameters):
@@ -81,53 +85,120 @@ class Score(Parameters):
 
 
 def evaluate_job(
-    network: str, student: StudentParameters, recipe: Recipe, seed: int, inputs: dict[str, ArtifactRef], label: str
-) -> Job:
-    """Inputs: `train` and `test` clips; `distilled`, or nothing for all clips; `teacher` where labels are online."""
-    parameters = EvaluateParameters(network=network, student=student.of(network), recipe=recipe, seed=seed)
+    network: str, student: StudentParameters, recipe: Recipe, seed: int, inputs: dict[str, ArtifactRef], label: str,
+    protocol: Protocol = "vidistill",
+) -> Job:  # fmt: skip
+    """Inputs: `train` and `test` clips; `distilled`, or `index` for all clips; `teacher` where labels are online."""
+    own = student.of(network)
+    if protocol == benchmark.NAME:
+        own = StudentParameters(**benchmark.STUDENT.model_dump(), networks={})
+    parameters = EvaluateParameters(network=network, student=own, recipe=recipe, seed=seed, protocol=protocol)
     return evaluate(parameters, inputs, label=label)
 
 
-@stage("score", version=1, threads="one")
+@stage("score", version=2, threads="one")
 def evaluate(work: Work) -> None:
     parameters = EvaluateParameters.model_validate(work.job.parameters)
-    student, full = parameters.student, not work.refs("distilled")
+    student = parameters.student
     device = Device.of(work, student.precision)
-    train_clips, test_clips = Clips(work.store, work.ref("train")), Clips(work.store, work.ref("test"))
-    network = training.build_network(
-        parameters.network, len(train_clips.classes), train_clips.shape_THWC, parameters.seed
-    )
-    optimiser, steps = (student.full_optimiser, student.full_steps) if full else (student.optimiser, student.steps)
-    draw, clips, size = _draws(work, parameters, optimiser, train_clips, device)
-    curve = training.train(network, draw, steps, optimiser, device, seed=parameters.seed, work=work)
-    logits_NK = predict_test(network, test_clips, device)
-    facts = score(logits_NK, test_clips.labels_N)
-    cost = 3 * flops_a_clip(network, train_clips.shape_THWC) * steps * min(optimiser.batch_size, clips)
+    clips, test_clips = Clips(work.store, work.ref("train")), Clips(work.store, work.ref("test"))
+    seed = training.role_seed(parameters.seed, streams.STUDENT_WEIGHTS)
+    network = training.build_network(parameters.network, len(clips.classes), clips.shape_THWC, seed)
+    batches = _batches(work, parameters, clips, seed, device)
+    draw, steps = batches.draw, student.steps(batches.order.n)
+    if parameters.protocol == benchmark.NAME:
+        draw = benchmark.standardising(draw)
+    soft = parameters.recipe.kind != "hard"
+    curve = training.train(
+        network, draw, steps, student.optimiser, device, seed=seed, work=work, average=student.average,
+        temperature=parameters.recipe.temperature if soft else 1.0,
+    )  # fmt: skip
+    logits_NK, labels_N = predict_test(network, test_clips, device), test_clips.labels_N
+    if parameters.protocol == benchmark.NAME:
+        logits_NK, labels_N = benchmark.predict(network, test_clips, seed, device)
+    flops = 3 * flops_a_clip(network, clips.shape_THWC) + batches.teacher_flops
     made = Score(
-        **facts, steps=tuple(curve.steps), loss=tuple(curve.loss), flops=cost, training_bytes=size, clips=clips
-    )
+        **score(logits_NK, labels_N), steps=tuple(curve.steps), loss=tuple(curve.loss),
+        flops=flops * batches.order.clips_until(steps), training_bytes=batches.bytes, clips=batches.order.n,
+    )  # fmt: skip
+    write_score(work, made, logits_NK, labels_N)
+    work.record(seeds=[parameters.seed], counts={"clips": made.clips, "test": len(test_clips)}, **device.facts())
+
+
+def write_score(work: Work, made: Score, logits_NK: Tensor, labels_N: Any) -> None:
+    """The score, and what was called what: (K, K) counts, a row a true class."""
+    confusion_KK = np.zeros((logits_NK.shape[1],) * 2, dtype=np.int32)
+    np.add.at(confusion_KK, (labels_N, logits_NK.argmax(1).numpy()), 1)
+    np.save(work.folder / CONFUSION, confusion_KK)
     (work.folder / SCORE).write_text(made.model_dump_json())
-    work.record(seeds=[parameters.seed], counts={"clips": clips, "test": len(test_clips)}, **device.facts())
 
 
-def _draws(
-    work: Work, parameters: EvaluateParameters, optimiser: OptimiserParameters, clips: Clips, device: Device
-) -> tuple[Draw, int, int]:
-    """The batches, how many clips they come from, and the bytes that are kept to train from them."""
+class TeacherScoreParameters(Parameters):
+    """A teacher's own row."""
+
+
+def teacher_score_job(teacher: ArtifactRef, train: ArtifactRef, test: ArtifactRef) -> Job:
+    inputs = {"teacher": teacher, "train": train, "test": test}
+    return teacher_score(TeacherScoreParameters(), inputs, label="score teacher")
+
+
+@stage("teacher-score", version=1, threads="one")
+def teacher_score(work: Work) -> None:
+    manifest = work.store.manifest(work.ref("teacher"))
+    trained = TeacherParameters.model_validate(manifest.parameters)
+    device = Device.of(work, trained.precision)
+    clips, test_clips = Clips(work.store, work.ref("train")), Clips(work.store, work.ref("test"))
+    network = load_teacher(work.store, work.ref("teacher"), clips, device)
+    logits_NK = predict_test(network, test_clips, device)
+    curve = json.loads((work.input("teacher") / CURVE).read_text())
+    order, steps = Order(len(clips), trained.optimiser.batch_size, trained.seed), trained.steps(len(clips))
+    made = Score(
+        **score(logits_NK, test_clips.labels_N), steps=tuple(curve["steps"]), loss=tuple(curve["loss"]),
+        flops=3 * flops_a_clip(network, clips.shape_THWC) * order.clips_until(steps), training_bytes=manifest.bytes,
+        clips=len(clips),
+    )  # fmt: skip
+    write_score(work, made, logits_NK, test_clips.labels_N)
+    work.record(seeds=[trained.seed], counts={"clips": len(clips), "test": len(test_clips)}, **device.facts())
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What a student learns from.
+
+    Attributes:
+        draw: the batches.
+        order: over the clips that they come from.
+        bytes: all that is kept to train from.
+        teacher_flops: of the teacher's answer for one clip, where it is asked at every step.
+    """
+
+    draw: Draw
+    order: Order
+    bytes: int
+    teacher_flops: int = 0
+
+
+def _batches(work: Work, parameters: EvaluateParameters, clips: Clips, seed: int, device: Device) -> Batches:
+    student, recipe = parameters.student, parameters.recipe
     if not work.refs("distilled"):
-        order = Order(len(clips), optimiser.batch_size, parameters.seed)
-        blocks = work.store.manifest(work.ref("train")).inputs["blocks"]
-        size = sum(work.store.manifest(block).bytes for block in blocks)
-        return RealBatches(clips.preload(), order, device, parameters.student.crop_scale), len(clips), size
+        order = Order(len(clips), student.optimiser.batch_size, seed)
+        real = RealBatches(clips.preload(), order, device, student, streams.STUDENT_VIEWS)
+        return Batches(real, order, source_bytes(load_index(work.store, work.ref("index"))))
     distilled = DistilledSet.load(work.input("distilled"))
-    size = DistilledSet.training_bytes(work.input("distilled"))
+    order = Order(len(distilled), student.optimiser.batch_size, seed)
+    size = DistilledSet.training_bytes(work.input("distilled"), logits=recipe.labels in ("soft", "learned"))
     teacher = None
-    if parameters.recipe.labels == "online":
+    if recipe.labels == "online":
         teacher = load_teacher(work.store, work.ref("teacher"), clips, device)
         size += work.store.manifest(work.ref("teacher")).bytes
-    order = Order(len(distilled), optimiser.batch_size, parameters.seed)
-    draw = DistilledBatches(distilled, clips, parameters.recipe, order, device, teacher, parameters.student.crop_scale)
-    return draw, len(distilled), size
+    draw = DistilledBatches(distilled, clips, recipe, order, device, teacher, student)
+    asked = 0 if teacher is None else flops_a_clip(teacher, clips.shape_THWC)
+    return Batches(draw, order, size, asked)
+
+
+def source_bytes(table: IndexTable) -> int:
+    """Of the training split's files, which is what is kept where nothing is distilled."""
+    return sum(video.bytes for video in table.of_split("train"))
 
 
 class DistilledBatches:
@@ -135,7 +206,7 @@ class DistilledBatches:
 
     def __init__(
         self, distilled: DistilledSet, clips: Clips, recipe: Recipe, order: Order, device: Device,
-        teacher: nn.Module | None, crop_scale: float,
+        teacher: nn.Module | None, student: TrainingParameters,
     ) -> None:  # fmt: skip
         import torch
 
@@ -144,12 +215,13 @@ class DistilledBatches:
             every_NTHWC = np.concatenate([every_NTHWC, *distilled.others_VNTHWC])
         self._x_NCTHW = training.to_input(every_NTHWC, clips.table.mean, clips.table.std, device)
         self._recipe, self._order, self._device, self._teacher = recipe, order, device, teacher
-        self._flips, self._crop_scale = clips.table.flips, crop_scale
+        self._flips, self._student = clips.table.flips, student
         if recipe.labels == "soft" or (recipe.labels == "learned" and distilled.logits_NK is not None):
             logits_NK = torch.from_numpy(distilled.logits_NK).to(device.torch_device)
             self._targets_NK = soft_targets(logits_NK, recipe.temperature)
         else:
-            self._targets_NK = training.one_hot(distilled.labels_N, len(clips.classes), device)
+            hard_NK = training.one_hot(distilled.labels_N, len(clips.classes), device)
+            self._targets_NK = smoothed(hard_NK, student.label_smoothing)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         import torch
@@ -160,11 +232,11 @@ class DistilledBatches:
         if self._teacher is not None and self._recipe.augmentation != "none":
             mix = GuidedMix.model_validate(self._recipe.settings)
             x_BCTHW = videomix(x_BCTHW, mix, self._recipe.augmentation, self._order.seed, step)
-        x_BCTHW = training.augment(x_BCTHW, self._flips, self._crop_scale, random)
+        x_BCTHW = view(x_BCTHW, self._student, self._flips, random)
         if self._teacher is not None:
             with torch.no_grad(), self._device.autocast():
                 targets_BK = soft_targets(self._teacher(x_BCTHW).float(), self._recipe.temperature)
-        return x_BCTHW, targets_BK
+        return cutmix(x_BCTHW, targets_BK, self._student.cutmix, random)
 
     def _variants(self, rows_B: Tensor, step: int) -> Tensor:
         """Rows of clips: of each of these instances one of its variants, drawn at random."""

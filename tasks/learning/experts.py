@@ -22,8 +22,8 @@ from vidistill.storage.clips import Clips
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import loop, streams, training
-from vidistill.tasks.learning.teacher import RealBatches
 from vidistill.tasks.learning.training import Device, Order, Precision, generator
+from vidistill.tasks.learning.views import RealBatches
 from vidistill.tasks.stage import Job, Work, stage
 
 if TYPE_CHECKING:

@@ -14,6 +14,10 @@ TEACHER_VIEWS = 3  # views, crops and flips of the clips that a teacher sees
 MIX = 6  # VideoMix: who is mixed, with whom, where
 STUDENT_VIEWS = 7  # crops and flips of the clips that a student sees
 STUDENT_VARIANTS = 21  # which variant of an instance a student sees
+TEACHER_WEIGHTS = 41  # its first weights
+STUDENT_WEIGHTS = 42  # its first weights, order and dropout
+TRIAL_WEIGHTS = 43
+TEST_FLIPS = 44  # of test clips, under the common benchmark's protocol
 
 # Where sets begin
 CORESET = 4  # which clips of a class

@@ -1,84 +1,65 @@
-"""Teacher: a network trained on the real training split, whose knowledge the distilled clips and soft labels carry."""
+"""Teacher: a network trained on the real training split, whose knowledge the distilled clips and soft labels carry.
+
+Shapes: N clips, K classes, D features.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
 
 from vidistill.storage.clips import Clips
-from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.learning import streams, training
-from vidistill.tasks.learning.training import Device, OptimiserParameters, Order, Precision
+from vidistill.tasks.learning.training import Device, Order, TrainingParameters
+from vidistill.tasks.learning.views import RealBatches
 from vidistill.tasks.stage import Job, Work, stage
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 WEIGHTS = "weights.safetensors"
 CURVE = "curve.json"
 
 
-class TeacherParameters(Parameters):
+class TeacherParameters(TrainingParameters):
     """How the teacher is trained (S3, Eq. 3, names the loss and nothing else).
 
-    MiniC3D with batch norm, since L_reg (S3, Eq. 5) needs running statistics, which plain MiniC3D lacks (methods §6).
+    A network with batch norm, since L_reg (S3, Eq. 5) needs running statistics, which plain MiniC3D lacks (methods §6).
     """
 
-    network: str = Field("minic3d_bn", description="minic3d_bn or minic3d.")
-    epochs: int = Field(40, ge=1, description="Passes over the training split, each with another stored view a video.")
-    optimiser: OptimiserParameters = OptimiserParameters(lr=0.02, batch_size=16, warmup_share=0.05)
-    crop_scale: float = Field(0.4, gt=0, le=1, description="Smallest area share of the random crops; 1 is no crops.")
-    precision: Precision = "auto"
+    network: str = Field("r2plus1d_small", description="A network's name; TSGF needs one with batch norm.")
+    ensemble: int = Field(1, ge=1, description="So many networks, whose mean probability is the teacher's answer.")
     seed: int = 0
     checkpoint_epochs: int = Field(2, ge=1, description="Epochs between checkpoints.")
 
 
 def teacher_job(clips: ArtifactRef, parameters: TeacherParameters) -> Job:
-    return teacher(parameters, {"clips": clips}, label=f"teacher {parameters.network}")
+    members = f"{parameters.ensemble} × " if parameters.ensemble > 1 else ""
+    return teacher(parameters, {"clips": clips}, label=f"teacher {members}{parameters.network}")
 
 
-@dataclass(frozen=True)
-class RealBatches:
-    """Batches of real clips: another view a video and epoch, cropped, flipped where the data set allows it."""
-
-    clips: Clips
-    order: Order
-    device: Device
-    crop_scale: float = 1.0
-
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """x_BCTHW and one-hot targets_BK of a step."""
-        rows = self.order.rows(step)
-        random = training.generator(self.order.seed, step, streams.TEACHER_VIEWS)
-        table = self.clips.table
-        clips_NTHWC = self.clips.read(rows, random.integers(table.views, size=len(rows)))
-        x_BCTHW = training.to_input(clips_NTHWC, table.mean, table.std, self.device)
-        x_BCTHW = training.augment(x_BCTHW, table.flips, self.crop_scale, random)
-        return x_BCTHW, training.one_hot(self.clips.labels_N[rows], len(table.classes), self.device)
-
-
-@stage("teacher", version=1, threads="all")
+@stage("teacher", version=2, threads="all")
 def teacher(work: Work) -> None:
     from safetensors.torch import save_file
 
     parameters = TeacherParameters.model_validate(work.job.parameters)
     clips = Clips(work.store, work.ref("clips")).preload()
     device = Device.of(work, parameters.precision)
-    network = training.build_network(parameters.network, len(clips.classes), clips.shape_THWC, parameters.seed)
+    network = build_teacher(parameters, clips)
     order = Order(len(clips), parameters.optimiser.batch_size, parameters.seed)
     curve = training.train(
         network,
-        RealBatches(clips, order, device, parameters.crop_scale),
-        parameters.epochs * order.steps_an_epoch,
+        RealBatches(clips, order, device, parameters),
+        parameters.steps(len(clips)),
         parameters.optimiser,
         device,
         seed=parameters.seed,
         work=work,
+        average=parameters.average,
         checkpoint_every=parameters.checkpoint_epochs * order.steps_an_epoch,
     )
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, work.folder / WEIGHTS)
@@ -86,12 +67,23 @@ def teacher(work: Work) -> None:
     work.record(seeds=[parameters.seed], counts={"clips": len(clips)}, **device.facts())
 
 
+def build_teacher(parameters: TeacherParameters, clips: Clips) -> nn.Module:
+    """The teacher before its training: one network, or several that differ in their first weights."""
+    from vidistill.models.ensemble import Ensemble
+
+    seeds = [
+        training.role_seed(parameters.seed, number, streams.TEACHER_WEIGHTS) for number in range(parameters.ensemble)
+    ]
+    members = [training.build_network(parameters.network, len(clips.classes), clips.shape_THWC, seed) for seed in seeds]
+    return members[0] if len(members) == 1 else Ensemble(members)
+
+
 def load_teacher(store: Store, ref: ArtifactRef, clips: Clips, device: Device) -> nn.Module:
     """A trained teacher in evaluation mode on the device, without gradients to its weights."""
     from safetensors.torch import load_file
 
     parameters = TeacherParameters.model_validate(store.manifest(ref).parameters)
-    network = training.build_network(parameters.network, len(clips.classes), clips.shape_THWC, parameters.seed)
+    network = build_teacher(parameters, clips)
     network.load_state_dict(load_file(store.folder(ref) / WEIGHTS))
     return training.settled(network, device)
 

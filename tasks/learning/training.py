@@ -43,6 +43,9 @@ class OptimiserParameters(Parameters):
     batch_size: int = Field(64, ge=1, description="Clips a step; the whole set where it is smaller.")
     warmup_share: float = Field(0.0, ge=0, lt=1, description="Share of the steps over which the rate rises from 0.")
     schedule: Literal["cosine", "half"] = Field("cosine", description="half: a tenth of the rate from the middle on.")
+    clip_norm: float | None = Field(
+        None, gt=0, exclude_if=lambda norm: norm is None, description="Gradients are scaled down to this norm."
+    )
 
     def lr_at(self, step: int, steps: int) -> float:
         """The learning rate of a step, a function of nothing but the step."""
@@ -52,6 +55,28 @@ class OptimiserParameters(Parameters):
         if self.schedule == "half":
             return self.lr if step <= steps // 2 else self.lr / 10
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+class TrainingParameters(Parameters):
+    """How a network is trained, be it a teacher or a student: the same law at every budget.
+
+    Chosen on the validation fifth for Random, at one and five clips a class and for all of them.
+    """
+
+    epochs: int = Field(40, ge=1, description="Passes over the clips.")
+    least_steps: int = Field(300, ge=1, description="Small sets are passed over more often, for so many steps.")
+    optimiser: OptimiserParameters = OptimiserParameters(lr=0.05, batch_size=32, warmup_share=0.05)
+    crop_scale: float = Field(0.4, gt=0, le=1, description="Smallest area share of the random crops; 1 is no crops.")
+    cutmix: float = Field(0.0, ge=0, description="α of CutMix, the same box in every frame, for half of the batches.")
+    jitter: float = Field(0.0, ge=0, lt=1, description="Brightness, contrast, saturation; a fifth of the clips grey.")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Of hard labels.")
+    average: float = Field(0.0, ge=0, lt=1, description="Decay of the running mean of the weights that is scored.")
+    precision: Precision = "auto"
+
+    def steps(self, clips: int) -> int:
+        """Optimiser steps on a set of so many clips."""
+        batches = math.ceil(clips / min(self.optimiser.batch_size, clips))
+        return max(self.least_steps, self.epochs * batches)
 
 
 @dataclass(frozen=True)
@@ -117,6 +142,11 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def role_seed(*seed: int) -> int:
+    """A seed for torch, of a role of its own: (seed, number, stream)."""
+    return int(generator(*seed).integers(2**31))
+
+
 def generator(*seed: int) -> np.random.Generator:
     """A generator seeded by any number of integers: (seed, step), (seed, class, index)."""
     return np.random.default_rng([number & 0xFFFFFFFF for number in seed])
@@ -133,6 +163,11 @@ class Order:
     @property
     def steps_an_epoch(self) -> int:
         return math.ceil(self.n / min(self.batch_size, self.n))
+
+    def clips_until(self, step: int) -> int:
+        """How many clips the steps before this one take."""
+        epochs, left = divmod(step, self.steps_an_epoch)
+        return epochs * self.n + sum(len(self.rows(place)) for place in range(left))
 
     def rows(self, step: int) -> NDArray[np.int64]:
         epoch, place = divmod(step, self.steps_an_epoch)
@@ -154,6 +189,8 @@ def train(
     seed: int,
     work: Work | None = None,
     checkpoint_every: int | None = None,
+    average: float = 0.0,
+    temperature: float = 1.0,
 ) -> Curve:
     """Train on cross-entropy with probabilities as targets; resumes from the job's last checkpoint.
 
@@ -168,6 +205,8 @@ def train(
         seed: of dropout.
         work: keeps checkpoints.
         checkpoint_every: steps between them; by default the seconds count.
+        average: decay of the running mean of the weights, which the network ends with; 0 for the last weights.
+        temperature: of the student's outputs, where its targets are softened, too; gradients keep their size.
 
     Raises:
         RunError: the loss diverges.
@@ -175,15 +214,45 @@ def train(
     from vidistill.models.dropout import seed_dropout
 
     placed(network, device).train()
-    stepper = _stepper(network, optimiser)
+    stepper, mean = _stepper(network, optimiser), _running_mean(network, average)
 
     def step(number: int) -> float:
         for group in stepper.param_groups:
             group["lr"] = optimiser.lr_at(number, steps)
         seed_dropout(network, int(generator(seed, number, streams.DROPOUT).integers(2**31)))
-        return _step(network, stepper, draw(number), device)
+        x_BCTHW, targets_BK = draw(number)
+        with device.autocast():
+            logits_BK = network(x_BCTHW)
+        loss = descend_to(logits_BK.float() / temperature, targets_BK) * temperature**2
+        value = loop.descend(stepper, loss, optimiser.clip_norm)
+        if mean is not None:
+            mean.update_parameters(network)
+        return value
 
-    return loop.run(step, steps, {"network": network, "optimiser": stepper}, work, every=checkpoint_every)
+    state: dict[str, Any] = {"network": network, "optimiser": stepper} | ({} if mean is None else {"mean": mean})
+    curve = loop.run(step, steps, state, work, every=checkpoint_every)
+    if mean is not None:
+        network.load_state_dict(mean.module.state_dict())
+    return curve
+
+
+def descend_to(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+    """Cross-entropy with probabilities; of several networks (models/ensemble.py) the sum of each one's."""
+    import torch
+
+    members = len(logits_BK) // len(targets_BK)
+    return torch.nn.functional.cross_entropy(logits_BK, targets_BK.repeat(members, 1)) * members
+
+
+def _running_mean(network: nn.Module, decay: float) -> Any:
+    """The exponential mean of weights and statistics; young, it forgets faster: min(decay, (n + 1)/(n + 10))."""
+    from torch.optim.swa_utils import AveragedModel
+
+    def mix(mean: Tensor, now: Tensor, count: Tensor | int) -> Tensor:
+        kept = min(decay, (int(count) + 1) / (int(count) + 10))
+        return mean.lerp(now, 1 - kept) if mean.is_floating_point() else now
+
+    return AveragedModel(network, avg_fn=mix, use_buffers=True) if decay else None
 
 
 def _stepper(network: nn.Module, optimiser: OptimiserParameters) -> torch.optim.Optimizer:
@@ -195,19 +264,10 @@ def _stepper(network: nn.Module, optimiser: OptimiserParameters) -> torch.optim.
     return torch.optim.SGD(network.parameters(), momentum=optimiser.momentum, **common)
 
 
-def _step(network: nn.Module, stepper: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], device: Device) -> float:
-    import torch
-
-    x_BCTHW, targets_BK = batch
-    with device.autocast():
-        logits_BK = network(x_BCTHW)
-    return loop.descend(stepper, torch.nn.functional.cross_entropy(logits_BK.float(), targets_BK))
-
-
 def format_of(parameter: Tensor) -> torch.memory_format:
     import torch
 
-    return torch.channels_last_3d if parameter.dim() == 5 else torch.preserve_format
+    return {4: torch.channels_last, 5: torch.channels_last_3d}.get(parameter.dim(), torch.preserve_format)
 
 
 def to_input(clips_NTHWC: NDArray[np.uint8], mean: Any, std: Any, device: Device) -> Tensor:
@@ -217,13 +277,6 @@ def to_input(clips_NTHWC: NDArray[np.uint8], mean: Any, std: Any, device: Device
     from vidistill.models import compute
 
     return compute.normalise(torch.from_numpy(clips_NTHWC).to(device.torch_device), mean, std)
-
-
-def augment(x_BCTHW: Tensor, flips: bool, crop_scale: float, random: np.random.Generator) -> Tensor:
-    """Random crops of whole clips, and flips of whole clips where the data set allows them."""
-    if crop_scale < 1:
-        x_BCTHW = crop_some(x_BCTHW, crop_scale, random)
-    return flip_some(x_BCTHW, random.random(len(x_BCTHW)) < 0.5) if flips else x_BCTHW
 
 
 def flip_some(x_BCTHW: Tensor, flips_B: NDArray[np.bool_]) -> Tensor:

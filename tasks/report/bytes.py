@@ -106,7 +106,7 @@ def bytes_charts(rows: Sequence[Row], classes: int, colours: Mapping[str, str]) 
     """A chart for each student and kind of labels that has rows of a budget: hard and soft are not ranked together."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        if not row.whole:
+        if not row.whole and row.bytes:
             groups.setdefault((row.student, row.labels), []).append(row)
     whole = {row.student: row for row in rows if row.whole}
     return [

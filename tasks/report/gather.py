@@ -52,7 +52,7 @@ class ReportParameters(Parameters):
 
 def report_job(
     parameters: ReportParameters, index: ArtifactRef, train: ArtifactRef, test: ArtifactRef, teacher: list[ArtifactRef],
-    quality: Sequence[ArtifactRef] = (),
+    quality: Sequence[ArtifactRef] = (), front: ArtifactRef | None = None,
 ) -> Job:  # fmt: skip
     """The job of the page; `quality` are the qualities of the pools that rows were chosen from."""
     scores = {ref for row in parameters.rows for ref in row.scores}
@@ -65,7 +65,7 @@ def report_job(
         "scores": sorted(scores, key=str),
         "sets": sorted(sets, key=str),
         "pool_quality": list(quality),
-    }
+    } | ({} if front is None else {"front": [front]})
     return report(parameters, inputs, label="report")
 
 

@@ -45,10 +45,13 @@ class DecodeParameters(Parameters):
     interval: int = Field(4, ge=1, description="Every how many frames of the video one is taken.")
     size: int = Field(112, ge=8, description="Height and width of a clip in pixels.")
     views: int = Field(4, ge=1, description="Stored temporal views of a training video; training draws one an epoch.")
+    test_views: int = Field(
+        1, ge=1, exclude_if=lambda views: views == 1, description="Stored temporal views of a test video."
+    )
     max_lost_share: float = Field(0.1, ge=0, le=1, description="The run ends when more of the videos cannot be used.")
 
     def sampling(self, split: str) -> Sampling:
-        views = self.views if split == "train" else 1
+        views = self.views if split == "train" else self.test_views
         return Sampling(frames=self.frames, interval=self.interval, size=self.size, views=views)
 
 

@@ -15,8 +15,10 @@ from vidistill.flows.parameters import Experiment, override
 from vidistill.storage.errors import RequestError
 
 QUICK = shlex.split(
-    "--seeds 1 --frames 4 --size 48 --set decode.max_lost_share=0.5 --set teacher.epochs=1 --set student.steps=3 "
-    "--set coded.search.steps=2 --set coded.search.crfs=[30,50] --set coded.search.scales=[1.0] --set coded.preset=10"
+    "--seeds 1 --frames 4 --size 48 --set decode.max_lost_share=0.5 --set front=rgb --set teacher.epochs=1 "
+    "--set teacher.least_steps=1 --set student.epochs=1 --set student.least_steps=3 "
+    "--set coded.search.student.epochs=1 --set coded.search.student.least_steps=2 "
+    "--set coded.search.crfs=[30,50] --set coded.search.scales=[1.0] --set coded.preset=10"
 )
 
 

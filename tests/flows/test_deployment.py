@@ -22,7 +22,7 @@ EXPERIMENT: dict[str, Any] = {
     "sprites": {"size": 48, "frames": 12, "train_per_class": 2, "test_per_class": 1},
     "decode": {"size": 48, "frames": 4, "views": 1},
     "teacher": {"epochs": 1, "precision": "fp32"},
-    "student": {"steps": 3, "full_steps": 3, "precision": "fp32"},
+    "student": {"epochs": 1, "least_steps": 3, "precision": "fp32"},
 }
 
 

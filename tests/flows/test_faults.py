@@ -20,16 +20,18 @@ from flow_running import BIN, CommandLine, environment
 from vidistill.storage.store import ArtifactRef, Store
 
 ARGUMENTS = shlex.split(
-    "--method random,tsgf --ipc 1 --seeds 1 --frames 4 --size 48 --set teacher.epochs=4 --set teacher.precision=fp32"
-    " --set teacher.checkpoint_epochs=1 --set tsgf.iterations=4 --set tsgf.precision=fp32 --set student.steps=5"
+    "--method random,tsgf --ipc 1 --seeds 1 --frames 4 --size 48 --set front=rgb --set teacher.epochs=4"
+    " --set teacher.least_steps=1 --set teacher.precision=fp32 --set teacher.checkpoint_epochs=1"
+    " --set tsgf.iterations=4 --set tsgf.precision=fp32 --set student.epochs=1 --set student.least_steps=5"
     " --set student.precision=fp32 --set decode.max_lost_share=0.5"
 )
 EXPERIMENT = {
     "cells": [{"method": "random"}, {"method": "tsgf", "options": {"iterations": 4, "precision": "fp32"}}],
     "seeds": 1,
     "decode": {"frames": 4, "size": 48, "max_lost_share": 0.5},
-    "teacher": {"epochs": 4, "checkpoint_epochs": 1, "precision": "fp32"},
-    "student": {"steps": 5, "precision": "fp32"},
+    "front": "rgb",
+    "teacher": {"epochs": 4, "least_steps": 1, "checkpoint_epochs": 1, "precision": "fp32"},
+    "student": {"epochs": 1, "least_steps": 5, "precision": "fp32"},
 }
 """The same as `ARGUMENTS`."""
 

@@ -20,7 +20,7 @@ from vidistill.tasks.videos.index import IndexTable
 from vidistill.tasks.videos.scan import Video
 
 CLASSES = ("left", "right")
-SMALL: dict[str, Any] = {"decode": {"frames": 8, "size": 32, "views": 1}, "seeds": 1}
+SMALL: dict[str, Any] = {"decode": {"frames": 8, "size": 32, "views": 1}, "seeds": 1, "front": "rgb"}
 
 
 def table(videos: int = 64, content: str = "a") -> IndexTable:
@@ -75,13 +75,13 @@ FULL, RANDOM = {"method": "full"}, {"method": "random"}
 VDSD = {"iterations": 50, "static": {"iterations": 50}}
 
 
-def test_all_clips_are_counted_by_their_own_steps_and_not_by_those_of_a_set() -> None:
-    student = {"steps": 100, "full_steps": 1000}
-    full, few = seconds(jobs_of(FULL, RANDOM, student=student), "score")
-    longer, same = seconds(jobs_of(FULL, RANDOM, student=student | {"full_steps": 2000}), "score")
+def test_passes_over_all_clips_count_and_of_a_small_set_the_least_steps() -> None:
+    student = {"epochs": 100, "least_steps": 1000}
+    full, few = seconds(jobs_of(FULL, RANDOM, videos=640, student=student), "score")
+    longer, same = seconds(jobs_of(FULL, RANDOM, videos=640, student=student | {"epochs": 200}), "score")
     assert longer == pytest.approx(2 * full, rel=0.1)
     assert same == few
-    assert full > 30 * few  # 1,000 batches of 16 clips, and 100 of the set's two
+    assert full > 30 * few  # 100 passes over 1,280 clips, and 1,000 steps of the set's two
 
 
 def test_a_student_is_trained_on_no_more_clips_than_its_set_has() -> None:
@@ -131,14 +131,14 @@ def test_every_method_of_the_registry_has_a_cost() -> None:
 
 
 def test_what_was_measured_here_is_what_the_like_takes(store: Store) -> None:
-    first, second = jobs_of(FULL), jobs_of(FULL, student={"full_steps": 2000})
+    first, second = jobs_of(FULL), jobs_of(FULL, student={"least_steps": 600})
     (score,) = by_kind(first, "score")
     for job in first:
         if job.stage in ("block", "clips"):
             commit(store, job, 1.0)
     commit(store, score, 500.0)
     (said,) = expected(planned(second, store), "score")
-    assert said == pytest.approx(1000, rel=0.02)
+    assert said == pytest.approx(1000, rel=0.05)
     assert expected(planned(first, store), "block") == pytest.approx([1.0] * 6, rel=0.5)
 
 
@@ -158,7 +158,7 @@ def test_a_network_that_is_slow_here_makes_all_networks_slow_but_no_decoding(sto
 
 
 def test_a_checkpoint_says_what_is_left_of_its_job_and_how_fast_it_went(store: Store) -> None:
-    jobs = jobs_of(RANDOM | {"recipes": ["soft"]})
+    jobs = jobs_of(RANDOM | {"recipes": ["soft"]}, teacher={"least_steps": 10_000})
     (teacher,) = by_kind(jobs, "teacher")
     (before,) = expected(planned(jobs, store), "score")
     kept = Manifest(kind="teacher-checkpoint", key=f"{teacher.ref.key}-00000005", version=1, parameters={}, inputs={})
@@ -169,21 +169,21 @@ def test_a_checkpoint_says_what_is_left_of_its_job_and_how_fast_it_went(store: S
     after = planned(jobs, store)
     assert expected(after, "teacher") == pytest.approx([500], rel=0.01)
     (score,) = expected(after, "score")
-    assert score > 10 * before
+    assert score > 5 * before
 
 
 def test_what_a_resumed_job_took_was_not_all_of_it(store: Store) -> None:
-    jobs, longer = jobs_of(FULL), jobs_of(FULL, student={"full_steps": 2000})
+    jobs, longer = jobs_of(FULL), jobs_of(FULL, student={"least_steps": 600})
     for job in jobs:
         if job.stage in ("block", "clips"):
             commit(store, job, 1.0)
     commit(store, by_kind(jobs, "score")[0], 250.0, resumed_share=0.5)
-    assert expected(planned(longer, store), "score") == pytest.approx([1000], rel=0.02)
+    assert expected(planned(longer, store), "score") == pytest.approx([1000], rel=0.05)
 
 
 @pytest.mark.parametrize("other", [{"machine": "an abacus"}, {"device": "cuda:0"}])
 def test_what_another_machine_or_device_took_says_nothing(store: Store, other: dict[str, str]) -> None:
-    first, second = jobs_of(FULL), jobs_of(FULL, student={"full_steps": 2000})
+    first, second = jobs_of(FULL), jobs_of(FULL, student={"least_steps": 600})
     default = expected(planned(second, store, device="cpu"), "score")
     for job in first:
         if job.stage in ("block", "clips", "score"):
@@ -240,7 +240,7 @@ def test_a_job_waits_for_its_inputs() -> None:
 
 
 def test_a_plan_is_no_sum(store: Store) -> None:
-    jobs = jobs_of(RANDOM, seeds=8, student={"steps": 10_000})
+    jobs = jobs_of(RANDOM, seeds=8, student={"least_steps": 100_000})
     plan = planned(jobs, store)
     total = sum(one.seconds for one in plan.todo)
     assert 0.45 * total < plan.seconds < 0.7 * total
@@ -259,8 +259,8 @@ def made(store: Store) -> Store:
 
 
 def test_a_reason_compares_with_the_same_seed(made: Store) -> None:
-    changed = jobs_of(RANDOM | {"recipes": ["soft"]}, seeds=2, student={"steps": 50})
-    assert why(planned(changed, made), "score") == {"student.steps 300 → 50"}
+    changed = jobs_of(RANDOM | {"recipes": ["soft"]}, seeds=2, student={"least_steps": 50})
+    assert why(planned(changed, made), "score") == {"student.least_steps 300 → 50"}
     more = jobs_of(RANDOM | {"recipes": ["soft"]}, seeds=3)
     assert why(planned(more, made), "score") == {"", "no artifact like it of this data yet"}
 

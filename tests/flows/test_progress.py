@@ -222,7 +222,7 @@ def in_a_terminal(command: list[str], user: CommandLine) -> Iterator[tuple[float
 def test_in_a_terminal_bars_are_there_before_anything_heavy_is(
     user: CommandLine, arguments: tuple[object, ...]
 ) -> None:
-    command = [str(BIN / "vidistill"), *map(str, arguments), "--set", "student.steps=4"]
+    command = [str(BIN / "vidistill"), *map(str, arguments), "--set", "student.least_steps=4"]
     text, loaded = "", None
     for _, shown, process in in_a_terminal(command, user):
         text += shown

@@ -137,7 +137,7 @@ MOMENTS = {
     "training": ("run", "videos", "--method tsgf --set teacher.epochs=5000 --set teacher.checkpoint_epochs=1",
                  "teacher-checkpoint/*/manifest.json"),
     "matching": ("run", "videos", "--method dm --set dm.iterations=1000", "distilled-checkpoint/*/manifest.json"),
-    "scoring": ("run", "videos", "--method random --set student.steps=50000 --set student.full_steps=50000",
+    "scoring": ("run", "videos", "--method random --set front=rgb --set student.least_steps=50000",
                 "distilled/*/manifest.json"),
 }  # fmt: skip
 

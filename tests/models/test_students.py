@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models.video import swin3d_t
 
 from vidistill.models import build, compute
 from vidistill.models.c3d import C3D

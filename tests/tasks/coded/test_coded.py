@@ -23,7 +23,11 @@ from vidistill.tasks.methods import HARD, Recipe, find_method
 from vidistill.tasks.stage import run_job
 
 QUICK: dict[str, Any] = {"preset": 10, "precision": "fp32"}
-SEARCH: dict[str, Any] = {"crfs": [20, 63], "scales": [1.0, 0.5], "steps": 2, "precision": "fp32"}
+SEARCH: dict[str, Any] = {
+    "crfs": [20, 63],
+    "scales": [1.0, 0.5],
+    "student": {"epochs": 1, "least_steps": 2, "precision": "fp32"},
+}
 SOFT = Recipe(labels="soft", temperature=2.0)
 
 

@@ -302,7 +302,7 @@ def test_a_student_trains_on_regions_with_labels_of_their_own(bench: Bench) -> N
     assert made.logits_NK.shape == (4 * len(CLASSES), len(CLASSES))
     refs = {"train": bench.given.train, "test": bench.given.train, "distilled": soft.ref}
     score = evaluate_job(
-        "minic3d", StudentParameters(steps=2, precision="fp32"), Recipe(labels="soft"), 0, refs, "score"
+        "minic3d", StudentParameters(epochs=1, least_steps=2, precision="fp32"), Recipe(labels="soft"), 0, refs, "score"
     )
     run_job(score, bench.runtime)
     got = load_score(bench.store.folder(score.ref))

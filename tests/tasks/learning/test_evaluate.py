@@ -23,9 +23,11 @@ from vidistill.tasks.learning.evaluate import (
     score,
     soft_targets,
 )
-from vidistill.tasks.learning.training import OptimiserParameters, generator
+from vidistill.tasks.learning.training import OptimiserParameters, generator, role_seed
 from vidistill.tasks.methods import HARD, Recipe
 from vidistill.tasks.stage import Runtime, run_job
+from vidistill.tasks.videos.index import INDEX, IndexTable
+from vidistill.tasks.videos.scan import Video
 
 
 def test_scores_agree_with_scikit_learn() -> None:
@@ -62,34 +64,38 @@ def student_of(network: str, student: StudentParameters) -> dict[str, object]:
 
 def test_a_network_has_its_own_optimiser_and_no_other_student_is_touched_by_it() -> None:
     plain = student_of("minic3d_bn", StudentParameters())
-    assert set(plain) == {"steps", "full_steps", "optimiser", "full_optimiser", "crop_scale", "precision"}
+    assert "networks" not in plain
     assert plain == student_of("minic3d_bn", StudentParameters(networks={"c3d": OptimiserParameters(lr=1.0)}))
     own = OptimiserParameters(method="adamw", lr=1e-3)
     asked = student_of("video_swin_t", StudentParameters(networks={"video_swin_t": own}))
-    assert asked["optimiser"] == asked["full_optimiser"] == own.model_dump(mode="json")
+    assert asked["optimiser"] == own.model_dump(mode="json")
+    assert student_of("centred:video_swin_t", StudentParameters())["optimiser"]["method"] == "adamw"
 
 
 # --- a student on tiny clips, written out ------------------------------------------------------------------------
 
 STEPS, RATE = 8, 0.3
 STUDENT = StudentParameters(
-    steps=STEPS, full_steps=STEPS, precision="fp32",
-    optimiser=OptimiserParameters(lr=RATE, batch_size=4), full_optimiser=OptimiserParameters(lr=RATE, batch_size=4),
+    epochs=1, least_steps=STEPS, precision="fp32", optimiser=OptimiserParameters(lr=RATE, batch_size=4), crop_scale=1.0,
+    label_smoothing=0.0,
 )  # fmt: skip
+SEED = role_seed(9, streams.STUDENT_WEIGHTS)
+"""What a student of seed 9 draws from."""
 Batch = Callable[[list[int], int], tuple[torch.Tensor, torch.Tensor]]
 
 
-def trained_by_hand(batch: Batch, rows: int) -> tuple[list[float], list[torch.nn.Module]]:
+def trained_by_hand(batch: Batch, rows: int, temperature: float = 1.0) -> tuple[list[float], list[torch.nn.Module]]:
     """SGD with momentum, decay and a cosine on −Σ target·log p; the loss of each step, and the student after each."""
-    torch.manual_seed(7)
+    torch.manual_seed(SEED)
     student = tiny.TinyNet().double()
     weights, velocity = list(student.parameters()), [0.0] * 4
     losses, students = [], []
     for step in range(STEPS):
         epoch, place = divmod(step, 2)
-        order = generator(7, epoch, streams.EPOCH_ORDER).permutation(rows)
+        order = generator(SEED, epoch, streams.EPOCH_ORDER).permutation(rows)
         x_BCTHW, targets_BK = batch(np.array_split(order, 2)[place].tolist(), step)
-        loss = -(targets_BK * student(x_BCTHW).log_softmax(1)).sum(1).mean()
+        log_BK = (student(x_BCTHW) / temperature).log_softmax(1)
+        loss = -(targets_BK * log_BK).sum(1).mean() * temperature**2
         gradients = torch.autograd.grad(loss, weights)
         rate = RATE * (1 + math.cos(math.pi * step / STEPS)) / 2
         for i, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
@@ -113,7 +119,7 @@ def scored(folder: Path, recipe: Recipe, inputs: dict[str, ArtifactRef], test: t
     with store.writing(manifest) as attempt:
         (attempt.folder / TABLE).write_text(test.clips.table.model_dump_json())
     given = {"train": ArtifactRef(kind="clips", key="c"), "test": manifest.ref} | inputs
-    job = evaluate_job("any", STUDENT, recipe, 7, given, "score")
+    job = evaluate_job("any", STUDENT, recipe, 9, given, "score")
     run_job(job, Runtime(store=str(folder), threads=1))
     return load_score(store.folder(job.ref))
 
@@ -155,11 +161,11 @@ def test_an_online_student_sees_the_teachers_labels_for_the_very_clips_that_it_i
 
     def batch(slots: list[int], step: int) -> tuple[torch.Tensor, torch.Tensor]:
         x_BCTHW = torch.stack([given.x(rows[slot]) for slot in slots])
-        x_BCTHW = tiny.videomix_by_loops(x_BCTHW, tiny.saliency_by_loops(x_BCTHW.numpy()), 0.75, 0.5, 7, step)
-        x_BCTHW = mirrored(x_BCTHW, generator(7, step, streams.STUDENT_VIEWS).random(len(slots)) < 0.5)
+        x_BCTHW = tiny.videomix_by_loops(x_BCTHW, tiny.saliency_by_loops(x_BCTHW.numpy()), 0.75, 0.5, SEED, step)
+        x_BCTHW = mirrored(x_BCTHW, generator(SEED, step, streams.STUDENT_VIEWS).random(len(slots)) < 0.5)
         return x_BCTHW, (exact(x_BCTHW) / 2).softmax(1)
 
-    check(made, *trained_by_hand(batch, 6), test)
+    check(made, *trained_by_hand(batch, 6, temperature=2.0), test)
 
 
 def test_a_student_of_all_clips_sees_their_views_and_flips_and_hard_labels(
@@ -167,10 +173,17 @@ def test_a_student_of_all_clips_sees_their_views_and_flips_and_hard_labels(
 ) -> None:
     given, test = splits(tmp_path)
     tiny.networks(monkeypatch)
-    made = scored(tmp_path, HARD, {}, test)
+    video = Video(path="a.mp4", label=0, split="train", group=None, bytes=120, sha256="", width=8, height=8, frames=8,
+                  duration_seconds=1, codec="h264")  # fmt: skip
+    files = (video, video.model_copy(update={"path": "b.mp4", "bytes": 3}), video.model_copy(update={"split": "test"}))
+    table = IndexTable(layout="folders", classes=("a", "b"), flips=True, videos=files, rejected=())
+    index = tiny.put(Store(tmp_path), "index", "i", lambda f: (f / INDEX).write_text(table.model_dump_json()), {})
+    made = scored(tmp_path, HARD, {"index": index}, test)
+    assert made.training_bytes == 123  # of the files that all clips come from
+    assert made.clips == 6
 
     def batch(rows: list[int], step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        random = generator(7, step, streams.TEACHER_VIEWS)
+        random = generator(SEED, step, streams.STUDENT_VIEWS)
         views = random.integers(tiny.VIEWS, size=len(rows))
         x_BCTHW = torch.stack([given.x(row, int(view)) for row, view in zip(rows, views, strict=True)])
         x_BCTHW = mirrored(x_BCTHW, random.random(len(rows)) < 0.5)

@@ -19,7 +19,8 @@ from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.opening import open_store
 from vidistill.tasks.learning import training
 from vidistill.tasks.learning.loop import Curve
-from vidistill.tasks.learning.training import Device, OptimiserParameters, Order
+from vidistill.tasks.learning.training import Device, OptimiserParameters, Order, TrainingParameters
+from vidistill.tasks.learning.views import view
 from vidistill.tasks.stage import Runtime, run_job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -307,7 +308,7 @@ def test_a_network_is_its_seed_whatever_was_drawn_before():
 
 
 def test_an_unknown_network_is_a_wrong_request():
-    with pytest.raises(RequestError, match=r"'resnet'.*choose one of minic3d"):
+    with pytest.raises(RequestError, match=r"'resnet'.*choose one of r2plus1d_small"):
         training.build_network("resnet", 3, SHAPE_THWC, 0)
 
 
@@ -341,7 +342,7 @@ def test_crops_zoom_into_an_upright_square_of_a_clip_the_same_in_all_of_its_fram
     ramp = torch.linspace(0, 1, side, dtype=torch.float64)
     x_BCTHW = torch.stack([ramp[:, None].expand(side, side), ramp.expand(side, side), torch.zeros(side, side)])
     x_BCTHW = x_BCTHW[None, :, None].expand(clips, 3, 2, side, side)
-    made = training.augment(x_BCTHW, False, 0.25, np.random.default_rng(0))
+    made = view(x_BCTHW, TrainingParameters(crop_scale=0.25), False, np.random.default_rng(0))
     assert torch.equal(made[:, :, 0], made[:, :, 1])
     inner = slice(1, -1)  # beyond the outermost centres there is nothing to interpolate
     down = made[:, 0, 0, inner, inner].diff(dim=1) * (side - 1)

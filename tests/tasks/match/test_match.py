@@ -16,6 +16,7 @@ from vidistill.storage.errors import RequestError, RunError
 from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.learning.evaluate import DistilledBatches
 from vidistill.tasks.learning.training import Order, generator
+from vidistill.tasks.learning.views import PLAIN
 from vidistill.tasks.match import core, dc, dm, sets, static_dc
 from vidistill.tasks.match.core import Loop
 from vidistill.tasks.match.real import RealClips
@@ -363,7 +364,7 @@ def test_learned_labels_are_the_sets_own_and_one_hot_where_it_has_none(bench: Be
     logits_NK = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
 
     def targets(made: DistilledSet) -> np.ndarray:
-        draw = DistilledBatches(made, bench.clips, recipe, Order(3, 3, 0), bench.device, None, 1.0)
+        draw = DistilledBatches(made, bench.clips, recipe, Order(3, 3, 0), bench.device, None, PLAIN)
         return draw(0)[1].numpy()[np.argsort(Order(3, 3, 0).rows(0))]
 
     np.testing.assert_array_equal(targets(plain), np.eye(3))

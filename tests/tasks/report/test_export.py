@@ -29,7 +29,7 @@ from vidistill.tasks.stage import Job, run_job
 from vidistill.tasks.videos.decoder import Decoder
 
 README = Path(__file__).resolve().parents[3] / "README.md"
-STUDENT = StudentParameters(steps=2, precision="fp32", crop_scale=0.5)
+STUDENT = StudentParameters(epochs=1, least_steps=2, precision="fp32", crop_scale=0.5)
 ONLINE, SOFT = Recipe(labels="online", temperature=2.0), Recipe(labels="soft", temperature=4.0)
 
 
@@ -148,7 +148,7 @@ def test_an_export_holds_all_that_a_student_needs(bench: Bench, tmp_path: Path) 
     assert told["artifact"] == str(score)
     assert {"student": "minic3d", "recipe": "online", "seed": 0}.items() <= told.items()
     assert facts["from"]["mean std flips"] == str(bench.given.train)
-    assert facts["teacher"]["network"] == "minic3d_bn"
+    assert facts["teacher"]["network"] == "r2plus1d_small"
     kept = bench.store.folder(bench.teacher) / "weights.safetensors"
     assert (out / facts["teacher"]["weights"]).read_bytes() == kept.read_bytes()
     assert load_file(out / TEACHER)

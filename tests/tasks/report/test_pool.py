@@ -57,7 +57,7 @@ class Made:
         given, source = self.bench.given, find_method("random")
         jobs = distil_jobs(source, source.method.Parameters(), 1, 0, len(self.bench.clips.classes), inputs, "set")
         made = [self.add(job) for job in jobs][-1]
-        student = StudentParameters(steps=2, precision="fp32")
+        student = StudentParameters(epochs=1, least_steps=2, precision="fp32")
         refs = {"train": given.train, "test": self.test, "distilled": made}
         score = self.add(evaluate_job("minic3d_bn", student, HARD, 0, refs, "score"))
         row = RowPlan(method="random", variant="", recipe="hard", labels="hard", ipc=1, student="minic3d_bn",

@@ -1,0 +1,62 @@
+"""The common benchmark's protocol, copied with its habits from VDSD's code (arXiv 2312.00362), to stand beside papers.
+
+A student takes 501 passes by SGD at 0.01 (momentum 0.9, decay 5e-4) in batches of 256, at a tenth of the rate from the
+middle on; clips are neither cropped nor mixed, and flipped only where real ones are. Every batch is standardised over
+all of its elements, in training and in test. Every test video counts three times, by three clips, each flipped or not.
+
+Two of its habits are not copied: optimisers are not made anew in the middle, and a set is scored once, when it is
+finished, where the benchmark reports the best of several checkpoints, chosen on the test split. Its random starts of
+test clips are three evenly spread ones here.
+
+Shapes: B clips a batch, V views a video. `x_BCTHW` is normalised.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vidistill.storage.clips import Clips
+from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.training import Device, Draw, OptimiserParameters, TrainingParameters, generator
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+NAME, TEST_VIEWS, TEST_BATCH = "vdsd", 3, 64
+STUDENT = TrainingParameters(
+    epochs=501,
+    least_steps=1,
+    optimiser=OptimiserParameters(lr=0.01, momentum=0.9, weight_decay=5e-4, batch_size=256, schedule="half"),
+    crop_scale=1.0,
+    cutmix=0.0,
+    label_smoothing=0.0,
+)
+
+
+def standardised(x_BCTHW: Tensor) -> Tensor:
+    """A batch with mean zero and deviation one over all of its elements."""
+    return (x_BCTHW - x_BCTHW.mean()) / x_BCTHW.std()
+
+
+def standardising(draw: Draw) -> Draw:
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        x_BCTHW, targets_BK = draw(step)
+        return standardised(x_BCTHW), targets_BK
+
+    return batch
+
+
+def predict(network: nn.Module, clips: Clips, seed: int, device: Device) -> tuple[Tensor, np.ndarray]:
+    """Logits (V·N, K), view after view, and their labels."""
+    table, views = clips.table, clips.table.views
+
+    def batch(view: int, first: int) -> Tensor:
+        rows_B = range(first, min(first + TEST_BATCH, len(clips)))
+        x_BCTHW = training.to_input(clips.read(rows_B, view), table.mean, table.std, device)
+        flips_B = generator(seed, view, first, streams.TEST_FLIPS).random(len(rows_B)) < 0.5
+        return standardised(training.flip_some(x_BCTHW, flips_B) if table.flips else x_BCTHW)
+
+    batches = (batch(view, first) for view in range(views) for first in range(0, len(clips), TEST_BATCH))
+    return training.predict(network, batches, device), np.tile(clips.labels_N, views)

@@ -1,0 +1,98 @@
+"""Trials: networks trained on four fifths of the training clips and scored on the fifth that is left, for choices.
+
+The fifth holds whole groups (UCF101's and the sprites' sources), and the test split is never looked at.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidistill.models import FRONT_NAMES, fronted, parted
+from vidistill.storage.clips import Clips, ClipTable
+from vidistill.storage.parameters import Parameters
+from vidistill.storage.store import ArtifactRef, Store
+from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.evaluate import StudentParameters, score
+from vidistill.tasks.learning.training import Device, Order
+from vidistill.tasks.learning.views import RealBatches
+from vidistill.tasks.stage import Job, Work, stage
+from vidistill.tasks.videos.splits import Entry, move_to_test
+
+TRIAL, FRONT = "trial.json", "front.json"
+HELD_SHARE, HELD_SEED = 0.2, 0
+
+
+def fifths(table: ClipTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows to train on and those that are held out: about a fifth of each class, in whole groups.
+
+    Raises:
+        RequestError: a class has one group, so that nothing of it can be held out.
+    """
+    entries = [
+        Entry(path=video.path, label=table.classes[video.label], split="train", group=video.group)
+        for video in table.videos
+    ]
+    held_N = np.array([entry.split == "test" for entry in move_to_test(entries, HELD_SHARE, HELD_SEED)])
+    return np.flatnonzero(~held_N), np.flatnonzero(held_N)
+
+
+class TrialParameters(Parameters):
+    network: str
+    student: StudentParameters
+    seed: int
+
+
+@stage("trial", version=1, threads="one")
+def trial(work: Work) -> None:
+    parameters = TrialParameters.model_validate(work.job.parameters)
+    clips, student = Clips(work.store, work.ref("clips")).preload(), parameters.student
+    device = Device.of(work, student.precision)
+    train_N, held_N = fifths(clips.table)
+    seed = training.role_seed(parameters.seed, streams.TRIAL_WEIGHTS)
+    network = training.build_network(parameters.network, len(clips.classes), clips.shape_THWC, seed)
+    order = Order(len(train_N), student.optimiser.batch_size, seed)
+    draw = RealBatches(clips, order, device, student, streams.STUDENT_VIEWS, train_N)
+    training.train(network, draw, student.steps(len(train_N)), student.optimiser, device, seed=seed, work=work,
+                   average=student.average)  # fmt: skip
+    table = clips.table
+    batches = (
+        training.to_input(clips.read(held_N[first : first + 32]), table.mean, table.std, device)
+        for first in range(0, len(held_N), 32)
+    )
+    found = score(training.predict(network, batches, device), clips.labels_N[held_N])
+    (work.folder / TRIAL).write_text(json.dumps({"network": parameters.network, "top1": found["top1"]}))
+    work.record(seeds=[parameters.seed], counts={"clips": len(train_N), "held": len(held_N)}, **device.facts())
+
+
+TRIED = StudentParameters(epochs=20)
+"""How each front is tried: the small network, half as long as a student."""
+
+
+def front_jobs(clips: ArtifactRef) -> list[Job]:
+    """A trial a front, and the decision last."""
+    trials = [
+        trial(TrialParameters(network=(name := fronted("r2plus1d_small", front)), student=TRIED.of(name), seed=0),
+              {"clips": clips}, label=f"try {front}")
+        for front in FRONT_NAMES
+    ]  # fmt: skip
+    return [*trials, decide({}, {"trials": [job.ref for job in trials]}, label="front")]
+
+
+@stage("front", version=1)
+def decide(work: Work) -> None:
+    found: dict[str, list[float]] = {}
+    for ref in work.refs("trials"):
+        facts = json.loads((work.store.folder(ref) / TRIAL).read_text())
+        front, _ = parted(facts["network"])
+        found.setdefault(front, []).append(facts["top1"])
+    means = {front: float(np.mean(values)) for front, values in found.items()}
+    (work.folder / FRONT).write_text(json.dumps({"front": max(means, key=lambda front: means[front]), "top1": means}))
+
+
+def decided(store: Store, ref: ArtifactRef) -> str:
+    """The front that a `front` artifact chose."""
+    return str(json.loads(Path(store.folder(ref) / FRONT).read_text())["front"])

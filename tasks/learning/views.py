@@ -1,0 +1,105 @@
+"""Views: what is done to the clips and targets of a batch before a network learns from them.
+
+Shapes: B clips, C colours, T frames, H height, W width, K classes. `x_BCTHW` is normalised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vidistill.storage.clips import Clips
+from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.training import Device, Order, TrainingParameters, generator
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+PLAIN = TrainingParameters(crop_scale=1.0, cutmix=0.0, label_smoothing=0.0)
+"""Clips as they are, but for the data set's flips: what experts see."""
+
+
+def view(x_BCTHW: Tensor, parameters: TrainingParameters, flips: bool, random: np.random.Generator) -> Tensor:
+    """Crops and colours of whole clips, and flips where the data set allows them."""
+    if parameters.crop_scale < 1:
+        x_BCTHW = training.crop_some(x_BCTHW, parameters.crop_scale, random)
+    if parameters.jitter:
+        x_BCTHW = recolour(x_BCTHW, parameters.jitter, random)
+    return training.flip_some(x_BCTHW, random.random(len(x_BCTHW)) < 0.5) if flips else x_BCTHW
+
+
+def recolour(x_BCTHW: Tensor, strength: float, random: np.random.Generator) -> Tensor:
+    """Brightness, contrast and saturation of each clip, the same in all of its frames; every fifth clip is grey.
+
+    Brightness moves by up to `strength` standard deviations, contrast and saturation by a factor of 1 ± `strength`.
+    """
+    import torch
+
+    def drawn(low: float, high: float) -> Tensor:
+        values_B = random.uniform(low, high, len(x_BCTHW))
+        return torch.from_numpy(values_B).to(x_BCTHW)[:, None, None, None, None]
+
+    grey_B1THW = x_BCTHW.mean(1, keepdim=True)
+    saturation_B = drawn(1 - strength, 1 + strength) * (drawn(0, 1) >= 0.2)
+    x_BCTHW = grey_B1THW + (x_BCTHW - grey_B1THW) * saturation_B
+    mean_B = x_BCTHW.mean((1, 2, 3, 4), keepdim=True)
+    return mean_B + (x_BCTHW - mean_B) * drawn(1 - strength, 1 + strength) + drawn(-strength, strength)
+
+
+def cutmix(x_BCTHW: Tensor, targets_BK: Tensor, alpha: float, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """CutMix (Yun et al. 2019) through time: half of the batches get a box of other clips, the same in every frame."""
+    import torch
+
+    if not alpha or random.random() < 0.5:
+        return x_BCTHW, targets_BK
+    height, width = x_BCTHW.shape[3:]
+    side = np.sqrt(1 - random.beta(alpha, alpha))
+    y, x = random.integers(height), random.integers(width)
+    rows = slice(max(0, y - int(height * side) // 2), y + int(height * side) // 2)
+    columns = slice(max(0, x - int(width * side) // 2), x + int(width * side) // 2)
+    other_B = torch.from_numpy(random.permutation(len(x_BCTHW))).to(x_BCTHW.device)
+    mixed_BCTHW = x_BCTHW.clone()
+    mixed_BCTHW[:, :, :, rows, columns] = x_BCTHW[other_B][:, :, :, rows, columns]
+    share = mixed_BCTHW[0, 0, 0, rows, columns].numel() / (height * width)
+    return mixed_BCTHW, (1 - share) * targets_BK + share * targets_BK[other_B]
+
+
+def smoothed(targets_BK: Tensor, smoothing: float) -> Tensor:
+    """Label smoothing (Szegedy et al. 2016): a share of the probability is spread over all classes."""
+    return targets_BK * (1 - smoothing) + smoothing / targets_BK.shape[1]
+
+
+@dataclass(frozen=True)
+class RealBatches:
+    """Batches of real clips: another stored view a video and epoch.
+
+    Attributes:
+        clips: the training split.
+        order: over the rows that are used.
+        device: where the clips go.
+        parameters: what is done to them.
+        stream: tells who draws: a teacher, or a student of all clips.
+        rows_N: the rows that are used; all of them where it is None.
+    """
+
+    clips: Clips
+    order: Order
+    device: Device
+    parameters: TrainingParameters = PLAIN
+    stream: int = streams.TEACHER_VIEWS
+    rows_N: NDArray[np.int64] | None = None
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """x_BCTHW and targets_BK of a step."""
+        rows_B = self.order.rows(step)
+        if self.rows_N is not None:
+            rows_B = self.rows_N[rows_B]
+        random, table = generator(self.order.seed, step, self.stream), self.clips.table
+        clips_NTHWC = self.clips.read(rows_B, random.integers(table.views, size=len(rows_B)))
+        x_BCTHW = training.to_input(clips_NTHWC, table.mean, table.std, self.device)
+        targets_BK = training.one_hot(self.clips.labels_N[rows_B], len(table.classes), self.device)
+        x_BCTHW = view(x_BCTHW, self.parameters, table.flips, random)
+        return cutmix(x_BCTHW, smoothed(targets_BK, self.parameters.label_smoothing), self.parameters.cutmix, random)
