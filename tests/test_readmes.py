@@ -175,3 +175,25 @@ def test_a_report_s_tables_are_written_where_a_page_asks_for_them(tmp_path: Path
     assert "A note." in written
     assert written[-2:] == ["<!-- table b -->", "<!-- end -->"]
     assert tables.write([page], "c", document) == 0
+
+
+def test_a_table_by_bytes_shows_what_nobody_beats_with_as_many(tmp_path: Path) -> None:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("write_tables", ROOT / "tests/benchmarks/write_tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- bytes a -->\n<!-- end -->\n")
+    rows = [
+        ROW,
+        ROW | {"method": "coded", "ipc": None, "kb": 10, "bytes": 2e4, "bytes_coded": 2e4, "top1_mean": 0.3},
+        ROW | {"method": "dm", "variant": "coded", "kb": None, "bytes_coded": 3e4, "top1_mean": 0.2},
+        ROW | {"method": "full", "ipc": None},
+    ]
+    assert tables.write([page], "a", {"rows": rows, "classes": ["x", "y"], "notes": []}) == 1
+    assert [line for line in page.read_text().splitlines() if line.startswith("| ") and "c3d" in line] == [
+        "| **10.0** | **coded** | **10 KB** | **hard** | **c3d** | **30.0 ± 1.0** |",
+        "| 15.0 | dm coded | 1 | hard | c3d | 20.0 ± 1.0 |",
+        "| 50.0 | random | 1 | hard | c3d | 10.0 ± 1.0 |",
+    ]

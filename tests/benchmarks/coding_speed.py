@@ -1,4 +1,4 @@
-"""Coded clips: how many a second are written and read on one thread, their bytes, and what they lose.
+"""Coded clips: how many are written and read in a second of CPU time, their bytes, and what they lose.
 
     python tests/benchmarks/coding_speed.py FOLDER [--clips 20] [--crf 40 50 58] [--preset 4]
 
@@ -29,11 +29,11 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def measure(clips_NTHWC: np.ndarray, crf: int, preset: int) -> str:
-    begin = time.perf_counter()
+    begin = time.process_time()
     data = encode(clips_NTHWC, crf, preset).to_bytes()
-    coded = time.perf_counter()
+    coded = time.process_time()
     decoded_NTHWC = decode(Stream.from_bytes(data))
-    n, end = len(clips_NTHWC), time.perf_counter()
+    n, end = len(clips_NTHWC), time.process_time()
     return (
         f"{n / (coded - begin):10.1f} {n / (end - coded):10.1f} {len(data) / n:10.0f} "
         f"{psnr(clips_NTHWC, decoded_NTHWC):8.1f}"

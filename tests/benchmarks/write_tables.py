@@ -4,7 +4,8 @@
 
 Wherever one of the pages says `<!-- table NAME -->` … `<!-- end -->`, the rows of that report and its notes stand
 between the two afterwards, and nothing else. Between `<!-- best NAME -->` and `<!-- end -->` stands the best method of
-each kind of labels and budget, beside Random and all clips.
+each kind of labels and budget, beside Random and all clips; after `<!-- bytes NAME -->` the rows by kilobytes a class,
+those in bold that none of their kind of labels beats with as many bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ COLUMNS = [
     "peak MB", "PFLOP", "seeds",
 ]  # fmt: skip
 BEST_COLUMNS = ["labels", "ipc", "best", "student", "top-1 %", "− Random (paired)", "Random", "all clips", "bytes"]
+
+BYTES_COLUMNS = ["kB a class", "method", "budget", "recipe", "student", "top-1 %"]
 
 Row = dict[str, Any]
 Document = dict[str, Any]
@@ -60,8 +63,11 @@ def tables(document: Document) -> str:
         rows = [row for row in document["rows"] if row["labels"] == kind]
         if rows:
             rows.sort(
-                key=lambda row: (row["ipc"] is None, row["ipc"] or 0, row["student"], row["recipe"], -row["top1_mean"])
-            )
+                key=lambda row: (
+                    budget(row) == "all", row["ipc"] or 0, row.get("kb") or 0, row["student"], row["recipe"],
+                    -row["top1_mean"],
+                )
+            )  # fmt: skip
             parts += [f"**{kind} labels**", "", *header(COLUMNS), *(line(cells(row)) for row in rows), ""]
     return "\n".join([*parts, *(f"{note}" for note in document["notes"]), ""])
 
@@ -89,7 +95,25 @@ def best(document: Document) -> str:
     return "\n".join([*header(BEST_COLUMNS), *lines, ""])
 
 
-MADE: dict[str, Callable[[Document], str]] = {"table": tables, "best": best}
+def by_bytes(document: Document) -> str:
+    """A table of each kind of labels, the smallest set first."""
+    parts = []
+    for kind in KINDS:
+        rows = [row for row in document["rows"] if row["labels"] == kind and budget(row) != "all"]
+        ahead, lines = 0.0, []
+        for kilobytes, row in sorted(
+            ((kept(row) / len(document["classes"]) / 1000, row) for row in rows),
+            key=lambda pair: (pair[0], -pair[1]["top1_mean"]),
+        ):
+            values = [f"{kilobytes:.1f}", label(row), budget(row), row["recipe"], row["student"], top1(row)]
+            front, ahead = row["top1_mean"] > ahead, max(ahead, row["top1_mean"])
+            lines.append(line([f"**{value}**" if front else value for value in values]))
+        if rows:
+            parts += [f"**{kind} labels**", "", *header(BYTES_COLUMNS), *lines, ""]
+    return "\n".join([*parts, ""])
+
+
+MADE: dict[str, Callable[[Document], str]] = {"table": tables, "best": best, "bytes": by_bytes}
 
 
 def same(one: Row, other: Row, *names: str) -> bool:
@@ -108,7 +132,7 @@ def cells(row: Row) -> list[str]:
     return [
         label(row),
         row["recipe"],
-        "all" if row["ipc"] is None else str(row["ipc"]),
+        budget(row),
         row["student"],
         top1(row),
         difference(row),
@@ -121,6 +145,18 @@ def cells(row: Row) -> list[str]:
         f"{row['flops'] / 1e15:.3f}",
         str(row["seeds"]),
     ]
+
+
+def budget(row: Row) -> str:
+    """Clips or kilobytes a class."""
+    if row.get("kb") is not None:
+        return f"{row['kb']:g} KB"
+    return "all" if row["ipc"] is None else str(row["ipc"])
+
+
+def kept(row: Row) -> int:
+    """Bytes of the form that was scored."""
+    return int(row["bytes"] if row.get("bytes_coded") is None else row["bytes_coded"])
 
 
 def label(row: Row) -> str:

@@ -10,7 +10,7 @@ from method_contract import Bench, MethodContract
 
 from vidistill.storage import coded
 from vidistill.storage.distilled import DistilledSet
-from vidistill.storage.errors import RequestError
+from vidistill.storage.errors import RequestError, Stopped
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.coded.keep import boxes
 from vidistill.tasks.coded.method import Coded
@@ -20,7 +20,7 @@ from vidistill.tasks.coreset.random import draw_rows
 from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.learning.relabel import mean_logits, relabel_job, teacher_logits
 from vidistill.tasks.methods import HARD, Recipe, find_method
-from vidistill.tasks.stage import run_job
+from vidistill.tasks.stage import Job, listening, run_job
 
 QUICK: dict[str, Any] = {"preset": 10, "precision": "fp32"}
 SEARCH: dict[str, Any] = {
@@ -211,3 +211,24 @@ def test_the_held_out_part_shares_no_group(bench):
     videos = bench.clips.table.videos
     groups = [{videos[row].group or videos[row].path for row in rows} for rows in (fit, held)]
     assert not groups[0] & groups[1]
+
+
+def test_a_search_that_was_stopped_goes_on_from_its_last_point(bench, tmp_path):
+    jobs: list[Job] = []
+    given = replace(bench.given, kb=3.0, add=lambda job: (jobs.append(job), job.ref)[1])
+    Coded(Coded.Parameters(**QUICK, search=SEARCH | {"crfs": [25, 50, 63]})).inputs(given)
+
+    def stop(label: str, done: int, total: int, note: str) -> None:
+        if total == 6 and done == 4:
+            raise Stopped("stopped")
+
+    with listening(stop), pytest.raises(Stopped):
+        run_job(jobs[-1], bench.runtime)
+    checkpoints = [ref for ref in bench.store.refs("coded-search-checkpoint") if ref.key.startswith(jobs[-1].ref.key)]
+    assert [ref.key.rpartition("-")[2] for ref in checkpoints] == ["00000003"]
+    kept = load_grid(bench.store.folder(checkpoints[0]))
+    seen: list[int] = []
+    with listening(lambda label, done, total, note: seen.append(done) if total == 6 else None):
+        run_job(jobs[-1], bench.runtime)
+    assert seen == [4, 5, 6]
+    assert load_grid(bench.store.folder(jobs[-1].ref))[: len(kept)] == kept
