@@ -49,8 +49,7 @@ def write(pages: list[Path], name: str, document: Document) -> int:
         text = page.read_text(encoding="utf-8")
         for kind, made in MADE.items():
             pattern = re.compile(rf"(<!-- {kind} {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-            table = made(document)
-            text, found = pattern.subn(lambda match, table=table: match[1] + table + match[2], text)
+            text, found = pattern.subn(lambda match, made=made: match[1] + made(document) + match[2], text)
             places += found
         page.write_text(text, encoding="utf-8")
     return places
