@@ -193,23 +193,35 @@ def export(
 @app.command("ls")
 def list_artifacts(
     kind: Annotated[str | None, typer.Argument(help="Only this kind: teacher, distilled, report …")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only of this data set.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only of this method.")] = None,
+    ipc: Annotated[int | None, typer.Option(help="Only of this budget.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Only of this seed.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Only of this recipe: hard, soft+tsgf …")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
     store: StoreRoot = None,
 ) -> None:
-    """List the artifacts of a store: what, how large, how long it took, when."""
-    from vidistill.flows import housekeeping
+    """List the artifacts of a store: what they are of, their scores, how large, how long they took, when."""
+    from vidistill.flows import listing
 
-    housekeeping.list_artifacts(kind, store)
+    wanted = {"dataset": dataset, "method": method, "ipc": ipc, "seed": seed, "recipe": recipe}
+    listing.list_artifacts(kind, store, {name: value for name, value in wanted.items() if value is not None}, as_json)
 
 
 @app.command()
 def gc(
     store: StoreRoot = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only say what would go.")] = False,
+    keep_interrupted: Annotated[
+        str, typer.Option(help="How long the work of a run that was stopped or failed is kept: 7d, 12h, 0.")
+    ] = "7d",
 ) -> None:
-    """Remove what no report uses: unreachable and damaged artifacts, old checkpoints, the remains of dead runs."""
-    from vidistill.flows import housekeeping
+    """Remove what no report, no pool and no run needs: unreachable and damaged artifacts, checkpoints of finished
+    stages, the work of runs that were interrupted long ago. Runs that are at work lose nothing.
+    """
+    from vidistill.flows import collecting
 
-    housekeeping.collect(store, yes)
+    collecting.collect(store, yes, keep_interrupted)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vidistill.flows.experiment import Graph
 from vidistill.flows.parameters import SPRITES, DataRequest
 from vidistill.storage.errors import RequestError, Stopped, VidistillError
+from vidistill.storage.leases import leased
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.stage import Job, Runtime, prefect_task, stage_failure, start_jobs, stop_jobs
@@ -94,7 +95,7 @@ def log_failures(errors: Iterable[VidistillError]) -> None:
 
 
 def attempt_graph(graph: Graph, runtime: Runtime) -> dict[ArtifactRef, VidistillError]:
-    """Submit each job to the flow's task runner as soon as its inputs are made.
+    """Make every job of a graph that can be made, while a lease keeps `vidistill gc` from what they read and make.
 
     Returns:
         The jobs that failed, in that order: what a stage raised on purpose, or the sentence for what nobody foresaw.
@@ -103,6 +104,15 @@ def attempt_graph(graph: Graph, runtime: Runtime) -> dict[ArtifactRef, Vidistill
     Raises:
         Stopped: somebody asked the run to stop.
     """
+    needs = {*graph.jobs, *(need for job in graph.jobs.values() for need in _needs(job))}
+    with leased(open_store(runtime.store), needs) as lease:
+        failed = _attempt(graph, runtime)
+        lease.unfinished = bool(failed)
+    return failed
+
+
+def _attempt(graph: Graph, runtime: Runtime) -> dict[ArtifactRef, VidistillError]:
+    """Submit each job to the flow's task runner as soon as its inputs are made."""
     for sentence in discard_damaged(graph, open_store(runtime.store)):
         log.warning(sentence)
     start_jobs()

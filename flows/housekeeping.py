@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.console import Console
 
 from vidistill.storage.errors import ArtifactDamaged, RequestError
 from vidistill.storage.opening import default_location, open_store
-from vidistill.storage.store import ArtifactRef, Store
+from vidistill.storage.store import ArtifactRef, Found, Store
 from vidistill.tasks.report.export import export_set, said_of_loss
 from vidistill.tasks.report.gather import HTML, JSON
+from vidistill.tasks.report.tables import size
 
 console = Console(soft_wrap=True, highlight=False)
-ROOTS = ("report", "pool", "pool-quality", "pool-part", "latte")
-"""Kinds that are kept, with what they were made from: reports, and what may have taken days to generate."""
 
 
-def _existing(location: str | None) -> Store:
+def existing(location: str | None) -> Store:
     """The store, which must have been made by a run.
 
     Raises:
@@ -26,26 +26,23 @@ def _existing(location: str | None) -> Store:
     """
     place = location or default_location()
     store = open_store(place)
-    if "://" not in place and not store.root.is_dir():
-        raise RequestError(f"There is no store at {store.root}: name one by --store, or make one by `vidistill run`.")
+    if not store.exists():
+        raise RequestError(
+            f"There is no store at {store.location}: name one by --store, or make one by `vidistill run`."
+        )
     return store
 
 
-def list_artifacts(kind: str | None, location: str | None) -> None:
-    """Print a line an artifact."""
-    store = _existing(location)
-    refs = store.refs(kind)
-    if kind and not refs:
-        kinds = ", ".join(sorted({ref.kind for ref in store.refs()})) or "nothing yet"
-        raise RequestError(f"The store {store.location} has no artifact of the kind {kind!r}; it has {kinds}.")
-    for ref in refs:
-        problem = store.problem(ref)
-        if problem is not None:
-            console.print(f"{ref!s:48} [red]damaged: {problem}[/red]")
-            continue
-        manifest = store.manifest(ref)
-        console.print(f"{ref!s:48} {manifest.bytes / 1e6:9.2f} MB {manifest.seconds:8.1f} s  {manifest.created}")
-    console.print(f"{len(refs)} artifacts in {store.location}")
+def short_key(ref: ArtifactRef) -> str:
+    """As much of a key as a person needs to name it; a checkpoint's with its step."""
+    key, dash, step = ref.key.partition("-")
+    return f"{key[:12]}{dash}{step}"
+
+
+def counted(refs: Iterable[ArtifactRef], survey: Mapping[ArtifactRef, Found]) -> str:
+    """How many artifacts, and how large."""
+    sizes = [survey[ref].bytes for ref in refs]
+    return f"{len(sizes)} artifact{'s' * (len(sizes) != 1)}, {size(sum(sizes))}"
 
 
 def verify(location: str | None) -> None:
@@ -54,56 +51,32 @@ def verify(location: str | None) -> None:
     Raises:
         ArtifactDamaged: naming how many are damaged; each has been printed.
     """
-    store = _existing(location)
+    store = existing(location)
     refs = store.refs()
     problems = {ref: store.problem(ref, thorough=True) for ref in refs}
-    lost = {need: f"no artifact, and {ref} was made from it" for ref in refs for need in _lost(store, ref)}
-    damaged = {ref: problem for ref, problem in (problems | lost).items() if problem is not None}
+    gone = "no artifact"  # a checkpoint that a run has removed meanwhile
+    damaged = {ref: problem for ref, problem in problems.items() if problem not in {None, gone}} | _lost(store)
     for ref, problem in damaged.items():
-        console.print(f"{ref} is damaged: {problem}")
+        console.print(f"{ref} is damaged: {problem}", markup=False)
     if damaged:
         raise ArtifactDamaged(
             f"{len(damaged)} of {len(refs)} artifacts in {store.location} are damaged or gone: "
-            "run the experiment again to rebuild them, or `vidistill gc --yes` to remove them."
+            "run the experiment again to rebuild them, or see by `vidistill gc` what may be removed."
         )
     console.print(f"{len(refs)} artifacts in {store.location} are whole.")
 
 
-def _lost(store: Store, ref: ArtifactRef) -> list[ArtifactRef]:
-    """Inputs of a whole artifact that are no longer there."""
-    if not store.has(ref):
-        return []
-    needs = [need for needs in store.manifest(ref).inputs.values() for need in needs]
-    return [need for need in needs if store.problem(need) == "no artifact"]
-
-
-def collect(location: str | None, yes: bool) -> None:
-    """Remove, or name, what no whole report or pool in the store was made from."""
-    store = _existing(location)
-    used = _reachable(store)
-    unused = [ref for ref in store.refs() if ref not in used]
-    freed = 0
-    for ref in unused:
-        size = store.manifest(ref).bytes if store.has(ref) else 0
-        freed += size
-        console.print(f"{'removed' if yes else 'unused'} {ref} ({size / 1e6:.2f} MB)")
-        if yes:
-            store.discard(ref)
-    swept = store.sweep() if yes else []
-    console.print(f"{len(unused)} artifacts ({freed / 1e6:.1f} MB) and {len(swept)} dead attempts.")
-    if unused and not yes:
-        console.print("Nothing was removed: say --yes to do it.")
-
-
-def _reachable(store: Store) -> set[ArtifactRef]:
-    left = [ref for kind in ROOTS for ref in store.refs(kind) if store.has(ref)]
-    found: set[ArtifactRef] = set()
-    while left:
-        ref = left.pop()
-        if ref not in found and store.has(ref):
-            found.add(ref)
-            left += [need for needs in store.manifest(ref).inputs.values() for need in needs]
-    return found | set(store.refs("sprites"))
+def _lost(store: Store) -> dict[ArtifactRef, str]:
+    """What artifacts were made from, and is no longer there."""
+    survey = store.survey()
+    return {
+        need: f"no artifact, and {ref} was made from it"
+        for ref, found in survey.items()
+        if found.manifest and found.problem is None
+        for needs in found.manifest.inputs.values()
+        for need in needs
+        if need not in survey
+    }
 
 
 SETS = ("recoded", "relabelled", "joined", "distilled")
@@ -115,8 +88,8 @@ def export(key: str, location: str | None, out: Path, fps: int, kind: str) -> No
     Raises:
         RequestError: no set has this key, several begin with it, or the folder is not empty.
     """
-    store = _existing(location)
-    sets = [ref for kind in SETS for ref in store.refs(kind) if store.has(ref)]
+    store = existing(location)
+    sets = [ref for kind in SETS for ref, look in store.survey(kind).items() if look.problem is None]
     found = [ref for ref in sets if ref.key.startswith(key)]
     if not found:
         raise RequestError(f"The store {store.location} has no set {key!r}: see `vidistill ls distilled`.")
@@ -134,10 +107,11 @@ def write_report(key: str, location: str | None, out: Path) -> None:
     Raises:
         RequestError: no report has this key, or several begin with it.
     """
-    store = _existing(location)
-    reports = [ref for ref in store.refs("report") if store.has(ref)]
+    store = existing(location)
+    looks = store.survey("report").items()
+    reports = {ref: found.manifest.created for ref, found in looks if found.manifest and found.problem is None}
     if key == "latest":
-        found = sorted(reports, key=lambda ref: store.manifest(ref).created)[-1:]
+        found = sorted(reports, key=lambda ref: reports[ref])[-1:]
     else:
         found = [ref for ref in reports if ref.key.startswith(key)]
     if not found:

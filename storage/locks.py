@@ -8,9 +8,10 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
@@ -24,7 +25,7 @@ def locked(path: Path) -> Iterator[None]:
     The owner touches the file every 5 s from a thread. A lock is taken over when its owner's process no longer runs
     (seen at once on the same host) or its heartbeat is older than 60 s (another host).
     """
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "start": _start(os.getpid()), "id": uuid.uuid4().hex}
+    owner = this_process() | {"id": uuid.uuid4().hex}
     while not _take(path, owner):
         time.sleep(POLL_SECONDS)
     stop = threading.Event()
@@ -64,9 +65,19 @@ def abandoned(path: Path) -> bool:
         return False
     except ValueError:  # a machine that lost power may leave an empty file
         return age_seconds > STALE_SECONDS
+    return gone(owner, age_seconds, STALE_SECONDS)
+
+
+def this_process() -> dict[str, object]:
+    """Who holds what this process takes: its host, its number, and when it started."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "start": _start(os.getpid())}
+
+
+def gone(owner: Mapping[str, Any], silent_seconds: float, stale_seconds: float) -> bool:
+    """Whether an owner no longer runs: asked on its own host, and told by its silence on another."""
     if owner["host"] == socket.gethostname():
         return bool(_start(owner["pid"]) != owner["start"])
-    return age_seconds > STALE_SECONDS
+    return silent_seconds > stale_seconds
 
 
 def _bury(path: Path, by: str) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import shutil
 import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Any
 
 from platformdirs import user_cache_path
 from pydantic import ValidationError
 
+from vidistill.storage.causes import clear_errors
 from vidistill.storage.errors import StoreError
 from vidistill.storage.locks import locked
-from vidistill.storage.store import MANIFEST, ArtifactRef, Attempt, Manifest, Store, clear_errors
+from vidistill.storage.store import MANIFEST, ArtifactRef, Attempt, Found, Manifest, Store
 
 
 class RemoteStore(Store):
@@ -28,7 +32,8 @@ class RemoteStore(Store):
 
         super().__init__(user_cache_path("vidistill") / "mirror" / hashlib.sha256(url.encode()).hexdigest()[:16])
         self._url = url.rstrip("/")
-        self._files, self._prefix = fsspec.core.url_to_fs(self._url)  # type: ignore[no-untyped-call]
+        files, self._prefix = fsspec.core.url_to_fs(self._url)  # type: ignore[no-untyped-call]
+        self._files: Any = _Told(files, self._url)
 
     @property
     def location(self) -> str:
@@ -67,7 +72,59 @@ class RemoteStore(Store):
             self._files.pipe_file(probe, b"")
             self._files.rm_file(probe)
         except Exception as error:
-            raise StoreError(f"The store {self._url} cannot be written ({error}): check its access.") from error
+            why = error.__cause__ or error
+            raise StoreError(f"The store {self._url} cannot be written ({why}): check its access.") from error
+
+    def exists(self) -> bool:
+        self._files.invalidate_cache()
+        return bool(self._files.exists(self._prefix))
+
+    def survey(self, kind: str | None = None, *, content: bool = False) -> dict[ArtifactRef, Found]:
+        """By the objects' sizes alone, whatever `content` says: nothing is fetched but manifests.
+
+        What was never uploaded to the end is there, too.
+        """
+        del content
+        sizes = self._sizes(kind)
+        published = self.contents(sizes, MANIFEST)
+        return {ref: _found(ref, published.get(ref), own) for ref, own in sizes.items()}
+
+    def contents(self, refs: Iterable[ArtifactRef], name: str) -> dict[ArtifactRef, bytes]:
+        paths = {f"{self._remote(ref)}/{name}": ref for ref in refs}
+        return {paths[path]: content for path, content in self._read(list(paths)).items()}
+
+    def notes(self, folder: str) -> dict[str, bytes]:
+        self._files.invalidate_cache()
+        found = self._read(self._files.glob(f"{self._prefix}/{folder}/*.json"))
+        return {path.rpartition("/")[2]: content for path, content in sorted(found.items())}
+
+    def write_note(self, folder: str, name: str, content: bytes) -> None:
+        self._files.pipe_file(f"{self._prefix}/{folder}/{name}", content)
+
+    def remove_note(self, folder: str, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self._files.rm_file(f"{self._prefix}/{folder}/{name}")
+
+    def _sizes(self, kind: str | None) -> dict[ArtifactRef, dict[str, int]]:
+        """The size of every object, by artifact and name."""
+        self._files.invalidate_cache()
+        sizes: dict[ArtifactRef, dict[str, int]] = defaultdict(dict)
+        listed = self._files.find(f"{self._prefix}/{kind}" if kind else self._prefix, detail=True)
+        for path, facts in listed.items():
+            own_kind, _, rest = path.removeprefix(self._prefix).lstrip("/").partition("/")
+            key, _, name = rest.partition("/")
+            if name and not own_kind.startswith("."):
+                sizes[ArtifactRef(kind=own_kind, key=key)][name] = facts["size"]
+        return dict(sorted(sizes.items(), key=lambda item: str(item[0])))
+
+    def _read(self, paths: list[str]) -> dict[str, bytes]:
+        """The content of those objects that are there, read side by side."""
+        found: dict[str, bytes | Exception] = self._files.cat(paths, on_error="return") if paths else {}
+        failed = [one for one in found.values() if isinstance(one, Exception)]
+        for error in failed:
+            if not isinstance(error, FileNotFoundError):
+                raise _unreachable(self._url, error) from error
+        return {path: content for path, content in found.items() if isinstance(content, bytes)}
 
     def _remote(self, ref: ArtifactRef) -> str:
         return f"{self._prefix}/{ref.kind}/{ref.key}"
@@ -112,3 +169,46 @@ def _names(published: bytes) -> list[str]:
         return list(Manifest.model_validate_json(published).files)
     except ValidationError:  # a damaged manifest is fetched too, and named for what it is
         return []
+
+
+def _found(ref: ArtifactRef, published: bytes | None, sizes: dict[str, int]) -> Found:
+    size = sum(sizes.values())
+    if published is None:
+        return Found(None, f"no {MANIFEST}: its upload has not ended", size)
+    try:
+        manifest = Manifest.model_validate_json(published)
+    except ValidationError:
+        return Found(None, f"{MANIFEST} cannot be read", size)
+    if manifest.ref != ref:
+        return Found(None, f"{MANIFEST} is that of {manifest.ref}", size)
+    for name, expected in manifest.files.items():
+        if name not in sizes:
+            return Found(manifest, f"{name} is missing", size)
+        if sizes[name] != expected.bytes:
+            return Found(manifest, f"{name} has {sizes[name]} bytes instead of {expected.bytes}", size)
+    return Found(manifest, None, manifest.bytes)
+
+
+class _Told:
+    """A file system whose every failure is one sentence; that what is read is not there stays a FileNotFoundError."""
+
+    def __init__(self, files: Any, url: str) -> None:
+        self._files, self._url = files, url
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(self._files, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            try:
+                return function(*arguments, **named)
+            except Exception as error:
+                if isinstance(error, FileNotFoundError) and name not in {"pipe_file", "put_file"}:
+                    raise
+                raise _unreachable(self._url, error) from error
+
+        return call
+
+
+def _unreachable(url: str, error: Exception) -> StoreError:
+    why = " ".join(str(error).split()) or type(error).__name__
+    return StoreError(f"The store {url} cannot be reached ({why}): check its address, the endpoint and your access.")

@@ -3,30 +3,35 @@
 <root>/<kind>/<key>/            an artifact: its files and manifest.json
 <root>/.staging/<key>.<uuid>/   an attempt, renamed to its place when it is complete
 <root>/.locks/                  who is making which key
+<root>/.leases/                 which run needs what
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import os
-import re
+import math
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
-from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, RequestError, StoreError
+from vidistill.storage.causes import CAUSES, clear_errors
+from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, RequestError
+from vidistill.storage.files import files_of, remove_folder, settled_digest, size_of, sync_folder, write_whole
 from vidistill.storage.keys import file_digest
 from vidistill.storage.locks import abandoned, locked
 from vidistill.storage.parameters import Parameters
 
 MANIFEST = "manifest.json"
+CHECKPOINT = "-checkpoint"
+"""What the kind of a stage's checkpoints has behind the stage's own kind; a step follows its key: `<key>-<step>`."""
 FULL_CHECK_BYTES = 64 << 20
 """Artifacts up to this size are checked by content whenever they are found; larger ones by their files' sizes, and by
 content before a stage reads them."""
@@ -40,6 +45,13 @@ class ArtifactRef(Parameters):
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.key}"
+
+    @property
+    def parent(self) -> ArtifactRef | None:
+        """What a checkpoint is a checkpoint of; None: this is none."""
+        if not self.kind.endswith(CHECKPOINT):
+            return None
+        return ArtifactRef(kind=self.kind.removesuffix(CHECKPOINT), key=self.key.rpartition("-")[0])
 
 
 class FileRecord(Parameters):
@@ -69,6 +81,15 @@ class Manifest(Parameters):
     @property
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files.values())
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a look at an artifact shows: its manifest, where that can be read, what is wrong with it, its size."""
+
+    manifest: Manifest | None
+    problem: str | None
+    bytes: int
 
 
 class Attempt:
@@ -115,16 +136,23 @@ class Store:
 
     def problem(self, ref: ArtifactRef, *, thorough: bool = False) -> str | None:
         """What is wrong with an artifact: None, or a few words. `thorough` reads every byte, whatever its size."""
-        place = self._place(ref)
-        try:
-            manifest = _read_manifest(place)
-        except (FileNotFoundError, NotADirectoryError):
-            return f"no {MANIFEST}" if place.exists() else "no artifact"
-        except (ValidationError, ValueError):
-            return f"{MANIFEST} cannot be read"
-        if (manifest.kind, manifest.key) != (ref.kind, ref.key):
-            return f"{MANIFEST} is that of {manifest.ref}"
-        return _damage(place, manifest, thorough or manifest.bytes <= FULL_CHECK_BYTES)
+        return self._look(ref, math.inf if thorough else FULL_CHECK_BYTES).problem
+
+    def survey(self, kind: str | None = None, *, content: bool = False) -> dict[ArtifactRef, Found]:
+        """A look at every artifact, damaged ones too, sorted by kind and key.
+
+        Files are compared by size; with `content`, those of artifacts of up to 64 MiB by checksum.
+        """
+        looks = {ref: self._look(ref, FULL_CHECK_BYTES if content else 0) for ref in self.refs(kind)}
+        return {ref: found for ref, found in looks.items() if found.problem != "no artifact"}  # gone meanwhile
+
+    def contents(self, refs: Iterable[ArtifactRef], name: str) -> dict[ArtifactRef, bytes]:
+        """One file of each of these artifacts, of those that have it."""
+        found = {}
+        for ref in refs:
+            with suppress(FileNotFoundError):
+                found[ref] = (self._place(ref) / name).read_bytes()
+        return found
 
     @contextmanager
     def writing(self, manifest: Manifest) -> Iterator[Attempt | None]:
@@ -147,10 +175,36 @@ class Store:
                     shutil.rmtree(attempt.folder, ignore_errors=True)
 
     def discard(self, ref: ArtifactRef) -> None:
-        """Remove an artifact; its manifest goes first, so that nobody sees half of it."""
+        """Remove an artifact; its manifest goes first, so that nobody sees half of it.
+
+        Raises:
+            StoreError: it cannot be removed, and why.
+        """
         place = self._place(ref)
-        (place / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(place, ignore_errors=True)
+        with clear_errors(self.root, removing=ref):
+            (place / MANIFEST).unlink(missing_ok=True)
+            remove_folder(place)
+
+    def exists(self) -> bool:
+        """Whether a run has made the store."""
+        return self.root.is_dir()
+
+    def notes(self, folder: str) -> dict[str, bytes]:
+        """The small documents of a folder beside the artifacts, by name."""
+        found = {}
+        for path in sorted((self.root / folder).glob("*.json")):
+            with suppress(FileNotFoundError):
+                found[path.name] = path.read_bytes()
+        return found
+
+    def write_note(self, folder: str, name: str, content: bytes) -> None:
+        """Write such a document, or another in its place: a reader sees the one or the other."""
+        with clear_errors(self.root):
+            write_whole(self.root / folder / name, content)
+
+    def remove_note(self, folder: str, name: str) -> None:
+        with clear_errors(self.root, removing=f"{folder}/{name}"):
+            (self.root / folder / name).unlink(missing_ok=True)
 
     def check_writable(self) -> None:
         """Find out early that the store cannot be written.
@@ -165,7 +219,7 @@ class Store:
                 staging.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 taken = error.errno in (errno.ENOTDIR, errno.EEXIST)
-                if error.errno in _CAUSES and not taken:
+                if error.errno in CAUSES and not taken:
                     raise
                 why = "a part of the path is a file" if taken else error.strerror
                 raise RequestError(f"The store {self.root} cannot be written: {why}: name another --store.") from error
@@ -180,18 +234,36 @@ class Store:
         folders = sorted(self.root.glob(f"{kind or '[!.]*'}/*/"))
         return [ArtifactRef(kind=folder.parent.name, key=folder.name) for folder in folders]
 
+    def dead_attempts(self) -> list[Path]:
+        """What dead attempts left in staging."""
+        found = list((self.root / ".staging").glob("*"))  # before the locks: who begins now has nothing in it
+        alive = {lock.name.split(".")[0] for lock in (self.root / ".locks").glob("*") if not abandoned(lock)}
+        return [path for path in found if path.name.split(".")[0] not in alive]
+
     def sweep(self) -> list[str]:
         """Remove what dead attempts left in staging; those of living writers stay.
 
         Returns:
             The removed folders' names.
         """
-        found = list((self.root / ".staging").glob("*"))  # before the locks: who begins now has nothing in it
-        alive = {lock.name.split(".")[0] for lock in (self.root / ".locks").glob("*") if not abandoned(lock)}
-        left = [path for path in found if path.name.split(".")[0] not in alive]
+        left = self.dead_attempts()
         for path in left:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            with clear_errors(self.root, removing=f"{path.parent.name}/{path.name}"):
+                remove_folder(path) if path.is_dir() else path.unlink(missing_ok=True)
         return [path.name for path in left]
+
+    def _look(self, ref: ArtifactRef, read_bytes: float) -> Found:
+        """A look at an artifact in the local folder, whose content is checked up to this size."""
+        place = self._place(ref)
+        try:
+            manifest = _read_manifest(place)
+        except (FileNotFoundError, NotADirectoryError):
+            return Found(None, f"no {MANIFEST}" if place.exists() else "no artifact", size_of(place))
+        except (ValidationError, ValueError):
+            return Found(None, f"{MANIFEST} cannot be read", size_of(place))
+        if manifest.ref != ref:
+            return Found(None, f"{MANIFEST} is that of {manifest.ref}", size_of(place))
+        return Found(manifest, _damage(place, manifest, manifest.bytes <= read_bytes), manifest.bytes)
 
     def _place(self, ref: ArtifactRef) -> Path:
         return self.root / ref.kind / ref.key
@@ -207,33 +279,19 @@ class Store:
 
     def _commit(self, attempt: Attempt) -> None:
         folder, ref = attempt.folder, attempt.manifest.ref
-        files = {path.relative_to(folder).as_posix(): _settle(path) for path in _files(folder)}
+        files = {
+            path.relative_to(folder).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=settled_digest(path))
+            for path in files_of(folder)
+            if path.name != MANIFEST
+        }
         attempt.note(files=files, created=datetime.now(UTC).isoformat(timespec="seconds"))
         manifest = folder / MANIFEST
         manifest.write_text(attempt.manifest.model_dump_json(indent=1))
-        _settle(manifest)
+        settled_digest(manifest)
         self.discard(ref)
         self._place(ref).parent.mkdir(parents=True, exist_ok=True)
         folder.rename(self._place(ref))
-        _sync_folder(self._place(ref).parent)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-
-
-def _settle(path: Path) -> FileRecord:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return FileRecord(bytes=path.stat().st_size, sha256=file_digest(path))
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_folder(self._place(ref).parent)
 
 
 def _read_manifest(place: Path) -> Manifest:
@@ -250,39 +308,3 @@ def _damage(place: Path, manifest: Manifest, thorough: bool) -> str | None:
         if thorough and file_digest(path) != expected.sha256:
             return f"{name} does not have its checksum"
     return None
-
-
-_CAUSES: dict[int | None, str] = {
-    errno.ENOSPC: "its disk is full: free some space (`vidistill gc`) or name another --store",
-    errno.EDQUOT: "the disk quota is used up: free some space or name another --store",
-    errno.EACCES: "permission denied: name a --store that you may write to",
-    errno.EPERM: "permission denied: name a --store that you may write to",
-    errno.EROFS: "its file system is read-only: name another --store",
-    errno.ENOTDIR: "a part of the path is a file: name another --store",
-    errno.EEXIST: "a part of the path is a file: name another --store",
-}
-
-
-@contextmanager
-def clear_errors(root: Path) -> Iterator[None]:
-    """Say in one sentence why the store under `root` cannot be written; other errors pass."""
-    try:
-        yield
-    except Exception as error:
-        cause = _CAUSES.get(_error_number(error))
-        if cause is None or _elsewhere(error, root):
-            raise
-        raise StoreError(f"The store {root} cannot be written: {cause}.") from error
-
-
-def _error_number(error: Exception) -> int | None:
-    if isinstance(error, OSError):
-        return error.errno
-    told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors writes its files in Rust
-    return int(told[1]) if told else None
-
-
-def _elsewhere(error: Exception, root: Path) -> bool:
-    """Whether the error names a file that has nothing to do with the store, such as a stage's own video."""
-    name = getattr(error, "filename", None)
-    return isinstance(name, str) and not (Path(name).is_relative_to(root) or root.is_relative_to(name))

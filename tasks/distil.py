@@ -11,11 +11,12 @@ from typing import Any
 
 from pydantic import Field
 
+from vidistill.storage.causes import clear_errors
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet, joined
 from vidistill.storage.errors import RunError, VidistillError
 from vidistill.storage.parameters import Parameters
-from vidistill.storage.store import ArtifactRef, clear_errors
+from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.generate.pool import open_pool
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device

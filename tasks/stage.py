@@ -26,7 +26,7 @@ from vidistill.storage.keys import digest
 from vidistill.storage.measuring import Cost
 from vidistill.storage.opening import open_store
 from vidistill.storage.parameters import Parameters
-from vidistill.storage.store import ArtifactRef, Attempt, Manifest, Store
+from vidistill.storage.store import CHECKPOINT, ArtifactRef, Attempt, Manifest, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -145,7 +145,7 @@ class Work:
 
 
 def checkpoint_kind(job: Job) -> str:
-    return f"{job.stage}-checkpoint"
+    return f"{job.stage}{CHECKPOINT}"
 
 
 class Stage:

@@ -67,6 +67,9 @@ def index(work: Work) -> None:
     if digest(table) != parameters.content:
         raise RunError(f"The videos in {work.runtime.data} changed while they were indexed: run again.")
     (work.folder / INDEX).write_text(table.model_dump_json(indent=1))
+    folder = Path(work.runtime.data)
+    rendered = folder.is_relative_to(work.store.root / "sprites")
+    work.record(dataset="sprites" if rendered else folder.name)
     work.record(counts={"videos": len(table.videos), "rejected": len(table.rejected), "classes": len(table.classes)})
 
 

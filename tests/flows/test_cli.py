@@ -161,8 +161,8 @@ def test_ls_lists_the_artifacts(session: Session) -> None:
     assert (listed.returncode, listed.stderr) == (0, "")
     assert {line.split("/")[0] for line in listed.stdout.splitlines() if "/" in line.split()[0]} == set(KINDS)
     teachers = session.vidistill("ls", "teacher", "--store", "store").stdout.splitlines()
-    assert teachers[0].startswith("teacher/")
-    assert teachers[-1].startswith("1 artifacts")
+    assert teachers[1].startswith("teacher/")
+    assert teachers[-1].startswith("1 artifact, ")
 
 
 def test_report_latest_is_the_report_of_the_run(session: Session) -> None:
@@ -181,7 +181,7 @@ def test_gc_names_what_no_report_uses_and_removes_it_when_told(session: Session,
     before = snapshot(store)
     named = session.vidistill("gc", "--store", store)
     assert named.returncode == 0, named.stderr
-    assert "unused teacher/" in named.stdout
+    assert re.search(r"^  teacher +1 ", named.stdout, re.MULTILINE)
     assert "--yes" in named.stdout
     assert snapshot(store) == before
     removed = session.vidistill("gc", "--store", store, "--yes")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -15,51 +14,9 @@ import pytest
 from vidistill.storage import store as store_module
 from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, StoreError
 from vidistill.storage.opening import open_store
-from vidistill.storage.remote import RemoteStore
 from vidistill.storage.store import ArtifactRef, Manifest, Store
 
-pytest.importorskip("s3fs", reason="s3fs is not installed: pip install vidistill[s3]")
-server_module = pytest.importorskip("moto.server", reason="moto[server] is not installed: pip install vidistill[dev]")
-
 FILES = {"clips/zarr.json": b"{}", "clips/c/0/0": bytes(range(256)) * 40, "empty": b"", "curve.json": b'{"loss": []}'}
-SETTINGS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-
-
-@pytest.fixture(scope="module")
-def s3():
-    """A client of an S3 endpoint that every process started from here finds too."""
-    import boto3
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (SETTINGS | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}).items():
-            patch.setenv(name, value)
-        yield boto3.client("s3")
-    server.stop()
-
-
-@pytest.fixture
-def bucket(s3, request):
-    name = f"b{abs(hash(request.node.name)):x}"
-    s3.create_bucket(Bucket=name)
-    return name
-
-
-@pytest.fixture
-def host(bucket, tmp_path, monkeypatch):
-    """`host("a")` is the store as host a sees it: one bucket, a mirror of its own."""
-
-    def store_of(name: str) -> Store:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
-        store = open_store(f"s3://{bucket}/some/store")
-        assert isinstance(store, RemoteStore)
-        assert store.root.is_relative_to(tmp_path / name)
-        return store
-
-    return store_of
 
 
 def make(store: Store, key: str = "k", kind: str = "thing", files: dict[str, bytes] = FILES) -> ArtifactRef:

@@ -1,0 +1,59 @@
+"""Files that are on the disk before anybody is told of them, and folders that go."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from vidistill.storage.causes import CAUSES
+from vidistill.storage.keys import file_digest
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Every file below a folder, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in files_of(folder))
+
+
+def settled_digest(path: Path) -> str:
+    """The digest of a file that is on the disk now."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return file_digest(path)
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, or another in its place: a reader sees the one or the other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; what somebody else has removed meanwhile, or still reads, is passed over."""
+
+    def failed(_function: object, _path: str, told: tuple[type[BaseException], BaseException, object]) -> None:
+        if isinstance(told[1], OSError) and told[1].errno in CAUSES:
+            raise told[1]
+
+    shutil.rmtree(folder, onerror=failed)
