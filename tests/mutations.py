@@ -72,6 +72,13 @@ STORE = of(
     "test_one_wrong_bit_anywhere_is_noticed",
     "test_sweep_leaves_a_living_writer_alone",
 )
+LEASES = of(
+    "storage/test_leases.py",
+    "test_a_run_waits_until_a_collector_has_ended",
+    "test_a_lease_is_renewed",
+    "test_the_lease_of_a_block_that_raises_stays_and_is_dead",
+    "test_the_lease_of_a_killed_process_stays_and_is_dead_at_once",
+)
 JOINED = of("tasks/match/test_match.py", "test_parts_that_keep_images_are_joined_by_their_images")
 CORESETS = of("tasks/coreset/test_coreset.py")
 SOURCES = of("tasks/select/test_sources.py")
@@ -299,6 +306,14 @@ MUTATIONS = [
     Mutation("storage/store.py", "a sweep takes what a living writer writes", STORE,
              'for path in found if path.name.split(".")[0] not in alive]',
              "for path in found]"),
+    Mutation("storage/leases.py", "a run begins while a collector removes", LEASES,
+             "        _wait_for_collectors(store)\n", ""),
+    Mutation("storage/leases.py", "the lease of a run that raised goes", LEASES,
+             "_write(store, lease, ended=True)\n        raise", "remove(store, lease)\n        raise"),
+    Mutation("storage/leases.py", "a killed run counts as alive", LEASES,
+             "not gone(self.owner, silent_seconds, STALE_SECONDS)", "True"),
+    Mutation("storage/leases.py", "a lease is never renewed", LEASES,
+             "                _write(store, lease)\n", "                pass\n"),
     Mutation("storage/distilled.py", "joined parts are not in class order", JOINED,
              'order = np.argsort(labels_N, kind="stable")',
              "order = np.arange(len(labels_N))"),
