@@ -330,6 +330,7 @@ def _set_jobs(
     given = Given(
         data.index, data.train, data.teacher, table, experiment.decode, data.root, add,
         pool=lambda: [add(job) for job in data.pool_jobs()][-1], kb=row.kb, recipe=row.recipe,
+        ipc=row.ipc or 1, seed=seed,
     )  # fmt: skip
     with blaming(row.source):
         inputs = {"clips": [data.train], **method(options).inputs(given)}

@@ -74,17 +74,9 @@ def _frepo(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> fl
     return float(options["iterations"] * (options["batch_real"] / 3 + clips + min(clips, options["batch_network"])))
 
 
-def _after_static(second: Passes) -> Passes:
-    def passes(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> float:
-        return _static_dc(options["static"], ipc, classes, data) + second(options, ipc, classes, data)
-
-    return passes
-
-
 METHODS: dict[str, Passes] = {
     "random": _nothing, "coded": _nothing, "pool_random": _nothing,
     "herding": _features, "k_center": _features, "tac_dt": _features,
     "dc": _dc, "static_dc": _static_dc, "dm": _dm, "idtd": _dm, "mtt": _mtt, "sfvd": _mtt, "sfvd_t": _mtt,
-    "frepo": _frepo, "dm_vdsd": _after_static(_dm), "mtt_vdsd": _after_static(_mtt),
-    "frepo_vdsd": _after_static(_frepo),
+    "frepo": _frepo, "dm_vdsd": _dm, "mtt_vdsd": _mtt, "frepo_vdsd": _frepo,
 }  # fmt: skip

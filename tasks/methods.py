@@ -146,6 +146,7 @@ class Given:
         pool: add the jobs of the run's one pool of generated clips, the same whenever it is called; its reference.
         kb: the budget where it is one in kilobytes a class.
         recipe: how the set will be labelled and trained on.
+        ipc, seed: those of the set, for artifacts that are made for it.
     """
 
     index: ArtifactRef
@@ -158,6 +159,8 @@ class Given:
     pool: Callable[[], ArtifactRef] = no_pool
     kb: float | None = None
     recipe: Recipe = HARD
+    ipc: int = 1
+    seed: int = 0
 
 
 class Progress(Protocol):

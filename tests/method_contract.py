@@ -9,7 +9,7 @@ The fixture `bench` gives a small decoded data set and a trained teacher, made b
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -53,7 +53,7 @@ class Bench:
     given: Given
 
     def material(self, labels: tuple[int, ...], ipc: int, seed: int, method: Method | None = None) -> Material:
-        inputs = {} if method is None else method.inputs(self.given)
+        inputs = {} if method is None else method.inputs(replace(self.given, ipc=ipc, seed=seed))
         return Material(
             clips=self.clips,
             ipc=ipc,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def killed_and_whole(
     source = find_method(spec)
     parameters = source.method.Parameters(**options)
     runtime = bench.runtime.model_copy(update={"methods": {source.name: source.spec}})
-    inputs = {"clips": [bench.given.train], **source.method(parameters).inputs(bench.given)}
+    inputs = {"clips": [bench.given.train], **source.method(parameters).inputs(replace(bench.given, ipc=ipc, seed=11))}
     (job,) = distil_jobs(source, parameters, ipc, 11, len(bench.clips.classes), inputs, spec)
     ref, _ = run_job(job, runtime)
     whole = DistilledSet.load(bench.store.folder(ref))

@@ -5,14 +5,15 @@ Shapes: B clips a batch, N clips of the set, C colours, T frames, H height, W wi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
 
 from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.errors import RequestError
 from vidistill.tasks.learning import streams, training
-from vidistill.tasks.learning.loop import Curve
 from vidistill.tasks.learning.pixels import to_pixels
 from vidistill.tasks.learning.training import generator
 from vidistill.tasks.match import core, sets
@@ -30,43 +31,52 @@ class StaticDCParameters(DCParameters):
 
     network: str = Field("convnet2d", pattern="^convnet2d$", description="ConvNet on single frames.")
     depth: int = Field(3, ge=1, description="Its blocks (VDSD's static memory: 4).")
+    images: int = Field(
+        1, ge=1, exclude_if=lambda images: images == 1, description="That begin in one clip (VDSD's m); ipc counts all."
+    )
 
 
 class StaticDC(Method):
-    """Learn images by matching gradients of single random frames."""
+    """Learn images by matching gradients of single random frames; each begins as a random frame of a random clip."""
 
     Parameters = StaticDCParameters
 
     def distil(self, material: Material) -> DistilledSet:
-        start, x_NC1HW, curve = distil_images(material, self.parameters)
-        images_NHWC = to_pixels(x_NC1HW, material.clips)[:, 0]
+        import torch
+
+        parameters: StaticDCParameters = self.parameters
+        start = first_clips(material, parameters)
+        learnt = {"clips": core.leaf(one_frame(start.x_NCTHW, generator(material.seed, streams.STILL_START)))}
+        real = RealClips(material.clips, material.seed, material.device)
+
+        def frames_of(step: int, label: int) -> Tensor:
+            x_BCTHW, _ = real.batch(step, [label], parameters.batch_real)
+            return one_frame(x_BCTHW, generator(material.seed, step, label, streams.STILL_FRAMES))
+
+        outer, _ = parameters.loops(material.ipc)
+        loss = dc_loss(
+            material, start.labels_N, core.pixels, parameters,
+            lambda number: image_network(material, parameters.depth, number), frames_of,
+        )  # fmt: skip
+        sgd = torch.optim.SGD(learnt.values(), lr=parameters.lr, momentum=parameters.momentum)
+        in_range = sets.keep_in_range(material.clips, material.device)
+        curve = core.optimise(learnt, loss, sgd, material, dc_loop(parameters.iterations, outer, in_range))
+        images_NHWC = to_pixels(learnt["clips"].detach(), material.clips)[:, 0]
         return sets.kept(material, "still", {"images": images_NHWC}, start, curve)
 
 
-def distil_images(material: Material, parameters: StaticDCParameters, copies: int = 1) -> tuple[Start, Tensor, Curve]:
-    """`copies` images for each instance: where they began, x_NC1HW, and the loss.
+def first_clips(material: Material, parameters: StaticDCParameters) -> Start:
+    """The clip in which each image begins.
 
-    An image begins as a random frame of a random clip of its class; those of one instance begin in the same clip.
+    Raises:
+        RequestError: the images of a class do not divide by those of a clip.
     """
-    import torch
-
-    start = sets.start_clips(material, parameters.init, copies)
-    learnt = {"clips": core.leaf(one_frame(start.x_NCTHW, generator(material.seed, streams.STILL_START)))}
-    real = RealClips(material.clips, material.seed, material.device)
-
-    def frames_of(step: int, label: int) -> Tensor:
-        x_BCTHW, _ = real.batch(step, [label], parameters.batch_real)
-        return one_frame(x_BCTHW, generator(material.seed, step, label, streams.STILL_FRAMES))
-
-    outer, _ = parameters.loops(material.ipc * copies)
-    loss = dc_loss(
-        material, start.labels_N, core.pixels, parameters,
-        lambda number: image_network(material, parameters.depth, number), frames_of,
-    )  # fmt: skip
-    sgd = torch.optim.SGD(learnt.values(), lr=parameters.lr, momentum=parameters.momentum)
-    in_range = sets.keep_in_range(material.clips, material.device)
-    curve = core.optimise(learnt, loss, sgd, material, dc_loop(parameters.iterations, outer, in_range))
-    return start, learnt["clips"].detach(), curve
+    clips, rest = divmod(material.ipc, parameters.images)
+    if rest:
+        raise RequestError(
+            f"{material.ipc} images a class do not divide by static_dc.images={parameters.images}: ask for a multiple."
+        )
+    return sets.start_clips(replace(material, ipc=clips), parameters.init, parameters.images)
 
 
 def one_frame(x_BCTHW: Tensor, random: np.random.Generator) -> Tensor:

@@ -1,6 +1,6 @@
 """VDSD ("Dancing with Still Images", arXiv 2312.00362): a still image, a map of motion, one network for all clips.
 
-Stage 1 distils images from single frames by gradient matching (Static-DC with a ConvNet of four blocks). In stage 2
+Stage 1 distils images from single frames by gradient matching: Static-DC with a ConvNet of four blocks. In stage 2
 they are frozen; the motion maps and the hallucinator are learnt by DM, MTT or FRePo. An instance has m images and m
 maps and shows one of their m² pairs, drawn at each use: in matching, and when a student trains.
 
@@ -13,7 +13,7 @@ Shapes: B clips a batch, N instances, m of each, C colours, T frames, H height, 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,9 +23,10 @@ from pydantic import Field
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.loop import Curve
-from vidistill.tasks.learning.pixels import pixel_range, to_pixels
+from vidistill.tasks.learning.pixels import pixel_range
 from vidistill.tasks.learning.training import Precision, generator
 from vidistill.tasks.match import core, sets
 from vidistill.tasks.match.core import Learnt, Loop
@@ -33,8 +34,8 @@ from vidistill.tasks.match.dm import DMLossParameters, dm_loss
 from vidistill.tasks.match.frepo import FRePoLossParameters, Pool, as_logits, cosine, frepo_loss, initial_labels
 from vidistill.tasks.match.mtt import MTTLossParameters, expert_inputs, match_trajectories
 from vidistill.tasks.match.sets import Start
-from vidistill.tasks.match.static_dc import StaticDCParameters, distil_images
-from vidistill.tasks.methods import Given, Material, Method
+from vidistill.tasks.match.static_dc import StaticDCParameters
+from vidistill.tasks.methods import Given, Material, Method, find_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,20 +61,6 @@ class MemoryParameters(Parameters):
     precision: Precision = "auto"
 
 
-def budget(instances: int, memories: int, shape_THWC: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """The shapes of what is kept: 4 bytes a number give the published storage figures."""
-    from vidistill.models.hallucinator import WEIGHT
-
-    frames, height, width, colours = shape_THWC
-    of_all = instances * memories
-    return {
-        "images": (of_all, height, width, colours),
-        "motion": (of_all, frames, height, width),
-        "weight": WEIGHT,
-        "bias": WEIGHT[:1],
-    }
-
-
 @dataclass(frozen=True)
 class Memory:
     """The parametrisation: random pairs of each instance's images and motion maps, hallucinated."""
@@ -97,23 +84,33 @@ class Memory:
 
 
 class VDSD(Method):
-    """Both stages; a version says what is matched in the second, and how it is optimised."""
+    """Stage 2, over the images of Static-DC, which all that ask for the same ones share.
+
+    A version says what is matched, and how it is optimised.
+    """
+
+    version = 2  # since the images are an artifact of their own
+
+    def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
+        p: MemoryParameters = self.parameters
+        source, options, ipc = find_method("static_dc"), static_of(p), given.ipc * p.memories
+        label = f"distil images ipc {ipc} seed {given.seed}"
+        jobs = distil_jobs(source, options, ipc, given.seed, len(given.table.classes), {"clips": [given.train]}, label)
+        return super().inputs(given) | {"images": [given.add(job) for job in jobs][-1:]}
 
     def distil(self, material: Material) -> DistilledSet:
         parameters: MemoryParameters = self.parameters
-        first = static_steps(parameters, material.ipc)
-        material = replace(material, progress=_of_all(material, first + parameters.iterations))
-        images_NHWC, start = static_memory(material, parameters, first)
-        table = material.clips.table
-        images_NCHW = training.to_input(images_NHWC[:, None], table.mean, table.std, material.device).squeeze(2)
+        (folder,) = material.inputs("images")
+        images = DistilledSet.load(folder)
+        table, each = material.clips.table, slice(None, None, parameters.memories)
+        x_NC1HW = training.to_input(images.stored["images"][:, None], table.mean, table.std, material.device)
+        start = Start(x_NC1HW[each], images.labels_N[each], images.sources[each])
+        images_NCHW = x_NC1HW.squeeze(2)
         memory = Memory(images_NCHW, parameters.memories, *pixel_range(material.clips, material.device))
         learnt = begin(material, parameters, images_NCHW)
-        curve = self.second(later(material, first), start.labels_N, memory, learnt)
+        curve = self.second(material, start.labels_N, memory, learnt)
         stored = {name: learnt[name].detach().cpu().numpy() for name in ("motion", "weight", "bias")}
-        stored |= {
-            "images": to_pixels(learnt["images"][:, :, None], material.clips)[:, 0],
-            **sets.norm_arrays(material),
-        }
+        stored |= {"images": images.stored["images"], **sets.norm_arrays(material)}
         made = sets.kept(material, "memory", stored, start, curve)
         return made.with_logits(as_logits(learnt["labels"])) if "labels" in learnt else made
 
@@ -122,45 +119,9 @@ class VDSD(Method):
         """Stage 2: matches, and may add to `learnt`."""
 
 
-def static_steps(parameters: MemoryParameters, ipc: int) -> int:
-    """Steps of stage 1."""
-    return parameters.static.iterations * parameters.static.loops(ipc * parameters.memories)[0]
-
-
-def _of_all(material: Material, total: int) -> Any:
-    return lambda done, _total, note="": material.progress(done, total, note)
-
-
-def static_memory(material: Material, parameters: MemoryParameters, first: int) -> tuple[NDArray[np.uint8], Start]:
-    """Stage 1: images (N·m, H, W, 3), and where the N instances began.
-
-    Where stage 2 has a checkpoint, the images are in it, and those given here do not matter.
-    """
-    found = material.last_checkpoint()
-    if found is not None and found[0] > first:
-        stage = parameters.static.model_copy(update={"iterations": 0})
-        material = replace(material, last_checkpoint=lambda: None)
-    else:
-        stage = parameters.static
-    start, x_NC1HW, _ = distil_images(material, stage, parameters.memories)
-    of_each = parameters.memories
-    began = Start(start.x_NCTHW[::of_each], start.labels_N[::of_each], start.sources[::of_each])
-    return to_pixels(x_NC1HW, material.clips)[:, 0], began
-
-
-def later(material: Material, first: int) -> Material:
-    """The material of a second stage, whose checkpoints and progress count on from `first`."""
-
-    def last_checkpoint() -> Any:
-        found = material.last_checkpoint()
-        return (found[0] - first, found[1]) if found is not None and found[0] > first else None
-
-    return replace(
-        material,
-        progress=lambda done, total, note="": material.progress(first + done, first + total, note),
-        checkpoint=lambda step, write: material.checkpoint(first + step, write),
-        last_checkpoint=last_checkpoint,
-    )
+def static_of(parameters: MemoryParameters) -> StaticDCParameters:
+    """Static-DC's settings for the images of stage 1."""
+    return parameters.static.model_copy(update={"images": parameters.memories, "precision": parameters.precision})
 
 
 def begin(material: Material, parameters: MemoryParameters, images_NCHW: Tensor) -> Learnt:

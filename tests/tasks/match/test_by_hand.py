@@ -17,6 +17,8 @@ from vidistill.models.convnet2d import ConvNet2D
 from vidistill.storage.distilled import DistilledSet
 from vidistill.tasks.learning import streams
 from vidistill.tasks.learning.training import generator
+from vidistill.tasks.match.static_dc import StaticDC
+from vidistill.tasks.match.vdsd import static_of
 from vidistill.tasks.methods import find_method
 
 SEED, IPC, FP32 = 3, 2, {"precision": "fp32"}
@@ -28,13 +30,17 @@ both = pytest.mark.parametrize("augmentation", ["none", "dsa"])
 def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tiny.Tiny:
     """Data that allow flips, with two views a clip; every network is a tiny one."""
     tiny.networks(monkeypatch)
-    return tiny.Tiny(tiny.tiny_clips(tmp_path))
+    (tmp_path / "images").mkdir()
+    return tiny.Tiny(tiny.tiny_clips(tmp_path), {"images": [tmp_path / "images"]})
 
 
 def distilled(given: tiny.Tiny, name: str, **options: Any) -> tuple[DistilledSet, Any]:
     """The set that the method returns, and its parameters."""
     method = find_method(name).method
     parameters = method.Parameters(**FP32 | options)
+    if name.endswith("vdsd"):
+        images = StaticDC(static_of(parameters)).distil(given.material(IPC * parameters.memories, SEED))
+        images.save(given.folders["images"][0])
     return method(parameters).distil(given.material(IPC, SEED)), parameters
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,8 @@ from resuming import killed_and_whole
 
 from vidistill.models.hallucinator import drawn_weights, hallucinate
 from vidistill.storage.distilled import DistilledSet, materialised
+from vidistill.storage.errors import RequestError
+from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning.evaluate import DistilledBatches
 from vidistill.tasks.learning.training import Order, generator
 from vidistill.tasks.learning.views import PLAIN
@@ -161,22 +164,59 @@ def test_copying_begins_with_the_images_themselves(bench: Bench) -> None:
 # --- stages, storage ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "kill_at", "steps"), [
-    ("dm_vdsd", 2, [2, 3, 4, 5, 6]), ("dm_vdsd", 5, [5, 6]), ("mtt_vdsd", 5, [5, 6]), ("frepo_vdsd", 6, [6])
-])  # fmt: skip
-def test_a_run_killed_in_either_stage_goes_on_to_the_same_set(
-    bench: Bench, name: str, kill_at: int, steps: list[int]
-) -> None:
-    options = OPTIONS[name] | {"static": STATIC | {"iterations": 3}, "iterations": 3}
-    again, whole, done = killed_and_whole(bench, name, options, kill_at)
-    assert done == steps
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_run_that_was_killed_goes_on_to_the_same_set(bench: Bench, name: str) -> None:
+    again, whole, done = killed_and_whole(bench, name, OPTIONS[name] | {"iterations": 3}, 2)
+    assert done == [2, 3]
     assert again.facts == whole.facts
     for part, array in whole.stored.items():
         np.testing.assert_array_equal(again.stored[part], array)
 
 
+def images_of(bench: Bench, name: str, ipc: int = 1, seed: int = 0, **changes: Any) -> ArtifactRef:
+    method = find_method(name).method
+    asked = method(method.Parameters(**(OPTIONS[name] | changes)))
+    (ref,) = asked.inputs(replace(bench.given, ipc=ipc, seed=seed))["images"]
+    return ref
+
+
+def test_methods_that_ask_for_the_same_images_share_them(bench: Bench) -> None:
+    shared = images_of(bench, "dm_vdsd")
+    assert images_of(bench, "mtt_vdsd") == shared
+    others = [images_of(bench, "mtt_vdsd", ipc=2), images_of(bench, "mtt_vdsd", seed=1),
+              images_of(bench, "dm_vdsd", memories=1), images_of(bench, "dm_vdsd", static=STATIC | {"lr": 0.2}),
+              images_of(bench, "dm_vdsd", precision="bf16")]  # fmt: skip
+    assert len({shared, *others}) == 6
+
+
+def test_images_of_an_instance_begin_in_one_clip_and_are_those_of_static_dc(bench: Bench) -> None:
+    made = DistilledSet.load(bench.store.folder(images_of(bench, "dm_vdsd", ipc=2)))
+    assert made.sources[0] == made.sources[1] != made.sources[2] == made.sources[3]
+    assert not np.array_equal(made.stored["images"][0], made.stored["images"][1])
+    np.testing.assert_array_equal(made_by(bench, "dm_vdsd", ipc=2).stored["images"], made.stored["images"])
+    static = find_method("static_dc").method
+    alone = static(static.Parameters(**STATIC, images=1, precision="fp32")).distil(bench.material((0, 1, 2), 1, 0))
+    single = DistilledSet.load(bench.store.folder(images_of(bench, "frepo_vdsd")))
+    np.testing.assert_array_equal(alone.stored["images"], single.stored["images"])
+    odd = static(static.Parameters(**STATIC, images=2))
+    with pytest.raises(RequestError, match=r"1 images a class do not divide by static_dc\.images=2"):
+        odd.distil(bench.material((0, 1, 2), 1, 0))
+
+
+def shapes_of(instances: int, memories: int, shape_THWC: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Of what is kept."""
+    frames, height, width, colours = shape_THWC
+    of_all = instances * memories
+    return {
+        "images": (of_all, height, width, colours),
+        "motion": (of_all, frames, height, width),
+        "weight": (3, 4, 3, 3, 3),
+        "bias": (3,),
+    }
+
+
 def kept_bytes(classes: int, ipc: int, memories: int) -> int:
-    shapes = vdsd.budget(classes * ipc, memories, (16, 112, 112, 3))
+    shapes = shapes_of(classes * ipc, memories, (16, 112, 112, 3))
     return 4 * sum(int(np.prod(shape)) for shape in shapes.values())
 
 
@@ -191,7 +231,7 @@ def test_published_storage_is_four_bytes_a_number() -> None:
 @pytest.mark.parametrize(("name", "memories"), [("dm_vdsd", 2), ("frepo_vdsd", 1)])
 def test_a_set_keeps_what_the_formula_says_and_no_clips(bench: Bench, tmp_path: Path, name: str, memories: int) -> None:
     made = made_by(bench, name, ipc=2)
-    shapes = vdsd.budget(6, memories, bench.clips.shape_THWC)
+    shapes = shapes_of(6, memories, bench.clips.shape_THWC)
     assert {part: array.shape for part, array in made.stored.items() if part in shapes} == shapes
     assert made.values == sum(int(np.prod(shape)) for shape in shapes.values()) + 6  # and mean and deviation
     made.save(tmp_path)
