@@ -87,7 +87,7 @@ def best(grid: list[Point]) -> Point:
     return max(grid, key=lambda point: point.top1)
 
 
-@stage("coded-search", version=1, threads="one")
+@stage("coded-search", version=2, threads="one")
 def search(work: Work) -> None:
     parameters = TrialParameters.model_validate(work.job.parameters)
     asked, clips = parameters.search, Clips(work.store, work.ref("clips"))
@@ -159,6 +159,10 @@ def _score(
     network = training.build_network(asked.network, len(clips.classes), clips.shape_THWC, seed=0)
     order = Order(len(made), student.optimiser.batch_size, seed=0)
     draw = DistilledBatches(made, clips, parameters.recipe, order, device, None, student)
-    training.train(network, draw, student.steps(order.n), student.optimiser, device, seed=0)
+    temperature = parameters.recipe.temperature if parameters.recipe.labels == "soft" else 1.0
+    training.train(
+        network, draw, student.steps(order.n), student.optimiser, device, seed=0, average=student.average,
+        temperature=temperature,
+    )  # fmt: skip
     logits_NK = training.predict(network, centre_clips(clips, held_rows, device), device)
     return float((logits_NK.argmax(1).numpy() == clips.labels_N[held_rows]).mean())

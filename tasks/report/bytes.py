@@ -108,7 +108,7 @@ def bytes_charts(rows: Sequence[Row], classes: int, colours: Mapping[str, str]) 
     for row in rows:
         if not row.whole and row.bytes:
             groups.setdefault((row.student, row.labels), []).append(row)
-    whole = {row.student: row for row in rows if row.whole}
+    whole = {row.student: row for row in rows if row.method == "full"}
     return [
         _chart(f"{student}, {labels} labels", own, whole.get(student), classes, colours)
         for (student, labels), own in sorted(groups.items(), key=lambda item: (item[0][0], item[0][1]))

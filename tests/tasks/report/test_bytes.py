@@ -30,12 +30,13 @@ ROWS = [
     row("coded", 0.5, 20_000, ipc=None, kb=10, bytes_coded=20_000),
     row("random", 0.2, 100_000),
     row("full", 0.6, 9_000_000, ipc=None),
+    row("teacher", 0.7, 1_000_000, ipc=None),
     row("tsgf", 0.9, 100_000, labels="soft", recipe="soft"),
 ]
 
 
 def test_a_row_counts_the_bytes_of_the_form_that_was_scored():
-    assert [kilobytes(one, 2) for one in ROWS] == [2.0, 2.0, 2.5, 10.0, 50.0, 4500.0, 50.0]
+    assert [kilobytes(one, 2) for one in ROWS] == [2.0, 2.0, 2.5, 10.0, 50.0, 4500.0, 500.0, 50.0]
 
 
 def test_the_front_is_what_nobody_beats_with_as_many_bytes():
