@@ -12,7 +12,6 @@ from vidistill.flows.costs import Cost, Look, cost_of
 from vidistill.storage.store import ArtifactRef, Manifest
 from vidistill.tasks.stage import Job, Runtime, machine, stage_of
 
-CHECKPOINT = "-checkpoint"
 BELIEVED_SECONDS, BELIEVED_BYTES = 2.0, 1e5
 """How much of a default, or of what more distant jobs say, is believed beside what was measured of the like."""
 GAIN = 0.9
@@ -45,12 +44,12 @@ class Estimates:
         A checkpoint tells of a part of its job, and how much of it is left.
         """
         job, share = made, 1.0 - made.record.get("resumed_share", 0.0)
-        if made.kind.endswith(CHECKPOINT):
-            ref = ArtifactRef(kind=made.kind.removesuffix(CHECKPOINT), key=made.key.rpartition("-")[0])
-            parent, share = self._look(ref), made.record.get("measured_share", 0.0)
+        of = made.ref.parent
+        if of is not None:
+            parent, share = self._look(of), made.record.get("measured_share", 0.0)
             if parent is None:
                 return
-            job, self._done[ref] = parent, made.record.get("share", 0.0)
+            job, self._done[of] = parent, made.record.get("share", 0.0)
         device = str(made.record.get("device", "cpu")).partition(":")[0]
         if made.record.get("machine") != machine() or self._runtime.device not in ("auto", device):
             return

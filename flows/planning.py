@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from vidistill.flows.fronts import GraphOf, Request, expected_graph
 from vidistill.flows.parameters import SPRITES, Experiment
 from vidistill.flows.reasons import Reasons
 from vidistill.storage.opening import open_store
-from vidistill.storage.store import Manifest, Store
+from vidistill.storage.store import Store
 from vidistill.tasks.stage import Job, Runtime
 from vidistill.tasks.videos.index import IndexTable
 from vidistill.tasks.videos.scan import Video
@@ -129,7 +129,7 @@ def _expected_sprites(parameters: SpritesParameters) -> IndexTable:
 
 def plan_jobs(jobs: Sequence[Job], store: Store, runtime: Runtime) -> Plan:
     """A plan of these jobs, each after those that it needs."""
-    known = {manifest.ref: manifest for manifest in _manifests(store)}
+    known = {ref: found.manifest for ref, found in store.survey().items() if found.manifest and not found.problem}
     nodes = known | {job.ref: job.manifest for job in jobs}
     estimates, reasons = Estimates(runtime, nodes.get), Reasons(jobs, list(known.values()))
     for manifest in known.values():
@@ -143,12 +143,6 @@ def plan_jobs(jobs: Sequence[Job], store: Store, runtime: Runtime) -> Plan:
         why = f"damaged: {problem}" if damaged else reasons.of(job, missing) if problem else ""
         planned.append(Planned(job, problem is None, why, estimate.seconds, estimate.bytes))
     return Plan(planned, estimates, runtime)
-
-
-def _manifests(store: Store) -> Iterator[Manifest]:
-    for ref in store.refs():
-        if store.has(ref):
-            yield store.manifest(ref)
 
 
 def duration(seconds: float) -> str:
