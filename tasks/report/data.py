@@ -161,6 +161,14 @@ class Saliency:
 
 
 @dataclass
+class Confusion:
+    """Test clips of each class (rows) by the class that a row's students named (columns), summed over its seeds."""
+
+    heading: str
+    counts_KK: list[list[int]]
+
+
+@dataclass
 class ClipPair:
     """Real and distilled clips of one class, each uint8 (T, H, W, 3); `distilled` by method or `method/variant`."""
 
@@ -255,5 +263,6 @@ class ReportData:
     lineage: list[LineageEntry] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)
     failed: list[FailedRow] = field(default_factory=list)
+    confusions: list[Confusion] = field(default_factory=list)
     command: str = ""
     notes: list[str] = field(default_factory=list)

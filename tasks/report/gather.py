@@ -16,6 +16,7 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Manifest, Store
 from vidistill.tasks.learning.evaluate import Score, load_score
 from vidistill.tasks.report.bytes import coded_bytes, searches
+from vidistill.tasks.report.confusion import confusions
 from vidistill.tasks.report.crops import crop_sets, row_mark
 from vidistill.tasks.report.data import (
     TRAINING_CLIPS,
@@ -69,7 +70,7 @@ def report_job(
     return report(parameters, inputs, label="report")
 
 
-@stage("report", version=10)
+@stage("report", version=11)
 def report(work: Work) -> None:
     parameters = ReportParameters.model_validate(work.job.parameters)
     data = gather(work, parameters)
@@ -112,6 +113,7 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
         lineage=[_entry(manifest) for manifest in manifests.values() if manifest.kind not in BLOCKS],
         rejected=lost,
         failed=list(parameters.failed),
+        confusions=confusions(store, parameters.rows, rows),
         command=parameters.command,
         notes=[*index.notes, *_notes(manifests)],
     )

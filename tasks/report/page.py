@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from vidistill.tasks.report import pictures
 from vidistill.tasks.report.bytes import COLUMNS as BYTES_COLUMNS
 from vidistill.tasks.report.bytes import bytes_charts
+from vidistill.tasks.report.confusion import matrices
 from vidistill.tasks.report.data import ClipPair, CropSet, CropShown, Curve, LineageEntry, ReportData, Saliency
 from vidistill.tasks.report.page_pool import pool_document, pool_pictures
 from vidistill.tasks.report.statistics import LEAST_SEEDS
@@ -75,6 +76,7 @@ def render_html(data: ReportData) -> str:
         lineage=_by_kind(data.lineage),
         keys={entry.key for entry in data.lineage},
         columns=COLUMNS,
+        matrices=matrices(data.confusions, data.classes),
         failed=[failed_cells(row) for row in data.failed],
         bytes_charts=bytes_charts(data.rows, len(data.classes), colours),
         bytes_columns=BYTES_COLUMNS,
@@ -92,6 +94,7 @@ def render_json(data: ReportData) -> dict[str, Any]:
         "classes": data.classes,
         "chance": 1 / len(data.classes) if data.classes else None,
         "rows": [row.model_dump(mode="json") for row in data.rows],
+        "confusions": [asdict(one) for one in data.confusions],
         "failed": [row.model_dump(mode="json") for row in data.failed],
         "rejected": data.rejected,
         "curves": [curve.model_dump(mode="json") for curve in data.curves],

@@ -20,7 +20,7 @@ ROW = set(
         "bytes seconds peak_memory_bytes flops seeds artifact"
     )
 )
-KINDS = ("index", "block", "clips", "teacher", "distilled", "relabelled", "score", "report")
+KINDS = ("index", "block", "clips", "teacher", "teacher-score", "distilled", "relabelled", "score", "report")
 TSGF = ("--set", "tsgf.iterations=2", "--set", "tsgf.precision=fp32")
 AND_TORCH = """
 import sys

@@ -17,15 +17,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vidistill.storage.store import ArtifactRef, Manifest, Store
 from vidistill.tasks.report import pictures, tables
+from vidistill.tasks.report.confusion import confusions
 from vidistill.tasks.report.data import (
     TRAINING_CLIPS,
     ClipPair,
+    Confusion,
     Curve,
     FailedRow,
     LineageEntry,
     ReportData,
     Row,
+    RowPlan,
     Saliency,
 )
 from vidistill.tasks.report.page import _curve_name, render_html, render_json, render_markdown
@@ -277,6 +281,44 @@ def test_chance_stands_under_every_table_and_in_every_chart(page: str, data: Rep
     charts = sections[2].partition("</section>")[0]
     assert charts.count('class="chance-line" x1="180.0"') == charts.count("<svg") > 0
     assert render_json(data)["chance"] == 0.25
+
+
+def test_what_is_called_what_is_shown_by_class(data: ReportData) -> None:
+    counts = [[3, 1, 0, 0], [0, 4, 0, 0], [2, 0, 2, 0], [0, 0, 0, 4]]
+    shown = replace(data, confusions=[Confusion("TSGF · soft labels", counts)])
+    section = render_html(shown).partition('<section id="confusion">')[2].partition("</section>")[0]
+    cells = re.findall(r'<td class="(right|wrong)" style="--share: (\d+)%">(\d*)</td>', section)
+    assert [int(count or 0) for _, _, count in cells] == [count for row in counts for count in row]
+    assert [kind for kind, _, _ in cells[:6]] == ["right", "wrong", "wrong", "wrong", "wrong", "right"]
+    assert int(cells[8][1]) == int(cells[10][1]) > int(cells[1][1]) > int(cells[2][1]) == 0
+    assert "Most often: spin &amp; &lt;b&gt;grow&lt;/b&gt; as left, 2 of 4; left as right, 1 of 4." in section
+    assert render_json(shown)["confusions"] == [{"heading": "TSGF · soft labels", "counts_KK": counts}]
+    right, classes = np.eye(20, dtype=int).tolist(), [f"c{i}" for i in range(20)]
+    many = render_html(ReportData("t", "now", {}, classes, [], confusions=[Confusion("Full data", right)]))
+    assert '<table class="confusion">' not in many
+    assert "None is mistaken." in many
+
+
+def test_the_best_row_of_each_table_is_asked_what_it_calls_what(tmp_path: Path) -> None:
+    store, plans, rows = Store(tmp_path), [], []
+    for number, (method, ipc, top1) in enumerate(
+        [("dm", 1, 0.5), ("mtt", 1, 0.6), ("full", None, 0.9), ("teacher", None, 0.95)]
+    ):
+        refs = []
+        for seed in range(2):
+            key = f"{number}{seed}" * 12
+            with store.writing(Manifest(kind="score", key=key, version=2, parameters={}, inputs={})) as attempt:
+                assert attempt is not None
+                np.save(attempt.folder / "confusion.npy", np.full((4, 4), number))
+            refs.append(ArtifactRef(kind="score", key=key))
+        made = row(method, "hard", top1, ipc=ipc)
+        named = {name: getattr(made, name) for name in ("method", "variant", "recipe", "labels", "ipc", "student")}
+        plans.append(RowPlan(scores=tuple(refs), sets=(), makers=(), **named))
+        rows.append(made)
+    found = confusions(store, plans, rows)
+    assert [(one.heading.split(" ·")[0], one.counts_KK[0][0]) for one in found] == [
+        ("MTT", 2), ("Full data", 4), ("Teacher", 6)
+    ]  # fmt: skip
 
 
 def test_the_command_and_the_rows_that_failed_are_shown(data: ReportData) -> None:

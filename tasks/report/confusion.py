@@ -1,0 +1,67 @@
+"""What students call what: the best of each table and the teacher, counted over their seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vidistill.storage.store import Store
+from vidistill.tasks.learning.evaluate import CONFUSION
+from vidistill.tasks.report.data import Confusion, Row, RowPlan
+from vidistill.tasks.report.tables import heading_of, row_label, setting_of
+
+SHOWN_TABLES, SHOWN_CLASSES, LARGEST = 8, 16, 10
+
+
+def confusions(store: Store, plans: Sequence[RowPlan], rows: Sequence[Row]) -> list[Confusion]:
+    """Of the best row of each table (and of each kind of all clips), where its scores say what was called what."""
+    best: dict[tuple[str, ...], int] = {}
+    for number, row in enumerate(rows):
+        table = (row.labels, *setting_of(row), row.method if row.whole else "")
+        if table not in best or row.top1_mean > rows[best[table]].top1_mean:
+            best[table] = number
+    found = []
+    for number in best.values():
+        files = [store.folder(ref) / CONFUSION for ref in plans[number].scores]
+        if all(file.is_file() for file in files):
+            counts_KK = np.sum([np.load(file) for file in files], axis=0)
+            heading = f"{row_label(rows[number])} · {rows[number].labels} labels · {heading_of(rows[number], rows)}"
+            found.append(Confusion(heading, counts_KK.tolist()))
+    return found[:SHOWN_TABLES]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry: how many, and which share of its row in percent."""
+
+    count: int
+    percent: int
+    right: bool
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Rows by class, none where there are too many classes; the largest mistakes, in words."""
+
+    heading: str
+    rows: list[tuple[str, list[Cell]]]
+    largest: list[str]
+
+
+def matrices(found: Sequence[Confusion], classes: Sequence[str]) -> list[Matrix]:
+    """What the page draws."""
+    return [_matrix(one, classes) for one in found]
+
+
+def _matrix(one: Confusion, classes: Sequence[str]) -> Matrix:
+    totals = [max(1, sum(row)) for row in one.counts_KK]
+    rows = [
+        (name, [Cell(count, round(100 * count / total), i == j) for j, count in enumerate(row)])
+        for i, (name, row, total) in enumerate(zip(classes, one.counts_KK, totals, strict=True))
+    ]
+    wrong = [(i, j) for i, row in enumerate(one.counts_KK) for j, count in enumerate(row) if count and i != j]
+    wrong.sort(key=lambda place: -one.counts_KK[place[0]][place[1]] / totals[place[0]])
+    largest = [f"{classes[i]} as {classes[j]}, {one.counts_KK[i][j]} of {totals[i]}" for i, j in wrong[:LARGEST]]
+    return Matrix(one.heading, rows if len(classes) <= SHOWN_CLASSES else [], largest)
