@@ -22,9 +22,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/vidistill demo --out build/demo
 
-# Two processes, each on one thread; tests/conftest.py says which tests stay together. What is marked `slow` (the long
-# faults, the teachers that must not learn from single frames) runs in test-all alone.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# Two processes, each on one thread; tests/conftest.py says what they share. What is marked `slow` runs in test-all alone:
+# ten kills, Ctrl-C at every moment, the mutations, the teachers that must not learn from single frames.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: install lint
 	$(PYTEST)

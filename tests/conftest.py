@@ -1,9 +1,8 @@
 """What all tests share: real clips, one thread, and the session's Prefect server.
 
-`make test` runs two processes (pytest-xdist). A file's tests stay together in one of them, so that a module's fixtures
-are made once. Everything that asks for `server` or `prefect_server`, in whichever file, goes to the same process and
-finds the same server there, which starts with the first of them and is stopped at the end. A new test shares it by
-asking:
+`make test` runs two processes (pytest-xdist); each takes a file at a time, those of tests/flows first, which are the
+longest. (By file: xdist 3.8 does not see its own groups under pytest 9.2.) A process has one server, which starts with
+the first test that asks for it and is stopped at the end. A new test shares it by asking:
 
     def test_mine(server, tmp_path):                           # processes: the command line, a worker
         CommandLine(tmp_path, server.variables)("run", …)      # does not start a server of its own (5 s)
@@ -12,7 +11,7 @@ asking:
     def test_its_flow(): …
 
 It is shared: ask it for what you started (by name, time or run), never for everything. A test that must have no
-server, or one of its own, asks for neither; `@pytest.mark.xdist_group("name")` puts a test into a group by hand.
+server, or one of its own, asks for neither.
 """
 
 from __future__ import annotations
@@ -38,16 +37,6 @@ pytest.register_assert_rewrite("deployed", "flow_running", "method_contract")
 pytest_plugins = ["object_storage"]
 
 from flow_running import BIN, background, environment  # noqa: E402
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in this very hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One group for all that share the server, one for each other file; the former, which is the longest, first."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            shares = {"server", "prefect_server"} & set(getattr(item, "fixturenames", ()))
-            item.add_marker(pytest.mark.xdist_group("server" if shares else str(item.path.relative_to(REPOSITORY))))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("server",))
 
 
 @dataclass(frozen=True)
