@@ -19,10 +19,11 @@ from vidistill.flows.execution import (
     refuse_inside,
     run_graph,
 )
-from vidistill.flows.experiment import Graph, build, rows_of
+from vidistill.flows.experiment import Graph, build
 from vidistill.flows.fronts import choose_front
 from vidistill.flows.parameters import SPRITES, Experiment
 from vidistill.flows.progress import publishing_progress
+from vidistill.flows.rows import rows_of
 from vidistill.flows.salvage import Failed, salvaged
 from vidistill.storage.errors import RequestError, RowsFailed, StoreError
 from vidistill.storage.opening import default_location, open_store

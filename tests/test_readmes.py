@@ -13,8 +13,8 @@ import pytest
 import typer
 
 from vidistill.flows import cli, commands
-from vidistill.flows.experiment import rows_of
 from vidistill.flows.parameters import Experiment, PoolRequest, checked
+from vidistill.flows.rows import rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {

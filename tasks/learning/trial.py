@@ -96,3 +96,9 @@ def decide(work: Work) -> None:
 def decided(store: Store, ref: ArtifactRef) -> str:
     """The front that a `front` artifact chose."""
     return str(json.loads(Path(store.folder(ref) / FRONT).read_text())["front"])
+
+
+def trials_of(store: Store, ref: ArtifactRef) -> dict[str, float]:
+    """Top-1 by front of the trials that a `front` artifact rests on."""
+    found: dict[str, float] = json.loads(Path(store.folder(ref) / FRONT).read_text())["top1"]
+    return found

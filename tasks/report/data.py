@@ -34,6 +34,7 @@ class RowPlan(Parameters):
     sets: tuple[ArtifactRef, ...]
     makers: tuple[tuple[ArtifactRef, ...], ...]
     kb: float | None = Field(None, exclude_if=lambda kb: kb is None)
+    network: str = Field("", exclude_if=lambda network: not network)
 
     @property
     def name(self) -> str:
@@ -79,6 +80,8 @@ class Row(Parameters):
         difference_error: the standard error of that difference.
         difference_interval: half of its 95 % t interval.
         settled: whether that interval leaves out zero, of three seeds or more.
+        front: what the student sees first; it stands in the student's name as well, unless it is `rgb`.
+        network: what the method itself used, front included; empty where it used none.
         collapsed: seeds whose student calls nearly everything one class.
         mark: what the reader must know of this row, such as that few videos gave a crop.
     """
@@ -112,6 +115,8 @@ class Row(Parameters):
     collapsed: tuple[int, ...] = ()
     mark: str = ""
     kb: float | None = None
+    front: str = "rgb"
+    network: str = ""
     bytes_coded: int | None = None
 
     @property

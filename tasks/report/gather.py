@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from vidistill.models import parted
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Manifest, Store
 from vidistill.tasks.learning.evaluate import Score, load_score
+from vidistill.tasks.learning.trial import trials_of
 from vidistill.tasks.report.bytes import coded_bytes, searches
 from vidistill.tasks.report.confusion import confusions
 from vidistill.tasks.report.crops import crop_sets, row_mark
@@ -100,7 +102,7 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
     return ReportData(
         title=parameters.title,
         created=max(manifest.created for manifest in manifests.values()),
-        dataset_summary=_summary(parameters.dataset, index, train, test),
+        dataset_summary=_summary(parameters.dataset, index, train, test) | _front(work, parameters),
         classes=list(index.classes),
         rows=_with_differences(rows),
         curves=_curves(parameters, scores),
@@ -132,6 +134,15 @@ def _summary(dataset: str, index: IndexTable, train: Clips, test: Clips) -> dict
     }
 
 
+def _front(work: Work, parameters: ReportParameters) -> dict[str, str | int]:
+    """What networks see first, and the trials that decided it where it was `auto`."""
+    named = str(parameters.experiment.get("front", "rgb"))
+    for ref in work.refs("front"):
+        tried = ", ".join(f"{front} {top1:.1%}" for front, top1 in trials_of(work.store, ref).items())
+        named += f", by trials on a fifth of the training split: {tried}"
+    return {"networks see first": named}
+
+
 def _row(
     parameters: ReportParameters, plan: RowPlan, scores: dict[ArtifactRef, Score],
     manifests: dict[ArtifactRef, Manifest],
@@ -149,6 +160,8 @@ def _row(
         ipc=plan.ipc,
         kb=plan.kb,
         student=plan.student,
+        front=parted(plan.student)[0],
+        network=plan.network,
         labels=plan.labels,
         top1_mean=float(np.mean(top1)),
         top1_std=float(np.std(top1, ddof=1)) if len(top1) > 1 else 0.0,
@@ -188,7 +201,9 @@ def _marked(row: Row, plan: RowPlan, scores: dict[ArtifactRef, Score], mark: str
               if (label := collapsed_to(scores[ref].per_class)) is not None}  # fmt: skip
     named = ", ".join(dict.fromkeys(classes[label] for label in fallen.values()))
     said = f"{len(fallen)} of {row.seeds} students call nearly everything one class ({named})" if fallen else ""
-    return row.model_copy(update={"collapsed": tuple(fallen), "mark": "; ".join(filter(None, [mark, said]))})
+    other = row.network and parted(row.network)[1] != parted(row.student)[1]
+    crossed = f"cross-architecture: made with {row.network}" if other else ""
+    return row.model_copy(update={"collapsed": tuple(fallen), "mark": "; ".join(filter(None, [mark, crossed, said]))})
 
 
 def _curves(parameters: ReportParameters, scores: dict[ArtifactRef, Score]) -> list[Curve]:

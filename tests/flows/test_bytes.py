@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from flow_running import CLASSES, CommandLine
 
-from vidistill.flows.experiment import rows_of
 from vidistill.flows.parameters import Experiment, override
+from vidistill.flows.rows import rows_of
 from vidistill.storage.errors import RequestError
 
 QUICK = shlex.split(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vidistill.flows.experiment import rows_of
 from vidistill.flows.parameters import PRESETS, Experiment, PoolRequest, checked, load_preset
+from vidistill.flows.rows import rows_of
 
 PLAIN = {path.stem: {"data": "videos"} | load_preset(path.stem) for path in sorted(PRESETS.glob("*.yaml"))}
 POOL_FIELDS = PoolRequest.model_fields

@@ -16,10 +16,11 @@ from method_contract import POOL, Bench, MethodContract, fingerprint
 from resuming import killed_and_whole
 from torch import Tensor
 
-from vidistill.flows.experiment import Graph, build, rows_of, within_budgets
+from vidistill.flows.experiment import Graph, build
 from vidistill.flows.parameters import Experiment, PoolRequest
 from vidistill.flows.planning import _expected_sprites
 from vidistill.flows.pool import build_pool
+from vidistill.flows.rows import rows_of, within_budgets
 from vidistill.models.csta import SetScorer
 from vidistill.models.vst_unet import (
     VSTUNet,

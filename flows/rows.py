@@ -1,0 +1,152 @@
+"""The rows of a table: what an experiment asks for, and Random beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from vidistill.flows.parameters import Cell, Experiment, checked
+from vidistill.models import FRONT_NAMES, NETWORKS, known
+from vidistill.storage.errors import RequestError
+from vidistill.tasks.learning.saliency import SaliencyParameters
+from vidistill.tasks.methods import HARD, MethodSource, Recipe, find_method, recipe_named
+from vidistill.tasks.videos.index import IndexTable
+
+FULL, RANDOM = "full", "random"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: a method's variant at a budget, under a recipe, for a student.
+
+    Attributes:
+        companion: nobody asked for it: it is Random, beside a row that somebody asked for.
+        kb: its budget in kilobytes a class, instead of `ipc`.
+    """
+
+    source: MethodSource | None
+    cell: Cell
+    recipe: Recipe
+    ipc: int | None
+    student: str
+    seeds: int
+    companion: bool = False
+    kb: float | None = None
+
+    @property
+    def of_pool(self) -> bool:
+        """Whether its clips are chosen from the pool."""
+        return self.source is not None and "pool" in self.source.method.needs
+
+
+def rows_of(experiment: Experiment) -> list[Row]:
+    """The rows that are asked for, and Random once for each recipe, budget and student of theirs.
+
+    Raises:
+        RequestError: an unknown method, student, recipe or option.
+    """
+    rows: dict[tuple[object, ...], Row] = {}
+    for cell in experiment.cells:
+        for row in _rows_of_cell(experiment, cell):
+            for one in [row, *_companion(row)]:
+                name = (one.cell.method, one.cell.variant, one.recipe.name, one.ipc, one.kb, one.student)
+                known = rows.get(name, one)
+                more = one if one.seeds > known.seeds else known
+                rows[name] = replace(more, companion=known.companion and one.companion)
+    if experiment.kb and not any(row.kb for row in rows.values()):
+        raise RequestError("kb asks for budgets in kilobytes, and no method of this run takes them: add coded.")
+    return list(rows.values())
+
+
+def _companion(row: Row) -> list[Row]:
+    """Random at the row's budget: of a budget in kilobytes, random clips that are coded without a search."""
+    if row.ipc is None and row.kb is None:
+        return []
+    cell = Cell(method="random")
+    if row.kb is not None:
+        cell = Cell(method="coded", variant=RANDOM, options={"pick": "random", "search": None})
+    return [replace(row, source=find_method(cell.method), cell=cell, companion=True)]
+
+
+def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
+    students, seeds = cell.students or experiment.students, cell.seeds or experiment.seeds
+    for role, name in (("teacher", experiment.teacher.network), *(("student", name) for name in students)):
+        if not known(name):
+            raise RequestError(
+                f"There is no {role} {name!r}: choose from {', '.join(NETWORKS)}, or FRONT:NAME with a front of "
+                f"{', '.join(FRONT_NAMES)}."
+            )
+    if cell.method == FULL:
+        if cell.store is not None:
+            raise RequestError("For all clips as compressed video ask for coded with an ipc or kb that takes them all.")
+        return [Row(None, cell, HARD, None, student, seeds) for student in students]
+    source = find_method(cell.method)
+    if cell.store is not None:
+        if cell.method == "coded":
+            raise RequestError("The clips of coded are compressed video already: give it crf, not store.")
+        cell = cell.model_copy(update={"variant": f"{cell.variant} coded".strip()})
+    saliency = experiment.saliency
+    field = source.method.Parameters.model_fields.get("saliency")
+    if field is not None and field.annotation is SaliencyParameters:  # one s and one ε for the mask and for VideoMix
+        own = saliency.model_dump(mode="json") | cell.options.get("saliency", {})
+        saliency = checked(SaliencyParameters, own, f"The saliency of {cell.method}")
+        cell = cell.model_copy(update={"options": cell.options | {"saliency": own}})
+    settings = experiment.mix.model_dump(mode="json") | {"saliency": saliency.model_dump(mode="json")}
+    recipes = [recipe_named(name, experiment.temperature, settings) for name in cell.recipes or source.method.recipes]
+    return [
+        Row(source, cell, recipe, ipc, student, seeds, kb=kb)
+        for ipc, kb in _budgets(experiment, cell, source, recipes)
+        for recipe in recipes
+        for student in students
+    ]
+
+
+def _budgets(
+    experiment: Experiment, cell: Cell, source: MethodSource, recipes: list[Recipe]
+) -> list[tuple[int | None, float | None]]:
+    """(ipc, kb) of a cell's rows: a method that takes kilobytes takes them where any are asked for, all others ipc.
+
+    Raises:
+        RequestError: the cell asks for kilobytes, and its method or a recipe of it cannot be held to them.
+    """
+    takes_kb = "kb" in source.method.budgets
+    if cell.kb and not takes_kb:
+        raise RequestError(f"The method {source.name} takes no budget in kilobytes: ask for ipc, or for coded.")
+    kb = cell.kb or (experiment.kb if takes_kb and not cell.ipc else ())
+    wrong = [recipe.name for recipe in recipes if recipe.name not in ("hard", "soft")]
+    if kb and wrong:
+        raise RequestError(f"A budget in kilobytes has the recipes hard and soft, not {wrong[0]}.")
+    ipc = cell.ipc or (() if kb else experiment.ipc)
+    return [*((one, None) for one in ipc), *((None, one) for one in kb)]
+
+
+def within_budgets(rows: list[Row], table: IndexTable, pool_clips: int) -> list[Row]:
+    """The rows without those Randoms that nobody asked for and no class has the real clips for.
+
+    A row of the pool may have more clips than the training split has videos, and then nothing real stands beside it.
+
+    Raises:
+        RequestError: a class has no or fewer training videos, or the pool fewer clips, than a row's ipc.
+    """
+    counts = dict.fromkeys(range(len(table.classes)), 0)
+    for video in table.of_split("train"):
+        counts[video.label] += 1
+    scarce = min(counts, key=lambda label: counts[label])
+    if not counts[scarce]:
+        raise RequestError(
+            f"No training video of the class {table.classes[scarce]!r} can be read: `vidistill index` says why; mend "
+            "them, or take the class away."
+        )
+    generated = max((row.ipc or 0 for row in rows if row.of_pool), default=0)
+    if generated > pool_clips:
+        raise RequestError(
+            f"ipc {generated} asks for more clips than the pool will have of a class ({pool_clips}): raise "
+            f"pool.clips_a_class to {generated} or more."
+        )
+    kept = [row for row in rows if not (row.companion and (row.ipc or 0) > counts[scarce])]
+    ipc = max((row.ipc or 0 for row in kept if not row.of_pool), default=0)
+    if ipc > counts[scarce]:
+        raise RequestError(
+            f"ipc {ipc} asks for more clips than the class {table.classes[scarce]!r} has "
+            f"({counts[scarce]} training videos): ask for at most {counts[scarce]}, or add videos."
+        )
+    return kept
