@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -153,12 +154,17 @@ ROW = {
 }  # fmt: skip
 
 
-def test_a_report_s_tables_are_written_where_a_page_asks_for_them(tmp_path: Path) -> None:
-    import importlib.util
-
+def write_tables() -> Any:
     spec = importlib.util.spec_from_file_location("write_tables", ROOT / "tests/benchmarks/write_tables.py")
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_report_s_tables_are_written_where_a_page_asks_for_them(tmp_path: Path) -> None:
+    tables = write_tables()
     page = tmp_path / "page.md"
     page.write_text(
         "before\n<!-- best a -->\nold\n<!-- end -->\n<!-- table a -->\n<!-- end -->\n<!-- table b -->\n<!-- end -->\n"
@@ -177,12 +183,23 @@ def test_a_report_s_tables_are_written_where_a_page_asks_for_them(tmp_path: Path
     assert tables.write([page], "c", document) == 0
 
 
-def test_a_table_by_bytes_shows_what_nobody_beats_with_as_many(tmp_path: Path) -> None:
-    import importlib.util
+def test_tables_know_kilobytes_and_intervals() -> None:
+    tables = write_tables()
+    coded = ROW | {"method": "coded", "labels": "soft", "recipe": "soft", "ipc": None, "kb": 2.0}
+    rows = [
+        coded | {"top1_mean": 0.4, "difference_mean": 0.1, "difference_interval": 0.02},
+        coded | {"variant": "random"},
+    ]
+    assert tables.best({"rows": rows}).splitlines() == [
+        "| labels | ipc | best | student | top-1 % | − Random (paired, 95 %) | Random | all clips | bytes |",
+        "|---" * 9 + "|",
+        "| soft | 2 KB | coded | c3d | 40.0 ± 1.0 | +10.0 ± 2.0 | 10.0 ± 1.0 |  | 0.10 MB |",
+    ]
+    assert "| coded random | soft | 2 KB |" in tables.tables({"rows": rows, "notes": []})
 
-    spec = importlib.util.spec_from_file_location("write_tables", ROOT / "tests/benchmarks/write_tables.py")
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
+
+def test_a_table_by_bytes_shows_what_nobody_beats_with_as_many(tmp_path: Path) -> None:
+    tables = write_tables()
     page = tmp_path / "page.md"
     page.write_text("<!-- bytes a -->\n<!-- end -->\n")
     rows = [

@@ -23,12 +23,12 @@ PAGES = [
     for page in ("README.md", "deployments/README.md", "deployments/presets/README.md", "tests/benchmarks/README.md")
 ]
 KINDS = ("hard", "soft", "online")
+PAIRED = "− Random (paired)"
 COLUMNS = [
-    "method", "recipe", "ipc", "student", "top-1 %", "− Random (paired)", "top-5 %", "AUC", "F1", "bytes", "seconds",
+    "method", "recipe", "ipc", "student", "top-1 %", PAIRED, "top-5 %", "AUC", "F1", "bytes", "seconds",
     "peak MB", "PFLOP", "seeds",
 ]  # fmt: skip
-BEST_COLUMNS = ["labels", "ipc", "best", "student", "top-1 %", "− Random (paired)", "Random", "all clips", "bytes"]
-
+BEST_COLUMNS = ["labels", "ipc", "best", "student", "top-1 %", PAIRED, "Random", "all clips", "bytes"]
 BYTES_COLUMNS = ["kB a class", "method", "budget", "recipe", "student", "top-1 %"]
 
 Row = dict[str, Any]
@@ -67,31 +67,24 @@ def tables(document: Document) -> str:
                     -row["top1_mean"],
                 )
             )  # fmt: skip
-            parts += [f"**{kind} labels**", "", *header(COLUMNS), *(line(cells(row)) for row in rows), ""]
+            parts += [f"**{kind} labels**", "", *header(COLUMNS, rows), *(line(cells(row)) for row in rows), ""]
     return "\n".join([*parts, *(f"{note}" for note in document["notes"]), ""])
 
 
 def best(document: Document) -> str:
     """One row for each kind of labels and budget: the method that is ahead, with what it is measured against."""
-    rows = document["rows"]
-    settings = sorted(
-        {
-            (KINDS.index(row["labels"]), row["ipc"])
-            for row in rows
-            if row["ipc"] is not None and row["method"] != "random"
-        }
-    )
-    lines = []
-    for kind, ipc in settings:
-        rivals = [row for row in rows if (row["labels"], row["ipc"]) == (KINDS[kind], ipc)]
-        first = max((row for row in rivals if row["method"] != "random"), key=lambda row: row["top1_mean"])
-        of_its_recipe = [row for row in rivals if row["method"] == "random" and same(row, first, "recipe", "student")]
+    rows, lines = document["rows"], []
+    for kind, name in dict.fromkeys((row["labels"], budget(row)) for row in sorted(rows, key=order) if not random(row)):
+        rivals = [row for row in rows if (row["labels"], budget(row)) == (kind, name)]
+        first = max((row for row in rivals if not random(row)), key=lambda row: row["top1_mean"])
+        of_its_recipe = [row for row in rivals if random(row) and same(row, first, "recipe", "student")]
         whole = [row for row in rows if row["method"] == "full" and same(row, first, "student")]
-        lines.append(
-            line([first["labels"], ipc, label(first), first["student"], top1(first), difference(first),
-                  *(top1(found[0]) if found else "" for found in (of_its_recipe, whole)), size(first)])
-        )  # fmt: skip
-    return "\n".join([*header(BEST_COLUMNS), *lines, ""])
+        if name != "all":
+            lines.append(
+                line([kind, name, label(first), first["student"], top1(first), difference(first),
+                      *(top1(found[0]) if found else "" for found in (of_its_recipe, whole)), size(first)])
+            )  # fmt: skip
+    return "\n".join([*header(BEST_COLUMNS, rows), *lines, ""])
 
 
 def by_bytes(document: Document) -> str:
@@ -108,7 +101,7 @@ def by_bytes(document: Document) -> str:
             front, ahead = row["top1_mean"] > ahead, max(ahead, row["top1_mean"])
             lines.append(line([f"**{value}**" if front else value for value in values]))
         if rows:
-            parts += [f"**{kind} labels**", "", *header(BYTES_COLUMNS), *lines, ""]
+            parts += [f"**{kind} labels**", "", *header(BYTES_COLUMNS, rows), *lines, ""]
     return "\n".join([*parts, ""])
 
 
@@ -119,8 +112,21 @@ def same(one: Row, other: Row, *names: str) -> bool:
     return all(one[name] == other[name] for name in names)
 
 
-def header(columns: list[str]) -> list[str]:
-    return [line(columns), "|---" * len(columns) + "|"]
+def random(row: Row) -> bool:
+    """Whether it is what rows of its budget are measured against."""
+    return (row["method"], row["variant"]) in {("random", ""), ("coded", "random")}
+
+
+def order(row: Row) -> tuple[int, float, float]:
+    """Kinds of labels, then clips a class, then kilobytes."""
+    return KINDS.index(row["labels"]), row.get("kb") or 0, row["ipc"] or 0
+
+
+def header(columns: list[str], rows: list[Row]) -> list[str]:
+    """Reports know a t interval of the difference; before they did, its standard error."""
+    intervals = any(row.get("difference_interval") is not None for row in rows)
+    names = [f"{name[:-1]}, 95 %)" if name == PAIRED and intervals else name for name in columns]
+    return [line(names), "|---" * len(names) + "|"]
 
 
 def line(values: list[Any]) -> str:
@@ -169,7 +175,8 @@ def top1(row: Row) -> str:
 
 def difference(row: Row) -> str:
     found = "" if row["difference_mean"] is None else f"{100 * row['difference_mean']:+.1f}"
-    return found if not found or row["difference_error"] is None else f"{found} ± {100 * row['difference_error']:.1f}"
+    spread = row["difference_error"] if row.get("difference_interval") is None else row["difference_interval"]
+    return found if not found or spread is None else f"{found} ± {100 * spread:.1f}"
 
 
 def size(row: Row) -> str:
