@@ -17,7 +17,8 @@ from vidistill.tasks.report.data import Row, RowPlan
 from vidistill.tasks.report.pictures import LEFT, PANEL_WIDTH, RIGHT, Axis, Tick, vertical
 from vidistill.tasks.report.tables import budget_of, percent, row_label, spread
 
-COLUMNS = ("Method", "kB a class", "Budget", "Top-1 %", "of all clips %")
+COLUMNS = ("Method", "kB a class", "Budget", "Top-1 %", "of full %")
+KINDS = ("hard", "soft", "online")
 
 
 def coded_bytes(store: Store, plan: RowPlan, scores: Mapping[ArtifactRef, Score]) -> dict[str, int]:
@@ -111,7 +112,7 @@ def bytes_charts(rows: Sequence[Row], classes: int, colours: Mapping[str, str]) 
     whole = {row.student: row for row in rows if row.method == "full"}
     return [
         _chart(f"{student}, {labels} labels", own, whole.get(student), classes, colours)
-        for (student, labels), own in sorted(groups.items(), key=lambda item: (item[0][0], item[0][1]))
+        for (student, labels), own in sorted(groups.items(), key=lambda item: (item[0][0], KINDS.index(item[0][1])))
     ]
 
 

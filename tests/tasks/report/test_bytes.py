@@ -31,12 +31,13 @@ ROWS = [
     row("random", 0.2, 100_000),
     row("full", 0.6, 9_000_000, ipc=None),
     row("teacher", 0.7, 1_000_000, ipc=None),
+    row("tsgf", 0.8, 100_000, labels="online", recipe="online"),
     row("tsgf", 0.9, 100_000, labels="soft", recipe="soft"),
 ]
 
 
 def test_a_row_counts_the_bytes_of_the_form_that_was_scored():
-    assert [kilobytes(one, 2) for one in ROWS] == [2.0, 2.0, 2.5, 10.0, 50.0, 4500.0, 500.0, 50.0]
+    assert [kilobytes(one, 2) for one in ROWS] == [2.0, 2.0, 2.5, 10.0, 50.0, 4500.0, 500.0, 50.0, 50.0]
 
 
 def test_the_front_is_what_nobody_beats_with_as_many_bytes():
@@ -47,8 +48,8 @@ def test_the_front_is_what_nobody_beats_with_as_many_bytes():
 
 def test_hard_and_soft_are_apart_and_all_clips_are_a_line():
     charts = bytes_charts(ROWS, 2, {})
-    assert [chart.heading for chart in charts] == ["minic3d, hard labels", "minic3d, soft labels"]
-    hard, soft = charts
+    assert [chart.heading for chart in charts] == [f"minic3d, {kind} labels" for kind in ("hard", "soft", "online")]
+    hard, soft, _ = charts
     assert len(hard.points) == 5
     assert [point.on_front for point in hard.points] == [True, False, False, True, False]
     assert hard.full == (hard.y_axis.at(0.6), "all clips: 60.0 %")
@@ -76,7 +77,7 @@ def test_the_page_shows_them_with_what_the_search_tried():
     data = ReportData("t", "now", {}, ["a", "b"], ROWS, searches=searches)
     page = render_html(data)
     section = page[page.index('<section id="bytes">') : page.index("</section>", page.index('<section id="bytes">'))]
-    assert section.count("<circle") == 6
+    assert section.count("<circle") == 7
     assert '<a href="#bytes">' in page
     assert re.search(r"<td>46</td><td>75.0 %</td><td>7</td><td>3.9 kB</td><td>31.0</td>", section)
     assert render_json(data)["searches"] == searches
