@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vidistill.flows.command_line import command_of
 from vidistill.flows.parameters import SPRITES, Cell, Experiment, checked, fronted_networks
-from vidistill.flows.rows import FULL, Row, rows_of, within_budgets
+from vidistill.flows.rows import FULL, Row, rows_of, within_budgets, without_blind
 from vidistill.models import fronted, known
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.coded.recode import recode_job
@@ -69,7 +69,8 @@ def build(
     Raises:
         RequestError: the experiment asks for what is not there.
     """
-    rows = within_budgets(rows_of(experiment), table, experiment.pool.clips_a_class)
+    asked_for = within_budgets(rows_of(experiment), table, experiment.pool.clips_a_class)
+    rows, notes = without_blind(asked_for)
     graph = Graph()
     data = _data_jobs(graph, experiment, table)
     plans = [_row_jobs(graph, experiment, table, data, row) for row in rows]
@@ -82,6 +83,7 @@ def build(
         split="validation" if experiment.index.holdout else str(experiment.index.split),
         protocol=experiment.protocol,
         rows=tuple(plans),
+        notes=notes,
         command=command_of(_without_places(asked or experiment)),
         experiment=_without_places(experiment).model_dump(mode="json", exclude={"data"}),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vidistill.flows.parameters import Cell, Experiment, checked
-from vidistill.models import FRONT_NAMES, NETWORKS, known
+from vidistill.models import FRONT_NAMES, NETWORKS, known, parted
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.learning.saliency import SaliencyParameters
 from vidistill.tasks.methods import HARD, MethodSource, Recipe, find_method, recipe_named
@@ -150,3 +150,28 @@ def within_budgets(rows: list[Row], table: IndexTable, pool_clips: int) -> list[
             f"({counts[scarce]} training videos): ask for at most {counts[scarce]}, or add videos."
         )
     return kept
+
+
+def without_blind(rows: list[Row]) -> tuple[list[Row], tuple[str, ...]]:
+    """The rows without those whose student would see nothing, and a sentence for each method of these.
+
+    Raises:
+        RequestError: no other row is left.
+    """
+    blind = [row for row in rows if _stands_still(row) and parted(row.student)[0] == "centred"]
+    kept = [row for row in rows if row not in blind]
+    if blind and all(row.companion for row in kept):
+        raise RequestError(f"{_nothing_to_see(blind[0])}: choose --front rgb or --front rgb+difference.")
+    return kept, tuple(dict.fromkeys(f"{_nothing_to_see(row)}, so it has no row here" for row in blind))
+
+
+def _stands_still(row: Row) -> bool:
+    if row.source is None:
+        return False
+    options = checked(row.source.method.Parameters, row.cell.options, f"The method {row.source.name}")
+    return row.source.method(options).still
+
+
+def _nothing_to_see(row: Row) -> str:
+    name = row.source.name if row.source else FULL
+    return f"The clips of {name} stand still, and {row.student} sees what moves alone"

@@ -252,6 +252,11 @@ class Method(ABC):
         """The teachers whose mean probability is the label of a set under the recipe `soft`."""
         return [given.add(given.teacher)]
 
+    @property
+    def still(self) -> bool:
+        """Whether its clips stand still, so that a network that sees them `centred` sees nothing."""
+        return False
+
     @abstractmethod
     def distil(self, material: Material) -> DistilledSet:
         """Distil `material.ipc` clips for each class in `material.labels`."""

@@ -55,6 +55,10 @@ class SFVD(MTT):
 
     Parameters = SFVDParameters
 
+    @property
+    def still(self) -> bool:
+        return bool(self.parameters.keys == 1)
+
     def distil(self, material: Material) -> DistilledSet:
         parameters: SFVDParameters = self.parameters
         start = sets.start_clips(material, parameters.init)
@@ -83,6 +87,10 @@ class SFVDT(SFVD):
     """SFVD with real clips of the same class mixed in by a reshaping layer that is learnt."""
 
     Parameters = SFVDTParameters
+
+    @property
+    def still(self) -> bool:
+        return False  # its layer mixes real clips in
 
     def clips_of(
         self, material: Material, start: Start, learnt: Learnt, groups: list[dict[str, Any]]

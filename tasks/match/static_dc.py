@@ -41,6 +41,10 @@ class StaticDC(Method):
 
     Parameters = StaticDCParameters
 
+    @property
+    def still(self) -> bool:
+        return True
+
     def distil(self, material: Material) -> DistilledSet:
         import torch
 

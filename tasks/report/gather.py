@@ -49,6 +49,7 @@ class ReportParameters(Parameters):
     protocol: str = "vidistill"
     rows: tuple[RowPlan, ...]
     failed: tuple[FailedRow, ...] = ()
+    notes: tuple[str, ...] = ()
     command: str = ""
     experiment: dict[str, Any] = Field(default_factory=dict)
 
@@ -117,7 +118,7 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
         failed=list(parameters.failed),
         confusions=confusions(store, parameters.rows, rows),
         command=parameters.command,
-        notes=[*index.notes, *_notes(manifests)],
+        notes=[*parameters.notes, *index.notes, *_notes(manifests)],
     )
 
 

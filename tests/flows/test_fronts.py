@@ -1,0 +1,77 @@
+"""What networks see first: in whose names it stands, and whose rows it leaves out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vidistill.flows.experiment import build
+from vidistill.flows.fronts import UNDECIDED, expected_graph, front_graph, with_front
+from vidistill.flows.parameters import Experiment
+from vidistill.storage.errors import RequestError
+from vidistill.storage.store import Store
+from vidistill.tasks.report.gather import ReportParameters
+from vidistill.tasks.videos.index import IndexTable
+from vidistill.tasks.videos.scan import Video
+
+
+def table(groups: int = 3) -> IndexTable:
+    videos = tuple(
+        Video(path=f"{split}/{name}/{group}.mp4", label=label, split=split, group=f"{name}_{group}", bytes=1,
+              sha256=f"{split}{name}{group}", width=64, height=64, frames=32, duration_seconds=2, codec="")
+        for split, count in (("train", groups), ("test", 1))
+        for label, name in enumerate(("left", "right"))
+        for group in range(count)
+    )  # fmt: skip
+    return IndexTable(layout="folders", classes=("left", "right"), flips=False, videos=videos, rejected=())
+
+
+def experiment(*methods: str, **settings: Any) -> Experiment:
+    cells = [{"method": name} for name in methods]
+    small = {"decode": {"frames": 4, "size": 32, "views": 1}, "seeds": 1}
+    return Experiment.model_validate({"data": "videos", "cells": cells} | small | settings)
+
+
+def test_a_front_stands_in_the_name_of_every_network() -> None:
+    asked = with_front(experiment("mtt", "tsgf", students=["minic3d", "rgb:c3d"]), "centred")
+    assert asked.students == ("centred:minic3d", "rgb:c3d")
+    jobs = list(build(asked, table()).jobs.values())
+    (teacher,) = (job for job in jobs if job.stage == "teacher")
+    assert teacher.parameters["network"] == "centred:r2plus1d_small"
+    experts = {job.parameters["expert"]["network"] for job in jobs if job.stage == "expert"}
+    assert experts == {"centred:minic3d"}
+    assert {job.parameters["network"] for job in jobs if job.stage == "score"} == {"centred:minic3d", "rgb:c3d"}
+    rows = ReportParameters.model_validate(jobs[-1].parameters).rows
+    assert {row.network for row in rows if row.method == "mtt"} == {"centred:minic3d"}
+    assert {row.network for row in rows if row.method == "tsgf"} == {"centred:r2plus1d_small"}
+    assert [row.method for row in rows if row.ipc is None] == ["teacher"]
+
+
+def test_what_stands_still_has_no_row_where_the_student_sees_what_moves() -> None:
+    asked = with_front(experiment("static_dc", "random", "sfvd_t", students=["minic3d"]), "centred")
+    parameters = ReportParameters.model_validate(list(build(asked, table()).jobs.values())[-1].parameters)
+    assert {row.method for row in parameters.rows} == {"random", "sfvd_t"}
+    assert parameters.notes == (
+        "The clips of static_dc stand still, and centred:minic3d sees what moves alone, so it has no row here",
+    )
+    seen = with_front(experiment("static_dc", students=["minic3d"]), "rgb")
+    assert "static_dc" in {row.method for row in ReportParameters.model_validate(
+        list(build(seen, table()).jobs.values())[-1].parameters).rows}  # fmt: skip
+    with pytest.raises(RequestError, match=r"static_dc stand still.*choose --front rgb"):
+        build(with_front(experiment("static_dc"), "centred"), table())
+
+
+def test_until_it_is_decided_a_plan_has_the_trials_and_what_comes_after(tmp_path: Any) -> None:
+    store, asked = Store(tmp_path), experiment("random")
+    graph = expected_graph(asked, table(), store, lambda one, videos, ref: build(one, videos, ref, asked))
+    assert [job.label for job in graph.jobs.values() if job.stage in ("trial", "front")] == [
+        "try rgb", "try centred", "try rgb+difference", "front",
+    ]  # fmt: skip
+    (score,) = (job for job in graph.jobs.values() if job.stage == "score")
+    assert score.parameters["network"] == f"{UNDECIDED}:r2plus1d_small"
+    assert "--front" not in ReportParameters.model_validate(list(graph.jobs.values())[-1].parameters).command
+
+
+def test_where_nothing_can_be_held_out_there_are_no_trials() -> None:
+    assert front_graph(experiment("random"), table(groups=1)) is None
