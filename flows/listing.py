@@ -25,6 +25,9 @@ COLUMNS = ("artifact", "data set", "method", "ipc", "kb", "seed", "recipe", "net
            "made")  # fmt: skip
 RIGHT = {"ipc", "kb", "seed", "top-1 %", "size", "took"}
 
+WHOLE = {"score": "full", "teacher-score": "teacher"}
+"""Kinds of scores, and the method of one that no set was made for."""
+
 Facts = dict[str, Any]
 """One of each of `FACTS` that an artifact has; of a report, lists of methods, budgets and networks."""
 
@@ -68,7 +71,7 @@ class Catalogue:
         self._manifests = {ref: found.manifest for ref, found in survey.items() if found.manifest}
         self._top1 = {
             ref: json.loads(content)["top1"]
-            for ref, content in store.contents([ref for ref in self._manifests if ref.kind == "score"], SCORE).items()
+            for ref, content in store.contents([ref for ref in self._manifests if ref.kind in WHOLE], SCORE).items()
         }
         self._rows = self._of_reports()
         self._known: dict[ArtifactRef, Facts] = {}
@@ -83,8 +86,11 @@ class Catalogue:
             for ref in report.inputs.get("index", []):
                 said[ref] = {"dataset": report.parameters["dataset"]}
             for row in report.parameters["rows"]:
-                refs = map(ArtifactRef.model_validate, (*row["scores"], *row["sets"]))
-                said |= {ref: {"variant": row["variant"]} for ref in refs}
+                variant = {"variant": row["variant"]}
+                said |= {ArtifactRef.model_validate(ref): variant for ref in row["sets"]}
+                said |= {
+                    ArtifactRef.model_validate(ref): variant | {"student": row["student"]} for ref in row["scores"]
+                }
         return said
 
     def _of(self, ref: ArtifactRef) -> Facts:
@@ -129,8 +135,8 @@ def _own(manifest: Manifest) -> Facts:
         return facts | {name: values for name, values in lists.items() if values}
     if manifest.kind == "sprites":
         return {"dataset": SPRITES, "seed": given["seed"]}
-    if manifest.kind == "score" and "distilled" not in manifest.inputs:
-        facts["method"] = "full"
+    if manifest.kind in WHOLE and "distilled" not in manifest.inputs:
+        facts["method"] = WHOLE[manifest.kind]
     if "recipe" in given:
         facts["recipe"] = _recipe(given["recipe"])
     network = given.get("network", given.get("expert", {}).get("network"))
