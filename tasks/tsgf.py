@@ -20,9 +20,9 @@ from pydantic import Field
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
-from vidistill.tasks.coreset.random import draw_rows
 from vidistill.tasks.learning import loop
 from vidistill.tasks.learning.pixels import initial, pixel_range, to_pixels
+from vidistill.tasks.learning.rows import draw_rows
 from vidistill.tasks.learning.saliency import SaliencyParameters, gradient_mask, saliency, threshold
 from vidistill.tasks.learning.training import Precision
 from vidistill.tasks.methods import Material, Method

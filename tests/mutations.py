@@ -330,7 +330,7 @@ MUTATIONS = [
     Mutation("tasks/coreset/k_center.py", "k-center begins with the first row", CORESETS,
              "emb_ND - emb_ND.mean(0)",
              "emb_ND - emb_ND[0]"),
-    Mutation("tasks/coreset/random.py", "random draws with replacement", CORESETS,
+    Mutation("tasks/learning/rows.py", "random draws with replacement", CORESETS,
              ".permutation(enough(clips, label, ipc))[:ipc]",
              ".choice(enough(clips, label, ipc), ipc)"),
     Mutation("tasks/coreset/features.py", "coresets are the first clips", CORESETS,

@@ -101,6 +101,121 @@ def test_heavy_packages_are_imported_where_they_are_used(path):
     assert loaded & HEAVY <= may_load(path)
 
 
+# --- rooms within tasks --------------------------------------------------------------------------------------------
+
+SHARED = {"stage", "methods", "distil", "learning", "videos"}
+"""What every family of tasks may import; `distil` is for sets that are made of another method's."""
+MADE_OF = {"select": {"generate"}, "coded": {"coreset"}}
+LAZY = {("vidistill.storage.distilled", "vidistill.storage.exported")}
+"""One door opens both kinds of folders, and what the one reads is made of what the other is."""
+MODULES = {"vidistill." + ".".join(path.with_suffix("").relative_to(REPOSITORY).parts): path for path in FILES}
+
+
+def modules_of(nodes: list[ast.stmt] | Iterator[ast.AST], own: str) -> set[str]:
+    """The modules of the library that these import, but for the one that they stand in."""
+    names = imports(nodes)
+    return {known for name in names for known in (name, name.rpartition(".")[0]) if known in MODULES} - {own}
+
+
+def family_of(module: str) -> str:
+    """`learning` of vidistill.tasks.learning.training, `stage` of vidistill.tasks.stage."""
+    return module.split(".")[2]
+
+
+def test_few_files_stand_beside_the_rooms_of_tasks():
+    assert len(list((REPOSITORY / "tasks").glob("*.py"))) <= 6
+
+
+@pytest.mark.parametrize("room", sorted(path.parent.name for path in (REPOSITORY / "tasks").glob("*/__init__.py")))
+def test_a_room_of_tasks_imports_what_all_share_and_no_sibling(room):
+    used = set()
+    for module, path in MODULES.items():
+        if module.startswith(f"vidistill.tasks.{room}."):
+            found = modules_of(ast.walk(ast.parse(path.read_text())), module)
+            used |= {family_of(one) for one in found if one.startswith("vidistill.tasks.")}
+    if room == "report":
+        return
+    assert used <= SHARED | {room} | MADE_OF.get(room, set())
+
+
+def test_nothing_in_tasks_reads_the_report():
+    for module, path in MODULES.items():
+        if module.startswith("vidistill.tasks.") and family_of(module) != "report":
+            found = modules_of(ast.walk(ast.parse(path.read_text())), module)
+            assert not [one for one in found if one.startswith("vidistill.tasks.report.")], module
+
+
+def circle(graph: dict[str, set[str]]) -> set[str]:
+    """The modules that import each other in a circle, and those that need them."""
+    left = {module: set(needs) for module, needs in graph.items()}
+    while ends := {module for module, needs in left.items() if not needs}:
+        left = {module: needs - ends for module, needs in left.items() if module not in ends}
+    return set(left)
+
+
+@pytest.mark.parametrize("of_types", [False, True], ids=["when it runs", "for type checkers, too"])
+def test_no_modules_import_each_other_in_a_circle(of_types):
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == {"a", "b", "c"}
+    graph = {}
+    for module, path in MODULES.items():
+        tree = ast.parse(path.read_text())
+        hidden = set() if of_types else modules_of(under_type_checking(tree), module)
+        shown = modules_of(ast.walk(tree), module) - hidden | modules_of(run_at_import(tree.body), module)
+        graph[module] = {one for one in shown if (module, one) not in LAZY}
+    assert circle(graph) == set()
+
+
+def under_type_checking(tree: ast.Module) -> Iterator[ast.AST]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for inner in node.body:
+                yield from ast.walk(inner)
+
+
+# --- what users import ---------------------------------------------------------------------------------------------
+
+PUBLIC = {
+    "vidistill": {"Dataset", "DistilledSet"},
+    "vidistill.storage.parameters": {"Parameters"},
+    "vidistill.tasks.methods": {"Given", "Material", "Method", "Recipe"},
+    "vidistill.tasks.coreset.random": {"enough"},
+    "vidistill.tasks.learning.training": {"Device", "generator"},
+    "vidistill.tasks.match.core": {"Loop", "differentiated", "fresh_network", "leaf", "optimise"},
+    "vidistill.tasks.match.losses": {"class_means", "mean_embedding_distance"},
+    "vidistill.tasks.match.real": {"RealClips"},
+    "vidistill.tasks.match.sets": {"finished", "keep_in_range", "start_clips"},
+}
+"""What a method in a user's own file may import; it stays where it is."""
+OWN_METHODS = ("tasks/match/own_matching.py", "flows/test_own_method.py")
+
+
+def used_from(source: str) -> set[tuple[str, str]]:
+    """Names of the library that a file uses: (vidistill.tasks.match.core, leaf)."""
+    tree, found = ast.parse(source), set()
+    modules = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("vidistill"):
+            for alias in node.names:
+                if f"{node.module}.{alias.name}" in PUBLIC:
+                    modules[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                else:
+                    found.add((node.module, alias.name))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            found.add((modules[node.value.id], node.attr))
+    return found
+
+
+def test_public_imports():
+    python("\n".join(f"from {module} import {', '.join(sorted(names))}" for module, names in PUBLIC.items()))
+    own_matching, beside = ((REPOSITORY / "tests" / path).read_text() for path in OWN_METHODS)
+    own_method = beside.partition("MINE = '''\\\n")[2].partition("'''")[0]
+    for source in (own_matching, own_method):
+        used = used_from(source)
+        assert used
+        assert {(module, name) for module, name in used if name not in PUBLIC.get(module, ())} == set()
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if room_of(path) == "models"], ids=lambda path: path.name)
 def test_networks_know_no_prefect_and_no_files(path):
     tree = ast.parse(path.read_text())

@@ -20,7 +20,7 @@ from vidistill.storage.streams import WORST_CRF
 from vidistill.tasks.coded.keep import Budget, Coding, Kept, as_set, kept, psnr
 from vidistill.tasks.coded.pick import Pick, ordered
 from vidistill.tasks.coded.search import Point, SearchParameters, TrialParameters, best, load_grid, search_job
-from vidistill.tasks.coreset.random import enough
+from vidistill.tasks.learning.rows import enough
 from vidistill.tasks.learning.training import Precision
 from vidistill.tasks.methods import Given, Material, Method
 

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
-from vidistill.tasks.coreset.random import enough
 from vidistill.tasks.learning import teacher, training
+from vidistill.tasks.learning.rows import enough
 from vidistill.tasks.methods import Material, Method
 
 if TYPE_CHECKING:

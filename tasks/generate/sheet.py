@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from vidistill.storage.clips import Clips
 from vidistill.storage.pool import Pool
-from vidistill.tasks.report.pictures import strip
+from vidistill.tasks.videos.strips import strip
 
 SHOWN = 3
 """Clips of a class."""

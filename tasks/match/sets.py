@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet, materialised, variants
-from vidistill.tasks.coreset.random import draw_rows
 from vidistill.tasks.learning.loop import Curve
 from vidistill.tasks.learning.pixels import initial, pixel_range, to_pixels
+from vidistill.tasks.learning.rows import draw_rows
 from vidistill.tasks.learning.training import Device
 from vidistill.tasks.match.core import Learnt
 from vidistill.tasks.methods import Material

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vidistill.tasks.report import pictures
 from vidistill.tasks.report.data import NeighbourShown, PoolShown
+from vidistill.tasks.videos.strips import GAP, strip
 
 POOL_BYTES = 6_000_000
 Moving = tuple[str, str]
@@ -97,9 +98,9 @@ def pool_document(pool: PoolShown) -> dict[str, Any]:
 
 def _strips(clips_NTHWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Clips one below the other, each as a row of its frames: (1, height, width, 3)."""
-    rows = [pictures.strip(clip_THWC)[0] for clip_THWC in clips_NTHWC]
-    padded = [np.pad(row, ((0, pictures.GAP), (0, 0), (0, 0)), constant_values=127) for row in rows]
-    sheet_HWC: NDArray[np.uint8] = np.concatenate(padded)[: -pictures.GAP]
+    rows = [strip(clip_THWC)[0] for clip_THWC in clips_NTHWC]
+    padded = [np.pad(row, ((0, GAP), (0, 0), (0, 0)), constant_values=127) for row in rows]
+    sheet_HWC: NDArray[np.uint8] = np.concatenate(padded)[:-GAP]
     return sheet_HWC[None]
 
 

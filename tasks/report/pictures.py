@@ -15,10 +15,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from vidistill.tasks.videos.strips import strip
+
 SMALL_SIDE = 128
 MOVING_BYTES = 240_000
-STRIP_FRAMES = 8
-GAP = 2
 PANEL_WIDTH, PANEL_HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 36
 
@@ -44,14 +44,6 @@ def data_uri(clip_THWC: NDArray[np.uint8]) -> str:
     buffer = io.BytesIO()
     first.save(buffer, "WEBP", save_all=True, append_images=rest, duration=125, loop=0, quality=80, method=2)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def strip(frames_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Eight evenly spaced frames (fewer where there are fewer) side by side, as (1, H, width, 3)."""
-    chosen = np.linspace(0, len(frames_THWC) - 1, min(STRIP_FRAMES, len(frames_THWC))).round().astype(int)
-    padded_THWC = np.pad(frames_THWC[chosen], ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=127)
-    row_HWC: NDArray[np.uint8] = np.concatenate(list(padded_THWC), axis=1)
-    return row_HWC[None, :, :-GAP]
 
 
 def frame_differences(clip_THWC: NDArray[np.uint8]) -> NDArray[np.float32]:

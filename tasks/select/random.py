@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vidistill.storage.distilled import DistilledSet
-from vidistill.tasks.coreset.random import draw_rows
+from vidistill.tasks.learning.rows import draw_rows
 from vidistill.tasks.methods import Material, Method, chosen_of
 
 

@@ -16,9 +16,9 @@ from vidistill.tasks.coded.keep import boxes
 from vidistill.tasks.coded.method import Coded
 from vidistill.tasks.coded.pick import by_median, losses, medoids, ordered
 from vidistill.tasks.coded.search import best, held_out, load_grid
-from vidistill.tasks.coreset.random import draw_rows
 from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.learning.relabel import mean_logits, relabel_job, teacher_logits
+from vidistill.tasks.learning.rows import draw_rows
 from vidistill.tasks.methods import HARD, Recipe, find_method
 from vidistill.tasks.stage import Job, listening, run_job
 

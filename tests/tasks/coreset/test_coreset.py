@@ -15,7 +15,8 @@ from vidistill.storage.errors import RequestError
 from vidistill.storage.store import Manifest, Store
 from vidistill.tasks.coreset.herding import Herding, herd
 from vidistill.tasks.coreset.k_center import KCenter, farthest_first
-from vidistill.tasks.coreset.random import Random, draw_rows
+from vidistill.tasks.coreset.random import Random
+from vidistill.tasks.learning.rows import draw_rows
 from vidistill.tasks.learning.training import Device
 from vidistill.tasks.methods import Material
 
