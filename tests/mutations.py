@@ -33,6 +33,7 @@ def of(file: str, *names: str) -> tuple[str, ...]:
 TSGF = of("tasks/test_tsgf.py")
 ALGORITHM_1 = of("tasks/test_tsgf.py", "test_two_steps_are_those_of_algorithm_1")
 FRONTS = ("tests/models/test_fronts.py",)
+STREAMS = of("storage/test_streams.py")
 R2PLUS1D = ("tests/models/test_r2plus1d.py",)
 ENSEMBLE = ("tests/models/test_ensemble.py",)
 SWIN = ("tests/models/test_students.py::test_each_pair_of_tokens_of_a_small_window_has_the_bias_of_its_own_offset",)
@@ -496,6 +497,31 @@ MUTATIONS = [
     Mutation("flows/progress.py", "what a job has taken corrects nothing", PROGRESS,
              "self.plan.estimates.finished(job, now - running.since)",
              "pass"),
+    # Coded sets
+    Mutation("storage/planes.py", "BT.709 instead of BT.601", STREAMS,
+             "(19595, 38470, 7471)",
+             "(13933, 46871, 4732)"),
+    Mutation("storage/planes.py", "a wrong weight of red", STREAMS,
+             "RED, GREEN_U, GREEN_V, BLUE = 91881,",
+             "RED, GREEN_U, GREEN_V, BLUE = 103206,"),
+    Mutation("storage/planes.py", "colour is repeated, not interpolated", STREAMS,
+             "np.stack([3 * values + before, 3 * values + after]",
+             "np.stack([4 * values, 4 * values]"),
+    Mutation("storage/planes.py", "scaled by corners", STREAMS,
+             "(2 * np.arange(after) + 1) * before * 128 // after - 128",
+             "np.arange(after) * (before - 1) * 256 // max(1, after - 1)"),
+    Mutation("storage/streams.py", "a flipped clip is decoded", STREAMS,
+             "if zlib.crc32(clip) != crc:",
+             "if False:"),
+    Mutation("storage/streams.py", "a newer version is read", STREAMS,
+             "if len(data) > 4 and data[4] > VERSION:",
+             "if not data:"),
+    Mutation("storage/streams.py", "what was padded stays", STREAMS,
+             "to_rgb(*planes)[:, : coded_HW[0], : coded_HW[1]]",
+             "to_rgb(*planes)[:]"),
+    Mutation("storage/obus.py", "a frame that is shown again is no packet", STREAMS,
+             " or (kind == FRAME_HEADER and again)",
+             ""),
     # Stopping
     Mutation("flows/stopping.py", "a run that comes to no step goes on", ENDLESS,
              "select.select([told], [], [], PATIENCE_SECONDS)",

@@ -138,6 +138,13 @@ def test_coarser_is_smaller_and_every_clip_stands_by_itself():
     assert encode(clips[2:], crf=20).clips == fine.clips[2:]
 
 
+def test_odd_sides_are_padded_and_cut_back_and_not_scaled():
+    odd = moving(1, 3, 17, 19)
+    even = np.pad(odd, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")
+    assert encode(odd, crf=30).clips == encode(even, crf=30).clips
+    np.testing.assert_array_equal(decode(encode(odd, crf=30)), decode(encode(even, crf=30))[:, :, :17, :19])
+
+
 def test_a_clip_splits_into_a_packet_a_frame():
     stream = encode(moving(2, 9, 56, 56), crf=40)
     assert [len(units(stream, number)) for number in range(2)] == [9, 9]
