@@ -105,7 +105,7 @@ class Bars(Lines):
 
     def expect(self, plan: Plan) -> None:
         super().expect(plan)
-        self._progress.update(self._run, description="run", total=1.0)
+        self._progress.update(self._run, description="run", total=1.0, note=self.course.words)
 
     def heard(self, job: Job, event: Event) -> None:
         super().heard(job, event)

@@ -15,7 +15,7 @@ import pytest
 from flow_running import BIN, TINY, CommandLine, environment
 from rich.console import Console
 
-from vidistill.flows.display import Lines
+from vidistill.flows.display import Bars, Lines
 from vidistill.flows.estimates import Estimates
 from vidistill.flows.planning import Plan, Planned
 from vidistill.flows.progress import Course
@@ -165,6 +165,15 @@ def test_what_a_checkpoint_saved_is_no_pace(log: Log) -> None:
     log.clock.now = 101
     course.told(job.label, 80, 100, "")
     assert course.left == pytest.approx(100)
+
+
+def test_a_terminal_says_the_time_left_from_the_plan_on() -> None:
+    written, jobs = StringIO(), renders(1)
+    console = Console(file=written, force_terminal=True, width=100)
+    bars = Bars(Course(Clock()), console)
+    with bars.open():
+        bars.expect(plan(jobs, seconds=1000))
+    assert "0% of the run, about 17 min left" in written.getvalue()
 
 
 def test_it_is_silent_about_a_quick_look_at_the_videos_and_not_about_a_long_one(log: Log) -> None:
