@@ -174,6 +174,12 @@ MUTATIONS = [
              "momentum=optimiser.momentum",
              "momentum=0"),
     # matching
+    Mutation("tasks/match/real.py", "real clips are never flipped", DM,
+             "training.flip_some(x_BCTHW, flips_B[part]) if table.flips else x_BCTHW",
+             "x_BCTHW"),
+    Mutation("tasks/match/real.py", "real clips are always the centre view", DM,
+             "self.clips.read(rows_B[part], views_B[part])",
+             "self.clips.read(rows_B[part])"),
     Mutation("tasks/match/dc.py", "synthetic clips always have label 0", DC,
              "dsa.apply(omega, x_BCTHW), label, material, create_graph=True)",
              "dsa.apply(omega, x_BCTHW), 0, material, create_graph=True)"),
