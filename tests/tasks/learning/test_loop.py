@@ -61,6 +61,7 @@ def student(bench: Bench) -> Job:
     return evaluate_job("minic3d_bn", asked, HARD, 0, inputs, "student")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job_of", [tsgf, student])
 def test_sigkill_changes_no_byte(bench: Bench, job_of: Callable[[Bench], Job]) -> None:
     job = job_of(bench)
