@@ -88,7 +88,7 @@ class R2Plus1DSmall(nn.Module):
     """A stem of 1×7×7 with stride 1×4×4, three residual blocks of 24, 48 and 96 channels, a pooled linear head.
 
     104,578 weights for ten classes. The second block halves the pixels, the third pixels and frames, so that 8×56×56
-    clips end as 4×4×4. Its stem, widths and that it has no dropout were chosen on the validation fifth of ten classes of
+    clips end as 4×4×4. Stem, widths and that there is no dropout were chosen on the validation fifth of ten classes of
     UCF101.
 
     Args:
