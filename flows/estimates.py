@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import count
 
 from vidistill.flows.costs import Cost, Look, cost_of
+from vidistill.storage.provenance import machine
 from vidistill.storage.store import ArtifactRef, Manifest
-from vidistill.tasks.stage import Job, Runtime, machine, stage_of
+from vidistill.tasks.stage import Job, Runtime, stage_of
 
 BELIEVED_SECONDS, BELIEVED_BYTES = 2.0, 1e5
 """How much of a default, or of what more distant jobs say, is believed beside what was measured of the like."""

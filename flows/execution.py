@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from vidistill.flows.experiment import Graph
 from vidistill.flows.parameters import SPRITES, DataRequest
-from vidistill.storage.errors import RequestError, Stopped, VidistillError
+from vidistill.storage.errors import RequestError, RunError, Stopped, VidistillError
 from vidistill.storage.leases import leased
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks.stage import Job, Runtime, prefect_task, stage_failure, start_jobs, stop_jobs
+from vidistill.tasks.stage import Job, Runtime, prefect_task, start_jobs, stop_jobs
 from vidistill.tasks.videos.index import IndexTable, survey
 from vidistill.tasks.videos.sprites_stage import sprites_job
 
@@ -149,10 +149,14 @@ def _error_of(job: Job, future: PrefectFuture[Any]) -> VidistillError | None:
     except VidistillError as error:
         return error
     except Exception as error:  # noqa: BLE001
-        failure = stage_failure(job, error)
+        failure = _unforeseen(job, error)
         failure.__cause__ = error
         return failure
     return None
+
+
+def _unforeseen(job: Job, error: BaseException) -> RunError:
+    return RunError(f"The stage {job.label or job.stage} ({job.ref}) failed: {type(error).__name__}: {error}")
 
 
 @contextmanager

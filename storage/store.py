@@ -104,6 +104,9 @@ class Attempt:
         self.manifest = self.manifest.model_copy(update=changes)
 
 
+_known_good: set[tuple[str, ArtifactRef]] = set()
+
+
 class Store:
     """A store in a local folder. `open_store` gives one over an object store with the same methods."""
 
@@ -153,6 +156,13 @@ class Store:
             with suppress(FileNotFoundError):
                 found[ref] = (self._place(ref) / name).read_bytes()
         return found
+
+    def problem_once(self, ref: ArtifactRef) -> str | None:
+        """Checked by content once a process, and by its files' sizes from then on."""
+        problem = self.problem(ref, thorough=(self.location, ref) not in _known_good)
+        if problem is None:
+            _known_good.add((self.location, ref))
+        return problem
 
     @contextmanager
     def writing(self, manifest: Manifest) -> Iterator[Attempt | None]:

@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import importlib
 import os
-import platform
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from vidistill.storage.errors import ArtifactDamaged, RunError, Stopped
+from vidistill.storage.errors import ArtifactDamaged, Stopped
 from vidistill.storage.keys import digest
 from vidistill.storage.measuring import Cost
 from vidistill.storage.opening import open_store
 from vidistill.storage.parameters import Parameters
+from vidistill.storage.provenance import commit, machine, versions
 from vidistill.storage.store import CHECKPOINT, ArtifactRef, Attempt, Manifest, Store
 
 if TYPE_CHECKING:
@@ -212,7 +210,7 @@ def run_job(job: Job, runtime: Runtime) -> tuple[ArtifactRef, bool]:
             with _told(job), Cost() as cost:
                 declared.function(work)
         attempt.note(seconds=round(cost.seconds, 3), peak_memory_bytes=cost.peak_memory_bytes)
-        work.record(versions=_versions(), commit=_commit(), machine=machine())
+        work.record(versions=versions(), commit=commit(), machine=machine())
     for ref in work._checkpoints():  # noqa: SLF001
         store.discard(ref)
     return job.ref, False
@@ -225,20 +223,9 @@ def check_inputs(job: Job, store: Store) -> None:
         ArtifactDamaged: naming the artifact, the file and what to do.
     """
     for ref in (ref for refs in job.inputs.values() for ref in refs):
-        problem = _checked(store.location, ref, store)
+        problem = store.problem_once(ref)
         if problem is not None:
             raise ArtifactDamaged(f"{ref}, which {job.ref} needs, is damaged ({problem}): run again to rebuild it.")
-
-
-_known_good: set[tuple[str, ArtifactRef]] = set()
-
-
-def _checked(location: str, ref: ArtifactRef, store: Store) -> str | None:
-    """Checked by content once a process, and by its files' sizes from then on."""
-    problem = store.problem(ref, thorough=(location, ref) not in _known_good)
-    if problem is None:
-        _known_good.add((location, ref))
-    return problem
 
 
 class _Threads:
@@ -354,38 +341,3 @@ def _told(job: Job) -> Iterator[None]:
         _tell(job, "stopped" if isinstance(error, Stopped) else "failed")
         raise
     _tell(job, "made")
-
-
-@cache
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("vidistill", "torch", "torchvision", "av", "zarr", "numcodecs", "numpy", "prefect", "diffusers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
-
-
-@cache
-def machine() -> str:
-    """The processor's name and the number of its cores that this process may use."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
-
-
-@cache
-def _commit() -> str:
-    """The commit of the checkout that this file lies in; empty for an installed wheel."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def stage_failure(job: Job, error: BaseException) -> RunError:
-    """The sentence for a stage that broke in a way nobody foresaw."""
-    return RunError(f"The stage {job.label or job.stage} ({job.ref}) failed: {type(error).__name__}: {error}")

@@ -70,7 +70,7 @@ def may_load(path: Path) -> set[str]:
     """The heavy packages that a file may import at its top."""
     if room_of(path) == "models" and path.name != "__init__.py":
         return {"torch", "torchvision"}
-    if path == REPOSITORY / "tasks" / "videos" / "decoder_child.py":
+    if path.parent == REPOSITORY / "tasks" / "videos" and path.name in ("decoder_child.py", "frames.py"):
         return {"av"}
     if path == REPOSITORY / "storage" / "dataset.py":  # torch's data set, imported by whoever trains on one
         return {"torch"}
@@ -312,3 +312,10 @@ def test_the_command_runs_from_a_folder_with_rooms_of_its_own(crowded):
         [command(), "ls", "--store", "empty"], capture_output=True, text=True, cwd=crowded, env=environment
     )
     assert done.returncode == 0, done.stderr
+
+
+@rooms
+def test_files_and_functions_fit_a_head(path):
+    assert len(path.read_text().splitlines()) <= 350
+    functions = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
+    assert max((node.end_lineno - node.lineno + 1 for node in functions), default=0) <= 60

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vidistill.storage.streams import Stream, decode, encode
-from vidistill.tasks.videos import decoder_child
+from vidistill.tasks.videos import frames
 from vidistill.tasks.videos.decoder import Sampling
 
 SUFFIXES = {".avi", ".mp4", ".mkv", ".webm", ".mov"}
@@ -51,7 +51,7 @@ def main() -> None:
     files = [files[i] for i in np.linspace(0, len(files) - 1, min(asked.clips, len(files))).astype(int)]
     print(f"{'clip':12}{'crf':>4} {'written/s':>10} {'read/s':>10} {'B a clip':>10} {'PSNR dB':>8}")
     for sampling in SAMPLINGS:
-        clips_NTHWC = np.stack([decoder_child.clips(str(path), **sampling.model_dump())[0] for path in files])
+        clips_NTHWC = np.stack([frames.clips(str(path), **sampling.model_dump())[0] for path in files])
         for crf in asked.crf:
             shape = f"{sampling.frames}×{sampling.size}²"
             print(f"{shape:12}{crf:4} {measure(clips_NTHWC, crf, asked.preset)}", flush=True)

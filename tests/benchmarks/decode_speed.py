@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vidistill.tasks.videos import decoder_child
+from vidistill.tasks.videos import frames
 from vidistill.tasks.videos.decoder import Decoder, Sampling
 
 SAMPLING = Sampling()
@@ -36,7 +36,7 @@ Reader = Callable[[Path], np.ndarray]
 
 
 def centre(count: int) -> list[int]:
-    numbers: list[int] = decoder_child.choose(count, SAMPLING.frames, SAMPLING.interval, 1)[0].tolist()
+    numbers: list[int] = frames.choose(count, SAMPLING.frames, SAMPLING.interval, 1)[0].tolist()
     return numbers
 
 
@@ -51,7 +51,7 @@ def middle(frames_NHWC: np.ndarray) -> np.ndarray:
 
 
 def in_process(path: Path) -> np.ndarray:
-    return decoder_child.clips(str(path), **SAMPLING.model_dump())[0]
+    return frames.clips(str(path), **SAMPLING.model_dump())[0]
 
 
 def pyav_everything(path: Path) -> np.ndarray:

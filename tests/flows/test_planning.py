@@ -14,8 +14,9 @@ from vidistill.flows.experiment import build
 from vidistill.flows.parameters import Experiment, PoolRequest
 from vidistill.flows.planning import Plan, plan_jobs
 from vidistill.storage.opening import open_store
+from vidistill.storage.provenance import machine
 from vidistill.storage.store import ArtifactRef, Manifest, Store
-from vidistill.tasks.stage import Job, Runtime, machine
+from vidistill.tasks.stage import Job, Runtime
 from vidistill.tasks.videos.index import IndexTable
 from vidistill.tasks.videos.scan import Video
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from vidistill.storage.errors import RunError
-from vidistill.tasks.videos import decoder_child
+from vidistill.tasks.videos import frames
 from vidistill.tasks.videos.decoder import Decoder, Probe, Sampling, VideoError
 
 ONE_FRAME = Sampling(frames=1, interval=1, size=32)
@@ -52,19 +52,19 @@ def numbers_of(clips_VTHWC: np.ndarray) -> np.ndarray:
 
 def every_frame(path: Path, size: int) -> np.ndarray:
     """All frames, decoded from the first packet to the last by libav's plain loop."""
-    with decoder_child.opened(str(path)) as (container, stream):
-        squares, reformatter = [], decoder_child.VideoReformatter()
+    with frames.opened(str(path)) as (container, stream):
+        squares, reformatter = [], frames.VideoReformatter()
         for packet in container.demux(stream):
             for frame in packet.decode():
                 squares.append(np.empty((size, size, 3), np.uint8))
-                decoder_child.square(frame, reformatter, squares[-1])
+                frames.square(frame, reformatter, squares[-1])
     return np.stack(squares)
 
 
 def assert_same_as_decoding_everything(path: Path, sampling: Sampling) -> None:
     frames_NHWC = every_frame(path, sampling.size)
-    numbers_VT = decoder_child.choose(len(frames_NHWC), sampling.frames, sampling.interval, sampling.views)
-    clips = decoder_child.clips(str(path), **sampling.model_dump())
+    numbers_VT = frames.choose(len(frames_NHWC), sampling.frames, sampling.interval, sampling.views)
+    clips = frames.clips(str(path), **sampling.model_dump())
     np.testing.assert_array_equal(clips, frames_NHWC[numbers_VT], err_msg=path.name)
 
 
@@ -72,22 +72,22 @@ def assert_same_as_decoding_everything(path: Path, sampling: Sampling) -> None:
 
 
 def test_first_clip_is_the_centre_and_the_next_lie_between() -> None:
-    numbers_VT = decoder_child.choose(count=101, frames=16, interval=4, views=4)
+    numbers_VT = frames.choose(count=101, frames=16, interval=4, views=4)
     assert numbers_VT[:, 0].tolist() == [20, 10, 30, 5]
     assert (np.diff(numbers_VT, axis=1) == 4).all()
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 61, 62, 500])
 def test_more_views_keep_the_earlier_ones_and_stay_inside(count: int) -> None:
-    many = decoder_child.choose(count, 16, 4, 9)
-    np.testing.assert_array_equal(decoder_child.choose(count, 16, 4, 3), many[:3])
+    many = frames.choose(count, 16, 4, 9)
+    np.testing.assert_array_equal(frames.choose(count, 16, 4, 3), many[:3])
     assert many.min() >= 0
     assert many.max() < count
 
 
 def test_a_short_video_is_spread_evenly_with_its_first_and_last_frame() -> None:
-    assert decoder_child.choose(4, 8, 4, 1).tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]]
-    assert decoder_child.choose(60, 16, 4, 2)[1, [0, -1]].tolist() == [0, 59]
+    assert frames.choose(4, 8, 4, 1).tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]]
+    assert frames.choose(60, 16, 4, 2)[1, [0, -1]].tolist() == [0, 59]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_each_codec_gives_the_frames_of_decoding_everything(
 
 def test_the_numbers_are_those_of_the_rendered_frames(tmp_path: Path, decoder: Decoder) -> None:
     path = render(tmp_path / "video.mp4", 80, g="12", qp="4")
-    expected = decoder_child.choose(80, 16, 4, 3)
+    expected = frames.choose(80, 16, 4, 3)
     np.testing.assert_allclose(numbers_of(decoder.clips(path, Sampling(views=3))), expected, atol=0.6)
 
 
@@ -127,18 +127,18 @@ def test_an_open_group_of_pictures_is_no_restart(tmp_path: Path) -> None:
         ("closed.mkv", "open-gop=0:bframes=3:keyint=12:scenecut=0", 7),
     ):
         path = render(tmp_path / name, 80, **{"x264-params": options})
-        with decoder_child.opened(str(path)) as (container, stream):
-            index = decoder_child.read_index(container, stream)
+        with frames.opened(str(path)) as (container, stream):
+            index = frames.read_index(container, stream)
         assert len(index.restarts) == restarts
         assert sum(packet.is_keyframe for packet in index.held) == 7
 
 
 def test_decoding_begins_at_the_key_frame_before_the_first_wanted_frame(tmp_path: Path) -> None:
     path = render(tmp_path / "video.mp4", 80, g="10", keyint_min="10", sc_threshold="0")
-    with decoder_child.opened(str(path)) as (container, stream):
-        index = decoder_child.read_index(container, stream)
+    with frames.opened(str(path)) as (container, stream):
+        index = frames.read_index(container, stream)
         groups = index.groups(np.array([35, 36, 71]))
-        decoded = decoder_child.decode(stream.codec_context, index.held, groups, np.array([35, 36, 71]), {})
+        decoded = frames.decode(stream.codec_context, index.held, groups, np.array([35, 36, 71]), {})
         numbers = [number for number, _ in decoded]
     assert groups == [(30, 40), (70, 80)]
     assert {35, 36, 71} <= set(numbers)
@@ -148,9 +148,9 @@ def test_decoding_begins_at_the_key_frame_before_the_first_wanted_frame(tmp_path
 def test_a_file_too_large_to_hold_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = render(tmp_path / "video.mp4", 80, g="12")
     sampling = Sampling(size=32, views=3)
-    held = decoder_child.clips(str(path), **sampling.model_dump())
-    monkeypatch.setattr(decoder_child, "HELD_BYTES", 100)
-    np.testing.assert_array_equal(decoder_child.clips(str(path), **sampling.model_dump()), held)
+    held = frames.clips(str(path), **sampling.model_dump())
+    monkeypatch.setattr(frames, "HELD_BYTES", 100)
+    np.testing.assert_array_equal(frames.clips(str(path), **sampling.model_dump()), held)
 
 
 def test_variable_frame_rate_counts_frames_not_time(tmp_path: Path, decoder: Decoder) -> None:
@@ -165,7 +165,7 @@ def test_variable_frame_rate_counts_frames_not_time(tmp_path: Path, decoder: Dec
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     numbers = numbers_of(decoder.clips(path, Sampling(frames=10, interval=3, size=32)))
-    np.testing.assert_allclose(numbers, decoder_child.choose(30, 10, 3, 1), atol=0.6)
+    np.testing.assert_allclose(numbers, frames.choose(30, 10, 3, 1), atol=0.6)
 
 
 # --- which pixels -----------------------------------------------------------------------------------------------------
@@ -191,10 +191,10 @@ def test_planes_hold_the_pixels_that_rgb24_would(tmp_path: Path) -> None:
     path = render(tmp_path / "video.mp4", 1, size=(98, 70))
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
-        reformatter = decoder_child.VideoReformatter()
-        rgb = reformatter.reformat(frame, 45, 32, "rgb24", interpolation=decoder_child.SCALING, threads=1).to_ndarray()
+        reformatter = frames.VideoReformatter()
+        rgb = reformatter.reformat(frame, 45, 32, "rgb24", interpolation=frames.SCALING, threads=1).to_ndarray()
         square = np.empty((32, 32, 3), np.uint8)
-        decoder_child.square(frame, decoder_child.VideoReformatter(), square)
+        frames.square(frame, frames.VideoReformatter(), square)
     np.testing.assert_array_equal(square, rgb[:, 6:38])
 
 
@@ -266,7 +266,7 @@ def test_an_odd_file_is_decoded(data_root: Path, decoder: Decoder, name: str) ->
 
 
 def odd_clip(data_root: Path, name: str) -> np.ndarray:
-    return decoder_child.clips(str(data_root / "odd" / name), 16, 4, 64, 1)[0]
+    return frames.clips(str(data_root / "odd" / name), 16, 4, 64, 1)[0]
 
 
 @pytest.mark.parametrize("name", ["start_time_10s.mkv", "vfr.mp4", "vp9.webm", "fps120.mp4", "mjpeg.avi"])
