@@ -93,7 +93,7 @@ class TSGF(Method):
     video data augmentation during post-evaluation": another mix, and the teacher's labels for it, at every step.
     """
 
-    version = 1
+    version = 2  # 2: without the mask, the one that is kept holds no frame back
     needs = ("teacher",)
     Parameters = TSGFParameters
     recipes = ("soft+tsgf", "online+tsgf")
@@ -109,7 +109,7 @@ class TSGF(Method):
         x_BCTHW, facts = optimise(start_BCTHW, clips.labels_N[rows], material.teacher(), clips, parameters, material)
         s_BT = saliency(x_BCTHW, parameters.saliency)
         epsilon_B1 = threshold(s_BT, parameters.saliency)
-        mask_BT = gradient_mask(s_BT, epsilon_B1, parameters.mask_sign)
+        mask_BT = gradient_mask(s_BT, epsilon_B1, parameters.mask_sign) if parameters.mask else s_BT * 0 + 1
         real = parameters.init == "real"
         return DistilledSet(
             clips_NTHWC=to_pixels(x_BCTHW, clips),

@@ -198,6 +198,7 @@ def test_two_steps_are_those_of_algorithm_1(tmp_path: Path, name: str) -> None:
     s_BT = saliency_by_loops(expected.numpy())
     np.testing.assert_allclose(made.extras["saliency"], s_BT, rtol=1e-3)
     np.testing.assert_allclose(made.extras["epsilon"][:, 0], np.quantile(s_BT, 0.75, axis=1), rtol=1e-3)
+    assert (made.extras["mask"] == 1).all() == (not parameters.mask)
 
 
 def test_salient_frames_do_not_move_and_the_stillest_does(tmp_path: Path) -> None:
