@@ -180,7 +180,8 @@ def difference(row: Row) -> str:
 
 
 def size(row: Row) -> str:
-    return f"{row['bytes'] / 1e6:.2f} MB"
+    """Of what was scored: megabytes, or kilobytes where that says more."""
+    return f"{kept(row) / 1e6:.2f} MB" if kept(row) >= 1e5 else f"{kept(row) / 1e3:.1f} kB"
 
 
 if __name__ == "__main__":
