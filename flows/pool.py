@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -19,12 +18,12 @@ from vidistill.flows.progress import publishing_progress
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks.generate.autoencoder import FACTS as AUTOENCODER_FACTS
 from vidistill.tasks.generate.pool import pool_of
 from vidistill.tasks.generate.quality import FACTS as QUALITY_FACTS
 from vidistill.tasks.generate.quality import SHEET, load_quality, quality_job
 from vidistill.tasks.learning.teacher import teacher_job
 from vidistill.tasks.methods import Given
+from vidistill.tasks.report.pool import pool_facts
 from vidistill.tasks.stage import Runtime
 from vidistill.tasks.videos.decode import block_jobs, clips_job
 from vidistill.tasks.videos.index import IndexTable, index_job
@@ -88,21 +87,16 @@ def build_pool(request: PoolRequest, table: IndexTable) -> tuple[Graph, Artifact
 
 def described(store: Store, ref: ArtifactRef) -> str:
     """A pool and its quality in Markdown."""
-    manifest = store.manifest(ref)
-    pool_ref = manifest.inputs["pool"][0]
-    made, found, facts = Pool(store, pool_ref), load_quality(store.folder(ref)), store.manifest(pool_ref)
-    codec = json.loads((store.folder(facts.inputs["autoencoder"][0]) / AUTOENCODER_FACTS).read_text())
-    sampler, size = made.facts["sampler"], "×".join(map(str, made.shape_THWC[:3]))
-    how = f"{sampler['method']}, {sampler['steps']} steps, guidance {sampler['guidance']:g}, seed {made.facts['seed']}"
-    network = facts.record["generator"]["size"]
+    pool_ref = store.manifest(ref).inputs["pool"][0]
+    made, found = Pool(store, pool_ref), load_quality(store.folder(ref))
     lines = [
-        f"**{len(made)} clips of {len(made.classes)} classes**, {size}, by Latte {network}: {how}",
+        f"**{len(made)} clips of {len(made.classes)} classes**",
         "",
+        *(f"- {name}: {words}" for name, words in pool_facts(store, made, pool_ref).items()),
         f"- the teacher names the class of {found.accuracy:.1%}",
         f"- Fréchet distance in its features: {found.fvd:.2f}; between halves of the real clips: {found.fvd_real:.2f}",
         f"- distance to the nearest training clip: {found.nearest_median:.2f}; of real ones: {found.nearest_real:.2f}",
         f"- {found.copied:.1%} lie nearer to a training clip than 99 % of the training clips lie to another",
-        f"- autoencoder: factor {codec['factor']}, {codec['error']:.1f} levels of 255 off, {codec['psnr']:.1f} dB",
-        *(f"- warning: {warning}" for warning in facts.record["warnings"]),
+        *(f"- warning: {warning}" for warning in store.manifest(pool_ref).record["warnings"]),
     ]
     return "\n".join(lines) + "\n"

@@ -37,7 +37,7 @@ def _shown(store: Store, ref: ArtifactRef, quality: ArtifactRef | None) -> PoolS
     labels = range(min(PICTURED_CLASSES, len(pool.classes)))
     made = PoolShown(
         key=ref.key,
-        facts=_facts(store, pool, ref),
+        facts=pool_facts(store, pool, ref),
         warnings=list(manifest.record["warnings"]),
         steps=curve["steps"],
         loss=curve["loss"],
@@ -49,7 +49,7 @@ def _shown(store: Store, ref: ArtifactRef, quality: ArtifactRef | None) -> PoolS
     return made
 
 
-def _facts(store: Store, pool: Pool, ref: ArtifactRef) -> dict[str, str]:
+def pool_facts(store: Store, pool: Pool, ref: ArtifactRef) -> dict[str, str]:
     """How the pool was made, in words."""
     manifest = store.manifest(ref)
     latte, codec = (store.manifest(manifest.inputs[name][0]) for name in ("latte", "autoencoder"))
