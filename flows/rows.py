@@ -71,8 +71,10 @@ def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
     students, seeds = cell.students or experiment.students, cell.seeds or experiment.seeds
     for role, name in (("teacher", experiment.teacher.network), *(("student", name) for name in students)):
         if not known(name):
+            front, body = parted(name)
+            asked = body if front in FRONT_NAMES else name
             raise RequestError(
-                f"There is no {role} {name!r}: choose from {', '.join(NETWORKS)}, or FRONT:NAME with a front of "
+                f"There is no {role} {asked!r}: choose from {', '.join(NETWORKS)}, or FRONT:NAME with a front of "
                 f"{', '.join(FRONT_NAMES)}."
             )
     if cell.method == FULL:

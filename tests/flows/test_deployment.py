@@ -21,7 +21,8 @@ EXPERIMENT: dict[str, Any] = {
     "seeds": 1,
     "sprites": {"size": 48, "frames": 12, "train_per_class": 2, "test_per_class": 1},
     "decode": {"size": 48, "frames": 4, "views": 1},
-    "teacher": {"epochs": 1, "precision": "fp32"},
+    "front": "rgb",
+    "teacher": {"epochs": 1, "least_steps": 1, "precision": "fp32"},
     "student": {"epochs": 1, "least_steps": 3, "precision": "fp32"},
 }
 
@@ -85,7 +86,7 @@ def test_the_first_run_does_the_work_and_the_second_finds_it_cached(deployed: De
     assert set(first.values()) == {"Completed"}
     assert set(second.values()) == {"Cached"}
     assert first.keys() == second.keys()
-    assert {"render sprites", "teacher minic3d_bn", "distil tsgf soft ipc 1 seed 0"} <= first.keys()
+    assert {"render sprites", "teacher r2plus1d_small", "distil tsgf soft ipc 1 seed 0"} <= first.keys()
 
 
 def test_the_run_shows_its_report(deployed: Deployed, runs: tuple[str, str]) -> None:
@@ -93,6 +94,6 @@ def test_the_run_shows_its_report(deployed: Deployed, runs: tuple[str, str]) -> 
     shown = {artifact["key"]: artifact for artifact in deployed.ask("/artifacts/filter", chosen)}
     assert shown["distill-report"]["type"] == "markdown"
     assert "test split of sprites" in shown["distill-report"]["data"]
-    assert "**Random**" in shown["distill-report"]["data"]
+    assert "| Random |" in shown["distill-report"]["data"]
     (report,) = (deployed.folder / "store" / "report").glob("*/report.html")
     assert report.as_uri() in json.dumps(shown["distill-page"]["data"])

@@ -164,7 +164,7 @@ def test_methods_that_fail_are_rows_of_a_report_that_holds_the_others(user: Comm
     for name, sentence in SAID.items():
         assert found[name]["error"].startswith(sentence)
         assert sentence in ended.stderr
-    assert found["few"].items() >= {"variant": "", "ipc": 1, "recipe": "hard", "student": "minic3d_bn"}.items()
+    assert found["few"].items() >= {"variant": "", "ipc": 1, "recipe": "hard", "student": "r2plus1d_small"}.items()
     assert THERE.format(file=user.folder / "wrong.py") in ended.stderr
     assert "site-packages" not in ended.stderr
     last = ended.stderr.splitlines()[-1]

@@ -40,7 +40,11 @@ def test_more_clips_cost_their_parts_alone(videos: Path, tmp_path: Path, monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     runtime = Runtime(store=str(tmp_path / "store"), device="cpu", threads=1)
     request = PoolRequest(
-        data=str(videos), decode=DECODE, teacher=TeacherParameters(epochs=1, least_steps=1, precision="fp32"), pool=POOL
+        data=str(videos),
+        decode=DECODE,
+        front="rgb",
+        pool=POOL,
+        teacher=TeacherParameters(epochs=1, least_steps=1, precision="fp32"),
     )
     since = datetime.now(UTC)
     first = pool(request, runtime, tmp_path / "out")

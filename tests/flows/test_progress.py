@@ -242,6 +242,6 @@ def test_in_a_terminal_bars_are_there_before_anything_heavy_is(
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     assert "10 of 12 jobs cached, 2 to run in 2 stages" in plain
     assert re.search(r"run +━+.* \d+% of the run, about \d+ s left", plain)
-    assert re.search(r"score +━+.*score random hard ipc 1 minic3d_bn seed 0 loss \d", plain)
+    assert re.search(r"score +━+.*score random hard ipc 1 r2plus1d_small seed 0 loss \d", plain)
     assert re.search(r"\] score: done in \d+ s; \d+% of the run", plain)
     assert "random" in plain.split("report: done")[1]  # the table, with the bars gone
