@@ -13,9 +13,11 @@ from uuid import UUID
 from vidistill.flows.estimates import TASK_SECONDS, wall_seconds
 from vidistill.flows.execution import WORKERS
 from vidistill.flows.planning import Plan, duration
+from vidistill.models import FRONT_NAMES
 from vidistill.tasks.stage import Event, Job, listening
 
 INTERVAL_SECONDS = 3.0
+FRONT = re.compile(rf"\b(?:{'|'.join(map(re.escape, FRONT_NAMES))}):")
 OBSERVED = 0.1
 """From which share of a job on its own pace says how long it takes."""
 
@@ -190,5 +192,7 @@ class Course:
 
 
 def _name(job: Job) -> tuple[str, str]:
-    """A job's name in its run: sprites that are not rendered yet have no keys to go by."""
-    return job.stage, job.label
+    """A job's name in its run: sprites that are not rendered yet have no keys to go by, and what networks see first may
+    have been decided after the plan was made.
+    """
+    return job.stage, FRONT.sub("", job.label)

@@ -101,6 +101,18 @@ def test_a_thousand_small_jobs_are_a_few_lines(log: Log) -> None:
     assert ends.startswith("[0:54] sprites: 600 of 600 done in 55 s")
 
 
+def test_a_job_is_the_planned_one_whatever_its_network_sees_first(log: Log) -> None:
+    planned, found = (
+        job.model_copy(update={"label": f"score random {name} seed 0"})
+        for job, name in zip(renders(2), ("centred:r2plus1d_small", "r2plus1d_small"), strict=True)
+    )
+    log.lines.expect(plan([planned]))
+    log.lines.heard(found, "began")
+    log.clock.now = 5
+    log.lines.heard(found, "made")
+    assert log.about("sprites")[-1] == "[0:05] sprites: done in 5 s; 100% of the run, about 0 s left"
+
+
 def test_a_job_that_fails_is_counted_apart(log: Log) -> None:
     jobs = renders(3)
     log.lines.expect(plan(jobs))
