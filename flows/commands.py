@@ -11,6 +11,7 @@ from rich.console import Console
 from vidistill.flows import server
 from vidistill.flows.display import showing
 from vidistill.flows.parameters import SPRITES, Experiment, PoolRequest, checked, load_preset, override
+from vidistill.models import parted
 from vidistill.storage.errors import RequestError, RowsFailed
 from vidistill.storage.opening import default_location, open_store
 from vidistill.tasks.stage import Runtime
@@ -164,12 +165,13 @@ def _check_places(runtime: Runtime, out: Path) -> None:
 def _print_table(document: dict[str, Any]) -> None:
     from rich.table import Table
 
-    order = ("hard", "soft", "online")
+    order, fronts = ("hard", "soft", "online"), {row["front"] for row in document["rows"]}
+    seen = f", networks see {fronts.pop()}" if len(fronts) == 1 else ""
     for kind, recipe in sorted(
         {(row["labels"], row["recipe"]) for row in document["rows"]}, key=lambda pair: (order.index(pair[0]), pair[1])
     ):
         rows = [row for row in document["rows"] if row["recipe"] == recipe]
-        title = f"{kind} labels" + ("" if recipe == kind else f", recipe {recipe}")
+        title = f"{kind} labels" + ("" if recipe == kind else f", recipe {recipe}") + seen
         table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for name in ("method", "student", "budget", "top-1 %", "− random", "bytes", "time", "seeds"):
             justify: Literal["left", "right"] = "left" if name in {"method", "student"} else "right"
@@ -178,7 +180,7 @@ def _print_table(document: dict[str, Any]) -> None:
             rows,
             key=lambda row: (_budget(row) == "all", row["ipc"] or 0, row["kb"] or 0, row["student"], -row["top1_mean"]),
         ):
-            table.add_row(*_cells(row))
+            table.add_row(*_cells(row if not seen else row | {"student": parted(row["student"])[1]}))
         console.print()
         console.print(table)
 
@@ -187,13 +189,14 @@ def _cells(row: dict[str, Any]) -> list[str]:
     difference = "" if row.get("difference_mean") is None else f"{100 * row['difference_mean']:+.1f}"
     if difference and row.get("difference_interval") is not None:
         difference += f" ± {100 * row['difference_interval']:.1f}"
+    kept = row["bytes"] if row["bytes_coded"] is None else row["bytes_coded"]
     return [
         f"{row['method']} {row['variant']}".strip(),
         row["student"],
         _budget(row),
         f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}",
         difference,
-        f"{row['bytes'] / 1e6:.2f} MB" if row["bytes"] >= 1e6 else f"{row['bytes'] / 1e3:.1f} KB",
+        f"{kept / 1e6:.2f} MB" if kept >= 1e6 else f"{kept / 1e3:.1f} KB",
         f"{row['seconds']:.0f} s",
         str(row["seeds"]),
     ]
