@@ -13,11 +13,10 @@ from vidistill.models import fronted
 from vidistill.storage.errors import RequestError
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks.learning.trial import decided, front_jobs
+from vidistill.tasks.learning.trial import decided, fifths, front_jobs
 from vidistill.tasks.stage import Runtime
 from vidistill.tasks.videos.decode import block_jobs, clips_job
 from vidistill.tasks.videos.index import IndexTable, index_job
-from vidistill.tasks.videos.splits import Entry, move_to_test
 
 Request = TypeVar("Request", bound=DataRequest)
 GraphOf = Callable[[Request, IndexTable, ArtifactRef | None], Graph]
@@ -51,10 +50,7 @@ def expected_graph(request: Request, table: IndexTable, store: Store, graph_of: 
 def front_graph(request: DataRequest, table: IndexTable) -> Graph | None:
     """The trials of each front and the decision, last; None where no fifth of the training split can be held out."""
     try:
-        move_to_test(
-            [Entry(path=video.path, label=table.classes[video.label], split="train", group=video.group)
-             for video in table.of_split("train")], 0.2, 0,
-        )  # fmt: skip
+        fifths(table.of_split("train"), table.classes)
     except RequestError as error:
         log.warning("The front is rgb, since it cannot be chosen on a part of the training split: %s.", error)
         return None

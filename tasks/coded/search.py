@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from vidistill.storage.clips import Clips, ClipTable
+from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
@@ -27,10 +27,9 @@ from vidistill.tasks.learning.evaluate import DistilledBatches
 from vidistill.tasks.learning.relabel import mean_logits
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device, Order, TrainingParameters
+from vidistill.tasks.learning.trial import fifths
 from vidistill.tasks.methods import Recipe
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.videos.layouts import HOLDOUT_FRACTION
-from vidistill.tasks.videos.splits import Entry, move_to_test
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,7 +96,7 @@ def search(work: Work) -> None:
     def teachers() -> list[nn.Module]:
         return [load_teacher(work.store, ref, clips, device) for ref in work.refs("teacher")]
 
-    fit_rows, held_rows = held_out(clips.table)
+    fit_rows, held_rows = fifths(clips.table.videos, clips.classes)
     by_class = [fit_rows[clips.labels_N[fit_rows] == label] for label in range(len(clips.classes))]
     orders = [ordered(parameters.pick, clips, rows, 0, lambda: teachers()[0], device) for rows in by_class]
     codings = [Coding(crf=crf, preset=parameters.preset, scale=scale) for scale in asked.scales for crf in asked.crfs]
@@ -118,16 +117,6 @@ def search(work: Work) -> None:
 
 def _write(grid: list[Point], folder: Path) -> None:
     (folder / GRID).write_text(json.dumps([point.model_dump() for point in grid], indent=1))
-
-
-def held_out(table: ClipTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to keep clips from and rows to score on: no group has some of both."""
-    entries = [
-        Entry(path=video.path, label=table.classes[video.label], split="train", group=video.group)
-        for video in table.videos
-    ]
-    held_N = np.array([entry.split == "test" for entry in move_to_test(entries, HOLDOUT_FRACTION, seed=0)])
-    return np.flatnonzero(~held_N), np.flatnonzero(held_N)
 
 
 def _tried(

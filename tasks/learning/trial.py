@@ -6,13 +6,14 @@ The fifth holds whole groups (UCF101's and the sprites' sources), and the test s
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vidistill.models import FRONT_NAMES, fronted, parted
-from vidistill.storage.clips import Clips, ClipTable
+from vidistill.storage.clips import Clips, ClipVideo
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.learning import streams, training
@@ -20,23 +21,21 @@ from vidistill.tasks.learning.evaluate import StudentParameters, score
 from vidistill.tasks.learning.training import Device, Order
 from vidistill.tasks.learning.views import RealBatches
 from vidistill.tasks.stage import Job, Work, stage
+from vidistill.tasks.videos.layouts import HOLDOUT_FRACTION
+from vidistill.tasks.videos.scan import Video
 from vidistill.tasks.videos.splits import Entry, move_to_test
 
 TRIAL, FRONT = "trial.json", "front.json"
-HELD_SHARE, HELD_SEED = 0.2, 0
 
 
-def fifths(table: ClipTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def fifths(videos: Sequence[ClipVideo | Video], classes: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The rows to train on and those that are held out: about a fifth of each class, in whole groups.
 
     Raises:
         RequestError: a class has one group, so that nothing of it can be held out.
     """
-    entries = [
-        Entry(path=video.path, label=table.classes[video.label], split="train", group=video.group)
-        for video in table.videos
-    ]
-    held_N = np.array([entry.split == "test" for entry in move_to_test(entries, HELD_SHARE, HELD_SEED)])
+    entries = [Entry(path=video.path, label=classes[video.label], split="train", group=video.group) for video in videos]
+    held_N = np.array([entry.split == "test" for entry in move_to_test(entries, HOLDOUT_FRACTION, seed=0)])
     return np.flatnonzero(~held_N), np.flatnonzero(held_N)
 
 
@@ -51,7 +50,7 @@ def trial(work: Work) -> None:
     parameters = TrialParameters.model_validate(work.job.parameters)
     clips, student = Clips(work.store, work.ref("clips")).preload(), parameters.student
     device = Device.of(work, student.precision)
-    train_N, held_N = fifths(clips.table)
+    train_N, held_N = fifths(clips.table.videos, clips.classes)
     seed = training.role_seed(parameters.seed, streams.TRIAL_WEIGHTS)
     network = training.build_network(parameters.network, len(clips.classes), clips.shape_THWC, seed)
     order = Order(len(train_N), student.optimiser.batch_size, seed)

@@ -15,7 +15,7 @@ from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.coded.keep import boxes
 from vidistill.tasks.coded.method import Coded
 from vidistill.tasks.coded.pick import by_median, losses, medoids, ordered
-from vidistill.tasks.coded.search import best, held_out, load_grid
+from vidistill.tasks.coded.search import best, load_grid
 from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.learning.relabel import mean_logits, relabel_job, teacher_logits
 from vidistill.tasks.learning.rows import draw_rows
@@ -202,15 +202,6 @@ def test_coarser_points_that_keep_no_more_are_left_out(bench):
 def test_a_search_that_nothing_fits_says_what_would(bench):
     with pytest.raises(RequestError, match=r"kb 0.05 is less than one clip .* at crf 63: ask for at least"):
         made_of(bench, 0.05, search=SEARCH)
-
-
-def test_the_held_out_part_shares_no_group(bench):
-    fit, held = held_out(bench.clips.table)
-    assert sorted([*fit, *held]) == list(range(len(bench.clips)))
-    assert set(bench.clips.labels_N[held]) == set(range(3)) == set(bench.clips.labels_N[fit])
-    videos = bench.clips.table.videos
-    groups = [{videos[row].group or videos[row].path for row in rows} for rows in (fit, held)]
-    assert not groups[0] & groups[1]
 
 
 def test_a_search_that_was_stopped_goes_on_from_its_last_point(bench, tmp_path):

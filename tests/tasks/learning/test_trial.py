@@ -30,17 +30,17 @@ def table(groups: int, clips: int = 4) -> ClipTable:
 
 def test_a_fifth_of_each_class_is_held_out_in_whole_groups() -> None:
     videos = (whole := table(10)).videos
-    train_N, held_N = fifths(whole)
+    train_N, held_N = fifths(whole.videos, whole.classes)
     assert sorted([*train_N, *held_N]) == list(range(len(videos)))
     assert not {videos[row].group for row in train_N} & {videos[row].group for row in held_N}
     for label in (0, 1):
         assert sum(videos[row].label == label for row in held_N) == 8
-    np.testing.assert_array_equal(fifths(whole)[1], held_N)
+    np.testing.assert_array_equal(fifths(whole.videos, whole.classes)[1], held_N)
 
 
 def test_a_class_of_one_group_has_nothing_to_hold_out() -> None:
     with pytest.raises(RequestError, match="a split needs at least two"):
-        fifths(table(1))
+        fifths(table(1).videos, ("a", "b"))
 
 
 def test_a_trial_scores_a_network_on_the_clips_that_are_held_out(bench: Bench) -> None:
