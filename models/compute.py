@@ -12,11 +12,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -92,6 +93,21 @@ def flops(model: nn.Module, shape_BCTHW: tuple[int, int, int, int, int]) -> int:
     Convolutions and matrix products only, counted on the meta device: nothing is computed.
     """
     meta = copy.deepcopy(model).to("meta").eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    counted = _FlopTotal()  # type: ignore[no-untyped-call]
+    with counted, torch.no_grad():
         meta(torch.empty(shape_BCTHW, device="meta", dtype=next(meta.parameters()).dtype))
-    return int(counter.get_total_flops())
+    return int(counted.total)
+
+
+class _FlopTotal(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The sum over this thread's operations. torch's FlopCounterMode also hooks every module of the process, and
+    another thread's autograd.grad to a leaf then fails.
+    """
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (count := flop_registry.get(func.overloadpacket)) is not None:
+            self.total += int(count(*args, **(kwargs or {}), out_val=out))
+        return out

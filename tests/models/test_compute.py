@@ -6,6 +6,7 @@ import ctypes
 import resource
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,20 @@ def test_flops_of_minic3d_are_the_published_ones(frames, size, giga_macs):
     assert compute.flops(model, (1, 3, frames, size, size)) == pytest.approx(2e9 * giga_macs, rel=2e-3)
     assert model.training
     assert next(model.parameters()).device.type == "cpu"
+
+
+def test_counting_leaves_the_gradients_of_another_thread_alone():
+    def to_pixels():
+        x_BC = torch.ones(2, 3, requires_grad=True)
+        return torch.autograd.grad(torch.nn.Linear(3, 1)(x_BC).sum(), x_BC)[0].shape
+
+    class Counted(torch.nn.Linear):
+        def forward(self, x_BCTHW):
+            with ThreadPoolExecutor(1) as other:
+                assert other.submit(to_pixels).result() == (2, 3)
+            return super().forward(x_BCTHW)
+
+    assert compute.flops(Counted(5, 7), (1, 1, 1, 2, 5)) == 2 * 2 * 5 * 7
 
 
 @pytest.mark.parametrize(("name", "gates"), [("cnn_gru", 3), ("cnn_lstm", 4)])
