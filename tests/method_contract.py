@@ -9,12 +9,14 @@ The fixture `bench` gives a small decoded data set and a trained teacher, made b
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from flow_running import CLASSES
 
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet, joined
@@ -30,6 +32,7 @@ from vidistill.tasks.methods import Given, Material, Method, find_method
 from vidistill.tasks.stage import Job, Runtime, run_job
 from vidistill.tasks.videos.decode import DecodeParameters, block_jobs, clips_job
 from vidistill.tasks.videos.index import IndexParameters, index_job, survey
+from vidistill.tasks.videos.sprites import SpritesParameters, render_sprites
 
 DECODE = DecodeParameters(frames=4, size=48, views=1, max_lost_share=0.5)
 POOL = PoolParameters(
@@ -67,8 +70,23 @@ class Bench:
         )
 
 
-def build_bench(videos: Path, folder: Path) -> Bench:
-    """Index → decode → teacher, by the stages that a run uses."""
+def sprite_videos(folder: Path, rendered: Path, train_per_class: int = 2) -> Path:
+    """`folder`, with sprites of three classes in class folders, train and test; `rendered` gets all classes."""
+    render_sprites(rendered, SpritesParameters(size=48, frames=12, train_per_class=train_per_class, test_per_class=1))
+    for split in ("train", "test"):
+        for name in CLASSES:
+            shutil.copytree(rendered / split / name, folder / split / name)
+    return folder
+
+
+def build_bench(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Index → decode → teacher, by the stages that a run uses, with a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return _bench(videos, tmp_path_factory.mktemp("bench"))
+
+
+def _bench(videos: Path, folder: Path) -> Bench:
     import torch
 
     torch.set_num_threads(1)

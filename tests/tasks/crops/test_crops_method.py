@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from flow_running import CLASSES
-from method_contract import DECODE, Bench, MethodContract, build_bench, fingerprint
+from method_contract import DECODE, Bench, MethodContract, build_bench, fingerprint, sprite_videos
 from resuming import killed_and_resumed
 
 from vidistill.models.regions import cells, enlarge
@@ -33,7 +33,7 @@ from vidistill.tasks.report.data import ReportData, Row, RowPlan
 from vidistill.tasks.report.export import even, write_set
 from vidistill.tasks.report.page import render_html
 from vidistill.tasks.stage import Job, run_job, stage_of
-from vidistill.tasks.videos.sprites import SpritesParameters, render_sprites, write_video
+from vidistill.tasks.videos.sprites import write_video
 
 ROW_NUMBERS = ("top1_mean", "top1_std", "top5_mean", "auc_mean", "f1_mean", "bytes", "seconds", "peak_memory_bytes",
                "flops")  # fmt: skip
@@ -49,18 +49,10 @@ QUICK: dict[str, Any] = {"training": {"steps": 80, "batch_size": 16, "side": 48,
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """Three classes of sprites with their boxes, eight clips each for training, one of them of a single frame."""
     rendered, videos = tmp_path_factory.mktemp("rendered"), tmp_path_factory.mktemp("videos")
-    render_sprites(rendered, SpritesParameters(size=48, frames=12, train_per_class=8, test_per_class=1))
-    for split in ("train", "test"):
-        for name in CLASSES:
-            shutil.copytree(rendered / split / name, videos / split / name)
+    sprite_videos(videos, rendered, train_per_class=8)
     shutil.copy(rendered / BOXES, videos / BOXES)
     write_video(videos / "train" / "left" / "left_g0099_c00.mp4", np.full((1, 48, 48, 3), 60, np.uint8))
-    patch = pytest.MonkeyPatch()
-    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    try:
-        return build_bench(videos, tmp_path_factory.mktemp("bench"))
-    finally:
-        patch.undo()
+    return build_bench(videos, tmp_path_factory)
 
 
 def optdistill(**options: Any) -> OptDistill:
