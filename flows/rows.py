@@ -49,9 +49,9 @@ def rows_of(experiment: Experiment) -> list[Row]:
         for row in _rows_of_cell(experiment, cell):
             for one in [row, *_companion(row)]:
                 name = (one.cell.method, one.cell.variant, one.recipe.name, one.ipc, one.kb, one.student)
-                known = rows.get(name, one)
-                more = one if one.seeds > known.seeds else known
-                rows[name] = replace(more, companion=known.companion and one.companion)
+                met = rows.get(name, one)
+                more = one if one.seeds > met.seeds else met
+                rows[name] = replace(more, companion=met.companion and one.companion)
     if experiment.kb and not any(row.kb for row in rows.values()):
         raise RequestError("kb asks for budgets in kilobytes, and no method of this run takes them: add coded.")
     return list(rows.values())
