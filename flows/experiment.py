@@ -145,16 +145,15 @@ def _row_jobs(graph: Graph, experiment: Experiment, table: IndexTable, data: Dat
             inputs["index"] = data.index
         if row.recipe.labels == "online":
             inputs["teacher"] = graph.add(data.teacher)
-        label = f"score {_label(row)} {row.student} seed {seed}"
+        label = f"score {_label(row, row.variant)} {row.student} seed {seed}"
         scores.append(
-            graph.add(
-                evaluate_job(row.student, experiment.student, row.recipe, seed, inputs, label, experiment.protocol)
-            )
+            graph.add(evaluate_job(row.student, row.taught, row.recipe, seed, inputs, label, experiment.protocol))
         )
         makers.append([*chain, *([inputs["teacher"]] if "teacher" in inputs else [])])
     return RowPlan(
         method=row.source.name if row.source else FULL,
-        variant=row.cell.variant,
+        variant=row.variant,
+        training=row.training,
         recipe=row.recipe.name,
         labels=row.recipe.kind,
         ipc=row.ipc,
@@ -206,19 +205,20 @@ def _set_jobs(
     )  # fmt: skip
     with blaming(row.source):
         inputs = {"clips": [data.train], **method(options).inputs(given)}
-    label = f"distil {_label(row)} seed {seed}"
+    name = _label(row, row.cell.variant)
+    label = f"distil {name} seed {seed}"
     jobs = distil_jobs(row.source, options, row.ipc or 1, seed, len(table.classes), inputs, label, kb=row.kb, soft=soft)
     made = [add(job) for job in jobs][-1]
     if soft:
-        label = f"label {_label(row)} seed {seed}"
+        label = f"label {name} seed {seed}"
         add(relabel_job(made, data.train, method(options).labellers(given), row.recipe, seed, label))
     if row.cell.store is not None:
-        add(recode_job(chain[-1], row.cell.store, f"code {_label(row)} seed {seed}"))
+        add(recode_job(chain[-1], row.cell.store, f"code {name} seed {seed}"))
     return list(dict.fromkeys(chain))
 
 
-def _label(row: Row) -> str:
+def _label(row: Row, variant: str) -> str:
     name = row.source.name if row.source else FULL
     budget = "" if row.ipc is None else f" ipc {row.ipc}"
     budget += "" if row.kb is None else f" kb {row.kb:g}"
-    return f"{name}{' ' + row.cell.variant if row.cell.variant else ''} {row.recipe.name}{budget}"
+    return f"{name}{' ' + variant if variant else ''} {row.recipe.name}{budget}"

@@ -45,6 +45,11 @@ class Cell(Parameters):
     )
     students: tuple[str, ...] | None = Field(None, description="Students; the experiment's where none are given.")
     seeds: int | None = Field(None, ge=1, description="Number of seeds; the experiment's where it is not given.")
+    student: dict[str, Any] = Field(
+        default_factory=dict,
+        exclude_if=lambda changes: not changes,
+        description="How its students are trained where that differs: {least_steps: 100, optimiser: {lr: 0.1}}.",
+    )
 
 
 class DataRequest(Parameters):
@@ -162,6 +167,23 @@ def _put_nested(plain: dict[str, Any], path: list[str], value: Any) -> None:
     for name in path[:-1]:
         plain = plain.setdefault(name, {})
     plain[path[-1]] = value
+
+
+def merged(plain: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """With the changes, which may be as deep as it is."""
+    deep = {name: merged(plain[name], value) for name, value in changes.items()
+            if isinstance(value, dict) and isinstance(plain.get(name), dict)}  # fmt: skip
+    return plain | changes | deep
+
+
+def in_words(changes: dict[str, Any], prefix: str = "") -> str:
+    """`lr 0.1, least_steps 100`: the optimiser's parameters by their own names, others below a name by both."""
+    said = (
+        in_words(value, "" if name == "optimiser" else f"{prefix}{name}.")
+        if isinstance(value, dict) else f"{prefix}{name} {value}"
+        for name, value in changes.items()
+    )  # fmt: skip
+    return ", ".join(said)
 
 
 def _fields_at(model: type[BaseModel], place: tuple[int | str, ...]) -> Iterable[str]:

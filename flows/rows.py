@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from vidistill.flows.parameters import Cell, Experiment, checked
+from vidistill.flows.parameters import Cell, Experiment, checked, in_words, merged
 from vidistill.models import FRONT_NAMES, NETWORKS, known, parted
 from vidistill.storage.errors import RequestError
+from vidistill.tasks.learning import benchmark
+from vidistill.tasks.learning.evaluate import StudentParameters
 from vidistill.tasks.learning.saliency import SaliencyParameters
 from vidistill.tasks.methods import HARD, MethodSource, Recipe, find_method, recipe_named
 from vidistill.tasks.videos.index import IndexTable
@@ -21,6 +23,7 @@ class Row:
     Attributes:
         companion: nobody asked for it: it is Random, beside a row that somebody asked for.
         kb: its budget in kilobytes a class, instead of `ipc`.
+        taught: how its student is trained.
     """
 
     source: MethodSource | None
@@ -29,6 +32,7 @@ class Row:
     ipc: int | None
     student: str
     seeds: int
+    taught: StudentParameters
     companion: bool = False
     kb: float | None = None
 
@@ -36,6 +40,16 @@ class Row:
     def of_pool(self) -> bool:
         """Whether its clips are chosen from the pool."""
         return self.source is not None and "pool" in self.source.method.needs
+
+    @property
+    def training(self) -> str:
+        """How its student's training differs from the experiment's, in words; nothing where it does not."""
+        return in_words(self.cell.student)
+
+    @property
+    def variant(self) -> str:
+        """What it is called in the table, beside its method."""
+        return " ".join(filter(None, [self.cell.variant, self.training]))
 
 
 def rows_of(experiment: Experiment) -> list[Row]:
@@ -48,7 +62,7 @@ def rows_of(experiment: Experiment) -> list[Row]:
     for cell in experiment.cells:
         for row in _rows_of_cell(experiment, cell):
             for one in [row, *_companion(row)]:
-                name = (one.cell.method, one.cell.variant, one.recipe.name, one.ipc, one.kb, one.student)
+                name = (one.cell.method, one.variant, one.recipe.name, one.ipc, one.kb, one.student)
                 met = rows.get(name, one)
                 more = one if one.seeds > met.seeds else met
                 rows[name] = replace(more, companion=met.companion and one.companion)
@@ -58,12 +72,13 @@ def rows_of(experiment: Experiment) -> list[Row]:
 
 
 def _companion(row: Row) -> list[Row]:
-    """Random at the row's budget: of a budget in kilobytes, random clips that are coded without a search."""
+    """Random at the row's budget, its student trained alike: of kilobytes, random clips coded without a search."""
     if row.ipc is None and row.kb is None:
         return []
-    cell = Cell(method="random")
+    cell = Cell(method="random", student=row.cell.student)
     if row.kb is not None:
-        cell = Cell(method="coded", variant=RANDOM, options={"pick": "random", "search": None})
+        options = {"pick": "random", "search": None}
+        cell = Cell(method="coded", variant=RANDOM, options=options, student=row.cell.student)
     return [replace(row, source=find_method(cell.method), cell=cell, companion=True)]
 
 
@@ -77,10 +92,11 @@ def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
                 f"There is no {role} {asked!r}: choose from {', '.join(NETWORKS)}, or FRONT:NAME with a front of "
                 f"{', '.join(FRONT_NAMES)}."
             )
+    taught = {student: _taught(experiment, cell, student) for student in students}
     if cell.method == FULL:
         if cell.store is not None:
             raise RequestError("For all clips as compressed video ask for coded with an ipc or kb that takes them all.")
-        return [Row(None, cell, HARD, None, student, seeds) for student in students]
+        return [Row(None, cell, HARD, None, student, seeds, taught[student]) for student in students]
     source = find_method(cell.method)
     if cell.store is not None:
         if cell.method == "coded":
@@ -95,11 +111,27 @@ def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
     settings = experiment.mix.model_dump(mode="json") | {"saliency": saliency.model_dump(mode="json")}
     recipes = [recipe_named(name, experiment.temperature, settings) for name in cell.recipes or source.method.recipes]
     return [
-        Row(source, cell, recipe, ipc, student, seeds, kb=kb)
+        Row(source, cell, recipe, ipc, student, seeds, taught[student], kb=kb)
         for ipc, kb in _budgets(experiment, cell, source, recipes)
         for recipe in recipes
         for student in students
     ]
+
+
+def _taught(experiment: Experiment, cell: Cell, student: str) -> StudentParameters:
+    """How this student is trained: as the experiment says, and as the cell changes it.
+
+    Raises:
+        RequestError: the cell changes what there is not, or the protocol lets nothing be changed.
+    """
+    if not cell.student:
+        return experiment.student
+    if experiment.protocol == benchmark.NAME:
+        raise RequestError(
+            f"The protocol {benchmark.NAME} trains every student alike: take `student` from the cell of {cell.method}."
+        )
+    own = experiment.student.of(student).model_dump(mode="json") | {"networks": {}}
+    return checked(StudentParameters, merged(own, cell.student), f"The student of {cell.method}")
 
 
 def _budgets(

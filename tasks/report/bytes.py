@@ -41,7 +41,7 @@ def searches(store: Store, plans: Iterable[RowPlan]) -> dict[str, list[dict[str,
     for plan in plans:
         facts = DistilledSet.facts_of(store.folder(plan.sets[0])) if plan.sets else {}
         if facts.get("search"):
-            found[f"{plan.name}{plan.budget}, {plan.recipe}"] = facts["search"]
+            found[f"{plan.set_name}{plan.budget}, {plan.recipe}"] = facts["search"]
     return found
 
 
@@ -104,16 +104,18 @@ class BytesChart:
 
 
 def bytes_charts(rows: Sequence[Row], classes: int, colours: Mapping[str, str]) -> list[BytesChart]:
-    """A chart for each student and kind of labels that has rows of a budget: hard and soft are not ranked together."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+    """A chart for each student, its training and kind of labels that has rows of a budget: these are ranked apart."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if not row.whole and row.bytes:
-            groups.setdefault((row.student, row.labels), []).append(row)
-    whole = {row.student: row for row in rows if row.method == "full"}
+            groups.setdefault((row.student, row.training, row.labels), []).append(row)
+    whole = {(row.student, row.training): row for row in rows if row.method == "full"}
     return [
-        _chart(f"{student}, {labels} labels", own, whole.get(student), classes, colours)
-        for (student, labels), own in sorted(groups.items(), key=lambda item: (item[0][0], KINDS.index(item[0][1])))
-    ]
+        _chart(", ".join(filter(None, [*trained, f"{kind} labels"])), groups[*trained, kind], whole.get(trained),
+               classes, colours)
+        for trained in sorted({(student, training) for student, training, _ in groups})
+        for kind in KINDS if (*trained, kind) in groups
+    ]  # fmt: skip
 
 
 def _chart(heading: str, rows: list[Row], full: Row | None, classes: int, colours: Mapping[str, str]) -> BytesChart:

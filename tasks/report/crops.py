@@ -22,7 +22,7 @@ def crop_sets(store: Store, plans: Iterable[RowPlan]) -> list[CropSet]:
     chosen: dict[tuple[str, int], ArtifactRef] = {}
     for plan in plans:
         if plan.sets and plan.ipc is not None:
-            chosen.setdefault((plan.name, plan.ipc), plan.sets[0])
+            chosen.setdefault((plan.set_name, plan.ipc), plan.sets[0])
     loaded = ((name, ipc, DistilledSet.load(store.folder(ref))) for (name, ipc), ref in chosen.items())
     return [_crop_set(name, ipc, made) for name, ipc, made in loaded if made.extras.keys() >= PICTURES]
 

@@ -35,10 +35,16 @@ class RowPlan(Parameters):
     makers: tuple[tuple[ArtifactRef, ...], ...]
     kb: float | None = Field(None, exclude_if=lambda kb: kb is None)
     network: str = Field("", exclude_if=lambda network: not network)
+    training: str = Field("", exclude_if=lambda training: not training)
 
     @property
     def name(self) -> str:
         return f"{self.method} {self.variant}".strip()
+
+    @property
+    def set_name(self) -> str:
+        """Without how students were trained on it."""
+        return self.name.removesuffix(self.training).strip()
 
     @property
     def budget(self) -> str:
@@ -56,6 +62,7 @@ class FailedRow(Parameters):
     ipc: int | None
     kb: float | None = None
     student: str
+    training: str = Field("", exclude_if=lambda training: not training)
     error: str
 
     @property
@@ -82,6 +89,7 @@ class Row(Parameters):
         settled: whether that interval leaves out zero, of three seeds or more.
         front: what the student sees first; it stands in the student's name as well, unless it is `rgb`.
         network: what the method itself used, front included; empty where it used none.
+        training: how its students' training differs from that of other rows, in words; the variant ends with it.
         collapsed: seeds whose student calls nearly everything one class.
         mark: what the reader must know of this row, such as that few videos gave a crop.
     """
@@ -118,6 +126,7 @@ class Row(Parameters):
     front: str = "rgb"
     network: str = ""
     bytes_coded: int | None = None
+    training: str = ""
 
     @property
     def whole(self) -> bool:
@@ -127,7 +136,7 @@ class Row(Parameters):
     @property
     def is_random(self) -> bool:
         """Whether it is what rows of its budget are measured against: Random, or random clips coded to a budget."""
-        return (self.method, self.variant) in {("random", ""), ("coded", "random")}
+        return (self.method, self.variant.removesuffix(self.training).strip()) in {("random", ""), ("coded", "random")}
 
 
 class Curve(Parameters):

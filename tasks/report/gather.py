@@ -105,7 +105,7 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
         created=max(manifest.created for manifest in manifests.values()),
         dataset_summary=_summary(parameters.dataset, index, train, test) | _front(work, parameters),
         classes=list(index.classes),
-        rows=_with_differences(rows),
+        rows=with_differences(rows),
         curves=_curves(parameters, scores),
         losses=_losses(store, parameters),
         pairs=_pairs(store, parameters, train),
@@ -158,6 +158,7 @@ def _row(
         recipe=plan.recipe,
         method=plan.method,
         variant=plan.variant,
+        training=plan.training,
         ipc=plan.ipc,
         kb=plan.kb,
         student=plan.student,
@@ -180,12 +181,16 @@ def _row(
     )
 
 
-def _with_differences(rows: list[Row]) -> list[Row]:
-    """Each row's top-1 minus Random's of the same recipe, budget, student and seed: mean, error and interval."""
-    random = {(row.recipe, row.ipc, row.kb, row.student): row for row in rows if row.is_random}
+def with_differences(rows: list[Row]) -> list[Row]:
+    """Each row's top-1 minus Random's of the same recipe, budget, student, training and seed: mean, error, interval."""
+
+    def setting(row: Row) -> tuple[object, ...]:
+        return row.recipe, row.ipc, row.kb, row.student, row.training
+
+    random = {setting(row): row for row in rows if row.is_random}
     made = []
     for row in rows:
-        against = random.get((row.recipe, row.ipc, row.kb, row.student))
+        against = random.get(setting(row))
         if against is None or against is row:
             made.append(row)
             continue
@@ -221,7 +226,7 @@ def _losses(store: Store, parameters: ReportParameters) -> list[Curve]:
     """What each optimised set's own loss did, once for all recipes and students that the set is scored by."""
     found: dict[tuple[str, int], Curve] = {}
     for plan in parameters.rows:
-        name = f"{plan.name}{plan.budget}"
+        name = f"{plan.set_name}{plan.budget}"
         for seed, ref in enumerate(plan.sets):
             facts = DistilledSet.facts_of(store.folder(ref))
             if facts.get("loss"):
@@ -236,7 +241,7 @@ def _first_sets(parameters: ReportParameters) -> dict[str, ArtifactRef]:
     for plan in sorted(parameters.rows, key=lambda plan: (plan.ipc or plan.kb or 0, plan.labels == "online")):
         if plan.sets:
             mixed = "+" in plan.recipe and plan.labels != "online"
-            name = f"{plan.name}, {plan.recipe}" if mixed else plan.name
+            name = f"{plan.set_name}, {plan.recipe}" if mixed else plan.set_name
             chosen.setdefault(name, plan.sets[0])
     return chosen
 

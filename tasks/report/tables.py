@@ -97,12 +97,17 @@ def _groups(rows: Iterable[Row], every: Sequence[Row], classes: int) -> list[Tab
 
 
 def _group(rows: list[Row], heading: str, classes: int) -> TableGroup:
-    best, *others = sorted(rows, key=lambda row: -row.top1_mean)
-    won = not best.whole and bool(others) and all(paired(best.top1, other.top1).settled for other in others)
-    lines = [TableLine(_cells(row), won and row is best, row.is_random, row.artifact) for row in rows]
+    lines = [TableLine(_cells(row), _won(row, rows), row.is_random, row.artifact) for row in rows]
     marks = [f"† {row_label(row)}: {row.mark}." for row in rows if row.mark]
     chance = ["Chance", percent(1 / classes), *[""] * (len(COLUMNS) - 2)] if classes else []
-    return TableGroup(heading, lines, best.whole or any(line.random for line in lines), marks, chance)
+    return TableGroup(heading, lines, rows[0].whole or any(line.random for line in lines), marks, chance)
+
+
+def _won(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether it is ahead of all whose students were trained alike, settled against each."""
+    others = [one for one in rows if one is not row and one.training == row.training]
+    ahead = all(row.top1_mean > one.top1_mean and paired(row.top1, one.top1).settled for one in others)
+    return not row.whole and bool(others) and ahead
 
 
 def heading_of(row: Row, every: Sequence[Row]) -> str:
@@ -228,7 +233,9 @@ def _budget_clause(rows: list[Row], data: ReportData) -> str:
     text = (
         f"{row_label(best)}{praise} reaches {_spread_percent(best)} at {budget_of(best)} per class{_share(best, data)}"
     )
-    rival = next((row for row in rows if row.is_random and row.recipe == best.recipe), None)
+    rival = next(
+        (row for row in rows if row.is_random and (row.recipe, row.training) == (best.recipe, best.training)), None
+    )
     return text if rival is None else f"{text}, against {_spread_percent(rival)} for Random{_verdict(best)}"
 
 

@@ -77,8 +77,8 @@ def best(document: Document) -> str:
     for kind, name in dict.fromkeys((row["labels"], budget(row)) for row in sorted(rows, key=order) if not random(row)):
         rivals = [row for row in rows if (row["labels"], budget(row)) == (kind, name)]
         first = max((row for row in rivals if not random(row)), key=lambda row: row["top1_mean"])
-        of_its_recipe = [row for row in rivals if random(row) and same(row, first, "recipe", "student")]
-        whole = [row for row in rows if row["method"] == "full" and same(row, first, "student")]
+        of_its_recipe = [row for row in rivals if random(row) and same(row, first, "recipe", "student", "training")]
+        whole = [row for row in rows if row["method"] == "full" and same(row, first, "student", "training")]
         if name != "all":
             lines.append(
                 line([kind, name, label(first), first["student"], top1(first), difference(first),
@@ -109,12 +109,13 @@ MADE: dict[str, Callable[[Document], str]] = {"table": tables, "best": best, "by
 
 
 def same(one: Row, other: Row, *names: str) -> bool:
-    return all(one[name] == other[name] for name in names)
+    return all(one.get(name) == other.get(name) for name in names)
 
 
 def random(row: Row) -> bool:
     """Whether it is what rows of its budget are measured against."""
-    return (row["method"], row["variant"]) in {("random", ""), ("coded", "random")}
+    variant = row["variant"].removesuffix(row.get("training", "")).strip()
+    return (row["method"], variant) in {("random", ""), ("coded", "random")}
 
 
 def order(row: Row) -> tuple[int, float, float]:

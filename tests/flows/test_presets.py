@@ -18,7 +18,7 @@ def test_a_preset_is_an_experiment(name: str) -> None:
     for row in rows:
         if row.source is not None:
             checked(row.source.method.Parameters, row.cell.options, f"{name}: {row.source.name}")
-    names = [(row.cell.method, row.cell.variant, row.recipe.name, row.ipc, row.kb, row.student) for row in rows]
+    names = [(row.cell.method, row.variant, row.recipe.name, row.ipc, row.kb, row.student) for row in rows]
     assert len(names) == len(set(names)), "two rows of one name would be one row of the table"
 
 

@@ -32,6 +32,7 @@ from vidistill.tasks.report.data import (
     RowPlan,
     Saliency,
 )
+from vidistill.tasks.report.gather import with_differences
 from vidistill.tasks.report.page import _curve_name, render_html, render_json, render_markdown
 from vidistill.tasks.report.statistics import Difference, collapsed_to, paired
 
@@ -248,6 +249,21 @@ def test_a_winner_that_seeds_do_not_settle_is_not_bold() -> None:
     assert bold([0.6, 0.61, 0.62], [0.5, 0.51, 0.51], [0.59, 0.6, 0.64]) == [False, False, False]
     assert bold([0.6, 0.61], [0.5, 0.51]) == [False, False], "two seeds settle nothing"
     assert bold([0.6, 0.7, 0.8], [0.5, 0.5, 0.5]) == [False, False], "2 SE, which settles no more than noise does"
+
+
+def test_rows_are_measured_against_the_random_that_was_trained_as_they_were() -> None:
+    def trained(method: str, top1: float, training: str) -> Row:
+        made = row(method, "hard", top1, variant=training, training=training)
+        return made.model_copy(update={"top1": [top1] * 3, "seeds": 3})
+
+    named = [("random", 0.3, ""), ("random", 0.6, "lr 0.1"), ("tsgf", 0.5, ""), ("tsgf", 0.5, "lr 0.1")]
+    rows = with_differences([trained(*one) for one in named])
+    assert [one.is_random for one in rows] == [True, True, False, False]
+    assert [tables.difference(one) for one in rows] == ["–", "–", "+20.0 ± 0.0", "−10.0 ± 0.0"]
+    [table] = tables.tables(rows)
+    assert {line.cells[0]: line.best for line in table.groups[0].lines} == {
+        "Random": False, "TSGF": True, "Random · lr 0.1": True, "TSGF · lr 0.1": False,
+    }  # fmt: skip
 
 
 def test_differences_carry_t_intervals() -> None:

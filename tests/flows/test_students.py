@@ -1,0 +1,95 @@
+"""Cells that train their students otherwise: what reaches which score, and what their rows are called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from listed import table
+
+from vidistill.flows.experiment import build
+from vidistill.flows.fronts import with_front
+from vidistill.flows.parameters import Experiment, checked, load_preset
+from vidistill.flows.rows import rows_of
+from vidistill.storage.errors import RequestError
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.report.data import RowPlan
+from vidistill.tasks.report.gather import ReportParameters
+from vidistill.tasks.stage import Job
+
+FAST = {"least_steps": 7, "optimiser": {"lr": 0.25}}
+WORDS = "least_steps 7, lr 0.25"
+
+
+def built(*cells: dict[str, Any], **settings: Any) -> tuple[dict[ArtifactRef, Job], dict[str, RowPlan]]:
+    """The jobs and, by name, the rows but the teacher's of an experiment with these cells."""
+    plain = {"data": "videos", "cells": cells, "decode": {"frames": 4, "size": 32, "views": 1}, "seeds": 1}
+    jobs = build(with_front(Experiment.model_validate(plain | settings), "rgb"), table()).jobs
+    rows = ReportParameters.model_validate(list(jobs.values())[-1].parameters).rows
+    return jobs, {row.name: row for row in rows if row.method != "teacher"}
+
+
+def test_a_cell_changes_its_students_alone_and_deeply() -> None:
+    jobs, rows = built({"method": "herding"}, {"method": "herding", "student": FAST}, student={"crop_scale": 0.5})
+    plain, fast = (jobs[rows[name].scores[0]].parameters["student"] for name in ("herding", f"herding {WORDS}"))
+    assert (fast["least_steps"], fast["optimiser"]["lr"], fast["crop_scale"]) == (7, 0.25, 0.5)
+    assert plain | {"least_steps": 7, "optimiser": plain["optimiser"] | {"lr": 0.25}} == fast
+    assert rows[f"herding {WORDS}"].sets == rows["herding"].sets, "the set is one"
+    assert {job.label for job in jobs.values() if job.stage == "distilled"} == {
+        "distil herding hard ipc 1 seed 0", "distil random hard ipc 1 seed 0",
+    }  # fmt: skip
+
+
+def test_random_beside_a_row_is_trained_alike() -> None:
+    jobs, rows = built({"method": "herding", "student": FAST, "variant": "own"}, {"method": "full", "student": FAST})
+    assert rows.keys() == {f"herding own {WORDS}", f"random {WORDS}", f"full {WORDS}"}
+    assert {row.training for row in rows.values()} == {WORDS}
+    trained = [jobs[row.scores[0]].parameters["student"] for row in rows.values()]
+    assert trained == [trained[0]] * 3
+    asked = built({"method": "herding", "student": FAST}, {"method": "random", "student": FAST})[1]
+    assert asked.keys() == {f"herding {WORDS}", f"random {WORDS}"}, "a Random that is asked for is that Random"
+
+
+def test_other_keys_stay() -> None:
+    before = built({"method": "herding"})[0]
+    after = built({"method": "herding"}, {"method": "herding", "student": FAST})[0]
+    scores = {ref for ref, job in before.items() if job.stage in ("score", "distilled")}
+    assert len(scores) == 4
+    assert scores <= after.keys()
+    (report,) = (job for job in before.values() if job.stage == "report")
+    assert "training" not in str(report.parameters)
+    assert "'student': {}" not in str(report.parameters["experiment"])
+
+
+def test_a_network_s_own_optimiser_is_what_is_changed() -> None:
+    jobs, rows = built({"method": "random", "student": {"optimiser": {"lr": 0.25}}}, students=["minic3d"])
+    trained = jobs[rows["random lr 0.25"].scores[0]].parameters["student"]["optimiser"]
+    assert (trained["lr"], trained["warmup_share"], trained["batch_size"]) == (0.25, 0.05, 32)
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        ({"least_step": 7}, "The student of random has no parameter 'least_step'; it knows epochs, least_steps"),
+        ({"optimiser": {"speed": 7}}, "The student of random has no parameter 'optimiser.speed'; it knows method, lr"),
+        ({"optimiser": {"lr": "fast"}}, "The student of random: optimiser.lr is 'fast'"),
+        ({"optimiser": 3}, "The student of random: optimiser is 3: it takes parameters of its own"),
+    ],
+)
+def test_what_cannot_be_changed(student: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        built({"method": "random", "student": student})
+
+
+def test_the_common_benchmark_lets_nothing_be_changed() -> None:
+    with pytest.raises(RequestError, match="protocol vdsd trains every student alike: take `student` from the cell of"):
+        built({"method": "random", "student": FAST}, protocol="vdsd")
+
+
+@pytest.mark.parametrize(("name", "rows", "trainings"), [("recipe", 40, 9), ("steps", 23, 6)])
+def test_the_presets_that_choose_how_to_train(name: str, rows: int, trainings: int) -> None:
+    experiment = checked(Experiment, {"data": "videos"} | load_preset(name), name)
+    made = rows_of(experiment)
+    assert experiment.index.holdout, "the test split is for the table alone"
+    assert (len(made), len({row.training for row in made})) == (rows, trainings)
+    assert {row.cell.method for row in made} == {"random", "full"}
