@@ -34,7 +34,7 @@ WEIGHTS = {
     "": 14.6e6,
 }
 """Bytes of a network's weights, of clips of 8×56×56."""
-GENERATORS = {"micro": 1.9e6, "mini": 12e6, "S": 33e6, "B": 130e6, "L": 457e6, "XL": 674e6}
+GENERATORS = {"micro": 1.9e6, "mini": 5.5e6, "S": 33e6, "B": 130e6, "L": 457e6, "XL": 674e6}
 """Weights of Latte."""
 STORED, CODED = 0.55, 0.036
 """Bytes of a compressed clip a byte of its pixels, and of one that is coded as video a pixel."""
@@ -234,7 +234,7 @@ def _search(job: Manifest, look: Look) -> tuple[float, float]:
 
 def _autoencoder(job: Manifest, look: Look) -> tuple[float, float]:
     own, data = job.parameters, _data(job.inputs["clips"][0], look)
-    return own["steps"] * own["batch_frames"] * data.size**2 * 2.2e-6, 2e6
+    return own["steps"] * own["batch_frames"] * data.size**2 * 1.3e-6 * own["width"] / 16, 2e6
 
 
 def _latents(job: Manifest, look: Look) -> tuple[float, float]:
@@ -245,13 +245,16 @@ def _latents(job: Manifest, look: Look) -> tuple[float, float]:
 
 def _latte(job: Manifest, look: Look) -> tuple[float, float]:
     own, data = job.parameters, _data(job.inputs["clips"][0], look)
-    weights = GENERATORS[own["size"]]
-    return 1 + own["steps"] * own["batch_size"] * _generated(weights, data), 4 * weights
+    seconds = own["steps"] * own["batch_size"] * _generated(job, data, look)
+    return 1 + seconds, 4 * GENERATORS[own["size"]]
 
 
-def _generated(weights: float, data: Data) -> float:
-    """Seconds a clip and training step of the generator."""
-    return 0.5e-6 * data.pixels * weights / GENERATORS["micro"]
+def _generated(latte: Manifest, data: Data, look: Look) -> float:
+    """Seconds a clip and training step of a generator, whose tokens are `factor * patch` pixels a side."""
+    own, latents = latte.parameters, _known(latte.inputs["latents"][0], look)
+    factor = _known(latents.inputs["autoencoder"][0], look).parameters["factor"]
+    tokens = data.pixels / (factor * own["patch"]) ** 2
+    return 7e-5 * tokens * GENERATORS[own["size"]] / GENERATORS["micro"]
 
 
 def _pool_part(job: Manifest, look: Look) -> tuple[float, float]:
@@ -259,7 +262,7 @@ def _pool_part(job: Manifest, look: Look) -> tuple[float, float]:
     codec, data = _known(job.inputs["autoencoder"][0], look).parameters, _data(latte.inputs["clips"][0], look)
     guided = own["count"] * own["sampler"]["steps"] * 2 / 3  # with the label and without it, forward
     latents = 2 * codec["channels"] / codec["factor"] ** 2
-    seconds = guided * _generated(GENERATORS[latte.parameters["size"]], data)
+    seconds = guided * _generated(latte, data, look)
     return 0.3 + seconds, own["count"] * data.pixels * (3 * STORED + latents)
 
 

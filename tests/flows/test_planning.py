@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vidistill.flows.costs import cost_of
+from vidistill.flows.costs import Cost, cost_of
 from vidistill.flows.estimates import wall_seconds
 from vidistill.flows.experiment import build
 from vidistill.flows.parameters import Experiment, PoolRequest
@@ -201,20 +201,28 @@ def test_bytes_that_were_measured_are_what_the_like_takes(store: Store) -> None:
     assert said == pytest.approx(2_000_000 * len(blocks), rel=0.05)
 
 
-def test_a_pool_takes_the_bytes_of_its_clips() -> None:
+def pool_costs(kind: str, **pool: Any) -> list[Cost]:
+    """Of the jobs of a kind of a pool of clips of 8×32×32."""
     from vidistill.flows.pool import build_pool
 
-    sizes = {}
-    for clips in (10, 20):
-        request = PoolRequest.model_validate(
-            {"data": "videos", "decode": SMALL["decode"], "pool": {"clips_a_class": clips}}
-        )
-        jobs = list(build_pool(request, table())[0].jobs.values())
-        nodes = {job.ref: job.manifest for job in jobs}
-        sizes[clips] = sum(cost_of(job.manifest, nodes.get).bytes for job in by_kind(jobs, "pool-part"))
+    request = PoolRequest.model_validate({"data": "videos", "decode": SMALL["decode"], "pool": pool})
+    jobs = list(build_pool(request, table())[0].jobs.values())
+    nodes = {job.ref: job.manifest for job in jobs}
+    return [cost_of(job.manifest, nodes.get) for job in by_kind(jobs, kind)]
+
+
+def test_a_pool_takes_the_bytes_of_its_clips() -> None:
+    sizes = {clips: sum(cost.bytes for cost in pool_costs("pool-part", clips_a_class=clips)) for clips in (10, 20)}
     raw = 3 * 8 * 32 * 32
     assert 0.3 * raw < sizes[10] / 20 < raw
     assert sizes[20] == pytest.approx(2 * sizes[10])
+
+
+@pytest.mark.parametrize("kind", ["latte", "pool-part"])
+def test_a_generator_with_four_times_the_tokens_takes_four_times_as_long(kind: str) -> None:
+    long: dict[str, Any] = {"sampler": {"steps": 1000}}
+    fine, coarse = (pool_costs(kind, latte={"patch": patch}, **long)[0].seconds for patch in (1, 2))
+    assert fine == pytest.approx(4 * coarse, rel=0.1)
 
 
 def wall(jobs: Sequence[Job], each: float, workers: int, threads: int) -> float:
