@@ -45,8 +45,8 @@ Size = Annotated[int | None, typer.Option(help="Height and width of a clip in pi
 Students = Annotated[
     str | None,
     typer.Option(
-        help="minic3d_bn, minic3d, cnn_gru, cnn_lstm, c3d, video_swin_t; comma-separated. "
-        "[dim]\\[default: minic3d_bn][/dim]"
+        help="r2plus1d_small, minic3d_bn, cnn_gru, c3d, r3d_18, video_swin_t … (README); comma-separated. "
+        "[dim]\\[default: r2plus1d_small][/dim]"
     ),
 ]
 Seeds = Annotated[
@@ -75,6 +75,13 @@ Front = Annotated[
         "the training split. [dim]\\[default: auto][/dim]"
     ),
 ]
+Protocol = Annotated[
+    str | None,
+    typer.Option(
+        help="How students are trained and tested: vidistill, or vdsd, the common benchmark with its habits, for a "
+        "number beside a paper's. [dim]\\[default: vidistill][/dim]"
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show Prefect's log and full tracebacks.")]
 
 
@@ -97,14 +104,15 @@ def common(
 def run(
     data: Data = "", method: Methods = None, ipc: Budgets = None, kb: Kilobytes = None, layout: Layout = None,
     split: Split = None, frames: Frames = None, size: Size = None, students: Students = None, front: Front = None,
-    seeds: Seeds = None, store: StoreRoot = None,
-    out: Out = Path("vidistill-report"), preset: Preset = None, settings: Settings = None,
+    seeds: Seeds = None, protocol: Protocol = None, store: StoreRoot = None, out: Out = Path("vidistill-report"),
+    preset: Preset = None, settings: Settings = None,
     device: Device = "auto", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Distil, score and report. What an earlier run has made is not made again."""
     from vidistill.flows import commands
 
-    request = _request(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, preset, settings)
+    request = _request(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, protocol, preset,
+                       settings)  # fmt: skip
     commands.run(request, store, out, device, verbose)
 
 
@@ -112,15 +120,16 @@ def run(
 def plan(
     data: Data = "", method: Methods = None, ipc: Budgets = None, kb: Kilobytes = None, layout: Layout = None,
     split: Split = None, frames: Frames = None, size: Size = None, students: Students = None, front: Front = None,
-    seeds: Seeds = None, store: StoreRoot = None,
-    out: Out = Path("vidistill-report"), preset: Preset = None, settings: Settings = None,
+    seeds: Seeds = None, protocol: Protocol = None, store: StoreRoot = None, out: Out = Path("vidistill-report"),
+    preset: Preset = None, settings: Settings = None,
     device: Device = "auto", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Say what `run` would do with the same arguments, why, and about how long it takes. Writes nothing."""
     del out, verbose  # taken, so that any `run` can be made a `plan`
     from vidistill.flows import commands
 
-    request = _request(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, preset, settings)
+    request = _request(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, protocol, preset,
+                       settings)  # fmt: skip
     commands.plan(request, store, device)
 
 
@@ -246,7 +255,7 @@ def doctor(
 def _request(
     data: str, method: list[str] | None, ipc: str | None, kb: str | None, layout: str | None, split: int | None,
     frames: int | None, size: int | None, students: str | None, front: str | None, seeds: int | None,
-    preset: str | None, settings: list[str] | None,
+    protocol: str | None, preset: str | None, settings: list[str] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The experiment as plain data: the preset, then the named options, then --set."""
     from vidistill.flows import commands
@@ -263,6 +272,7 @@ def _request(
         "students": None if students is None else _listed(students, "--students"),
         "front": front,
         "seeds": seeds,
+        "protocol": protocol,
     }
     return commands.request_of(preset, named, nested, settings or [])
 

@@ -15,7 +15,8 @@ from pydantic_core import to_jsonable_python
 from vidistill.flows.parameters import SPRITES, Cell, Experiment
 
 OPTIONS = {"index.layout": "--layout", "index.split": "--split", "decode.frames": "--frames", "decode.size": "--size",
-           "students": "--students", "front": "--front", "seeds": "--seeds", "ipc": "--ipc", "kb": "--kb"}  # fmt: skip
+           "students": "--students", "front": "--front", "seeds": "--seeds", "ipc": "--ipc", "kb": "--kb",
+           "protocol": "--protocol"}  # fmt: skip
 
 
 def command_of(experiment: Experiment) -> str:

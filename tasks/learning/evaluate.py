@@ -113,9 +113,10 @@ def evaluate(work: Work) -> None:
         network, draw, steps, student.optimiser, device, seed=seed, work=work, average=student.average,
         temperature=parameters.recipe.temperature if soft else 1.0,
     )  # fmt: skip
-    logits_NK, labels_N = predict_test(network, test_clips, device), test_clips.labels_N
     if parameters.protocol == benchmark.NAME:
         logits_NK, labels_N = benchmark.predict(network, test_clips, seed, device)
+    else:
+        logits_NK, labels_N = predict_test(network, test_clips, device), test_clips.labels_N
     flops = 3 * flops_a_clip(network, clips.shape_THWC) + batches.teacher_flops
     made = Score(
         **score(logits_NK, labels_N), steps=tuple(curve.steps), loss=tuple(curve.loss),

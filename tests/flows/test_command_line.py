@@ -26,6 +26,7 @@ MIXED: dict[str, Any] = {
     "kb": [0.5, 10],
     "index": {"layout": "csv", "holdout": True},
     "student": {"networks": {}},
+    "protocol": "vdsd",
 }
 
 
@@ -48,6 +49,7 @@ def test_no_place_of_this_machine_is_in_it(monkeypatch: pytest.MonkeyPatch) -> N
     command = command_of(Experiment.model_validate(MIXED))
     assert "somebody" not in command
     assert "--data 'my videos' --method mine.py:Mine,dm" in command
+    assert " --protocol vdsd" in command
     cells = [MIXED["cells"][0] | {"method": "mine.py:Mine"}, MIXED["cells"][1]]
     expected = Experiment.model_validate(MIXED | {"data": "my videos", "cells": cells})
     assert asked(command, monkeypatch).model_dump() == expected.model_dump()

@@ -101,6 +101,7 @@ def wrong(tmp_path: Path, say: Say) -> Wrong:
         pytest.param(
             ("--data", "VIDEOS", *RANDOM, "--set", "random.lr=1"), ("'lr'", "it has none"), id="method without options"
         ),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--protocol", "tsgf"), ("'tsgf'", "'vdsd'"), id="unknown protocol"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--device", "tpu"), ("'tpu'", "cuda"), id="unknown device"),
         pytest.param(("--preset", "magic"), ("'magic'", "demo"), id="unknown preset"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--magic"), ("--magic", "--help"), id="unknown option"),
