@@ -178,9 +178,10 @@ def _trial(job: Manifest, look: Look) -> tuple[float, float]:
     return 0.3 + passes * data.pixels * _rate(own["network"]), 1e3
 
 
-def _teacher_score(job: Manifest, look: Look) -> tuple[float, float]:
+def _reference(job: Manifest, look: Look) -> tuple[float, float]:
+    """The score of a teacher, or of an expert."""
     tested = _data(job.inputs["test"][0], look)
-    network = _known(job.inputs["teacher"][0], look).parameters["network"]
+    network = _options(_known((job.inputs.get("teacher") or job.inputs["expert"])[0], look).parameters)["network"]
     return 0.3 + tested.clips / 3 * tested.pixels * _rate(network), 1e3
 
 
@@ -307,7 +308,8 @@ COSTS: dict[str, Callable[[Manifest, Look], tuple[float, float]]] = {
     "score": _score, "distilled": _distilled, "joined": _joined, "relabelled": _relabelled, "coded-search": _search,
     "recoded": _recoded, "embeddings": _embeddings, "autoencoder": _autoencoder, "latents": _latents, "latte": _latte,
     "pool-part": _pool_part, "pool-part-resized": _resized, "pool-quality": _quality, "detector": _detector,
-    "tracks": _tracks, "crops": _crops, "report": _report, "trial": _trial, "teacher-score": _teacher_score,
+    "tracks": _tracks, "crops": _crops, "report": _report, "trial": _trial, "teacher-score": _reference,
+    "expert-score": _reference,
 }  # fmt: skip
 WITHOUT_NETWORK = {
     "sprites", "index", "block", "clips", "joined", "recoded", "pool", "report", "pool-part-resized", "tracks", "front",

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from vidistill.flows.command_line import command_of
-from vidistill.flows.parameters import SPRITES, Cell, Experiment, checked, fronted_networks
+from vidistill.flows.parameters import SPRITES, Cell, Experiment, checked, fronted_networks, in_words
 from vidistill.flows.rows import FULL, Row, rows_of, within_budgets, without_blind
 from vidistill.models import fronted, known
 from vidistill.storage.store import ArtifactRef
@@ -17,7 +17,9 @@ from vidistill.tasks.distil import blaming, distil_jobs
 from vidistill.tasks.generate.pool import pool_of
 from vidistill.tasks.generate.quality import quality_job
 from vidistill.tasks.learning import benchmark
-from vidistill.tasks.learning.evaluate import evaluate_job, teacher_score_job
+from vidistill.tasks.learning.evaluate import evaluate_job
+from vidistill.tasks.learning.experts import ExpertParameters
+from vidistill.tasks.learning.references import expert_score_job, teacher_score_job
 from vidistill.tasks.learning.relabel import relabel_job
 from vidistill.tasks.learning.teacher import teacher_job
 from vidistill.tasks.methods import HARD, Given, MethodSource
@@ -27,7 +29,7 @@ from vidistill.tasks.stage import Job
 from vidistill.tasks.videos.decode import block_jobs, clips_job
 from vidistill.tasks.videos.index import IndexTable, index_job
 
-TEACHER = "teacher"
+TEACHER, EXPERT = "teacher", "expert"
 
 
 @dataclass
@@ -76,6 +78,7 @@ def build(
     plans = [_row_jobs(graph, experiment, table, data, row) for row in rows]
     if data.teacher.ref in graph.jobs:
         plans.append(_teacher_row(graph, experiment, data))
+    plans += _expert_rows(graph, data)
     name = SPRITES if experiment.data == SPRITES else Path(experiment.data).name
     parameters = ReportParameters(
         title=f"vidistill on {name}",
@@ -180,6 +183,26 @@ def _teacher_row(graph: Graph, experiment: Experiment, data: DataRefs) -> RowPla
     return RowPlan(
         method=TEACHER, variant="", recipe=HARD.name, labels="hard", ipc=None, student=experiment.teacher.network,
         scores=(score,), sets=(), makers=((data.teacher.ref,),),
+    )  # fmt: skip
+
+
+def _expert_rows(graph: Graph, data: DataRefs) -> list[RowPlan]:
+    """Wherever experts are followed, what they know themselves is a row of each kind of them, its mean over experts."""
+    kinds: dict[str, list[Job]] = {}
+    for job in graph.jobs.values():
+        if job.stage == EXPERT:
+            kinds.setdefault(str(job.parameters["expert"]), []).append(job)
+    return [_expert_row(graph, data, jobs) for jobs in kinds.values()]
+
+
+def _expert_row(graph: Graph, data: DataRefs, jobs: list[Job]) -> RowPlan:
+    own = jobs[0].parameters["expert"]
+    differs = dict(own.items() - ExpertParameters().model_dump(mode="json").items())
+    scores = [graph.add(expert_score_job(job.ref, data.train, data.test, job.parameters["seed"])) for job in jobs]
+    return RowPlan(
+        method=EXPERT, variant=in_words({name: differs[name] for name in own if name in differs and name != "network"}),
+        recipe=HARD.name, labels="hard", ipc=None, student=own["network"], scores=tuple(scores), sets=(),
+        makers=tuple((job.ref,) for job in jobs),
     )  # fmt: skip
 
 

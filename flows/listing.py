@@ -25,7 +25,7 @@ COLUMNS = ("artifact", "data set", "method", "ipc", "kb", "seed", "recipe", "net
            "made")  # fmt: skip
 RIGHT = {"ipc", "kb", "seed", "top-1 %", "size", "took"}
 
-WHOLE = {"score": "full", "teacher-score": "teacher"}
+WHOLE = {"score": "full", "teacher-score": "teacher", "expert-score": "expert"}
 """Kinds of scores, and the method of one that no set was made for."""
 
 Facts = dict[str, Any]

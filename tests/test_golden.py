@@ -149,6 +149,7 @@ GOLDEN: dict[str, tuple[int, Any]] = {
     "distilled coded": (1, {"sources": RANDOM, "mean": [62.37, 56.87, 53.23]}),
     "recoded": (1, {"sources": RANDOM, "mean": [62.52, 56.8, 53.15]}),
     "teacher-score": (1, [2.108548, 2.076772, 1.981305]),
+    "expert-score": (1, [2.096841, 2.072575]),
     "pool-quality": (1, "24 8"),
 }
 # fmt: on
@@ -296,6 +297,7 @@ SHORT: dict[str, Callable[[Path], object]] = {
     "pool-quality": lambda folder: _sizes(load_quality(folder)),
     "score": lambda folder: list(load_score(folder).loss),
     "teacher-score": lambda folder: list(load_score(folder).loss),
+    "expert-score": lambda folder: list(load_score(folder).loss),
     "coded-search": lambda folder: " ".join(f"{point.crf}/{point.clips}" for point in load_grid(folder)),
 }
 

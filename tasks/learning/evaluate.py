@@ -20,7 +20,7 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import benchmark, streams, training
 from vidistill.tasks.learning.relabel import GuidedMix, videomix
-from vidistill.tasks.learning.teacher import CURVE, TeacherParameters, load_teacher
+from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device, Draw, OptimiserParameters, Order, TrainingParameters
 from vidistill.tasks.learning.views import RealBatches, cutmix, smoothed, view
 from vidistill.tasks.methods import Recipe
@@ -132,34 +132,6 @@ def write_score(work: Work, made: Score, logits_NK: Tensor, labels_N: Any) -> No
     np.add.at(confusion_KK, (labels_N, logits_NK.argmax(1).numpy()), 1)
     np.save(work.folder / CONFUSION, confusion_KK)
     (work.folder / SCORE).write_text(made.model_dump_json())
-
-
-class TeacherScoreParameters(Parameters):
-    """A teacher's own row."""
-
-
-def teacher_score_job(teacher: ArtifactRef, train: ArtifactRef, test: ArtifactRef) -> Job:
-    inputs = {"teacher": teacher, "train": train, "test": test}
-    return teacher_score(TeacherScoreParameters(), inputs, label="score teacher")
-
-
-@stage("teacher-score", version=1, threads="one")
-def teacher_score(work: Work) -> None:
-    manifest = work.store.manifest(work.ref("teacher"))
-    trained = TeacherParameters.model_validate(manifest.parameters)
-    device = Device.of(work, trained.precision)
-    clips, test_clips = Clips(work.store, work.ref("train")), Clips(work.store, work.ref("test"))
-    network = load_teacher(work.store, work.ref("teacher"), clips, device)
-    logits_NK = predict_test(network, test_clips, device)
-    curve = json.loads((work.input("teacher") / CURVE).read_text())
-    order, steps = Order(len(clips), trained.optimiser.batch_size, trained.seed), trained.steps(len(clips))
-    made = Score(
-        **score(logits_NK, test_clips.labels_N), steps=tuple(curve["steps"]), loss=tuple(curve["loss"]),
-        flops=3 * flops_a_clip(network, clips.shape_THWC) * order.clips_until(steps), training_bytes=manifest.bytes,
-        clips=len(clips),
-    )  # fmt: skip
-    write_score(work, made, logits_NK, test_clips.labels_N)
-    work.record(seeds=[trained.seed], counts={"clips": len(clips), "test": len(test_clips)}, **device.facts())
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _NAMES = {
     "frepo_vdsd": "FRePo+VDSD", "idtd": "IDTD", "sfvd": "SFVD", "sfvd_t": "SFVD-T", "optdistill": "OptDistill",
     "full_pool": "Full pool", "pool_random": "Pool, random", "mae_score": "MAE score", "csta": "CSTA",
     "dm_mmd": "DM-MMD", "vst_unet": "VST-UNet", "tac_dt": "TAC-DT", "coded": "Coded",
-    "teacher": "Teacher",
+    "teacher": "Teacher", "expert": "Experts",
 }  # fmt: skip
 
 

@@ -33,13 +33,13 @@ def test_a_front_stands_in_the_name_of_every_network() -> None:
     rows = ReportParameters.model_validate(jobs[-1].parameters).rows
     assert {row.network for row in rows if row.method == "mtt"} == {"centred:minic3d"}
     assert {row.network for row in rows if row.method == "tsgf"} == {"centred:r2plus1d_small"}
-    assert [row.method for row in rows if row.ipc is None] == ["teacher"]
+    assert [row.method for row in rows if row.ipc is None] == ["teacher", "expert"]
 
 
 def test_what_stands_still_has_no_row_where_the_student_sees_what_moves() -> None:
     asked = with_front(experiment("static_dc", "random", "sfvd_t", students=["minic3d"]), "centred")
     parameters = ReportParameters.model_validate(list(build(asked, table()).jobs.values())[-1].parameters)
-    assert {row.method for row in parameters.rows} == {"random", "sfvd_t"}
+    assert {row.method for row in parameters.rows} == {"random", "sfvd_t", "expert"}
     assert parameters.notes == (
         "The clips of static_dc stand still, and centred:minic3d sees what moves alone, so it has no row here",
     )
@@ -63,3 +63,20 @@ def test_until_it_is_decided_a_plan_has_the_trials_and_what_comes_after(tmp_path
 
 def test_where_nothing_can_be_held_out_there_are_no_trials() -> None:
     assert front_graph(experiment("random"), table(groups=1)) is None
+
+
+def test_experts_have_a_row_of_each_kind_of_them() -> None:
+    cells = [{"method": "mtt", "options": {"experts": 3}, "variant": number, "seeds": 2} for number in "ab"]
+    cells[1]["options"] = {"experts": 2, "expert": {"epochs": 7}, "max_start_epoch": 2}
+    jobs = build(with_front(experiment(cells=cells), "centred"), table()).jobs
+    rows = ReportParameters.model_validate(list(jobs.values())[-1].parameters).rows
+    found = {row.variant: row for row in rows if row.method == "expert"}
+    assert {name: (row.student, len(row.scores), row.ipc) for name, row in found.items()} == {
+        "": ("centred:minic3d", 3, None), "epochs 7": ("centred:minic3d", 2, None),
+    }  # fmt: skip
+    scored = [jobs[ref] for ref in found["epochs 7"].scores]
+    experts = [job.inputs["expert"][0] for job in scored]
+    assert [(ref,) for ref in experts] == list(found["epochs 7"].makers)
+    assert [(jobs[ref].parameters["seed"], jobs[ref].parameters["expert"]["epochs"]) for ref in experts] == [
+        (0, 7), (1, 7),
+    ]  # fmt: skip
