@@ -21,6 +21,7 @@ from rich.console import Console
 
 from vidistill.storage.errors import RunError
 from vidistill.storage.opening import default_location, open_store
+from vidistill.storage.provenance import cores
 
 console = Console(soft_wrap=True, highlight=False)
 ANSWER_SECONDS = 1.0
@@ -62,7 +63,7 @@ def examine(store: str | None, *, thorough: bool = False) -> None:
 
 
 def _torch() -> str:
-    return f"{_fitting('torch', 'vidistill')}, {os.cpu_count()} CPU cores"
+    return f"{_fitting('torch', 'vidistill')}, {cores()} CPU cores"
 
 
 def _torchvision() -> str:

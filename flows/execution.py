@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from vidistill.flows.parameters import SPRITES, DataRequest
 from vidistill.storage.errors import RequestError, RunError, Stopped, VidistillError
 from vidistill.storage.leases import leased
 from vidistill.storage.opening import open_store
+from vidistill.storage.provenance import cores
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.stage import Job, Runtime, prefect_task, start_jobs, stop_jobs
 from vidistill.tasks.videos.index import IndexTable, survey
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from prefect.futures import PrefectFuture
 
 log = logging.getLogger("vidistill")
-WORKERS = os.cpu_count() or 1
+WORKERS = cores()
 """Jobs that a flow runs at a time."""
 
 

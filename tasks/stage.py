@@ -7,7 +7,6 @@ alone decides what is cached; Prefect only shows it.
 from __future__ import annotations
 
 import importlib
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from vidistill.storage.keys import digest
 from vidistill.storage.measuring import Cost
 from vidistill.storage.opening import open_store
 from vidistill.storage.parameters import Parameters
-from vidistill.storage.provenance import commit, machine, versions
+from vidistill.storage.provenance import commit, cores, machine, versions
 from vidistill.storage.store import CHECKPOINT, ArtifactRef, Attempt, Manifest, Store
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class Runtime(Parameters):
     store: str = Field(description="The artifact store: a folder or a URL such as s3://bucket/prefix.")
     data: str = Field(default="", description="The folder of videos: its content is in a key, its name is not.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="CPU threads of a network.")
+    threads: int = Field(default_factory=cores, ge=1, description="CPU threads of a network.")
     methods: dict[str, str] = Field(
         default_factory=dict, description="Where users' methods are, by name: FILE.py:CLASS."
     )
