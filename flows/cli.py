@@ -9,6 +9,27 @@ from typing import Annotated, Any
 
 import typer
 
+from vidistill.flows import cli_use
+from vidistill.flows.options import (
+    Budgets,
+    Data,
+    Device,
+    Frames,
+    Front,
+    Kilobytes,
+    Layout,
+    Methods,
+    Out,
+    Preset,
+    Protocol,
+    Seeds,
+    Settings,
+    Size,
+    Split,
+    StoreRoot,
+    Students,
+    Verbose,
+)
 from vidistill.flows.stopping import STOPPED, Stopping
 from vidistill.storage.errors import RequestError, Stopped, VidistillError
 
@@ -22,67 +43,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-
-Data = Annotated[
-    str, typer.Option("--data", help="A folder of labelled videos, a CSV of path,label,split, or `sprites`.")
-]
-Methods = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--method", help="full, random, herding, k_center, tsgf, dm, mtt … (README), comma-separated, or FILE.py:CLASS."
-    ),
-]
-Budgets = Annotated[
-    str | None, typer.Option("--ipc", help="Clips a class, comma-separated: 1,5. [dim]\\[default: 1][/dim]")
-]
-Kilobytes = Annotated[
-    str | None, typer.Option("--kb", help="Kilobytes a class, all included, for coded sets, comma-separated: 2,10.")
-]
-Layout = Annotated[str | None, typer.Option(help="folders, ucf101, hmdb51, csv …; recognised where it is not given.")]
-Split = Annotated[int | None, typer.Option(help="Number of the official split. [dim]\\[default: 1][/dim]")]
-Frames = Annotated[int | None, typer.Option(help="Frames a clip. [dim]\\[default: 16][/dim]")]
-Size = Annotated[int | None, typer.Option(help="Height and width of a clip in pixels. [dim]\\[default: 112][/dim]")]
-Students = Annotated[
-    str | None,
-    typer.Option(
-        help="r2plus1d_small, minic3d_bn, cnn_gru, c3d, r3d_18, video_swin_t … (README); comma-separated. "
-        "[dim]\\[default: r2plus1d_small][/dim]"
-    ),
-]
-Seeds = Annotated[
-    int | None, typer.Option(help="How many seeds; mean ± standard deviation over them. [dim]\\[default: 5][/dim]")
-]
-StoreRoot = Annotated[
-    str | None,
-    typer.Option(
-        "--store",
-        help="Where artifacts are kept: a folder or s3://…. [dim]\\[default: VIDISTILL_STORE, else one a user][/dim]",
-    ),
-]
-Out = Annotated[Path, typer.Option("--out", help="Where report.html and report.json are written.")]
-Preset = Annotated[str | None, typer.Option(help="A YAML file of parameters, or the name of a shipped one.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", help="Any parameter: teacher.epochs=20, tsgf.lr=0.05; --set mine.option=3 reaches a method of yours."
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Front = Annotated[
-    str | None,
-    typer.Option(
-        help="What networks see first: rgb, centred (what moves), rgb+difference, or auto: each is tried on a fifth of "
-        "the training split. [dim]\\[default: auto][/dim]"
-    ),
-]
-Protocol = Annotated[
-    str | None,
-    typer.Option(
-        help="How students are trained and tested: vidistill, or vdsd, the common benchmark with its habits, for a "
-        "number beside a paper's. [dim]\\[default: vidistill][/dim]"
-    ),
-]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Show Prefect's log and full tracebacks.")]
 
 
 def _say_version(asked: bool) -> None:
@@ -296,6 +256,9 @@ def _kilobytes(value: str) -> float:
         return float(value)
     except ValueError as error:
         raise RequestError(f"--kb takes numbers separated by commas, such as 2,10; got {value!r}.") from error
+
+
+app.add_typer(cli_use.app)
 
 
 def main() -> None:

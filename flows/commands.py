@@ -65,10 +65,10 @@ def run(plain: dict[str, Any], store: str | None, out: Path, device: str, verbos
     from vidistill.flows.planning import check
 
     experiment = checked(Experiment, plain, "The experiment")
-    runtime, failed = _runtime(store, device), None
+    runtime, failed = runtime_of(store, device), None
     with showing(console) as progress:
         plan = check(experiment, runtime)
-        _check_places(runtime, out)
+        check_places(runtime, out)
         progress.expect(plan)
         server.connect(verbose)
         from vidistill.flows.distill import distill
@@ -88,8 +88,8 @@ def pool(plain: dict[str, Any], store: str | None, out: Path, device: str, verbo
     from rich.markdown import Markdown
 
     request = checked(PoolRequest, plain, "The pool")
-    runtime = _runtime(store, device)
-    _check_places(runtime, out)
+    runtime = runtime_of(store, device)
+    check_places(runtime, out)
     with showing(console) as progress:
         server.connect(verbose)
         from vidistill.flows import pool as flow
@@ -105,10 +105,10 @@ def plan(plain: dict[str, Any], store: str | None, device: str) -> None:
     from vidistill.flows.planning import describe
 
     experiment = checked(Experiment, plain, "The experiment")
-    describe(experiment, _runtime(store, device), console)
+    describe(experiment, runtime_of(store, device), console)
 
 
-def _runtime(store: str | None, device: str) -> Runtime:
+def runtime_of(store: str | None, device: str) -> Runtime:
     """Where to run.
 
     Raises:
@@ -149,7 +149,7 @@ def index(data: str, layout: str | None, split: int | None, as_json: bool) -> No
     )
 
 
-def _check_places(runtime: Runtime, out: Path) -> None:
+def check_places(runtime: Runtime, out: Path) -> None:
     """Find out before the work, not after it, that the store or the report cannot be written."""
     open_store(runtime.store).check_writable()
     try:

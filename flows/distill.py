@@ -21,6 +21,7 @@ from vidistill.flows.execution import (
 )
 from vidistill.flows.experiment import Graph, build
 from vidistill.flows.fronts import choose_front
+from vidistill.flows.own import with_own
 from vidistill.flows.parameters import SPRITES, Experiment
 from vidistill.flows.progress import publishing_progress
 from vidistill.flows.rows import rows_of
@@ -28,7 +29,6 @@ from vidistill.flows.salvage import Failed, salvaged
 from vidistill.storage.errors import RequestError, RowsFailed, StoreError
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks.methods import REGISTRY, find_method
 from vidistill.tasks.report.gather import HTML, JSON, MARKDOWN, ReportParameters
 from vidistill.tasks.stage import Runtime
 from vidistill.tasks.videos.sprites_stage import sprites_job
@@ -49,8 +49,8 @@ def distill(experiment: Experiment, runtime: Runtime | None = None, out: Path | 
     Raises:
         RowsFailed: some rows could not be made; the report of the others is written, and names them.
     """
-    runtime = runtime or Runtime(store=default_location())
-    runtime = runtime.model_copy(update={"methods": user_methods(experiment)})
+    asked = experiment
+    experiment, runtime = with_own(asked, runtime or Runtime(store=default_location()))
     refuse_inside(experiment, runtime)
     rows_of(experiment)  # a wrong name ends the run before any work
     with publishing_progress():
@@ -59,7 +59,7 @@ def distill(experiment: Experiment, runtime: Runtime | None = None, out: Path | 
         runtime = data_runtime(experiment, runtime)
         table = find_videos(experiment, runtime, WORKERS)
         settled, front = choose_front(experiment, table, runtime)
-        graph = build(settled, table, front, experiment)
+        graph = build(settled, table, front, asked)
         failed = attempt_graph(graph, runtime)
         if failed:
             graph = _rest(graph, failed)
@@ -93,12 +93,6 @@ def _what_failed(graph: Graph, failed: Failed, page: Path) -> str:
     lost, made = len(parameters.failed), len(parameters.rows)
     first = str(next(iter(failed.values()))).rstrip(".")
     return f"{lost} of {lost + made} rows failed ({first}): the report {page} holds the others and names them."
-
-
-def user_methods(experiment: Experiment) -> dict[str, str]:
-    """Where the experiment's own methods are, for the workers."""
-    sources = [find_method(cell.method) for cell in experiment.cells if cell.method not in {*REGISTRY, "full"}]
-    return {source.name: source.spec for source in sources}
 
 
 def publish(ref: ArtifactRef, runtime: Runtime, out: Path | None) -> Path:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from vidistill.flows.command_line import command_of
+from vidistill.flows.own import without_places
 from vidistill.flows.parameters import SPRITES, Cell, Experiment, checked, fronted_networks, in_words
 from vidistill.flows.rows import FULL, Row, rows_of, within_budgets, without_blind
 from vidistill.models import fronted, known
@@ -87,25 +88,14 @@ def build(
         protocol=experiment.protocol,
         rows=tuple(plans),
         notes=notes,
-        command=command_of(_without_places(asked or experiment)),
-        experiment=_without_places(experiment).model_dump(mode="json", exclude={"data"}),
+        command=command_of(without_places(asked or experiment)),
+        experiment=without_places(experiment).model_dump(mode="json", exclude={"data"}),
     )
     pools = [job.ref for job in graph.jobs.values() if job.stage == "pool"]
     quality = [graph.add(data.teacher, quality_job(pool, data.train, data.teacher.ref)) for pool in pools]
     teacher = [job.ref for job in graph.jobs.values() if job.stage == "teacher"]
     graph.add(report_job(parameters, data.index, data.train, data.test, teacher, quality, front))
     return graph
-
-
-def _without_places(experiment: Experiment) -> Experiment:
-    """With the names of users' methods and weights alone: where their files lie changes no result."""
-    cells = [cell.model_copy(update={"method": Path(cell.method).name}) for cell in experiment.cells]
-    pool = experiment.pool
-    named = {
-        name: part.model_copy(update={"pretrained": Path(part.pretrained).name if part.pretrained else ""})
-        for name, part in (("autoencoder", pool.autoencoder), ("latte", pool.latte))
-    }
-    return experiment.model_copy(update={"cells": tuple(cells), "pool": pool.model_copy(update=named)})
 
 
 def _data_jobs(graph: Graph, experiment: Experiment, table: IndexTable) -> DataRefs:

@@ -79,6 +79,21 @@ def _lost(store: Store) -> dict[ArtifactRef, str]:
     }
 
 
+def set_of(store: Store, key: str) -> ArtifactRef:
+    """The set of this key, or of these first letters of it.
+
+    Raises:
+        RequestError: no set has this key, or several begin with it.
+    """
+    sets = [ref for kind in SETS for ref, look in store.survey(kind).items() if look.problem is None]
+    found = [ref for ref in sets if ref.key.startswith(key)]
+    if not found:
+        raise RequestError(f"The store {store.location} has no set {key!r}: see `vidistill ls distilled`.")
+    if len(found) > 1:
+        raise RequestError(f"{len(found)} sets begin with {key!r}: give more of the key (`vidistill ls distilled`).")
+    return found[0]
+
+
 SETS = ("recoded", "relabelled", "joined", "distilled")
 
 
@@ -89,15 +104,10 @@ def export(key: str, location: str | None, out: Path, fps: int, kind: str) -> No
         RequestError: no set has this key, several begin with it, or the folder is not empty.
     """
     store = existing(location)
-    sets = [ref for kind in SETS for ref, look in store.survey(kind).items() if look.problem is None]
-    found = [ref for ref in sets if ref.key.startswith(key)]
-    if not found:
-        raise RequestError(f"The store {store.location} has no set {key!r}: see `vidistill ls distilled`.")
-    if len(found) > 1:
-        raise RequestError(f"{len(found)} sets begin with {key!r}: give more of the key (`vidistill ls distilled`).")
-    facts = export_set(store, found[0], out, fps, kind)
+    ref = set_of(store, key)
+    facts = export_set(store, ref, out, fps, kind)
     sizes = {name: f"{size / 1e6:.2f} MB" for name, size in facts["bytes"].items()}
-    console.print(f"{found[0]} is {sizes['stored']} as stored, {sizes['exported']} as {kind} with all it needs: {out}")
+    console.print(f"{ref} is {sizes['stored']} as stored, {sizes['exported']} as {kind} with all it needs: {out}")
     console.print("Nothing is lost." if facts["lossless"] else said_of_loss(facts["loss"]))
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 
-from vidistill.models import fronted, known
+from vidistill.models import FRONT_NAMES, fronted, known
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.coded.keep import Coding
@@ -24,7 +24,21 @@ from vidistill.tasks.videos.sprites import SpritesParameters
 
 Model = TypeVar("Model", bound=BaseModel)
 SPRITES = "sprites"
-Front = Literal["auto", "rgb", "centred", "rgb+difference"]
+FRONTS = ("auto", *FRONT_NAMES)
+
+
+def _front(name: str) -> str:
+    if name not in FRONTS and ".py:" not in name:
+        raise ValueError(f"it is one of {', '.join(FRONTS)}, or FILE.py:FUNCTION")
+    return name
+
+
+Front = Annotated[
+    str,
+    AfterValidator(_front),
+    WithJsonSchema({"anyOf": [{"enum": list(FRONTS), "type": "string"}, {"type": "string"}]}),
+]
+"""An enumeration in the form of the Prefect UI, where a file of one's own can be written too."""
 PRESETS = Path(__file__).resolve().parent.parent / "deployments" / "presets"
 
 
@@ -62,7 +76,7 @@ class DataRequest(Parameters):
     front: Front = Field(
         "auto",
         description="What networks see first: rgb, centred (the clip minus its mean over time), rgb+difference; auto "
-        "tries each with a small network on a fifth of the training split.",
+        "tries each with a small network on a fifth of the training split; FILE.py:FUNCTION is one of yours.",
     )
     sprites: SpritesParameters = SpritesParameters()
     pool: PoolParameters = PoolParameters()
@@ -83,7 +97,8 @@ class Experiment(DataRequest):
     students: tuple[str, ...] = Field(
         ("r2plus1d_small",),
         min_length=1,
-        description="Networks trained on distilled sets; `rgb:minic3d_bn` names a front of its own.",
+        description="Networks trained on distilled sets; `rgb:minic3d_bn` names a front of its own, FILE.py:CLASS or "
+        "torchvision:r3d_18 a network of yours or of torchvision.",
     )
     seeds: int = Field(5, ge=1, description="Seeds 0 … n−1; each draws the selection, the distillation, the student.")
     temperature: float = Field(1.0, gt=0, description="Of the teacher's outputs in soft and online recipes.")
@@ -158,12 +173,13 @@ def _put(plain: dict[str, Any], path: list[str], value: Any, model: type[DataReq
                 f"choose one of {known}, or a method and its option."
             )
         for cell in cells:
-            _put_nested(cell if path[1] == "store" else cell.setdefault("options", {}), path[1:], value)
+            put_nested(cell if path[1] == "store" else cell.setdefault("options", {}), path[1:], value)
     else:
-        _put_nested(plain, path, value)
+        put_nested(plain, path, value)
 
 
-def _put_nested(plain: dict[str, Any], path: list[str], value: Any) -> None:
+def put_nested(plain: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set what a dotted name means in nested mappings."""
     for name in path[:-1]:
         plain = plain.setdefault(name, {})
     plain[path[-1]] = value
@@ -214,7 +230,7 @@ def checked(model: type[Model], plain: dict[str, Any], where: str) -> Model:
             known = ", ".join(_fields_at(model, first["loc"][:-1]))
             advice = f"it knows {known}" if known else "it has none"
             raise RequestError(f"{where} has no parameter {name!r}; {advice}.") from error
-        wanted = WORDS.get(first["type"], first["msg"])
+        wanted = WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
         said = f"{name} is {first['input']!r}: {wanted}" if first["loc"] else str(first["ctx"]["error"])
         raise RequestError(f"{where}: {said}.") from error
 

@@ -12,6 +12,7 @@ from vidistill.flows.estimates import TASK_SECONDS, Estimates, wall_seconds
 from vidistill.flows.execution import WORKERS, data_runtime, find_videos, refuse_inside
 from vidistill.flows.experiment import build
 from vidistill.flows.fronts import GraphOf, Request, expected_graph
+from vidistill.flows.own import with_own
 from vidistill.flows.parameters import SPRITES, Experiment
 from vidistill.flows.reasons import Reasons
 from vidistill.storage.opening import open_store
@@ -98,7 +99,9 @@ def plan_of(experiment: Experiment, runtime: Runtime) -> Plan:
     Raises:
         RequestError: the experiment asks for what is not there.
     """
-    return plan_data(experiment, runtime, lambda settled, table, front: build(settled, table, front, experiment))
+    asked = experiment
+    experiment, runtime = with_own(asked, runtime)
+    return plan_data(experiment, runtime, lambda settled, table, front: build(settled, table, front, asked))
 
 
 def plan_data(request: Request, runtime: Runtime, graph_of: GraphOf[Request]) -> Plan:

@@ -12,6 +12,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from vidistill.flows.execution import WORKERS, data_runtime, find_videos, refuse_inside, run_graph
 from vidistill.flows.experiment import Graph
 from vidistill.flows.fronts import choose_front
+from vidistill.flows.own import with_own
 from vidistill.flows.parameters import SPRITES, PoolRequest
 from vidistill.flows.planning import Plan, plan_data
 from vidistill.flows.progress import publishing_progress
@@ -42,7 +43,7 @@ def pool(request: PoolRequest, runtime: Runtime | None = None, out: Path | None 
     Returns:
         The artifact of the pool's quality, whose input `pool` is the pool.
     """
-    runtime = runtime or Runtime(store=default_location())
+    request, runtime = with_own(request, runtime or Runtime(store=default_location()))
     refuse_inside(request, runtime)
     with publishing_progress():
         if request.data == SPRITES:
@@ -57,6 +58,7 @@ def pool(request: PoolRequest, runtime: Runtime | None = None, out: Path | None 
 
 
 def plan_pool(request: PoolRequest, runtime: Runtime) -> Plan:
+    request, runtime = with_own(request, runtime)
     return plan_data(request, runtime, lambda settled, table, _: build_pool(settled, table)[0])
 
 

@@ -5,7 +5,9 @@ A network's name is its body's, or a front and a body: `centred:r2plus1d_small`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +30,10 @@ FRONT_NAMES = {
     "rgb+difference": "the clip, and each frame's difference to the next, as six channels",
 }
 
+OWN: dict[str, Callable[..., Any]] = {}
+"""Users' networks and fronts by name. A network is called with those of `classes`, `frames`, `size` and `channels` that
+it takes by name, and maps `x_BCTHW` to `logits_BK`; a front maps `x_BCTHW` to a clip of any number of channels."""
+
 
 def parted(name: str) -> tuple[str, str]:
     """A network's front and body; `rgb` where its name has no front."""
@@ -43,7 +49,7 @@ def fronted(name: str, front: str) -> str:
 def known(name: str) -> bool:
     """Whether `build` makes a network of this name."""
     front, body = parted(name)
-    return front in FRONT_NAMES and body in NETWORKS
+    return (front in FRONT_NAMES or front in OWN) and (body in NETWORKS or body in OWN)
 
 
 def build(name: str, *, classes: int, frames: int, size: int) -> nn.Module:
@@ -58,14 +64,20 @@ def build(name: str, *, classes: int, frames: int, size: int) -> nn.Module:
     front, body = parted(name)
     if front == "rgb":
         return _body(body, classes, frames, size, 3)
-    from vidistill.models.fronts import FRONTS, Fronted
+    from vidistill.models.fronts import FRONTS, Fronted, channels_of
 
-    if front not in FRONTS:
+    if front in FRONTS:
+        function, channels = FRONTS[front]
+    elif front in OWN:
+        function, channels = OWN[front], channels_of(OWN[front], frames, size)
+    else:
         raise ValueError(f"No front is called {front!r}: choose one of {', '.join(FRONT_NAMES)}.")
-    return Fronted(front, _body(body, classes, frames, size, FRONTS[front][1]))
+    return Fronted(function, _body(body, classes, frames, size, channels))
 
 
 def _body(name: str, classes: int, frames: int, size: int, channels: int) -> nn.Module:
+    if name in OWN:
+        return _own(name, {"classes": classes, "frames": frames, "size": size, "channels": channels})
     if name in ("minic3d", "minic3d_bn"):
         from vidistill.models.minic3d import MiniC3D
 
@@ -92,3 +104,11 @@ def _body(name: str, classes: int, frames: int, size: int, channels: int) -> nn.
         if name in NORMS_BY_NAME:
             return R2Plus1DSmall(classes, channels, norm=NORMS_BY_NAME[name])
     raise ValueError(f"No network is called {name!r}: choose one of {', '.join(NETWORKS)}.")
+
+
+def _own(name: str, given: dict[str, int]) -> nn.Module:
+    taken = inspect.signature(OWN[name]).parameters
+    if given["channels"] != 3 and "channels" not in taken:
+        raise ValueError(f"The network {name} takes no `channels`, and its front puts out {given['channels']}.")
+    made: nn.Module = OWN[name](**{each: value for each, value in given.items() if each in taken})
+    return made

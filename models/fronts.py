@@ -36,22 +36,27 @@ FRONTS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
 """Each front but `rgb`, which is no front at all, and the channels that it puts out."""
 
 
+def channels_of(front: Callable[[Tensor], Tensor], frames: int, size: int) -> int:
+    """How many channels a front puts out."""
+    return front(torch.zeros(1, 3, frames, size, size)).shape[1]
+
+
 class Fronted(nn.Module):
     """A front and a body: `body` sees `front(x)`.
 
     Args:
-        front: one of `FRONTS`.
+        front: maps a clip to what the body sees.
         body: a network for clips of that front's channels.
 
     Attributes:
         features: D of the body.
     """
 
-    def __init__(self, front: str, body: nn.Module) -> None:
+    def __init__(self, front: Callable[[Tensor], Tensor], body: nn.Module) -> None:
         super().__init__()
-        self.front, _ = FRONTS[front]
+        self.front = front
         self.body = body
-        self.features = body.features
+        self.features = getattr(body, "features", 0)  # a user's body has none that it must name
 
     def embed(self, x_BCTHW: Tensor) -> Tensor:
         """`emb_BD` of the body."""

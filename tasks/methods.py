@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -22,6 +20,7 @@ from vidistill.storage.keys import file_digest
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.learning.own import imported
 from vidistill.tasks.learning.saliency import SaliencyParameters
 
 if TYPE_CHECKING:
@@ -288,19 +287,7 @@ def find_method(spec: str) -> MethodSource:
     path = Path(file).expanduser()
     if not file or not path.is_file():
         raise RequestError(f"The method {spec!r} was not found: give an existing FILE.py:CLASS, e.g. mine.py:Mine.")
-    found = getattr(_load(path), name, None)
+    found = getattr(imported(path), name, None)
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise RequestError(f"{path} has no class {name!r} that subclasses vidistill.tasks.methods.Method.")
     return MethodSource(name.lower(), f"{path.absolute()}:{name}", file_digest(path), found)
-
-
-def _load(path: Path) -> ModuleType:
-    module_spec = importlib.util.spec_from_file_location(f"vidistill_user_{path.stem}_{file_digest(path)[:8]}", path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise RequestError(f"{path} cannot be imported: {type(error).__name__}: {error}.") from error
-    return module

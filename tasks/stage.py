@@ -42,6 +42,7 @@ class Runtime(Parameters):
     methods: dict[str, str] = Field(
         default_factory=dict, description="Where users' methods are, by name: FILE.py:CLASS."
     )
+    networks: dict[str, str] = Field(default_factory=dict, description="Where users' networks and fronts are, by name.")
     timeout_seconds: float = Field(default=60.0, gt=0, description="Time limit for decoding one video.")
 
 

@@ -14,14 +14,19 @@ import pytest
 import typer
 
 from vidistill.flows import cli, commands
+from vidistill.flows.own import with_own
 from vidistill.flows.parameters import Experiment, PoolRequest, checked
 from vidistill.flows.rows import rows_of
+from vidistill.tasks.stage import Runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     page: (ROOT / page).read_text()
-    for page in ("README.md", "deployments/README.md", "deployments/presets/README.md", "tests/benchmarks/README.md")
-}
+    for page in (
+        "README.md", "deployments/README.md", "deployments/using.md", "deployments/presets/README.md",
+        "tests/benchmarks/README.md",
+    )
+}  # fmt: skip
 COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PLACEHOLDERS = {"NAME"}
@@ -54,6 +59,9 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[type, d
         monkeypatch.setattr(commands, name, lambda plain, *_, model=model: found.append((model, plain)))
     (tmp_path / "mine.py").write_text(example())
     (tmp_path / "own_matching.py").write_text((ROOT / "tests/tasks/match/own_matching.py").read_text())
+    for name, holds in (("net.py", "class Net"), ("front.py", "def moving")):
+        blocks = (block for _, block in FENCE.findall(PAGES["deployments/using.md"]))
+        (tmp_path / name).write_text(next(block for block in blocks if holds in block))
     monkeypatch.chdir(tmp_path)
     return found
 
@@ -85,7 +93,7 @@ def test_a_command_line_asks_for_what_there_is(page: str, line: str, asked: list
 def check(model: type, plain: dict[str, Any]) -> None:
     request = checked(model, {"data": "DIR"} | plain, "the line")
     if isinstance(request, Experiment):
-        for row in rows_of(request):
+        for row in rows_of(with_own(request, Runtime(store="store"))[0]):
             if row.source is not None:
                 checked(row.source.method.Parameters, row.cell.options, row.source.name)
 

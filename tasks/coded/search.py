@@ -147,7 +147,7 @@ def _score(
     asked, student = parameters.search, parameters.search.student
     network = training.build_network(asked.network, len(clips.classes), clips.shape_THWC, seed=0)
     order = Order(len(made), student.optimiser.batch_size, seed=0)
-    draw = DistilledBatches(made, clips, parameters.recipe, order, device, None, student)
+    draw = DistilledBatches(made, clips.table, parameters.recipe, order, device, None, student)
     temperature = parameters.recipe.temperature if parameters.recipe.labels == "soft" else 1.0
     training.train(
         network, draw, student.steps(order.n), student.optimiser, device, seed=0, average=student.average,

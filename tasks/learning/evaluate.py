@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from vidistill.models import parted
-from vidistill.storage.clips import Clips
+from vidistill.storage.clips import Clips, ClipTable
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
@@ -164,7 +164,7 @@ def _batches(work: Work, parameters: EvaluateParameters, clips: Clips, seed: int
     if recipe.labels == "online":
         teacher = load_teacher(work.store, work.ref("teacher"), clips, device)
         size += work.store.manifest(work.ref("teacher")).bytes
-    draw = DistilledBatches(distilled, clips, recipe, order, device, teacher, student)
+    draw = DistilledBatches(distilled, clips.table, recipe, order, device, teacher, student)
     asked = 0 if teacher is None else flops_a_clip(teacher, clips.shape_THWC)
     return Batches(draw, order, size, asked)
 
@@ -178,7 +178,7 @@ class DistilledBatches:
     """Batches of a distilled set under a recipe, cropped, and flipped where the data set allows it."""
 
     def __init__(
-        self, distilled: DistilledSet, clips: Clips, recipe: Recipe, order: Order, device: Device,
+        self, distilled: DistilledSet, table: ClipTable, recipe: Recipe, order: Order, device: Device,
         teacher: nn.Module | None, student: TrainingParameters,
     ) -> None:  # fmt: skip
         import torch
@@ -186,14 +186,14 @@ class DistilledBatches:
         every_NTHWC = distilled.clips_NTHWC
         if distilled.others_VNTHWC is not None:
             every_NTHWC = np.concatenate([every_NTHWC, *distilled.others_VNTHWC])
-        self._x_NCTHW = training.to_input(every_NTHWC, clips.table.mean, clips.table.std, device)
+        self._x_NCTHW = training.to_input(every_NTHWC, table.mean, table.std, device)
         self._recipe, self._order, self._device, self._teacher = recipe, order, device, teacher
-        self._flips, self._student = clips.table.flips, student
+        self._flips, self._student = table.flips, student
         if recipe.labels == "soft" or (recipe.labels == "learned" and distilled.logits_NK is not None):
             logits_NK = torch.from_numpy(distilled.logits_NK).to(device.torch_device)
             self._targets_NK = soft_targets(logits_NK, recipe.temperature)
         else:
-            hard_NK = training.one_hot(distilled.labels_N, len(clips.classes), device)
+            hard_NK = training.one_hot(distilled.labels_N, len(table.classes), device)
             self._targets_NK = smoothed(hard_NK, student.label_smoothing)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
@@ -226,9 +226,11 @@ def soft_targets(logits_BK: Tensor, temperature: float) -> Tensor:
     return (logits_BK / temperature).softmax(dim=1)
 
 
-def predict_test(network: nn.Module, clips: Clips, device: Device, batch_size: int = 32) -> Tensor:
-    """Logits (N, K) of the centre clip of every video of a set."""
-    table = clips.table
+def predict_test(
+    network: nn.Module, clips: Clips, device: Device, batch_size: int = 32, seen: ClipTable | None = None
+) -> Tensor:
+    """Logits (N, K) of the centre clip of every video of a set, normalised as `seen` says or as the set itself."""
+    table = seen or clips.table
     batches = (
         training.to_input(clips.read(range(start, min(start + batch_size, len(clips)))), table.mean, table.std, device)
         for start in range(0, len(clips), batch_size)

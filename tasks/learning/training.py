@@ -18,14 +18,14 @@ from pydantic import Field
 
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
-from vidistill.tasks.learning import loop, streams
+from vidistill.tasks.learning import loop, own, streams
 from vidistill.tasks.learning.loop import Curve
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from vidistill.tasks.stage import Work
+    from vidistill.tasks.stage import Runtime, Work
 
 Precision = Literal["auto", "fp32", "bf16"]
 _seeding = threading.Lock()  # torch initialises networks from one generator a process
@@ -89,7 +89,13 @@ class Device:
 
     @staticmethod
     def of(work: Work, precision: Precision) -> Device:
-        """Resolve `auto`, set this process's thread count, and have it keep the memory that networks free.
+        """The device of a job."""
+        return Device.on(work.runtime, work.threads, precision)
+
+    @staticmethod
+    def on(runtime: Runtime, threads: int, precision: Precision) -> Device:
+        """Resolve `auto`, set this process's thread count, have it keep the memory that networks free, and know users'
+        networks.
 
         Raises:
             RequestError: a device is asked for that is not there.
@@ -98,15 +104,14 @@ class Device:
 
         from vidistill.models import compute
 
-        torch.set_num_threads(work.threads)
+        own.register(runtime.networks)
+        torch.set_num_threads(threads)
         compute.keep_freed_memory()
         try:
-            device = compute.resolve_device(work.runtime.device)
+            device = compute.resolve_device(runtime.device)
         except (RuntimeError, ValueError) as error:
-            raise RequestError(
-                f"The device {work.runtime.device!r} cannot be used: {error}. Try --device cpu."
-            ) from error
-        return Device(device, compute.resolve_precision(precision, device), work.threads)
+            raise RequestError(f"The device {runtime.device!r} cannot be used: {error}. Try --device cpu.") from error
+        return Device(device, compute.resolve_precision(precision, device), threads)
 
     def autocast(self) -> Any:
         from vidistill.models import compute

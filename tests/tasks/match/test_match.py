@@ -365,7 +365,7 @@ def test_learned_labels_are_the_sets_own_and_one_hot_where_it_has_none(bench: Be
     logits_NK = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
 
     def targets(made: DistilledSet) -> np.ndarray:
-        draw = DistilledBatches(made, bench.clips, recipe, Order(3, 3, 0), bench.device, None, PLAIN)
+        draw = DistilledBatches(made, bench.clips.table, recipe, Order(3, 3, 0), bench.device, None, PLAIN)
         return draw(0)[1].numpy()[np.argsort(Order(3, 3, 0).rows(0))]
 
     np.testing.assert_array_equal(targets(plain), np.eye(3))

@@ -128,7 +128,7 @@ def test_a_student_is_shown_every_variant(bench: Bench) -> None:
     every = [made.clips_NTHWC, *made.others_VNTHWC]
     assert len({clips.tobytes() for clips in every}) == 4
     assert made.with_clips(made.clips_NTHWC).others_VNTHWC is None
-    batches = DistilledBatches(made, bench.clips, HARD, Order(3, 3, 0), bench.device, None, PLAIN)
+    batches = DistilledBatches(made, bench.clips.table, HARD, Order(3, 3, 0), bench.device, None, PLAIN)
     seen = {tuple(np.round(batches(step)[0][:, 0, 0, 0, 0].numpy(), 3)) for step in range(60)}
     assert len(seen) > 20  # of 64 ways to show three instances in four variants, in any order
 

@@ -1,0 +1,71 @@
+"""What users bring: methods, students and fronts in files of their own, known by name and content."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TypeVar
+
+from vidistill.flows.parameters import DataRequest, Experiment
+from vidistill.tasks.learning.own import named
+from vidistill.tasks.methods import REGISTRY, find_method
+from vidistill.tasks.stage import Runtime
+
+Request = TypeVar("Request", bound=DataRequest)
+
+
+def with_own(request: Request, runtime: Runtime) -> tuple[Request, Runtime]:
+    """The request with users' students and fronts by the names that keys hold, and a runtime that knows their files.
+
+    Raises:
+        RequestError: a file, class or function is not there.
+    """
+    networks: dict[str, str] = {}
+
+    def settled(spec: str) -> str:
+        name, places = named(spec)
+        networks.update(places)
+        return name
+
+    changes: dict[str, object] = {"front": settled(request.front)}
+    if isinstance(request, Experiment):
+        changes["students"] = tuple(map(settled, request.students))
+        changes["cells"] = tuple(
+            cell.model_copy(update={"students": tuple(map(settled, cell.students))}) if cell.students else cell
+            for cell in request.cells
+        )
+        runtime = runtime.model_copy(update={"methods": _methods(request)})
+    return request.model_copy(update=changes), runtime.model_copy(update={"networks": networks})
+
+
+def _methods(experiment: Experiment) -> dict[str, str]:
+    sources = [find_method(cell.method) for cell in experiment.cells if cell.method not in {*REGISTRY, "full"}]
+    return {source.name: source.spec for source in sources}
+
+
+def without_places(experiment: Experiment) -> Experiment:
+    """With the names of users' files and weights alone: where they lie changes no result."""
+    cells = [
+        cell.model_copy(update={"method": Path(cell.method).name} | _students(cell.students))
+        for cell in experiment.cells
+    ]
+    pool = experiment.pool
+    named_parts = {
+        name: part.model_copy(update={"pretrained": Path(part.pretrained).name if part.pretrained else ""})
+        for name, part in (("autoencoder", pool.autoencoder), ("latte", pool.latte))
+    }
+    changes = {
+        "cells": tuple(cells),
+        "front": _file_name(experiment.front),
+        "pool": pool.model_copy(update=named_parts),
+    }
+    return experiment.model_copy(update=changes | _students(experiment.students))
+
+
+def _students(students: tuple[str, ...] | None) -> dict[str, tuple[str, ...]]:
+    return {"students": tuple(map(_file_name, students))} if students else {}
+
+
+def _file_name(spec: str) -> str:
+    """File names for paths: `rgb:/home/me/net.py:Net` → `rgb:net.py:Net`."""
+    return re.sub(r"[^:]*/([^/:]+\.py:)", r"\1", spec)

@@ -1,0 +1,215 @@
+"""`vidistill train`: a video classifier of one's own on a distilled set, scored on real test videos.
+
+The set is a key of the store or an exported folder; nothing but it and the test videos is read. With the network, the
+seed and the labels of a report's row, the student is that row's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from vidistill.flows.execution import WORKERS
+from vidistill.flows.housekeeping import existing, set_of
+from vidistill.flows.parameters import checked
+from vidistill.models import NETWORKS, known
+from vidistill.storage.clips import Clips, ClipTable
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.errors import RequestError
+from vidistill.storage.exported import EXPORT, read_facts
+from vidistill.storage.opening import open_store
+from vidistill.storage.parameters import Parameters
+from vidistill.storage.store import Store
+from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.evaluate import DistilledBatches, StudentParameters, predict_test, score
+from vidistill.tasks.learning.own import named
+from vidistill.tasks.learning.training import Device, Order
+from vidistill.tasks.methods import Recipe
+from vidistill.tasks.report.origin import Origin
+from vidistill.tasks.stage import Runtime, report_progress, run_job
+from vidistill.tasks.videos.decode import DecodeParameters, block_jobs, clips_job
+from vidistill.tasks.videos.index import IndexTable, index_job, survey
+from vidistill.tasks.videos.layouts import TEST_FOLDERS, IndexParameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STUDENT, FACTS = "student.safetensors", "train.json"
+
+
+class TrainRequest(Parameters):
+    """What is trained on what, and how; where nothing is said, as the set was scored."""
+
+    source: str = Field(description="A set's key, or its first letters, or a folder that `vidistill export` wrote.")
+    network: str = Field(description="A network's name, torchvision:NAME or FILE.py:CLASS.")
+    test: str = Field("", description="A folder of test videos; the set's own test clips where it is in the store.")
+    index: IndexParameters = IndexParameters()
+    labels: Literal["auto", "hard", "soft"] = Field("auto", description="auto: as the set was scored.")
+    seed: int = 0
+    student: dict[str, Any] = Field(default_factory=dict, description="What differs from how it was scored.")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A set, what is known of it, and its test clips where the store has them."""
+
+    made: DistilledSet
+    facts: dict[str, Any]
+    test: Clips | None
+
+    @property
+    def table(self) -> ClipTable:
+        """How clips are normalised, and whether they may be mirrored."""
+        mean, std = tuple(self.facts["mean"]), tuple(self.facts["std"])
+        return ClipTable(
+            classes=self.made.classes, flips=self.facts["flips"], views=1, mean=mean, std=std, videos=(), rejected=()
+        )
+
+
+def train(request: TrainRequest, runtime: Runtime, out: Path) -> dict[str, Any]:
+    """Train a network on a set, write its weights and what they score.
+
+    Returns:
+        What `train.json` holds.
+
+    Raises:
+        RequestError: there is no such set, network or test folder, or the test folder has other classes.
+    """
+    name, places = named(request.network)
+    if not known(name):
+        raise RequestError(
+            f"There is no network {request.network!r}: choose from {', '.join(NETWORKS)}, or give torchvision:NAME or "
+            "FILE.py:CLASS."
+        )
+    runtime = runtime.model_copy(update={"networks": places})
+    source = source_of(request.source, runtime.store)
+    tests = _tests(request, source, runtime)
+    recipe, student = _recipe(request, source), _student(request, source, name)
+    device = Device.on(runtime, runtime.threads, student.precision)
+    seed = training.role_seed(request.seed, streams.STUDENT_WEIGHTS)
+    network = training.build_network(name, len(source.made.classes), source.made.clips_NTHWC.shape[1:], seed)
+    order = Order(len(source.made), student.optimiser.batch_size, seed)
+    draw = DistilledBatches(source.made, source.table, recipe, order, device, None, student)
+    curve = training.train(
+        network, _told(draw, steps := student.steps(order.n), name), steps, student.optimiser, device, seed=seed,
+        average=student.average, temperature=recipe.temperature if recipe.labels == "soft" else 1.0,
+    )  # fmt: skip
+    scores = _scores(source, tests, lambda clips: predict_test(network, clips, device, seen=source.table))
+    out.mkdir(parents=True, exist_ok=True)
+    _save(network, out / STUDENT)
+    facts = {
+        "source": request.source, "set": source.facts.get("set"), "network": name, "weights": STUDENT,
+        "labels": recipe.labels, "seed": request.seed, "steps": curve.steps, "loss": curve.loss,
+        "student": student.model_dump(mode="json"), "classes": list(source.made.classes),
+        "clips": len(source.made), "test_clips": sum(len(clips) for clips, _ in tests), **scores,
+        **device.facts(),
+    }  # fmt: skip
+    (out / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False))
+    return facts
+
+
+def source_of(name: str, location: str) -> Source:
+    """The set in an exported folder, or of a key in the store."""
+    folder = Path(name).expanduser()
+    if (folder / EXPORT).is_file():
+        facts = read_facts(folder)
+        if "mean" not in facts:
+            raise RequestError(f"{folder / EXPORT} does not say how clips are normalised: export the set again.")
+        return Source(DistilledSet.load(folder), facts, None)
+    if folder.is_dir():
+        raise RequestError(
+            f"{folder} was not written by `vidistill export` (no {EXPORT}): export a set, or give a key."
+        )
+    store = existing(location)
+    ref = set_of(store, name)
+    made, origin = DistilledSet.load(store.folder(ref)), Origin.of(store, ref)
+    tests = [one.inputs["test"][0] for one in origin.scores]
+    return Source(made, origin.facts(made.logits_NK is not None), Clips(store, tests[0]) if tests else None)
+
+
+def _recipe(request: TrainRequest, source: Source) -> Recipe:
+    labels = request.labels if request.labels != "auto" else source.facts["labels"]
+    if labels == "soft" and source.made.logits_NK is None:
+        raise RequestError(f"{request.source} has no soft labels: take --labels hard.")
+    if labels != "soft":
+        return Recipe(labels="hard")
+    return Recipe(labels="soft", temperature=source.facts["temperature"])
+
+
+def _student(request: TrainRequest, source: Source, name: str) -> StudentParameters:
+    return checked(StudentParameters, (source.facts["student"] or {}) | request.student, "The student").of(name)
+
+
+def _told(draw: Callable[[int], Any], steps: int, label: str) -> Callable[[int], Any]:
+    def batch(step: int) -> Any:
+        report_progress(f"train {label}", step, steps)
+        return draw(step)
+
+    return batch
+
+
+def _tests(request: TrainRequest, source: Source, runtime: Runtime) -> list[tuple[Clips, np.ndarray]]:
+    """Sets of test clips, each with its labels as the set numbers the classes."""
+    if request.test:
+        found = _decoded(Path(request.test).expanduser().absolute(), request.index, source.facts, runtime)
+    elif source.test is not None:
+        found = [source.test]
+    else:
+        raise RequestError("Which test videos? Give --test DIR, a folder of labelled videos.")
+    numbers = {name: label for label, name in enumerate(source.made.classes)}
+    strange = sorted({name for clips in found for name in clips.classes} - numbers.keys())
+    if strange:
+        raise RequestError(f"The class {strange[0]!r} of {request.test} is none of the set: {', '.join(numbers)}.")
+    return [(clips, np.array([numbers[clips.classes[label]] for label in clips.labels_N])) for clips in found]
+
+
+def _decoded(root: Path, index: IndexParameters, facts: dict[str, Any], runtime: Runtime) -> list[Clips]:
+    """The clips of a folder's test split, or of all its videos where it has class folders and no split of its own."""
+    table = survey(root, index, workers=WORKERS, timeout_seconds=runtime.timeout_seconds)
+    runtime = runtime.model_copy(update={"data": str(root)})
+    store = open_store(runtime.store)
+    decode = DecodeParameters(frames=facts["frames"], interval=facts["interval"], size=facts["size"], views=1)
+    run_job(listed := index_job(table, index), runtime)
+    found = []
+    for split in ("test",) if _has_split(root, table) else ("train", "test"):
+        blocks = block_jobs(table, decode, split)
+        with ThreadPoolExecutor(WORKERS) as pool:
+            list(pool.map(lambda job: run_job(job, runtime), blocks))
+        found.append(_clips(store, runtime, listed.ref, decode, split, blocks))
+    return found
+
+
+def _clips(store: Store, runtime: Runtime, index: Any, decode: DecodeParameters, split: Any, blocks: Any) -> Clips:
+    job = clips_job(index, decode, split, blocks)
+    run_job(job, runtime)
+    return Clips(store, job.ref)
+
+
+def _has_split(root: Path, table: IndexTable) -> bool:
+    return table.layout != "folders" or any((root / name).is_dir() for name in TEST_FOLDERS)
+
+
+def _scores(
+    source: Source, tests: list[tuple[Clips, np.ndarray]], predict: Callable[[Clips], Tensor]
+) -> dict[str, Any]:
+    import torch
+
+    shape_THWC = source.made.clips_NTHWC.shape[1:]
+    for clips, _ in tests:
+        if clips.shape_THWC != shape_THWC:
+            raise RequestError(f"The test clips are {clips.shape_THWC} and the set's {shape_THWC}: give --test DIR.")
+    logits_NK = torch.cat([predict(clips) for clips, _ in tests])
+    return score(logits_NK, np.concatenate([labels_N for _, labels_N in tests]))
+
+
+def _save(network: Any, path: Path) -> None:
+    from safetensors.torch import save_model
+
+    save_model(network, str(path))

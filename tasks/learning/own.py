@@ -1,0 +1,84 @@
+"""A user's own network or front: one file, one class or function, known in keys by its name and its file's content."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+from vidistill.models import FRONT_NAMES, OWN
+from vidistill.storage.errors import RequestError, RunError
+from vidistill.storage.keys import file_digest
+
+TORCHVISION = "torchvision:"
+FRONT = "|".join([*map(re.escape, FRONT_NAMES), r".+?\.py:\w+"])
+
+
+def named(spec: str) -> tuple[str, dict[str, str]]:
+    """The name of `FILE.py:CLASS`, `FILE.py:FUNCTION` or `torchvision:NAME`, and where workers find it, by name.
+
+    The name holds the file's content: `net@1f2e3d4c`. A front may stand before a network: `rgb:net.py:Net`,
+    `front.py:moving:net.py:Net`. Any other name is its own.
+
+    Raises:
+        RequestError: no such file, class or network.
+    """
+    fronted = re.fullmatch(rf"({FRONT}):(.+)", spec)
+    if fronted:
+        (front, places), (name, more) = named(fronted[1]), named(fronted[2])
+        return f"{front}:{name}", places | more
+    if spec.startswith(TORCHVISION):
+        return _of_torchvision(spec)
+    if ".py:" not in spec:
+        return spec, {}
+    file, _, called = spec.rpartition(":")
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise RequestError(f"{spec!r} was not found: give an existing FILE.py:CLASS, e.g. net.py:Net.")
+    found = getattr(imported(path), called, None)
+    if not callable(found):
+        raise RequestError(f"{path} has no class or function {called!r}.")
+    name = f"{called.lower()}@{file_digest(path)[:8]}"
+    OWN[name] = found
+    return name, {name: f"{path.absolute()}:{called}"}
+
+
+def _of_torchvision(spec: str) -> tuple[str, dict[str, str]]:
+    models = importlib.import_module("torchvision.models")  # whose functions its types do not export
+    called = spec.removeprefix(TORCHVISION)
+    if called not in (known := models.list_models(module=models.video)):
+        raise RequestError(f"torchvision has no video classifier {called!r}: choose from {', '.join(known)}.")
+    name = f"torchvision.{called}"
+    OWN[name] = lambda classes: models.get_model(called, weights=None, num_classes=classes)
+    return name, {name: spec}
+
+
+def register(places: Mapping[str, str]) -> None:
+    """Have this process know users' networks by the names that the flow gave them.
+
+    Raises:
+        RunError: a file has changed since.
+    """
+    for name, place in places.items():
+        if name not in OWN and named(place)[0] != name:
+            raise RunError(f"The file of {name} ({place}) changed during the run: run again.")
+
+
+def imported(path: Path) -> ModuleType:
+    """A user's file as a module of a name that no other version of it has.
+
+    Raises:
+        RequestError: it cannot be imported.
+    """
+    module_spec = importlib.util.spec_from_file_location(f"vidistill_user_{path.stem}_{file_digest(path)[:8]}", path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise RequestError(f"{path} cannot be imported: {type(error).__name__}: {error}.") from error
+    return module
