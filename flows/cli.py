@@ -184,13 +184,17 @@ def gc(
     keep_interrupted: Annotated[
         str, typer.Option(help="How long the work of a run that was stopped or failed is kept: 7d, 12h, 0.")
     ] = "7d",
+    older_than: Annotated[
+        str | None, typer.Option(help="Reports older than that go, too: 90d, 8w. The newest stays.")
+    ] = None,
+    max_size: Annotated[str | None, typer.Option(help="The oldest reports go until the rest fits: 50GB.")] = None,
 ) -> None:
     """Remove what no report, no pool and no run needs: unreachable and damaged artifacts, checkpoints of finished
     stages, the work of runs that were interrupted long ago. Runs that are at work lose nothing.
     """
     from vidistill.flows import collecting
 
-    collecting.collect(store, yes, keep_interrupted)
+    collecting.collect(store, yes, keep_interrupted, older_than, max_size)
 
 
 @app.command()

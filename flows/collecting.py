@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -20,6 +22,8 @@ from vidistill.tasks.report.tables import size
 ROOTS = ("report", "pool", "pool-quality", "pool-part", "latte", "sprites")
 """Kinds that are kept, with what they were made from: reports, and what may have taken days to generate."""
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+SIZES = {"": 1e9, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+PAST = "Reports past --older-than or --max-size"
 FINISHED = "Checkpoints of finished stages"
 DAMAGED = "Damaged"
 UNREACHABLE = "Unreachable: no report, no pool and no run needs them"
@@ -37,17 +41,29 @@ class Sorted:
     expired: list[Lease] = field(default_factory=list)
 
 
-def collect(location: str | None, yes: bool, keep_interrupted: str) -> None:
+@dataclass(frozen=True)
+class Limits:
+    """Which reports are kept: the newest always, others while they are young enough and all is small enough."""
+
+    older_than: timedelta | None = None
+    max_bytes: float = math.inf
+
+
+def collect(
+    location: str | None, yes: bool, keep_interrupted: str, older_than: str | None = None, max_size: str | None = None
+) -> None:
     """Name what no report, no pool and no run in the store needs, and remove it if told so.
 
     Raises:
-        RequestError: there is no such store, or `keep_interrupted` is no time.
+        RequestError: there is no such store, or what is given is no time, or no size.
         StoreError: something cannot be removed; how much was is said.
     """
-    keep, store = interval(keep_interrupted), existing(location)
+    keep = interval(keep_interrupted, "--keep-interrupted")
+    limits = Limits(interval(older_than, "--older-than") if older_than else None, amount(max_size))
+    store = existing(location)
     with collecting(store) if yes else nullcontext(leases(store)) as others:
         survey = store.survey(content=True)
-        found = sort_out(survey, [lease for lease in others if not lease.collecting], keep)
+        found = sort_out(survey, [lease for lease in others if not lease.collecting], keep, limits)
         _say(store, survey, found)
         garbage = [ref for refs in found.garbage.values() for ref in refs]
         if yes:
@@ -60,7 +76,7 @@ def collect(location: str | None, yes: bool, keep_interrupted: str) -> None:
             console.print("There is nothing to remove.")
 
 
-def interval(text: str) -> timedelta:
+def interval(text: str, option: str) -> timedelta:
     """`7d`, `12h`, `30m`, `2w`, or `0`.
 
     Raises:
@@ -68,17 +84,30 @@ def interval(text: str) -> timedelta:
     """
     told = re.fullmatch(r"(\d{1,5}) ?([smhdw])", "0s" if text.strip() == "0" else text.strip())
     if told is None:
-        raise RequestError(f"--keep-interrupted takes a time such as 7d, 12h or 0; got {text!r}.")
+        raise RequestError(f"{option} takes a time such as 7d, 12h or 0; got {text!r}.")
     return timedelta(**{UNITS[told[2]]: int(told[1])})
 
 
-def sort_out(survey: Survey, others: Iterable[Lease], keep: timedelta) -> Sorted:
+def amount(text: str | None) -> float:
+    """Bytes: `50GB`, `500MB`, `1.5TB`, or gigabytes where no unit is told; no text: no limit.
+
+    Raises:
+        RequestError: it is none of these.
+    """
+    if text is None:
+        return math.inf
+    told = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(MB|GB|TB|)", text.strip().upper())
+    if told is None:
+        raise RequestError(f"--max-size takes a size such as 50GB or 500MB; got {text!r}.")
+    return float(told[1]) * SIZES[told[2]]
+
+
+def sort_out(survey: Survey, others: Iterable[Lease], keep: timedelta, limits: Limits = Limits()) -> Sorted:
     """Say of every artifact that no report or pool rests on why it stays or goes.
 
     What is damaged goes, but what it was made from stays, so that it can be made again.
     """
     made = Sorted()
-    reached = _reachable(survey, (ref for ref in survey if ref.kind in ROOTS))
     holding: dict[ArtifactRef, str] = {}
     held_once: dict[ArtifactRef, str] = {}
     for lease in sorted(others, key=lambda lease: lease.alive):
@@ -87,6 +116,7 @@ def sort_out(survey: Survey, others: Iterable[Lease], keep: timedelta) -> Sorted
         (holding if kept else held_once).update(dict.fromkeys(_claimed(survey, lease), words))
         if not kept:
             made.expired.append(lease)
+    reached, past = _kept(survey, limits, set(holding))
     for ref, found in survey.items():
         parent = ref.parent
         if parent in survey and survey[parent].problem is None:
@@ -95,17 +125,37 @@ def sort_out(survey: Survey, others: Iterable[Lease], keep: timedelta) -> Sorted
             made.kept[holding[ref]].extend([] if ref in reached else [ref])
         elif found.problem is not None:
             made.garbage[DAMAGED].append(ref)
+        elif ref in past:
+            made.garbage[PAST].append(ref)
         elif ref not in reached:
             made.garbage[f"Of {held_once[ref]}" if ref in held_once else UNREACHABLE].append(ref)
     return made
 
 
-def _reachable(survey: Survey, roots: Iterable[ArtifactRef]) -> set[ArtifactRef]:
-    """Roots that are there, and what they were made from, as far as manifests can be read."""
+def _kept(survey: Survey, limits: Limits, held: set[ArtifactRef]) -> tuple[set[ArtifactRef], set[ArtifactRef]]:
+    """What pools and reports within the limits rest on, and the reports past them, which are the oldest."""
+    made = {ref: found.manifest.created for ref, found in survey.items() if ref.kind == "report" and found.manifest}
+    oldest = "" if limits.older_than is None else (datetime.now(UTC) - limits.older_than).isoformat()
+    reached = _reachable(survey, (ref for ref in survey if ref.kind in ROOTS and ref not in made))
+    past: set[ArtifactRef] = set()
+    for number, ref in enumerate(sorted(made, key=lambda ref: made[ref], reverse=True)):
+        more = _reachable(survey, [ref], reached)
+        large = sum(survey[one].bytes for one in reached | more | held) > limits.max_bytes
+        if number and (past or large or made[ref] < oldest):
+            past.add(ref)
+        else:
+            reached |= more
+    return reached, past
+
+
+def _reachable(
+    survey: Survey, roots: Iterable[ArtifactRef], known: AbstractSet[ArtifactRef] = frozenset()
+) -> set[ArtifactRef]:
+    """Roots that are there, and what they were made from, as far as manifests can be read, without what is known."""
     left, found = list(roots), set[ArtifactRef]()
     while left:
         ref = left.pop()
-        if ref in survey and ref not in found:
+        if ref in survey and ref not in found and ref not in known:
             found.add(ref)
             manifest = survey[ref].manifest
             left += [need for needs in manifest.inputs.values() for need in needs] if manifest else []

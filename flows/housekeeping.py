@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +16,9 @@ from vidistill.storage.store import ArtifactRef, Found, Store
 from vidistill.tasks.report.export import export_set, said_of_loss
 from vidistill.tasks.report.gather import HTML, JSON
 from vidistill.tasks.report.tables import size
+
+CHECKS = 2 * (os.cpu_count() or 1)
+"""Artifacts that are read at a time: the one waits for its disk while another is summed up."""
 
 console = Console(soft_wrap=True, highlight=False)
 
@@ -53,7 +58,8 @@ def verify(location: str | None) -> None:
     """
     store = existing(location)
     refs = store.refs()
-    problems = {ref: store.problem(ref, thorough=True) for ref in refs}
+    with ThreadPoolExecutor(CHECKS) as pool:
+        problems = dict(zip(refs, pool.map(lambda ref: store.problem(ref, thorough=True), refs), strict=True))
     gone = "no artifact"  # a checkpoint that a run has removed meanwhile
     damaged = {ref: problem for ref, problem in problems.items() if problem not in {None, gone}} | _lost(store)
     for ref, problem in damaged.items():

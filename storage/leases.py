@@ -20,7 +20,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from vidistill.storage.errors import StoreError
 from vidistill.storage.locks import gone, this_process
@@ -48,11 +48,12 @@ class Lease(Parameters):
     """The run failed or was stopped; one that was killed could not say so."""
     collecting: bool = False
     """It needs nothing: it removes what nobody needs."""
+    silent_seconds: float = Field(0.0, exclude=True)
+    """Since it was last confirmed, by the store's clock: those of two hosts differ, and jump."""
 
     @property
     def alive(self) -> bool:
-        silent_seconds = (datetime.now(UTC) - self.renewed).total_seconds()
-        return not self.ended and not gone(self.owner, silent_seconds, STALE_SECONDS)
+        return not self.ended and not gone(self.owner, self.silent_seconds, STALE_SECONDS)
 
 
 def leases(store: Store) -> list[Lease]:
@@ -62,9 +63,12 @@ def leases(store: Store) -> list[Lease]:
         StoreError: one cannot be read, so that nobody knows what is needed.
     """
     found = []
+    times = store.note_times(LEASES)  # before the content: a lease that is confirmed meanwhile is not older than that
+    now = store.clock(LEASES) if times else 0.0
     for name, content in store.notes(LEASES).items():
         try:
-            found.append(Lease.model_validate_json(content))
+            lease = Lease.model_validate_json(content)
+            found.append(lease.model_copy(update={"silent_seconds": now - times.get(name, now)}))
         except ValidationError as error:
             raise StoreError(
                 f"The lease {LEASES}/{name} in the store {store.location} cannot be read: "

@@ -23,10 +23,11 @@ def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path`, waiting for its present owner to finish or die.
 
     The owner touches the file every 5 s from a thread. A lock is taken over when its owner's process no longer runs
-    (seen at once on the same host) or its heartbeat is older than 60 s (another host).
+    (seen at once on the same host), or when the waiting one has seen no new heartbeat for 60 s of its own time (another
+    host): clocks that differ, or jump, change nothing.
     """
-    owner = this_process() | {"id": uuid.uuid4().hex}
-    while not _take(path, owner):
+    owner, watch = this_process() | {"id": uuid.uuid4().hex}, _Watch()
+    while not _take(path, owner, watch):
         time.sleep(POLL_SECONDS)
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(path, stop), daemon=True, name=f"heartbeat {path.name}")
@@ -40,15 +41,15 @@ def locked(path: Path) -> Iterator[None]:
             path.unlink()
 
 
-def _take(path: Path, owner: dict[str, object]) -> bool:
+def _take(path: Path, owner: dict[str, object], watch: _Watch) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     mine = path.with_name(f"{path.name}.{owner['id']}")
     try:
         mine.write_text(json.dumps(owner))
         os.link(mine, path)  # atomic, and the owner's name is in the file from its first moment
     except FileExistsError:
-        if abandoned(path):
-            _bury(path, str(owner["id"]))
+        if watch.dead(path):
+            _bury(path, str(owner["id"]), watch)
         return False
     else:
         return True
@@ -56,16 +57,38 @@ def _take(path: Path, owner: dict[str, object]) -> bool:
         mine.unlink(missing_ok=True)
 
 
-def abandoned(path: Path) -> bool:
-    """Whether the lock's owner is dead, as far as can be seen from here."""
+class _Watch:
+    """How long a lock's file has been silent while this process looked at it."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[int, str] | None = None
+        self._since = time.monotonic()
+
+    def dead(self, path: Path) -> bool:
+        """Whether the owner is dead, as far as can be seen from here."""
+        try:
+            seen = (path.stat().st_mtime_ns, path.read_text())
+        except FileNotFoundError:
+            return False
+        if seen != self._seen:
+            self._seen, self._since = seen, time.monotonic()
+        return _gone(seen[1], time.monotonic() - self._since)
+
+
+def abandoned(path: Path, now: float) -> bool:
+    """Whether the lock's owner is dead at a single look, where it is `now` by the clock of the lock's disk."""
     try:
-        age_seconds = time.time() - path.stat().st_mtime
-        owner = json.loads(path.read_text())
+        return _gone(path.read_text(), now - path.stat().st_mtime)
     except FileNotFoundError:
         return False
+
+
+def _gone(content: str, silent_seconds: float) -> bool:
+    try:
+        owner = json.loads(content)
     except ValueError:  # a machine that lost power may leave an empty file
-        return age_seconds > STALE_SECONDS
-    return gone(owner, age_seconds, STALE_SECONDS)
+        return silent_seconds > STALE_SECONDS
+    return gone(owner, silent_seconds, STALE_SECONDS)
 
 
 def this_process() -> dict[str, object]:
@@ -80,11 +103,11 @@ def gone(owner: Mapping[str, Any], silent_seconds: float, stale_seconds: float) 
     return silent_seconds > stale_seconds
 
 
-def _bury(path: Path, by: str) -> None:
+def _bury(path: Path, by: str, watch: _Watch) -> None:
     grave = path.with_name(f"{path.name}.{by}.dead")
     with suppress(FileNotFoundError):
         path.rename(grave)  # of several that found it dead, one renames and the others find nothing
-        if not abandoned(grave):  # somebody was quicker, and this is already the next owner's
+        if not watch.dead(grave):  # somebody was quicker, and this is already the next owner's
             with suppress(FileExistsError):
                 os.link(grave, path)
         grave.unlink()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_path
@@ -15,69 +17,74 @@ from pydantic import ValidationError
 
 from vidistill.storage.causes import clear_errors
 from vidistill.storage.errors import StoreError
+from vidistill.storage.files import files_of
+from vidistill.storage.keys import file_digest
 from vidistill.storage.locks import locked
-from vidistill.storage.store import MANIFEST, ArtifactRef, Attempt, Found, Manifest, Store
+from vidistill.storage.mirror import Mirror
+from vidistill.storage.object_locks import locked_for_all
+from vidistill.storage.objects import Objects
+from vidistill.storage.store import MANIFEST, ArtifactRef, Attempt, FileRecord, Found, Manifest, Store
+
+FETCH_TO_CHECK_BYTES = 8 << 20
+"""Artifacts up to this size are fetched and checked by content when they are found; of larger ones the sizes of their
+objects, until they are read."""
+TRIES = 3
+"""At what comes over the network and is not what it should be."""
 
 
 class RemoteStore(Store):
     """Artifacts under a URL that fsspec knows.
 
     Stages read and write a mirror on the local disk. `has` asks the remote store; an artifact is fetched when it is
-    first read, and checked against its manifest. Two hosts that make the same key at once both do the work, and one
-    whole artifact stays: an object store has no lock that this relies on.
+    first read, and checked against its manifest. Hosts that make the same key at once do the work once where the
+    store knows conditional writes; elsewhere both do it, and one whole artifact stays.
     """
 
     def __init__(self, url: str) -> None:
-        import fsspec
-
         super().__init__(user_cache_path("vidistill") / "mirror" / hashlib.sha256(url.encode()).hexdigest()[:16])
-        self._url = url.rstrip("/")
-        files, self._prefix = fsspec.core.url_to_fs(self._url)  # type: ignore[no-untyped-call]
-        self._files: Any = _Told(files, self._url)
+        self._objects = Objects(url)
+        self._prefix = self._objects.prefix
+        self._mirror = Mirror(self.root)
 
     @property
     def location(self) -> str:
-        return self._url
+        return self._objects.url
 
     def problem(self, ref: ArtifactRef, *, thorough: bool = False) -> str | None:
         published = self._published(ref)
         if published is None:
             return "no artifact"
-        if not self._current(ref, published, thorough):
-            with clear_errors(self.root), locked(self.root / ".locks" / f"fetch-{ref.key}.{ref.kind}"):
-                if not self._current(ref, published, thorough):  # nobody fetched it while this one waited
-                    super().discard(ref)
-                    self._fetch(ref, published)
-        return super().problem(ref, thorough=thorough)
+        if not thorough and not self._current(ref, published, thorough=False):
+            glance = _found(ref, published, self._sizes(f"{ref.kind}/{ref.key}").get(ref, {}))
+            if glance.problem is not None or glance.bytes > FETCH_TO_CHECK_BYTES:
+                return glance.problem
+        return self._here(ref, published, thorough)
 
     def discard(self, ref: ArtifactRef) -> None:
-        remote = self._remote(ref)
-        with suppress(FileNotFoundError):
-            self._files.rm_file(f"{remote}/{MANIFEST}")
-        self._files.invalidate_cache(remote)
-        if self._files.exists(remote):
-            self._files.rm(remote, recursive=True)
+        def remove(path: str) -> None:
+            with suppress(FileNotFoundError):
+                self._objects.rm_file(path)
+
+        remove(f"{self._remote(ref)}/{MANIFEST}")
+        self._objects.each(remove, self._listed(f"{ref.kind}/{ref.key}"))
         super().discard(ref)
 
     def refs(self, kind: str | None = None) -> list[ArtifactRef]:
-        self._files.invalidate_cache()
-        found = self._files.glob(f"{self._prefix}/{kind or '*'}/*/{MANIFEST}")
-        places = [path.rstrip("/").split("/")[-3:-1] for path in found]
-        return [ArtifactRef(kind=place[0], key=place[1]) for place in sorted(places)]
+        return [ref for ref, names in self._sizes(kind).items() if MANIFEST in names]
 
     def check_writable(self) -> None:
         super().check_writable()
         probe = f"{self._prefix}/.probe.{uuid.uuid4().hex}"
         try:
-            self._files.pipe_file(probe, b"")
-            self._files.rm_file(probe)
+            self._objects.pipe_file(probe, b"")
+            self._objects.rm_file(probe)
         except Exception as error:
             why = error.__cause__ or error
-            raise StoreError(f"The store {self._url} cannot be written ({why}): check its access.") from error
+            raise StoreError(f"The store {self.location} cannot be written ({why}): check its access.") from error
 
     def exists(self) -> bool:
-        self._files.invalidate_cache()
-        return bool(self._files.exists(self._prefix))
+        self._objects.invalidate_cache()
+        return bool(self._objects.exists(self._prefix))
 
     def survey(self, kind: str | None = None, *, content: bool = False) -> dict[ArtifactRef, Found]:
         """By the objects' sizes alone, whatever `content` says: nothing is fetched but manifests.
@@ -91,84 +98,165 @@ class RemoteStore(Store):
 
     def contents(self, refs: Iterable[ArtifactRef], name: str) -> dict[ArtifactRef, bytes]:
         paths = {f"{self._remote(ref)}/{name}": ref for ref in refs}
-        return {paths[path]: content for path, content in self._read(list(paths)).items()}
+        return {paths[path]: content for path, content in self._objects.read(list(paths)).items()}
 
     def notes(self, folder: str) -> dict[str, bytes]:
-        self._files.invalidate_cache()
-        found = self._read(self._files.glob(f"{self._prefix}/{folder}/*.json"))
+        found = self._objects.read(list(self._listed(folder, ".json")))
         return {path.rpartition("/")[2]: content for path, content in sorted(found.items())}
 
     def write_note(self, folder: str, name: str, content: bytes) -> None:
-        self._files.pipe_file(f"{self._prefix}/{folder}/{name}", content)
+        self._objects.pipe_file(f"{self._prefix}/{folder}/{name}", content)
 
     def remove_note(self, folder: str, name: str) -> None:
         with suppress(FileNotFoundError):
-            self._files.rm_file(f"{self._prefix}/{folder}/{name}")
+            self._objects.rm_file(f"{self._prefix}/{folder}/{name}")
 
-    def _sizes(self, kind: str | None) -> dict[ArtifactRef, dict[str, int]]:
+    def note_times(self, folder: str) -> dict[str, float]:
+        found = {}
+        for path in self._listed(folder, ".json"):
+            with suppress(FileNotFoundError):
+                found[path.rpartition("/")[2]] = self._objects.modified(path).timestamp()
+        return found
+
+    def clock(self, folder: str) -> float:
+        probe = f"{self._prefix}/{folder}/clock.{uuid.uuid4().hex}"
+        try:
+            self._objects.pipe_file(probe, b"")
+            moment = self._objects.modified(probe).timestamp()
+            self._objects.rm_file(probe)
+        except (StoreError, FileNotFoundError):
+            return time.time()
+        return float(moment)
+
+    def _present(self, ref: ArtifactRef) -> str | None:
+        published = self._published(ref)
+        if published is None:
+            return "no artifact"
+        self._mirror.use(self._place(ref))
+        return self._here(ref, published, thorough=False)
+
+    @contextmanager
+    def _locked(self, ref: ArtifactRef) -> Iterator[None]:
+        with super()._locked(ref), locked_for_all(self._objects, f"{self._prefix}/.locks/{ref.key}.{ref.kind}"):
+            yield
+
+    def _settled(self, ref: ArtifactRef) -> bool:
+        """Also what was made here, and did not reach the store: it is uploaded again, not made again."""
+        made = self._unpublished(ref)
+        if not super()._settled(ref):
+            if not made.exists() or Store.problem(self, ref, thorough=True) is not None:
+                return False
+            self._publish(ref)
+        made.unlink(missing_ok=True)
+        return True
+
+    def _here(self, ref: ArtifactRef, published: bytes, thorough: bool) -> str | None:
+        """Have the artifact in the mirror; what is wrong with it there."""
+        if self._current(ref, published, thorough):
+            return None
+        with self._mirror.held(self._place(ref)):
+            with clear_errors(self.root), locked(self.root / ".locks" / f"fetch-{ref.key}.{ref.kind}"):
+                if not self._current(ref, published, thorough):  # nobody fetched it while this one waited
+                    super().discard(ref)
+                    self._fetch(ref, published)
+            problem = super().problem(ref, thorough=thorough)
+        self._mirror.trim()
+        return problem
+
+    def _sizes(self, below: str | None) -> dict[ArtifactRef, dict[str, int]]:
         """The size of every object, by artifact and name."""
-        self._files.invalidate_cache()
         sizes: dict[ArtifactRef, dict[str, int]] = defaultdict(dict)
-        listed = self._files.find(f"{self._prefix}/{kind}" if kind else self._prefix, detail=True)
-        for path, facts in listed.items():
+        for path, facts in self._listed(below).items():
             own_kind, _, rest = path.removeprefix(self._prefix).lstrip("/").partition("/")
             key, _, name = rest.partition("/")
             if name and not own_kind.startswith("."):
                 sizes[ArtifactRef(kind=own_kind, key=key)][name] = facts["size"]
         return dict(sorted(sizes.items(), key=lambda item: str(item[0])))
 
-    def _read(self, paths: list[str]) -> dict[str, bytes]:
-        """The content of those objects that are there, read side by side."""
-        found: dict[str, bytes | Exception] = self._files.cat(paths, on_error="return") if paths else {}
-        failed = [one for one in found.values() if isinstance(one, Exception)]
-        for error in failed:
-            if not isinstance(error, FileNotFoundError):
-                raise _unreachable(self._url, error) from error
-        return {path: content for path, content in found.items() if isinstance(content, bytes)}
+    def _listed(self, below: str | None, ending: str = "") -> dict[str, dict[str, Any]]:
+        """The objects below a part of the store, by path; listed flat, a request a thousand."""
+        self._objects.invalidate_cache()
+        found = self._objects.find(f"{self._prefix}/{below}" if below else self._prefix, detail=True)
+        return {path: facts for path, facts in found.items() if path.endswith(ending)}
 
     def _remote(self, ref: ArtifactRef) -> str:
         return f"{self._prefix}/{ref.kind}/{ref.key}"
 
+    def _unpublished(self, ref: ArtifactRef) -> Path:
+        return self.root / ".unpublished" / f"{ref.key}.{ref.kind}"
+
     def _published(self, ref: ArtifactRef) -> bytes | None:
-        try:
-            return bytes(self._files.cat_file(f"{self._remote(ref)}/{MANIFEST}"))
-        except FileNotFoundError:
-            return None
+        """The manifest in the store; one that came half is asked for again."""
+        content = b""
+        for _ in range(TRIES):
+            try:
+                content = bytes(self._objects.cat_file(f"{self._remote(ref)}/{MANIFEST}"))
+                Manifest.model_validate_json(content)
+            except FileNotFoundError:
+                return None
+            except ValidationError:
+                continue
+            break
+        return content
 
     def _current(self, ref: ArtifactRef, published: bytes, thorough: bool) -> bool:
         """Whether the mirror holds what the remote manifest describes."""
         mirrored = self._place(ref) / MANIFEST
-        same = mirrored.is_file() and mirrored.read_bytes() == published
-        return same and super().problem(ref, thorough=thorough) is None
+        with suppress(FileNotFoundError):
+            return mirrored.read_bytes() == published and super().problem(ref, thorough=thorough) is None
+        return False
 
     def _commit(self, attempt: Attempt) -> None:
-        """Commit to the mirror and upload, both under the key's lock; the manifest, last, commits remotely."""
+        """Commit to the mirror and upload, both under the key's lock."""
+        ref = attempt.manifest.ref
         super()._commit(attempt)
-        place, remote = self._place(attempt.manifest.ref), self._remote(attempt.manifest.ref)
-        for path in sorted(place.rglob("*"), key=lambda path: path.name == MANIFEST):
-            if path.is_file():
-                self._files.put_file(str(path), f"{remote}/{path.relative_to(place).as_posix()}")
+        unpublished = self._unpublished(ref)
+        unpublished.parent.mkdir(exist_ok=True)
+        unpublished.touch()
+        self._publish(ref)
+        unpublished.unlink()
+        self._mirror.trim()
+
+    def _publish(self, ref: ArtifactRef) -> None:
+        """Upload the mirror's copy; the manifest, last, commits."""
+        place, remote = self._place(ref), self._remote(ref)
+
+        def put(path: Path) -> None:
+            self._objects.put_file(str(path), f"{remote}/{path.relative_to(place).as_posix()}")
+
+        self._objects.each(put, [path for path in files_of(place) if path != place / MANIFEST])
+        put(place / MANIFEST)
 
     def _fetch(self, ref: ArtifactRef, published: bytes) -> None:
         """Download into staging and rename: the mirror never shows half an artifact. It lacks what the remote lacks."""
         folder = self._stage(f"fetch-{ref.key}")
         try:
-            for name in _names(published):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                with suppress(FileNotFoundError):
-                    self._files.get_file(f"{self._remote(ref)}/{name}", str(folder / name))
+            self._objects.each(lambda item: self._fetch_file(ref, *item, folder), _files(published).items())
             (folder / MANIFEST).write_bytes(published)
             self._place(ref).parent.mkdir(parents=True, exist_ok=True)
             folder.rename(self._place(ref))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def _fetch_file(self, ref: ArtifactRef, name: str, expected: FileRecord, folder: Path) -> None:
+        """Fetch one file, and again where what came is not what its manifest describes."""
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(TRIES):
+            try:
+                self._objects.get_file(f"{self._remote(ref)}/{name}", str(path))
+            except FileNotFoundError:
+                path.unlink(missing_ok=True)  # fsspec leaves an empty file
+                return
+            if path.stat().st_size == expected.bytes and file_digest(path) == expected.sha256:
+                return
 
-def _names(published: bytes) -> list[str]:
+
+def _files(published: bytes) -> dict[str, FileRecord]:
     try:
-        return list(Manifest.model_validate_json(published).files)
+        return Manifest.model_validate_json(published).files
     except ValidationError:  # a damaged manifest is fetched too, and named for what it is
-        return []
+        return {}
 
 
 def _found(ref: ArtifactRef, published: bytes | None, sizes: dict[str, int]) -> Found:
@@ -187,28 +275,3 @@ def _found(ref: ArtifactRef, published: bytes | None, sizes: dict[str, int]) -> 
         if sizes[name] != expected.bytes:
             return Found(manifest, f"{name} has {sizes[name]} bytes instead of {expected.bytes}", size)
     return Found(manifest, None, manifest.bytes)
-
-
-class _Told:
-    """A file system whose every failure is one sentence; that what is read is not there stays a FileNotFoundError."""
-
-    def __init__(self, files: Any, url: str) -> None:
-        self._files, self._url = files, url
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        function = getattr(self._files, name)
-
-        def call(*arguments: Any, **named: Any) -> Any:
-            try:
-                return function(*arguments, **named)
-            except Exception as error:
-                if isinstance(error, FileNotFoundError) and name not in {"pipe_file", "put_file"}:
-                    raise
-                raise _unreachable(self._url, error) from error
-
-        return call
-
-
-def _unreachable(url: str, error: Exception) -> StoreError:
-    why = " ".join(str(error).split()) or type(error).__name__
-    return StoreError(f"The store {url} cannot be reached ({why}): check its address, the endpoint and your access.")

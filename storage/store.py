@@ -9,87 +9,38 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from vidistill.storage.causes import CAUSES, clear_errors
 from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, RequestError
 from vidistill.storage.files import files_of, remove_folder, settled_digest, size_of, sync_folder, write_whole
-from vidistill.storage.keys import file_digest
 from vidistill.storage.locks import abandoned, locked
-from vidistill.storage.parameters import Parameters
+from vidistill.storage.manifests import (
+    CHECKPOINT,
+    MANIFEST,
+    ArtifactRef,
+    FileRecord,
+    Found,
+    Manifest,
+    damage,
+    read_manifest,
+)
 
-MANIFEST = "manifest.json"
-CHECKPOINT = "-checkpoint"
-"""What the kind of a stage's checkpoints has behind the stage's own kind; a step follows its key: `<key>-<step>`."""
+__all__ = ["CHECKPOINT", "MANIFEST", "ArtifactRef", "Attempt", "FileRecord", "Found", "Manifest", "Store"]
+
 FULL_CHECK_BYTES = 64 << 20
 """Artifacts up to this size are checked by content whenever they are found; larger ones by their files' sizes, and by
 content before a stage reads them."""
-
-
-class ArtifactRef(Parameters):
-    """The name of an artifact: what tasks pass to each other."""
-
-    kind: str
-    key: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}/{self.key}"
-
-    @property
-    def parent(self) -> ArtifactRef | None:
-        """What a checkpoint is a checkpoint of; None: this is none."""
-        if not self.kind.endswith(CHECKPOINT):
-            return None
-        return ArtifactRef(kind=self.kind.removesuffix(CHECKPOINT), key=self.key.rpartition("-")[0])
-
-
-class FileRecord(Parameters):
-    bytes: int
-    sha256: str
-
-
-class Manifest(Parameters):
-    """What an artifact is, what it was made from, with what, and at what cost."""
-
-    kind: str
-    key: str
-    version: int
-    parameters: dict[str, Any]
-    inputs: dict[str, list[ArtifactRef]]
-    files: dict[str, FileRecord] = Field(default_factory=dict)
-    record: dict[str, Any] = Field(default_factory=dict)
-    """Free facts: counts, seeds, device, threads, precision, versions, commit."""
-    seconds: float = 0.0
-    peak_memory_bytes: int = 0
-    created: str = ""
-
-    @property
-    def ref(self) -> ArtifactRef:
-        return ArtifactRef(kind=self.kind, key=self.key)
-
-    @property
-    def bytes(self) -> int:
-        return sum(file.bytes for file in self.files.values())
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a look at an artifact shows: its manifest, where that can be read, what is wrong with it, its size."""
-
-    manifest: Manifest | None
-    problem: str | None
-    bytes: int
 
 
 class Attempt:
@@ -124,7 +75,7 @@ class Store:
             ArtifactNotFound: it is not in the store.
             ArtifactDamaged: it is, but not whole.
         """
-        problem = self.problem(ref)
+        problem = self._present(ref)
         if problem is None:
             return self._place(ref)
         if problem == "no artifact":
@@ -135,7 +86,7 @@ class Store:
         return self.problem(ref) is None
 
     def manifest(self, ref: ArtifactRef) -> Manifest:
-        return _read_manifest(self.folder(ref))
+        return read_manifest(self.folder(ref))
 
     def problem(self, ref: ArtifactRef, *, thorough: bool = False) -> str | None:
         """What is wrong with an artifact: None, or a few words. `thorough` reads every byte, whatever its size."""
@@ -171,18 +122,16 @@ class Store:
         The folder is committed (checksums, manifest, fsync, rename) when the block ends, removed when it raises.
         """
         ref = manifest.ref
-        with clear_errors(self.root):
-            lock = self.root / ".locks" / f"{ref.key}.{ref.kind}"
-            with locked(lock):
-                if self.has(ref):
-                    yield None
-                    return
-                attempt = Attempt(self._stage(manifest.key), manifest)
-                try:
-                    yield attempt
-                    self._commit(attempt)
-                finally:
-                    shutil.rmtree(attempt.folder, ignore_errors=True)
+        with clear_errors(self.root), self._locked(ref):
+            if self._settled(ref):
+                yield None
+                return
+            attempt = Attempt(self._stage(manifest.key), manifest)
+            try:
+                yield attempt
+                self._commit(attempt)
+            finally:
+                shutil.rmtree(attempt.folder, ignore_errors=True)
 
     def discard(self, ref: ArtifactRef) -> None:
         """Remove an artifact; its manifest goes first, so that nobody sees half of it.
@@ -216,6 +165,29 @@ class Store:
         with clear_errors(self.root, removing=f"{folder}/{name}"):
             (self.root / folder / name).unlink(missing_ok=True)
 
+    def note_times(self, folder: str) -> dict[str, float]:
+        """When each of them was written, by the clock that `clock` asks."""
+        found = {}
+        for path in (self.root / folder).glob("*.json"):
+            with suppress(FileNotFoundError):
+                found[path.name] = path.stat().st_mtime
+        return found
+
+    def clock(self, folder: str) -> float:
+        """The time that the store itself puts on what is written now; those of hosts differ, and jump.
+
+        Where nothing can be written it is this host's.
+        """
+        probe = self.root / folder / f"clock.{uuid.uuid4().hex}"
+        try:
+            probe.touch()
+            return probe.stat().st_mtime
+        except OSError:
+            return time.time()
+        finally:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
+
     def check_writable(self) -> None:
         """Find out early that the store cannot be written.
 
@@ -241,13 +213,14 @@ class Store:
 
     def refs(self, kind: str | None = None) -> list[ArtifactRef]:
         """Every artifact of the store, damaged ones too, sorted by kind and key."""
-        folders = sorted(self.root.glob(f"{kind or '[!.]*'}/*/"))
+        folders = sorted(self.root.glob(f"{kind or '[!.]*'}/[!.]*/"))
         return [ArtifactRef(kind=folder.parent.name, key=folder.name) for folder in folders]
 
     def dead_attempts(self) -> list[Path]:
         """What dead attempts left in staging."""
         found = list((self.root / ".staging").glob("*"))  # before the locks: who begins now has nothing in it
-        alive = {lock.name.split(".")[0] for lock in (self.root / ".locks").glob("*") if not abandoned(lock)}
+        now = Store.clock(self, ".locks")
+        alive = {lock.name.split(".")[0] for lock in (self.root / ".locks").glob("*") if not abandoned(lock, now)}
         return [path for path in found if path.name.split(".")[0] not in alive]
 
     def sweep(self) -> list[str]:
@@ -262,18 +235,29 @@ class Store:
                 remove_folder(path) if path.is_dir() else path.unlink(missing_ok=True)
         return [path.name for path in left]
 
+    def _present(self, ref: ArtifactRef) -> str | None:
+        """What is wrong with an artifact whose files are about to be read."""
+        return self.problem(ref)
+
+    def _locked(self, ref: ArtifactRef) -> AbstractContextManager[None]:
+        return locked(self.root / ".locks" / f"{ref.key}.{ref.kind}")
+
+    def _settled(self, ref: ArtifactRef) -> bool:
+        """Whether there is nothing left to do for an artifact, now that its lock is held."""
+        return self.has(ref)
+
     def _look(self, ref: ArtifactRef, read_bytes: float) -> Found:
         """A look at an artifact in the local folder, whose content is checked up to this size."""
         place = self._place(ref)
         try:
-            manifest = _read_manifest(place)
+            manifest = read_manifest(place)
         except (FileNotFoundError, NotADirectoryError):
             return Found(None, f"no {MANIFEST}" if place.exists() else "no artifact", size_of(place))
         except (ValidationError, ValueError):
             return Found(None, f"{MANIFEST} cannot be read", size_of(place))
         if manifest.ref != ref:
             return Found(None, f"{MANIFEST} is that of {manifest.ref}", size_of(place))
-        return Found(manifest, _damage(place, manifest, manifest.bytes <= read_bytes), manifest.bytes)
+        return Found(manifest, damage(place, manifest, manifest.bytes <= read_bytes), manifest.bytes)
 
     def _place(self, ref: ArtifactRef) -> Path:
         return self.root / ref.kind / ref.key
@@ -302,19 +286,3 @@ class Store:
         self._place(ref).parent.mkdir(parents=True, exist_ok=True)
         folder.rename(self._place(ref))
         sync_folder(self._place(ref).parent)
-
-
-def _read_manifest(place: Path) -> Manifest:
-    return Manifest.model_validate(json.loads((place / MANIFEST).read_text()))
-
-
-def _damage(place: Path, manifest: Manifest, thorough: bool) -> str | None:
-    for name, expected in manifest.files.items():
-        path = place / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected.bytes:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected.bytes}"
-        if thorough and file_digest(path) != expected.sha256:
-            return f"{name} does not have its checksum"
-    return None

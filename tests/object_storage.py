@@ -12,7 +12,7 @@ import pytest
 
 from vidistill.storage.opening import open_store
 from vidistill.storage.remote import RemoteStore
-from vidistill.storage.store import Store
+from vidistill.storage.store import ArtifactRef, Manifest, Store
 
 SETTINGS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -54,3 +54,25 @@ def host(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
         return store
 
     return store_of
+
+
+FILES = {"clips/zarr.json": b"{}", "clips/c/0/0": bytes(range(256)) * 40, "empty": b"", "curve.json": b'{"loss": []}'}
+
+
+def make(store: Store, key: str = "k", kind: str = "thing", files: dict[str, bytes] = FILES) -> ArtifactRef:
+    manifest = Manifest(kind=kind, key=key, version=1, parameters={}, inputs={})
+    with store.writing(manifest) as attempt:
+        assert attempt is not None
+        for name, content in files.items():
+            (attempt.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (attempt.folder / name).write_bytes(content)
+    return manifest.ref
+
+
+def contents(store: Store, ref: ArtifactRef) -> dict[str, bytes]:
+    folder = store.folder(ref)
+    return {name: (folder / name).read_bytes() for name in store.manifest(ref).files}
+
+
+def keys(s3: Any, bucket: str) -> list[str]:
+    return sorted(found["Key"] for found in s3.list_objects_v2(Bucket=bucket).get("Contents", []))

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,8 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def gc(store: Store, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def call(*, yes: bool = False, keep: str = "7d") -> str:
-        collect(store.location, yes, keep)
+    def call(*, yes: bool = False, keep: str = "7d", **limits: str) -> str:
+        collect(store.location, yes, keep, **limits)
         return capsys.readouterr().out
 
     return call
@@ -244,6 +245,58 @@ def test_a_store_with_nothing_to_remove(store: Store, gc: Callable[..., str]) ->
     assert gc() == said
 
 
+def dated(store: Store, days: int, *inputs: ArtifactRef) -> ArtifactRef:
+    """A report of so many days ago."""
+    ref = make(store, "report", f"r{days}", *inputs)
+    path = store.folder(ref) / "manifest.json"
+    then = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"created": then}))
+    return ref
+
+
+@pytest.mark.parametrize(
+    ("limits", "gone"),
+    [
+        ({"older_than": "40d"}, {"r50", "t50"}),
+        ({"older_than": "5d"}, {"r50", "t50", "r30", "t30", "shared"}),  # the newest stays, however old
+        ({"max_size": "0.0085MB"}, {"r50", "t50"}),  # of ten artifacts of 1 kB
+        ({"max_size": "0.0055MB"}, {"r50", "t50", "r30", "t30", "shared"}),
+        ({"max_size": "0.000001MB"}, {"r50", "t50", "r30", "t30", "shared"}),
+        ({"max_size": "1GB", "older_than": "60d"}, set()),
+    ],
+)
+def test_old_reports_go_with_what_they_alone_rest_on(
+    store: Store, gc: Callable[..., str], limits: dict[str, str], gone: set[str]
+) -> None:
+    make(store, "pool", "p", make(store, "latte", "net"))
+    clips, shared = make(store, "clips", "all"), make(store, "teacher", "shared")
+    dated(store, 10, clips, make(store, "teacher", "t10"))
+    dated(store, 30, clips, shared, make(store, "teacher", "t30"))
+    dated(store, 50, clips, shared, make(store, "teacher", "t50"))
+    before = {ref.key for ref in store.refs()}
+    said = gc(**limits)
+    assert ("Nothing was removed: say --yes" in said) == bool(gone)
+    assert ("Reports past --older-than or --max-size" in said) == bool(gone)
+    assert {ref.key for ref in store.refs()} == before
+    gc(yes=True, **limits)
+    assert before - {ref.key for ref in store.refs()} == gone
+
+
+def test_what_a_run_needs_counts_and_stays_whatever_the_limit(store: Store, gc: Callable[..., str]) -> None:
+    old, _ = dated(store, 30), dated(store, 1)
+    with leased(store, [old]):
+        gc(yes=True, older_than="5d", max_size="0MB")
+        assert store.has(old)
+    gc(yes=True, older_than="5d")
+    assert not store.has(old)
+
+
+@pytest.mark.parametrize("told", ["much", "-1GB", "1e9", "5KB"])
+def test_a_size_that_is_none(store: Store, told: str) -> None:
+    with pytest.raises(RequestError, match=r"^--max-size takes a size such as 50GB or 500MB; got"):
+        collect(store.location, True, "7d", max_size=told)
+
+
 @pytest.mark.parametrize("keep", ["", "7", "a week", "-1d", "7 days", "1.5h"])
 def test_a_time_that_is_none(store: Store, keep: str) -> None:
     make(store, "report", "r")
@@ -300,7 +353,7 @@ def test_gc_in_object_storage(host: Callable[[str], Store], capsys: pytest.Captu
     teacher, old, going = make(a, "teacher", "t", clips), make(a, "teacher", "old"), make(a, "block", "b")
     make(a, "report", "r", teacher)
     interrupted(a, going)
-    a._files.pipe_file(f"{a._prefix}/block/half/0", bytes(500))  # type: ignore[attr-defined]
+    a._objects.pipe_file(f"{a._prefix}/block/half/0", bytes(500))  # type: ignore[attr-defined]
     collect(b.location, False, "7d")
     said = capsys.readouterr().out
     assert "block/half  500 B  no manifest.json: its upload has not ended" in said

@@ -9,13 +9,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from vidistill.storage import leases as module
 from vidistill.storage.errors import StoreError
-from vidistill.storage.leases import collecting, leased, leases
+from vidistill.storage.leases import Lease, collecting, leased, leases
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Store
 
@@ -115,6 +115,18 @@ def test_another_host_is_believed_while_it_renews_its_lease(store, monkeypatch):
         assert leases(store)[0].alive  # as far as this host knows
         time.sleep(2)
         assert not leases(store)[0].alive
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_host_is_believed_whatever_its_clock_says(store, monkeypatch, hours):
+    then = datetime.now(UTC) + timedelta(hours=hours)
+    owner = {"host": "elsewhere", "pid": 1, "start": "0"}
+    lease = Lease(id="far", command="run", owner=owner, began=then, renewed=then, needs=frozenset([A]))
+    store.write_note(".leases", "far.json", lease.model_dump_json().encode())
+    assert leases(store)[0].alive
+    monkeypatch.setattr(module, "STALE_SECONDS", 1.0)
+    time.sleep(2.5)  # object storage tells whole seconds
+    assert not leases(store)[0].alive
 
 
 def test_a_run_takes_the_place_of_a_dead_one_that_needed_nothing_else(store):

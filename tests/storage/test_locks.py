@@ -76,7 +76,7 @@ def waiting(path):
 def test_the_lock_is_gone_afterwards(tmp_path):
     with locked(tmp_path / "locks" / "key"):
         assert [path.name for path in (tmp_path / "locks").iterdir()] == ["key"]
-        assert not abandoned(tmp_path / "locks" / "key")
+        assert not abandoned(tmp_path / "locks" / "key", time.time())
     assert list((tmp_path / "locks").iterdir()) == []
 
 
@@ -100,7 +100,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path, monkeypatc
     with owner(tmp_path / "key") as process:
         process.kill()
         process.wait()
-        assert abandoned(tmp_path / "key")
+        assert abandoned(tmp_path / "key", time.time())
         begin = time.monotonic()
         with locked(tmp_path / "key"):
             assert time.monotonic() - begin < 1
@@ -123,6 +123,17 @@ def test_another_host_is_believed_while_its_heart_beats(tmp_path):
         process.kill()
         assert got.wait(5)
         assert time.monotonic() - killed > 0.7
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_jumps_takes_no_lock_away(tmp_path, monkeypatch, hours):
+    """The disk's own time is set back or forth, which is seen on heartbeats, and this process's, which is seen here."""
+    with owner(tmp_path / "key", "elsewhere") as process, waiting(tmp_path / "key") as got:
+        monkeypatch.setattr(time, "time", lambda real=time.time: real() + 3600 * hours)
+        for _ in range(20):
+            os.utime(tmp_path / "key", (time.time(), time.time()))
+            assert not got.wait(0.1)
+        process.kill()
 
 
 def test_a_lock_that_was_never_written_to_the_end_dies_of_age(tmp_path):

@@ -10,32 +10,12 @@ import threading
 import time
 
 import pytest
+from object_storage import FILES, contents, keys, make
 
 from vidistill.storage import store as store_module
 from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, StoreError
 from vidistill.storage.opening import open_store
-from vidistill.storage.store import ArtifactRef, Manifest, Store
-
-FILES = {"clips/zarr.json": b"{}", "clips/c/0/0": bytes(range(256)) * 40, "empty": b"", "curve.json": b'{"loss": []}'}
-
-
-def make(store: Store, key: str = "k", kind: str = "thing", files: dict[str, bytes] = FILES) -> ArtifactRef:
-    manifest = Manifest(kind=kind, key=key, version=1, parameters={}, inputs={})
-    with store.writing(manifest) as attempt:
-        assert attempt is not None
-        for name, content in files.items():
-            (attempt.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (attempt.folder / name).write_bytes(content)
-    return manifest.ref
-
-
-def contents(store: Store, ref: ArtifactRef) -> dict[str, bytes]:
-    folder = store.folder(ref)
-    return {name: (folder / name).read_bytes() for name in store.manifest(ref).files}
-
-
-def keys(s3, bucket: str) -> list[str]:
-    return sorted(found["Key"] for found in s3.list_objects_v2(Bucket=bucket).get("Contents", []))
+from vidistill.storage.store import ArtifactRef, Manifest
 
 
 def test_what_one_host_makes_another_reads(host, s3, bucket):

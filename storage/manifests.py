@@ -1,0 +1,100 @@
+"""What an artifact says of itself: its name, its manifest, and what is wrong with the files that it describes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from vidistill.storage.keys import file_digest
+from vidistill.storage.parameters import Parameters
+
+MANIFEST = "manifest.json"
+CHECKPOINT = "-checkpoint"
+"""What the kind of a stage's checkpoints has behind the stage's own kind; a step follows its key: `<key>-<step>`."""
+
+
+def _inside(name: str) -> str:
+    parts = PurePosixPath(name).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
+        raise ValueError(f"the file {name!r} would lie outside its artifact")
+    return name
+
+
+OneName = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
+"""One step of a path: it leads nowhere else."""
+FileName = Annotated[str, AfterValidator(_inside)]
+
+
+class ArtifactRef(Parameters):
+    """The name of an artifact: what tasks pass to each other."""
+
+    kind: OneName
+    key: OneName
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.key}"
+
+    @property
+    def parent(self) -> ArtifactRef | None:
+        """What a checkpoint is a checkpoint of; None: this is none."""
+        if not self.kind.endswith(CHECKPOINT):
+            return None
+        return ArtifactRef(kind=self.kind.removesuffix(CHECKPOINT), key=self.key.rpartition("-")[0])
+
+
+class FileRecord(Parameters):
+    bytes: int
+    sha256: str
+
+
+class Manifest(Parameters):
+    """What an artifact is, what it was made from, with what, and at what cost."""
+
+    kind: OneName
+    key: OneName
+    version: int
+    parameters: dict[str, Any]
+    inputs: dict[str, list[ArtifactRef]]
+    files: dict[FileName, FileRecord] = Field(default_factory=dict)
+    record: dict[str, Any] = Field(default_factory=dict)
+    """Free facts: counts, seeds, device, threads, precision, versions, commit."""
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    created: str = ""
+
+    @property
+    def ref(self) -> ArtifactRef:
+        return ArtifactRef(kind=self.kind, key=self.key)
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files.values())
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a look at an artifact shows: its manifest, where that can be read, what is wrong with it, its size."""
+
+    manifest: Manifest | None
+    problem: str | None
+    bytes: int
+
+
+def read_manifest(place: Path) -> Manifest:
+    return Manifest.model_validate(json.loads((place / MANIFEST).read_text()))
+
+
+def damage(place: Path, manifest: Manifest, thorough: bool) -> str | None:
+    for name, expected in manifest.files.items():
+        path = place / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected.bytes:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected.bytes}"
+        if thorough and file_digest(path) != expected.sha256:
+            return f"{name} does not have its checksum"
+    return None

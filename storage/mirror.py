@@ -1,0 +1,106 @@
+"""What of a store in object storage lies on this disk: no more than its limit, and what nobody reads goes first."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from logging import getLogger
+from pathlib import Path
+
+from vidistill.storage.errors import RequestError
+from vidistill.storage.files import remove_folder, size_of
+from vidistill.storage.locks import gone, locked, this_process
+
+VARIABLE = "VIDISTILL_MIRROR_GB"
+ELSEWHERE_SECONDS = 2 * 86400.0
+"""For how long a process of another host, whose mirror this is too, is believed to read what it asked for."""
+
+_said: set[Path] = set()
+log = getLogger("vidistill")
+
+
+def limit_bytes() -> float:
+    """How much of a store a mirror may hold: `VIDISTILL_MIRROR_GB`; without it as much as comes.
+
+    Raises:
+        RequestError: it is no positive number.
+    """
+    told = os.environ.get(VARIABLE, "inf")
+    try:
+        limit = float(told) * 1e9
+    except ValueError:
+        limit = 0
+    if not limit > 0:
+        raise RequestError(f"{VARIABLE} takes gigabytes, such as 50; got {told!r}.")
+    return limit
+
+
+class Mirror:
+    """The artifacts in a local folder, `<root>/<kind>/<key>/`, of which some are in use.
+
+    A process says what it reads before it reads it, and holds that until it ends.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._limit = limit_bytes()
+
+    def use(self, place: Path) -> None:
+        """Keep the artifact in this folder as long as this process lives."""
+        mark = self._marks(place) / str(os.getpid())
+        if mark not in _said:
+            self._write(mark)
+            _said.add(mark)
+        with suppress(FileNotFoundError):
+            os.utime(place)
+
+    @contextmanager
+    def held(self, place: Path) -> Iterator[None]:
+        """Keep it while the block runs."""
+        mark = self._marks(place) / f"{os.getpid()}.{threading.get_ident()}"
+        self._write(mark)
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def _write(self, mark: Path) -> None:
+        if self._limit < float("inf"):
+            with locked(self._root / ".locks" / "mirror"):
+                mark.parent.mkdir(parents=True, exist_ok=True)
+                mark.write_text(json.dumps(this_process()))
+
+    def trim(self) -> None:
+        """Remove what was used longest ago, and nobody uses now, until the rest is within the limit."""
+        if self._limit == float("inf"):
+            return
+        with locked(self._root / ".locks" / "mirror"):
+            places = sorted(self._root.glob("[!.]*/*/"), key=lambda place: place.stat().st_mtime)
+            sizes = {place: size_of(place) for place in places}
+            total = sum(sizes.values())
+            for place in places:
+                if total <= self._limit:
+                    return
+                if not any(self._users(place)):
+                    (place / "manifest.json").unlink(missing_ok=True)
+                    remove_folder(place)
+                    total -= sizes[place]
+        log.warning(
+            "The mirror %s holds %.1f GB, more than %s=%g: what is being read stays until its run has ended.",
+            self._root, total / 1e9, VARIABLE, self._limit / 1e9,
+        )  # fmt: skip
+
+    def _marks(self, place: Path) -> Path:
+        return self._root / ".used" / f"{place.parent.name}.{place.name}"
+
+    def _users(self, place: Path) -> Iterator[Path]:
+        for mark in self._marks(place).glob("*"):
+            age_seconds = time.time() - mark.stat().st_mtime
+            if gone(json.loads(mark.read_text()), age_seconds, ELSEWHERE_SECONDS):
+                mark.unlink(missing_ok=True)
+            else:
+                yield mark

@@ -1,0 +1,252 @@
+"""Stores in object storage that answer 500 or 503, late, half or not at all, and hosts that want the same at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+
+import pytest
+from object_storage import FILES, contents, keys, make
+from stumbling import Stumbling
+
+from vidistill.storage import mirror, object_locks, objects
+from vidistill.storage.errors import RequestError, StoreError
+from vidistill.storage.store import ArtifactRef, Manifest, Store
+
+REF = ArtifactRef(kind="thing", key="k")
+MANIFEST = Manifest(kind="thing", key="k", version=1, parameters={}, inputs={})
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(objects, "WAITS_SECONDS", (0.01, 0.01, 0.02, 0.05, 0.1))
+    patience = {"connect_timeout": 2, "read_timeout": 0.5, "retries": {"total_max_attempts": 1}}
+    monkeypatch.setattr(objects, "PATIENCE", patience)
+    monkeypatch.setattr(object_locks, "POLL_SECONDS", 0.05)
+
+
+def first(times: int, fault: str, *methods: str):
+    """Every request of these methods fails so often before it succeeds."""
+    seen: Counter[tuple[str, str]] = Counter()
+
+    def of(method: str, path: str) -> str | None:
+        if fault == "short" and "list-type" in path:
+            return None
+        seen[method, path] += 1
+        return fault if seen[method, path] <= times and (not methods or method in methods) else None
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("fault", "methods"),
+    [("500", ()), ("503", ()), ("502", ()), ("hang", ()), ("half", ("GET",)), ("short", ("GET",))],
+)
+def test_a_store_that_stumbles_is_asked_again(host, stumbling: Stumbling, fault, methods):
+    a, b = host("a"), host("b")
+    stumbling.slow_seconds = 0.8
+    assert a.refs() == []  # it has answered once
+    stumbling.fault = first(1, fault, *methods)
+    ref = make(a)
+    assert contents(b, ref) == FILES
+    assert a.refs() == b.refs() == [ref]
+
+
+def test_a_slow_store_is_waited_for(host, stumbling: Stumbling):
+    a, b = host("a"), host("b")
+    stumbling.slow_seconds, stumbling.fault = 0.2, lambda method, path: "slow"
+    assert contents(b, make(a)) == FILES
+
+
+def test_a_store_that_is_down_is_one_sentence_and_soon_where_it_never_answered(host, stumbling: Stumbling):
+    a = host("a")
+    stumbling.fault = lambda method, path: "503"
+    with pytest.raises(StoreError, match=r"^The store s3://\S+ cannot be reached \(.+, after 2 tries\): check its"):
+        a.has(REF)
+    assert len(stumbling.asked) == 2
+    stumbling.fault = lambda method, path: None
+    assert not a.has(REF)
+    stumbling.fault = lambda method, path: "503"
+    with pytest.raises(StoreError, match="after 6 tries"):
+        a.has(REF)
+
+
+def test_what_cannot_be_helped_is_not_tried_again(host, stumbling: Stumbling):
+    a = host("a")
+    stumbling.fault = lambda method, path: "403"
+    with pytest.raises(StoreError, match="cannot be reached"):
+        a.has(REF)
+    assert len(stumbling.asked) == 1
+
+
+def test_what_could_not_be_uploaded_is_not_made_again(host, stumbling: Stumbling, s3, bucket):
+    a = host("a")
+    assert a.refs() == []
+    stumbling.fault = lambda method, path: "503" if method == "PUT" and "clips" in path else None
+    with pytest.raises(StoreError):
+        make(a)
+    assert not host("b").has(REF)
+    assert not a.has(REF)
+    stumbling.fault = lambda method, path: None
+    with host("a").writing(MANIFEST) as attempt:
+        assert attempt is None
+    assert contents(host("b"), REF) == FILES
+    assert not list((a.root / ".unpublished").iterdir())
+
+
+def test_what_was_removed_on_purpose_is_made_again(host):
+    a, b = host("a"), host("b")
+    make(a)
+    b.discard(REF)
+    make(a, files={"curve.json": b"new"})
+    assert contents(b, REF) == {"curve.json": b"new"}
+
+
+RACER = """
+import datetime, socket, sys, time
+from pathlib import Path
+from vidistill.storage import object_locks
+from vidistill.storage.opening import open_store
+from vidistill.storage.store import Manifest
+location, name, hours, count = sys.argv[1:]
+socket.gethostname = lambda: name
+time.time = lambda real=time.time: real() + 3600 * float(hours)
+object_locks.POLL_SECONDS, object_locks.BEAT_SECONDS, object_locks.STALE_SECONDS = 0.1, 0.2, 2.0
+manifest = Manifest(kind="thing", key="k", version=1, parameters={}, inputs={})
+store = open_store(location)
+print("ready", flush=True)
+sys.stdin.readline()
+with store.writing(manifest) as attempt:
+    if attempt is not None:
+        with Path(count).open("a") as file:
+            file.write("made\\n")
+        print("making", flush=True)
+        time.sleep(4.0)
+        for number in range(30):
+            (attempt.folder / str(number)).write_bytes(b"part")
+print(len(list(store.folder(manifest.ref).iterdir())), flush=True)
+"""
+
+
+def race(location: str, tmp_path, *hours: float) -> list[subprocess.Popen[str]]:
+    """A process a host, each with a mirror, a name and a clock of its own, who all want the same."""
+    processes = []
+    for number, ahead in enumerate(hours):
+        command = [sys.executable, "-c", RACER, location, f"host{number}", str(ahead), str(tmp_path / "count")]
+        env = os.environ | {"XDG_CACHE_HOME": str(tmp_path / f"mirror{number}")}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, env=env, **pipes))
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return processes
+
+
+def test_two_hosts_do_the_work_once_whatever_their_clocks_say(host, tmp_path):
+    """The work takes twice as long as the silence that means death, and one clock is an hour ahead, one behind."""
+    processes = race(host("here").location, tmp_path, 0, 1, -1)
+    said = [process.communicate(timeout=60)[0].split() for process in processes]
+    assert [lines[-1] for lines in said] == ["31"] * 3
+    assert (tmp_path / "count").read_text() == "made\n"
+
+
+def test_the_work_of_a_host_that_died_is_taken_over(host, tmp_path, monkeypatch):
+    (dead,) = race(host("here").location, tmp_path, 0)
+    assert dead.stdout.readline() == "making\n"
+    dead.kill()
+    dead.wait()
+    monkeypatch.setattr(object_locks, "STALE_SECONDS", 1.5)
+    begin = time.monotonic()
+    make(host("b"))
+    assert 1 < time.monotonic() - begin < 20
+    assert contents(host("c"), REF) == FILES
+
+
+@pytest.mark.parametrize("fault", ["blind", "501"])
+def test_where_a_store_knows_no_conditions_one_whole_artifact_stays(host, stumbling: Stumbling, tmp_path, fault):
+    stumbling.fault = lambda method, path: fault if method == "PUT" and ".locks" in path else None
+    processes = race(host("here").location, tmp_path, 0, 0)
+    said = [process.communicate(timeout=60)[0].split() for process in processes]
+    assert [lines[-1] for lines in said] == ["31"] * 2
+    assert (tmp_path / "count").read_text() in {"made\n", "made\nmade\n"}
+
+
+def test_a_lock_is_gone_afterwards_also_where_its_answer_was_lost(host, stumbling: Stumbling, s3, bucket):
+    """The store wrote the lock and the answer broke off: the second try finds it there, as one's own."""
+    a = host("a")
+    assert a.refs() == []
+    lost = first(1, "half", "PUT")
+    stumbling.fault = lambda method, path: lost(method, path) if ".locks" in path else None
+    make(a)
+    assert not [key for key in keys(s3, bucket) if "/.locks/" in key]
+
+
+def test_files_are_fetched_side_by_side(host, stumbling: Stumbling):
+    a, b = host("a"), host("b")
+    files = {f"{number}": b"part" for number in range(32)}
+    ref = make(a, files=files)
+    now, most, lock = [], [], threading.Lock()
+
+    def count(method: str, path: str) -> str | None:
+        if method != "GET" or "/thing/k/" not in path:
+            return None
+        with lock:
+            now.append(path)
+            most.append(len(now))
+        time.sleep(0.1)
+        with lock:
+            now.remove(path)
+        return None
+
+    stumbling.fault = count
+    assert contents(b, ref) == files
+    assert max(most) >= 8
+
+
+def large(store: Store, name: str) -> ArtifactRef:
+    return make(store, name, files={"data": os.urandom(400_000)})
+
+
+def test_a_mirror_keeps_to_its_limit_and_to_what_is_read(host, monkeypatch):
+    a = host("a")
+    refs = [large(a, name) for name in "pqrs"]
+    monkeypatch.setenv(mirror.VARIABLE, "0.001")
+    b = host("b")
+    held = b.folder(refs[0])
+    here = subprocess.run(
+        [sys.executable, "-c", READER, b.location, *(ref.key for ref in refs[1:])],
+        env=os.environ | {"XDG_CACHE_HOME": str(b.root.parents[2])}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert here.stdout.split() == ["400000"] * 3
+    assert "holds 0.0 GB, more than VIDISTILL_MIRROR_GB=0.001" in here.stderr
+    assert (held / "data").stat().st_size == 400_000  # a process that lives asked for it
+    c = host("b")
+    c.folder(refs[3])  # the other process has ended: what it read may go
+    assert (held / "data").exists()
+    mirrored = sorted(place.name for place in (b.root / "thing").iterdir())
+    assert mirrored == ["p", "s"]
+    for ref in refs:
+        assert (c.folder(ref) / "data").stat().st_size == 400_000
+
+
+READER = """
+import sys
+from vidistill.storage.opening import open_store
+from vidistill.storage.store import ArtifactRef
+store = open_store(sys.argv[1])
+for key in sys.argv[2:]:
+    print((store.folder(ArtifactRef(kind="thing", key=key)) / "data").stat().st_size)
+"""
+
+
+@pytest.mark.parametrize("told", ["0", "-1", "much", "nan"])
+def test_a_limit_that_is_none_is_said(host, monkeypatch, told):
+    monkeypatch.setenv(mirror.VARIABLE, told)
+    with pytest.raises(RequestError, match="VIDISTILL_MIRROR_GB takes gigabytes, such as 50; got"):
+        host("a")
