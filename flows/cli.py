@@ -150,7 +150,11 @@ def export(
     store: StoreRoot = None, out: Annotated[Path, typer.Option("--out", help="The folder to write to.")] = Path("set"),
     fps: Annotated[int, typer.Option(min=1, help="Frames a second of the files.")] = 8,
     kind: Annotated[
-        str, typer.Option("--format", help="mkv (FFV1), npz and, of coded sets, coded lose nothing; mp4 is lossy.")
+        str,
+        typer.Option(
+            "--format",
+            help="mkv or folders (FFV1), webdataset, hf, npz and, of coded sets, coded lose nothing; mp4 is lossy.",
+        ),
     ] = "mkv",
 ) -> None:  # fmt: skip
     """Write a distilled set as files, with all that a student of it needs in export.json."""

@@ -6,6 +6,8 @@ Legend: V variants, N clips, T frames, H height, W width; clips are uint8 RGB.
 from __future__ import annotations
 
 import json
+import tarfile
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound
 from vidistill.storage.streams import Stream, pictures, units
 
 EXPORT, LOGITS, ARRAYS, TEACHER = "export.json", "logits.npy", "clips.npz", "teacher.safetensors"
+LABELS, METADATA, SHARD = "labels.csv", "metadata.jsonl", "shard-{:06d}.tar"
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -79,6 +82,24 @@ def _videos(folder: Path, facts: dict[str, Any]) -> list[NDArray[np.uint8]]:
     if facts["format"] == "npz":
         with np.load(folder / ARRAYS) as arrays:
             return list(arrays["videos"])
+    if facts["format"] == "webdataset":
+        with tempfile.TemporaryDirectory() as unpacked:
+            for shard in dict.fromkeys(one["shard"] for one in facts["files"]):
+                _unpack(folder / shard, Path(unpacked))
+            return _frames_of(Path(unpacked), facts)
+    return _frames_of(folder, facts)
+
+
+def _unpack(shard: Path, folder: Path) -> None:
+    try:
+        with tarfile.open(shard) as tar:
+            tar.extractall(folder, filter="data")
+    except (OSError, tarfile.TarError) as error:
+        raise ArtifactDamaged(f"{shard} cannot be read ({error}): export the set again.") from error
+
+
+def _frames_of(folder: Path, facts: dict[str, Any]) -> list[NDArray[np.uint8]]:
+    frames, height, width, _ = facts["video_shape"]
     videos = []
     for one in facts["files"]:
         video_THWC = read_video(folder / one["file"])[:, :height, :width]  # H.264 files of odd clips have a row more

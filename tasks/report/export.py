@@ -24,12 +24,17 @@ from vidistill.storage.exported import ARRAYS, EXPORT, LOGITS, TEACHER, read_vid
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.storage.streams import Stream
 from vidistill.tasks.learning.teacher import WEIGHTS
+from vidistill.tasks.report.card import write_card, write_croissant
 from vidistill.tasks.report.origin import Origin
+from vidistill.tasks.report.packing import pack_shards, write_labels, write_metadata
 from vidistill.tasks.videos.sprites import write_video
 
 Videos = Sequence[NDArray[np.uint8]]
 FORMATS = {
     "mkv": "FFV1 in Matroska: RGB, bit by bit",
+    "folders": "the same, by the name of how it lies there: a folder a class, and labels.csv",
+    "webdataset": "the same in shards of WebDataset, with labels and logits beside each clip",
+    "hf": "the same as a folder that Hugging Face's load_dataset reads, with its card",
     "npz": "one NumPy archive, bit by bit",
     "coded": "a coded set's own packets in Matroska, not coded again",
     "mp4": "H.264, crf 18, half of the colour resolution: lossy",
@@ -61,6 +66,9 @@ def export_set(store: Store, ref: ArtifactRef, out: Path, fps: int, kind: str) -
             shutil.copyfile(store.folder(origin.teacher) / WEIGHTS, out / TEACHER)
         facts["bytes"] = {"stored": DistilledSet.training_bytes(store.folder(ref)), "exported": _size(out)}
         (out / EXPORT).write_text(json.dumps(facts, indent=1, ensure_ascii=False))
+        write_labels(out, facts, _logits_a_file(made, facts))
+        write_card(out, facts)
+        write_croissant(out, facts | {"created": store.manifest(ref).created[:10]})
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
@@ -106,10 +114,21 @@ def write_set(made: DistilledSet, out: Path, fps: int, kind: str) -> dict[str, A
             one["file"] = ARRAYS
     else:
         for one, video_THWC in zip(files, videos, strict=True):
-            _write(out / str(one["file"]), video_THWC, fps, lossless=kind == "mkv")
+            _write(out / str(one["file"]), video_THWC, fps, lossless=kind != "mp4")
+    if kind == "webdataset":
+        pack_shards(out, files, _logits_a_file(made, facts))
+    if kind == "hf":
+        write_metadata(out, facts, _logits_a_file(made, facts))
     if kind == "mp4":
         facts["loss"] = _psnr(videos, [read_video(out / str(one["file"])) for one in files])
     return facts
+
+
+def _logits_a_file(made: DistilledSet, facts: dict[str, Any]) -> NDArray[np.float32] | None:
+    """The teacher's outputs for the clip of each file, (F, K); none where a file gives several clips."""
+    if made.logits_NK is None or facts["clips_a_file"] > 1:
+        return None
+    return made.logits_NK[[number % len(made) for number in range(len(facts["files"]))]]
 
 
 def _write_coded(made: DistilledSet, out: Path, files: list[dict[str, Any]], fps: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,8 +13,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
+import torchvision
 from method_contract import Bench
+from safetensors.torch import load_file
 
+import vidistill
+from vidistill.flows.train import TrainRequest, train
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import ArtifactDamaged, RequestError
 from vidistill.storage.exported import read_packets
@@ -22,7 +28,9 @@ from vidistill.storage.streams import Stream, units
 from vidistill.tasks.coded.keep import Coding
 from vidistill.tasks.coded.recode import recode_job
 from vidistill.tasks.distil import distil_jobs
+from vidistill.tasks.learning import streams
 from vidistill.tasks.learning.relabel import relabel_job
+from vidistill.tasks.learning.training import role_seed
 from vidistill.tasks.methods import Recipe, find_method
 from vidistill.tasks.report.export import export_set
 from vidistill.tasks.stage import Job, run_job
@@ -98,3 +106,53 @@ def test_the_readme_s_loop_trains_on_it(bench: Bench, tmp_path: Path) -> None:
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "student.pt").is_file()
+
+
+OUTSIDE = """
+import math, sys, torch, torchvision, vidistill
+
+data = vidistill.Dataset("out")
+torch.manual_seed(int(sys.argv[1]))
+torch.set_num_threads(1)
+network = torchvision.models.video.r3d_18(num_classes=len(data.classes))
+optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / 8)))
+for x_BCTHW, targets in torch.utils.data.DataLoader(data, batch_size=len(data)):
+    for _ in range(8):
+        loss = torch.nn.functional.cross_entropy(network(x_BCTHW), targets)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        print(float(loss))
+    network.eval()
+    print(*network(x_BCTHW).argmax(1).tolist())
+assert not {"vidistill.flows", "vidistill.tasks", "prefect"} & sys.modules.keys()
+"""
+
+
+def test_torchvision_s_network_outside_reaches_what_it_reaches_inside(bench: Bench, tmp_path: Path) -> None:
+    """The same steps, once driven by vidistill and once by a loop of torch alone: the same losses and answers."""
+    ref = made_of(bench, crf=40)
+    export_set(bench.store, ref, tmp_path / "out", 8, "coded")
+    student = {"epochs": 1, "least_steps": 8, "crop_scale": 1.0, "label_smoothing": 0.0, "precision": "fp32",
+               "optimiser": {"lr": 0.01, "warmup_share": 0.0}}  # fmt: skip
+    request = TrainRequest(
+        source=ref.key, network="torchvision:r3d_18", test=str(tmp_path / "videos"), labels="soft", student=student
+    )
+    shutil.copytree(Path(bench.runtime.data) / "train", tmp_path / "videos", ignore=shutil.ignore_patterns("broken*"))
+    runtime = bench.runtime.model_copy(update={"threads": 1})
+    inside = train(request, runtime, tmp_path / "student")
+    seed = role_seed(0, streams.STUDENT_WEIGHTS)
+    ran = subprocess.run(
+        [sys.executable, "-c", OUTSIDE, str(seed)],
+        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    *losses, answers = ran.stdout.splitlines()
+    np.testing.assert_allclose(inside["loss"], [float(loss) for loss in losses], rtol=2e-3, atol=1e-4)
+    network = torchvision.models.video.r3d_18(num_classes=3)
+    network.load_state_dict(load_file(tmp_path / "student" / "student.safetensors"))
+    network.eval()
+    x_BCTHW = torch.stack([x_CTHW for x_CTHW, _ in vidistill.Dataset(tmp_path / "out")])
+    assert network(x_BCTHW).argmax(1).tolist() == [int(answer) for answer in answers.split()]
