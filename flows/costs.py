@@ -226,11 +226,15 @@ def _embeddings(job: Manifest, look: Look) -> tuple[float, float]:
 
 
 def _search(job: Manifest, look: Look) -> tuple[float, float]:
-    """A student a point of the grid, each on clips that are coded for it."""
-    own, data = job.parameters["search"], _data(job.inputs["clips"][0], look)
-    points = len(own["crfs"]) * len(own["scales"])
-    passes = _passes(own["student"], data.clips) + data.clips / 15  # a fifth is tested
-    return points * (passes * data.pixels * _rate(own["network"]) + 0.02 * data.clips), 2e3
+    """Students of points of the grid, and clips coded at each point, at most all."""
+    from vidistill.tasks.coded.search import SearchParameters
+
+    own, data = SearchParameters.model_validate(job.parameters["search"]), _data(job.inputs["clips"][0], look)
+    points = len(own.crfs) * len(own.scales) * len(own.frames)
+    students = sum(size * many for size, many in own.rounds(points))
+    steps, tested = own.student.least_steps, data.clips * data.views / 15  # a fifth is tested
+    passes = students * (steps * min(own.student.optimiser.batch_size, data.clips) + tested)
+    return passes * data.pixels * _rate(own.network) + points * 0.02 * data.clips, 2e3
 
 
 def _autoencoder(job: Manifest, look: Look) -> tuple[float, float]:

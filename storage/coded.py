@@ -1,7 +1,8 @@
 """The form `coded`: one file with all that a student trains from: compressed clips, labels, and a teacher's logits.
 
 Legend: N clips, V views of each (the whole picture first), T frames, H height, W width, K classes. A view is a part of
-the picture, scaled up: it has logits of its own, and a student sees it as a clip of its own.
+the picture, scaled up: it has logits of its own, and a student sees it as a clip of its own. The stream may hold k
+times as many frames a clip as a student sees, or a k-th of them.
 """
 
 from __future__ import annotations
@@ -39,9 +40,30 @@ def stored_of(stream: Stream, boxes_NV3: NDArray[np.uint8] | None = None) -> dic
 
 
 def clips(stored: dict[str, NDArray[Any]], shape_NTHWC: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The decoded clips, uint8 (N·V, T, H, W, 3): those of one clip side by side."""
-    whole_NTHWC = decode(Stream.from_bytes(stored["stream"].tobytes()))
-    return with_views(whole_NTHWC, stored["boxes"]).reshape(shape_NTHWC)
+    """The decoded clips, uint8 (N·V, T, H, W, 3): those of one clip side by side (see `shown`)."""
+    return shown(decode(Stream.from_bytes(stored["stream"].tobytes())), stored["boxes"], shape_NTHWC[1])
+
+
+def shown(kept_NTHWC: NDArray[np.uint8], boxes_NV3: NDArray[np.uint8], frames: int) -> NDArray[np.uint8]:
+    """What a student sees of decoded clips: their views; of each shift, as variants, where there are several."""
+    every = [with_views(shift_NTHWC, boxes_NV3) for shift_NTHWC in shifts(kept_NTHWC, frames)]
+    return np.stack(every) if len(every) > 1 else every[0]
+
+
+def shifts(kept_NTHWC: NDArray[np.uint8], frames: int) -> list[NDArray[np.uint8]]:
+    """Clips of `frames` frames: of k times as many every k-th, beginning at each of the first k; of a k-th as many all,
+    with k − 1 between each two that are linear in time; the last one stays.
+    """
+    kept = kept_NTHWC.shape[1]
+    if kept >= frames:
+        return [kept_NTHWC[:, first :: kept // frames] for first in range(kept // frames)]
+    k = frames // kept
+    made_NTHWC = np.empty((len(kept_NTHWC), frames, *kept_NTHWC.shape[2:]), dtype=np.uint8)
+    for t in range(frames):
+        before, share = divmod(t, k)
+        after_NHWC = kept_NTHWC[:, min(before + 1, kept - 1)].astype(np.int32)
+        made_NTHWC[:, t] = ((k - share) * kept_NTHWC[:, before].astype(np.int32) + share * after_NHWC + k // 2) // k
+    return [made_NTHWC]
 
 
 def with_views(clips_NTHWC: NDArray[np.uint8], boxes_NV3: NDArray[np.uint8]) -> NDArray[np.uint8]:

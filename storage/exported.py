@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidistill.storage import coded
-from vidistill.storage.distilled import CLIPS, DistilledSet, materialised
+from vidistill.storage.distilled import CLIPS, DistilledSet, materialised, variants
 from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound
 from vidistill.storage.streams import Stream, pictures, units
 
@@ -53,7 +53,8 @@ def load_exported(folder: Path) -> DistilledSet:
     first = [one for one in files if one["variant"] == 0]
     if facts["format"] == "coded":
         boxes_NV3 = np.array(facts["boxes"], dtype=np.uint8).reshape(len(kept), -1, coded.BOX_BYTES)
-        clips_NTHWC, others = coded.with_views(np.stack(kept), boxes_NV3), None
+        made = variants(coded.shown(np.stack(kept), boxes_NV3, shape_NTHWC[1]))
+        clips_NTHWC, others = made["clips_NTHWC"], made.get("others_VNTHWC")
     elif form == CLIPS:
         clips_NTHWC = np.stack(kept)
         others = np.stack(videos[len(kept) :]).reshape(-1, *shape_NTHWC) if len(videos) > len(kept) else None
@@ -77,7 +78,7 @@ def _videos(folder: Path, facts: dict[str, Any]) -> list[NDArray[np.uint8]]:
     """The clip (or mosaic) of each file, in the order of `files`."""
     frames, height, width, _ = facts["video_shape"]
     if facts["format"] == "coded":
-        coded_HW = tuple(facts["coded_size"])
+        frames, coded_HW = facts.get("coded_frames", frames), tuple(facts["coded_size"])
         return [read_packets(folder / one["file"], (frames, height, width), coded_HW) for one in facts["files"]]
     if facts["format"] == "npz":
         with np.load(folder / ARRAYS) as arrays:

@@ -83,6 +83,7 @@ def distil(work: Work) -> None:
         pool=lambda: open_pool(work.store, work.ref("pool"), clips, parameters.ipc),
         kb=parameters.kb,
         soft=parameters.soft,
+        more_clips=lambda name: next((Clips(work.store, ref) for ref in work.refs(name)), None),
     )
     with blaming(source), clear_errors(work.store.root):
         returned: object = source.method(options).distil(material)

@@ -186,6 +186,7 @@ class Material:
         pool: the generated clips, checked against the data set and `ipc`; only for methods that need them.
         kb: kilobytes (1,000 bytes) a class that the set may take with all that a student needs, instead of `ipc`.
         soft: whether the set will be given a teacher's logits, which a budget in kilobytes counts.
+        more_clips: other clips of the videos that `Method.inputs` named, None where it did not.
     """
 
     clips: Clips
@@ -201,6 +202,7 @@ class Material:
     pool: Callable[[], Pool] = no_pool
     kb: float | None = None
     soft: bool = False
+    more_clips: Callable[[str], Clips | None] = lambda _name: None
 
     def chosen(self, rows: NDArray[np.int64], **facts: Any) -> DistilledSet:
         """The set of these real clips (centre views), with their labels and sources."""
@@ -246,10 +248,6 @@ class Method(ABC):
         """The artifacts that `distil` reads besides the clips, by name, each made by a job that is added here."""
         made = {"teacher": [given.add(given.teacher)]} if "teacher" in self.needs else {}
         return made | ({"pool": [given.pool()]} if "pool" in self.needs else {})
-
-    def labellers(self, given: Given) -> list[ArtifactRef]:
-        """The teachers whose mean probability is the label of a set under the recipe `soft`."""
-        return [given.add(given.teacher)]
 
     @property
     def still(self) -> bool:

@@ -34,6 +34,8 @@ TSGF = of("tasks/test_tsgf.py")
 ALGORITHM_1 = of("tasks/test_tsgf.py", "test_two_steps_are_those_of_algorithm_1")
 FRONTS = ("tests/models/test_fronts.py",)
 STREAMS = of("storage/test_streams.py")
+CODED = of("tasks/coded/test_coded.py")
+SHIFTS = of("storage/test_coded.py", "test_frames_of_other_counts")
 R2PLUS1D = ("tests/models/test_r2plus1d.py",)
 ENSEMBLE = ("tests/models/test_ensemble.py",)
 SWIN = ("tests/models/test_students.py::test_each_pair_of_tokens_of_a_small_window_has_the_bias_of_its_own_offset",)
@@ -62,6 +64,7 @@ DM, DC, STATIC_DC, MTT, SFVD, SFVD_T, FREPO, IDTD = (
     for name in ("dm", "dc", "static_dc", "mtt", "sfvd", "sfvd_t", "frepo", "idtd")
 )
 VDSD = of("tasks/match/test_by_hand.py", "test_dm_vdsd", "test_mtt_vdsd", "test_frepo_vdsd")
+RATED = of("tasks/match/test_by_hand.py", "test_dm_with_a_rate")
 LOSSES = of("tasks/match/test_match_losses.py")
 DECODED = of("tasks/videos/test_decode.py")
 SPLITS = of("tasks/videos/test_splits.py")
@@ -136,6 +139,15 @@ MUTATIONS = [
     Mutation("tasks/learning/saliency.py", "the window looks ahead", TSGF,
              "total_BT[:, j:] += alpha_j * d_BT[:, : d_BT.shape[1] - j]",
              "total_BT[:, : d_BT.shape[1] - j] += alpha_j * d_BT[:, j:]"),
+    Mutation("tasks/learning/pixels.py", "the rate looks at time alone", ALGORITHM_1,
+             "for dim in (2, 3, 4) if",
+             "for dim in (2,) if"),
+    Mutation("tasks/tsgf.py", "the rate is added twice", ALGORITHM_1,
+             "loss + parameters.rate * total",
+             "loss + 2 * parameters.rate * total"),
+    Mutation("tasks/match/core.py", "the rate has the other sign", RATED,
+             "rate * total_variation",
+             "-rate * total_variation"),
     # what students see
     Mutation("tasks/learning/relabel.py", "salient frames are mixed and still ones are not", MIXED,
              "s_BT <= threshold(",
@@ -147,8 +159,8 @@ MUTATIONS = [
              "partner[order] = np.roll(order, 1)",
              "partner[order] = order"),
     Mutation("tasks/learning/relabel.py", "labels are those of the clips before the mix", LABELLED,
-             "mean_logits(teachers, made, clips, device)",
-             "mean_logits(teachers, distilled, clips, device)"),
+             "teacher_logits(teacher, made, clips, device)",
+             "teacher_logits(teacher, distilled, clips, device)"),
     Mutation("tasks/learning/evaluate.py", "online targets are not refreshed after the mix", STUDENTS,
              "self._teacher(x_BCTHW)",
              "self._teacher(self._x_NCTHW[rows])"),
@@ -528,6 +540,36 @@ MUTATIONS = [
     Mutation("storage/obus.py", "a frame that is shown again is no packet", STREAMS,
              " or (kind == FRAME_HEADER and again)",
              ""),
+    Mutation("storage/coded.py", "every shift begins at the first frame", SHIFTS,
+             "kept_NTHWC[:, first :: kept // frames]",
+             "kept_NTHWC[:, :: kept // frames]"),
+    Mutation("storage/coded.py", "frames between two are the later one", SHIFTS,
+             "(k - share) * kept_NTHWC[:, before].astype(np.int32) + share * after_NHWC",
+             "k * after_NHWC"),
+    Mutation("tasks/coded/keep.py", "what is left of a budget is left", CODED,
+             "crf > finest and budget.holds(",
+             "crf > 99 and budget.holds("),
+    Mutation("tasks/coded/keep.py", "a clip's quantiser is the first one's", CODED,
+             "asked = list(zip(rows, [crf] * len(rows) if isinstance(crf, int) else crf, strict=True))",
+             "asked = [(row, crf if isinstance(crf, int) else crf[0]) for row in rows]"),
+    Mutation("tasks/coded/allocate.py", "bytes cost nothing", CODED,
+             "(loss_QN + price * rate_QN).argmin(0)",
+             "loss_QN.argmin(0)"),
+    Mutation("tasks/coded/allocate.py", "the divergence is the other way round", CODED,
+             "(real_NK.exp() * (real_NK - made_NK))",
+             "(made_NK.exp() * (made_NK - real_NK))"),
+    Mutation("tasks/coded/search.py", "the worse half goes on", CODED,
+             "key=lambda point: (-point.students, -point.top1)",
+             "key=lambda point: (-point.students, point.top1)"),
+    Mutation("tasks/coded/search.py", "ties go to fewer clips", CODED,
+             "key=lambda point: (point.clips, point.top1)",
+             "key=lambda point: (-point.clips, point.top1)"),
+    Mutation("tasks/coded/search.py", "students of the search have hard labels", CODED,
+             "        if not self.soft:\n            return made",
+             "        if True:\n            return made"),
+    Mutation("tasks/coded/search.py", "students are scored on the first view alone", CODED,
+             "for view in range(clips.table.views):",
+             "for view in [0] * clips.table.views:"),
     # Stopping
     Mutation("flows/stopping.py", "a run that comes to no step goes on", ENDLESS,
              "select.select([told], [], [], PATIENCE_SECONDS)",

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +16,14 @@ from pydantic import Field
 
 from vidistill.storage import coded
 from vidistill.storage.clips import Clips
-from vidistill.storage.distilled import DistilledSet, materialised
+from vidistill.storage.distilled import DistilledSet, materialised, variants
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.streams import WORST_CRF, Stream, encode
 from vidistill.tasks.learning import streams
 from vidistill.tasks.learning.training import generator
+
+FINEST_CRF = 20
 
 
 class Coding(Parameters):
@@ -38,6 +41,53 @@ class Coding(Parameters):
 
     def encode(self, clips_NTHWC: NDArray[np.uint8]) -> Stream:
         return encode(clips_NTHWC, self.crf, self.preset, round(self.scale * max(clips_NTHWC.shape[2:4])))
+
+
+@dataclass(frozen=True)
+class Footage:
+    """The frames of clips that are coded: `frames` times as many as a student sees.
+
+    Attributes:
+        clips: the run's own.
+        frames: 1 for theirs, 1/k for every k-th of theirs, k for k times as many at a k-th of the interval, of `dense`.
+        dense: the same videos' clips, of at least so many frames over the same stretch.
+    """
+
+    clips: Clips
+    frames: float = 1.0
+    dense: Clips | None = None
+
+    def read(self, rows: Sequence[int]) -> NDArray[np.uint8]:
+        if self.dense is None or self.frames <= 1:
+            return self.clips.read(rows)[:, :: round(1 / self.frames)]
+        step = round(self.dense.shape_THWC[0] / self.clips.shape_THWC[0] / self.frames)
+        return self.dense.read([self._dense_rows[self.clips.table.videos[row].path] for row in rows])[:, ::step]
+
+    @cached_property
+    def _dense_rows(self) -> dict[str, int]:
+        assert self.dense is not None
+        return {video.path: row for row, video in enumerate(self.dense.table.videos)}
+
+
+class Coder:
+    """Codes rows of clips, each once at each quantiser."""
+
+    def __init__(self, footage: Footage, coding: Coding) -> None:
+        self.footage, self.coding = footage, coding
+        self._packets: dict[tuple[int, int], bytes] = {}
+        self._empty: Stream | None = None
+
+    def stream(self, rows: Sequence[int], crf: int | Sequence[int]) -> Stream:
+        """These rows as a stream, at one quantiser or one each; what a codec's clips share does not depend on it."""
+        asked = list(zip(rows, [crf] * len(rows) if isinstance(crf, int) else crf, strict=True))
+        missing = [pair for pair in dict.fromkeys(asked) if pair not in self._packets]
+        for one in sorted({quantiser for _, quantiser in missing}):
+            own = [row for row, quantiser in missing if quantiser == one]
+            made = self.coding.model_copy(update={"crf": one}).encode(self.footage.read(own))
+            self._packets.update(zip(((row, one) for row in own), made.clips, strict=True))
+            self._empty = replace(made, clips=())
+        assert self._empty is not None
+        return self._empty.with_more([self._packets[pair] for pair in asked])
 
 
 @dataclass(frozen=True)
@@ -64,44 +114,45 @@ class Budget:
 
 @dataclass(frozen=True)
 class Kept:
-    """Chosen rows, in class order, and their coded clips."""
+    """Chosen rows, in class order, the quantiser of each, and their coded clips."""
 
     rows_N: NDArray[np.int64]
+    crf_N: NDArray[np.int64]
     stream: Stream
 
 
-def kept(clips: Clips, orders: Sequence[NDArray[np.int64]], coding: Coding, budget: Budget) -> Kept:
-    """The first clips of each class's order: the same number of each, as far as it has them.
+def kept(coder: Coder, orders: Sequence[NDArray[np.int64]], crf: int, budget: Budget, finest: int = FINEST_CRF) -> Kept:
+    """The first clips of each class's order: the same number of each, as far as it has them, as many as have room at
+    this quantiser; what is left of the budget is spent on the finest one at which they still have room.
 
     Raises:
         RequestError: not even one clip a class fits; says the least budget that would do.
     """
-    most = max(map(len, orders)) if budget.kb is not None else budget.ipc
-    rows: list[int] = []
-    whole: Stream | None = None
-    for place in range(most):
+    rows = list[int]()
+    for place in range(max(map(len, orders)) if budget.kb is not None else budget.ipc):
         more = [int(order[place]) for order in orders if place < len(order)]
-        longer = coding.encode(clips.read(more))
-        longer = longer if whole is None else whole.with_more(longer.clips)
-        if not budget.holds(longer):
+        if not budget.holds(longer := coder.stream(rows + more, crf)):
             break
-        rows, whole = rows + more, longer
-    if whole is None:
+        rows += more
+    if not rows:
         least = math.ceil(budget.size(longer) / budget.classes / 100) / 10
         raise RequestError(
-            f"kb {budget.kb:g} is less than one clip a class takes at crf {coding.crf}: ask for at least {least:g}."
+            f"kb {budget.kb:g} is less than one clip a class takes at crf {crf}: ask for at least {least:g}."
         )
-    order_N = np.argsort(clips.labels_N[rows], kind="stable")
-    return Kept(np.array(rows)[order_N], whole.chosen(order_N.tolist()))
+    while budget.kb is not None and crf > finest and budget.holds(coder.stream(rows, crf - 1)):
+        crf -= 1
+    labels_N = coder.footage.clips.labels_N[rows]
+    rows = [rows[place] for place in np.argsort(labels_N, kind="stable")]
+    return Kept(np.array(rows), np.full(len(rows), crf), coder.stream(rows, crf))
 
 
 def as_set(clips: Clips, found: Kept, views: int, view_scale: float, seed: int) -> DistilledSet:
     """The set of kept clips as they are decoded, each with its views."""
     stored = coded.stored_of(found.stream, boxes(found.rows_N, views, view_scale, seed))
-    shape = (len(found.rows_N) * views, *found.stream.shape_THW, 3)
+    shape = (len(found.rows_N) * views, *clips.shape_THWC)
     names = [clips.table.videos[row].path for row in found.rows_N for _ in range(views)]
     return DistilledSet(
-        clips_NTHWC=materialised(coded.FORM, stored, shape),
+        **variants(materialised(coded.FORM, stored, shape)),
         labels_N=clips.labels_N[found.rows_N].repeat(views),
         classes=clips.classes,
         sources=tuple(names),

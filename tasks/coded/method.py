@@ -11,18 +11,19 @@ from typing import Any
 
 from pydantic import Field
 
-from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
-from vidistill.storage.streams import WORST_CRF
-from vidistill.tasks.coded.keep import Budget, Coding, Kept, as_set, kept, psnr
+from vidistill.storage.streams import WORST_CRF, decode
+from vidistill.tasks.coded.allocate import allocated
+from vidistill.tasks.coded.keep import FINEST_CRF, Budget, Coder, Coding, Footage, Kept, as_set, kept, psnr
 from vidistill.tasks.coded.pick import Pick, ordered
-from vidistill.tasks.coded.search import Point, SearchParameters, TrialParameters, best, load_grid, search_job
+from vidistill.tasks.coded.search import Found, SearchParameters, TrialParameters, load_search, search_job
 from vidistill.tasks.learning.rows import enough
 from vidistill.tasks.learning.training import Precision
 from vidistill.tasks.methods import Given, Material, Method
+from vidistill.tasks.videos.decode import block_jobs, clips_job
 
 USUAL_CRF, COARSER = 50, (55, 60, WORST_CRF)
 
@@ -31,59 +32,68 @@ class CodedParameters(Parameters):
     """What is kept, and how finely.
 
     A budget in kilobytes counts all that a student needs: headers, index, labels, and the logits of the recipe `soft`.
-    Frames and their interval are those of the decoded clips.
+    Quantiser, scale and frames that are not given are searched for, or usual where there is no search; then as many
+    clips are kept as have room at that quantiser, and what is left is spent on a finer one. A quantiser that is given
+    stays, and nothing is searched.
     """
 
     pick: Pick = Field("random", description="Which clips of a class are kept first.")
-    crf: int | None = Field(
-        None,
-        ge=1,
-        le=WORST_CRF,
-        description="Quantiser; the search's where none is given, 50 where there is no search.",
+    crf: int | None = Field(None, ge=1, le=WORST_CRF, description="Quantiser of all clips; usual: 50.")
+    per_clip: bool = Field(
+        False, description="Quantisers of their own, that the teacher loses least of the clips in the same bytes."
     )
     preset: int = Field(4, ge=0, le=12, description="The encoder's effort: 0 is the most.")
-    scale: float = Field(1.0, gt=0, le=1, description="Side of the coded picture as a share; scaled up when decoded.")
+    scale: float | None = Field(
+        None, gt=0, le=1, description="Side of the coded picture as a share, scaled up when decoded; usual: 1."
+    )
+    frames: float | None = Field(
+        None,
+        gt=0,
+        description="Frames kept a clip as a share; usual: 1. 0.5: every second, and means between them. 2: frames at "
+        "half the interval, of which a student sees the even or the odd ones, drawn at every step.",
+    )
     views: int = Field(
         1, ge=1, description="Labelled views a clip: the picture, and parts of it with logits of their own."
     )
     view_scale: float = Field(0.4, gt=0, le=1, description="Smallest area share of such a part.")
-    teachers: int = Field(1, ge=1, description="Teachers whose mean probability labels the clips, a seed each.")
     search: SearchParameters | None = Field(
-        SearchParameters(),
-        description="How quantiser and scale are searched for a budget in kilobytes; null: not at all.",
+        SearchParameters(), description="How a budget in kilobytes is searched; null: not at all."
     )
     precision: Precision = "auto"
+
+    @property
+    def grid(self) -> SearchParameters | None:
+        """The search, over what is not given; None where the quantiser is."""
+        if self.search is None or self.crf is not None:
+            return None
+        given = {"scales": self.scale, "frames": self.frames}
+        return self.search.model_copy(update={name: (value,) for name, value in given.items() if value is not None})
 
 
 class Coded(Method):
     """As many coded clips a class as fit, the same number of each, chosen by `pick`."""
 
+    version = 2
     budgets = ("ipc", "kb")
     needs = ("teacher",)
     recipes = ("hard", "soft")
     Parameters = CodedParameters
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
-        made = {} if self.parameters.pick == "random" else {"teacher": [given.add(given.teacher)]}
-        if given.kb is None or self.parameters.search is None or self.parameters.crf is not None:
+        options = self.parameters
+        grid = None if given.kb is None else options.grid
+        made = {} if options.pick == "random" and not options.per_clip else {"teacher": [given.add(given.teacher)]}
+        made |= _dense(given, [options.frames or 1.0] if grid is None else list(grid.frames))
+        if grid is None:
             return made
-        named = ("pick", "preset", "views", "view_scale", "search")
+        names = ("pick", "preset", "views", "view_scale")
         trial = TrialParameters(
-            kb=given.kb, recipe=given.recipe, **{name: getattr(self.parameters, name) for name in named}
+            kb=given.kb, recipe=given.recipe, search=grid, **{name: getattr(options, name) for name in names}
         )
-        soft = self.labellers(given) if given.recipe.labels == "soft" else []
-        return made | {"search": [given.add(search_job(given.train, soft or made.get("teacher", []), trial))]}
-
-    def labellers(self, given: Given) -> list[ArtifactRef]:
-        """The teachers whose mean labels the set: the run's own, and others that began from other seeds."""
-        job, own = given.teacher, given.teacher.parameters
-        return [
-            given.add(job.model_copy(update={
-                "parameters": own | {"seed": own["seed"] + number},
-                "label": f"{job.label} {number + 1}" if number else job.label,
-            }))
-            for number in range(self.parameters.teachers)
-        ]  # fmt: skip
+        needs = {"clips": [given.train]} | {name: refs for name, refs in made.items() if name != "teacher"}
+        if options.pick != "random" or given.recipe.labels == "soft":
+            needs["teacher"] = [given.add(given.teacher)]
+        return made | {"search": [given.add(search_job(needs, trial))]}
 
     def distil(self, material: Material) -> DistilledSet:
         options, clips = self.parameters, material.clips
@@ -93,31 +103,59 @@ class Coded(Method):
         for done, label in enumerate(material.labels):
             rows_N = enough(clips, label, material.ipc)
             orders.append(ordered(options.pick, clips, rows_N, material.seed, network, material.device))
-            material.progress(done + 1, len(material.labels))
-        found, coding, grid = self._kept(clips, orders, budget, material)
+            material.progress(done, len(material.labels))
+        search = next((load_search(folder) for folder in material.inputs("search")), None)
+        coder, found = self._kept(material, orders, budget, search)
+        if options.per_clip:
+            found = allocated(coder, found, budget, network(), material.device)
         made = as_set(clips, found, options.views, options.view_scale, material.seed)
-        facts = coding.model_dump() | {
+        material.progress(len(material.labels), len(material.labels))
+        facts = coder.coding.model_dump() | {
+            "crf": sorted(set(found.crf_N.tolist())) if options.per_clip else int(found.crf_N[0]),
+            "frames": coder.footage.frames,
             "codec": found.stream.codec,
             "clips": len(found.rows_N),
-            "psnr": psnr(clips.read(found.rows_N), made.clips_NTHWC[:: options.views]),
+            "psnr": psnr(coder.footage.read(found.rows_N.tolist()), decode(found.stream)),
         }
-        made.facts.update({"coded": facts, "search": [point.model_dump() for point in grid]})
+        tried = [] if search is None else [point.model_dump() for point in search.points]
+        made.facts.update({"coded": facts, "search": tried})
         return made
 
-    def _kept(
-        self, clips: Clips, orders: list[Any], budget: Budget, material: Material
-    ) -> tuple[Kept, Coding, list[Point]]:
+    def _kept(self, material: Material, orders: list[Any], budget: Budget, search: Found | None) -> tuple[Coder, Kept]:
         """Kept as the search says, or as the parameters do; coarser only where not one clip a class fits."""
         options = self.parameters
-        coding = Coding(crf=options.crf or USUAL_CRF, preset=options.preset, scale=options.scale)
-        grid = [point for folder in material.inputs("search") for point in load_grid(folder)]
-        if grid:
-            chosen = best(grid)
-            coding = coding.model_copy(update={"crf": chosen.crf, "scale": chosen.scale})
-        coarser = [coding.model_copy(update={"crf": crf}) for crf in COARSER if crf > coding.crf]
-        for one in [coding, *([] if options.crf else coarser)]:
+        crf, scale, frames = options.crf or USUAL_CRF, options.scale or 1.0, options.frames or 1.0
+        if search is not None:
+            crf, scale, frames = search.best.crf, search.best.scale, search.best.frames
+        footage = Footage(material.clips, frames, material.more_clips("dense"))
+        coder = Coder(footage, Coding(preset=options.preset, scale=scale))
+        for one in [crf, *(coarser for coarser in COARSER if coarser > crf and not options.crf)]:
             try:
-                return kept(clips, orders, one, budget), one, grid
+                return coder, kept(coder, orders, one, budget, finest=options.crf or FINEST_CRF)
             except RequestError as error:
                 problem = error
         raise problem
+
+
+def _dense(given: Given, shares: list[float]) -> dict[str, list[ArtifactRef]]:
+    """The same videos' clips of more frames at a smaller interval, where one of these shares of frames needs them.
+
+    Raises:
+        RequestError: a share is no whole number of frames or of the interval's parts.
+    """
+    decode, most = given.decode, max(shares)
+    for share in shares:
+        divided = decode.frames * share if share < 1 else decode.interval / share
+        if divided % 1 or (share > 1 and most % share):
+            raise RequestError(
+                f"coded.frames {share:g} does not divide {decode.frames} frames at an interval of {decode.interval}: "
+                "take 0.5, 1, 2 or another share that does."
+            )
+    if most <= 1:
+        return {}
+    times = {"frames": round(decode.frames * most), "interval": round(decode.interval / most)}
+    dense = decode.model_copy(update={**times, "views": 1})
+    blocks = block_jobs(given.table, dense, "train")
+    for job in blocks:
+        given.add(job)
+    return {"dense": [given.add(clips_job(given.index, dense, "train", blocks))]}

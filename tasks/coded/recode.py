@@ -39,7 +39,11 @@ def recode(work: Work) -> None:
 
 
 def recoded(made: DistilledSet, coding: Coding) -> DistilledSet:
-    """The same set in the form `coded`; each variant of an instance is a clip of its own."""
+    """The same set in the form `coded`: the clips that a student sees, each variant of an instance as one of its own.
+
+    So it serves every form, but where many clips are made from little (mosaics, memories with many variants) the clips
+    can take more bytes than what they are made from.
+    """
     raw_NTHWC, variants = made.clips_NTHWC, 1
     if made.others_VNTHWC is not None:
         every_NVTHWC = np.stack([made.clips_NTHWC, *made.others_VNTHWC], axis=1)

@@ -1,15 +1,21 @@
-"""Search: at a budget of bytes neither the most clips nor the finest are best, so a small student is asked.
+"""Search: at a budget of bytes neither the most clips nor the finest are best, so small students are asked.
 
-A group-aware fifth of the training split is held out; from the rest a set is kept at each quantiser and picture size,
-each with as many clips as the budget has room for, and the one whose student scores best on the fifth is taken.
+A group-aware fifth of the training split is held out. From the rest a set is kept at each point of a grid, with as many
+clips as the budget has room for, labelled as the recipe says, and students of it are scored on the fifth. By successive
+halving (Jamieson and Talwalkar 2016) each round goes on with the better half of the points and gives each more
+students; a student has a draw of clips and first weights of its own. The teacher that labels has seen the fifth, at all
+points alike.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +26,11 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks.coded.keep import Budget, Coding, as_set, kept
-from vidistill.tasks.coded.pick import Pick, centre_clips, ordered
-from vidistill.tasks.learning import training
+from vidistill.tasks.coded.keep import Budget, Coder, Coding, Footage, Kept, as_set, kept
+from vidistill.tasks.coded.pick import Pick, ordered
+from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.evaluate import DistilledBatches
-from vidistill.tasks.learning.relabel import mean_logits
+from vidistill.tasks.learning.relabel import teacher_logits
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device, Order, TrainingParameters
 from vidistill.tasks.learning.trial import fifths
@@ -32,22 +38,34 @@ from vidistill.tasks.methods import Recipe
 from vidistill.tasks.stage import Job, Work, stage
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor
 
-GRID = "search.json"
+SEARCH, SCORES = "search.json", "scores.json"
 
 
 class SearchParameters(Parameters):
-    """The grid, and the student that tries its points. A point whose quantiser is coarser than one that already keeps
-    every clip is left out.
+    """The grid, the students that try its points, and how many steps they take in all.
+
+    Of points that keep the same clips of the same pictures the first is tried, for what is left of the budget is spent
+    alike: the finest quantiser that has room for them.
     """
 
     crfs: tuple[int, ...] = Field((40, 46, 52, 58, 63), min_length=1, description="Quantisers, the finest first.")
     scales: tuple[float, ...] = Field((1.0, 0.75), min_length=1, description="Sides of the coded pictures, as shares.")
+    frames: tuple[float, ...] = Field((1.0,), min_length=1, description="Frames kept a clip, as shares: 0.5, 1, 2.")
     network: str = Field("r2plus1d_small", description="The student that tries a point.")
     student: TrainingParameters = Field(
-        TrainingParameters(epochs=20, least_steps=200), description="How it is trained: shorter than a student."
+        TrainingParameters(epochs=1, least_steps=200), description="How it is trained: shorter than a student."
     )
+    steps: int = Field(
+        6000, ge=1, description="Steps of all students, the same a round; each point has two students or more."
+    )
+
+    def rounds(self, points: int) -> list[tuple[int, int]]:
+        """(points, students of each) a round, by halves until one would be left."""
+        sizes = [math.ceil(points / 2**number) for number in range(math.ceil(math.log2(points)))]
+        students = [self.steps // (len(sizes) * self.student.least_steps * size) for size in sizes]
+        return [(size, max(2 - bool(done), own)) for done, (size, own) in enumerate(zip(sizes, students, strict=True))]
 
 
 class TrialParameters(Parameters):
@@ -63,95 +81,158 @@ class TrialParameters(Parameters):
 
 
 class Point(Parameters):
-    """A point of the grid: what it keeps, and what its student scores."""
+    """A point of the grid: what it keeps, how many students tried it, and the mean of their top-1.
+
+    Attributes:
+        crf: the quantiser that says how many clips have room.
+        clips, bytes: of the first student's set.
+    """
 
     crf: int
     scale: float
+    frames: float
     clips: int
     bytes: int
-    top1: float
+    students: int = 0
+    top1: float = 0.0
+
+    def scored(self, top1: float) -> Point:
+        """After one more student."""
+        mean = (self.top1 * self.students + top1) / (self.students + 1)
+        return self.model_copy(update={"students": self.students + 1, "top1": mean})
 
 
-def search_job(clips: ArtifactRef, teachers: list[ArtifactRef], parameters: TrialParameters) -> Job:
-    label = f"search coded {parameters.recipe.name} kb {parameters.kb:g}"
-    return search(parameters, {"clips": [clips], "teacher": teachers}, label=label)
+class Found(Parameters):
+    """The points that were tried, and the one that is taken."""
+
+    points: tuple[Point, ...]
+    best: Point
 
 
-def load_grid(folder: Path) -> list[Point]:
-    return [Point.model_validate(point) for point in json.loads((folder / GRID).read_text())]
+def search_job(inputs: dict[str, list[ArtifactRef]], parameters: TrialParameters) -> Job:
+    """Inputs: `clips`; a `teacher` where labels or the pick need one; `dense` clips where a share of frames does."""
+    return search(parameters, inputs, label=f"search coded {parameters.recipe.name} kb {parameters.kb:g}")
 
 
-def best(grid: list[Point]) -> Point:
-    """The point of the highest score; of equal ones the first, which is the finest."""
-    return max(grid, key=lambda point: point.top1)
+def load_search(folder: Path) -> Found:
+    return Found.model_validate_json((folder / SEARCH).read_text())
 
 
-@stage("coded-search", version=2, threads="one")
+def best(points: Sequence[Point], held: int) -> Point:
+    """Of the points that most students tried the best; of those that lead by less than one of the held-out clips that
+    of most clips.
+    """
+    last = [point for point in points if point.students == max(point.students for point in points)]
+    ahead = max(point.top1 for point in last)
+    tied = [point for point in last if point.top1 > ahead - 1 / held]
+    return max(tied, key=lambda point: (point.clips, point.top1))
+
+
+class Trials:
+    """Sets of four fifths of the clips, and their students."""
+
+    def __init__(self, work: Work, parameters: TrialParameters) -> None:
+        self.parameters, self.asked = parameters, parameters.search
+        self.clips = Clips(work.store, work.ref("clips")).preload()
+        self.device = Device.of(work, self.asked.student.precision)
+        self.teacher = cache(lambda: load_teacher(work.store, work.ref("teacher"), self.clips, self.device))
+        fit_N, self.held_N = fifths(self.clips.table.videos, self.clips.classes)
+        by_class = [fit_N[self.clips.labels_N[fit_N] == label] for label in range(len(self.clips.classes))]
+        self.orders = cache(lambda seed: [
+            ordered(parameters.pick, self.clips, rows_N, seed, self.teacher, self.device) for rows_N in by_class
+        ])  # fmt: skip
+        self.soft = parameters.recipe.labels == "soft"
+        self.budget = Budget(parameters.kb, 1, len(self.clips.classes), parameters.views, self.soft)
+        dense = dense_clips(work)
+        self.coders = {
+            (scale, frames): Coder(Footage(self.clips, frames, dense), Coding(preset=parameters.preset, scale=scale))
+            for frames in self.asked.frames
+            for scale in self.asked.scales
+        }
+
+    def points(self) -> list[Point]:
+        """The grid, without points at which nothing fits or which keep as many clips as one before them.
+
+        Raises:
+            RequestError: nothing fits anywhere; says what would.
+        """
+        found: dict[tuple[float, float, int], Point] = {}
+        problem: RequestError | None = None
+        for (scale, frames), crf in product(self.coders, self.asked.crfs):
+            try:
+                made = self._kept(crf, scale, frames, seed=0)
+            except RequestError as error:
+                problem = error
+                continue
+            size, clips = self.budget.size(made.stream), len(made.rows_N)
+            point = Point(crf=crf, scale=scale, frames=frames, clips=clips, bytes=size)
+            found.setdefault((scale, frames, clips), point)
+        if not found and problem is not None:
+            raise problem
+        return list(found.values())
+
+    def _kept(self, crf: int, scale: float, frames: float, seed: int) -> Kept:
+        return kept(self.coders[scale, frames], self.orders(seed), crf, self.budget)
+
+    def score(self, point: Point, seed: int) -> float:
+        """Top-1 of one student on every stored view of the held-out clips."""
+        made = self._set(point, seed)
+        own, recipe = self.asked.student, self.parameters.recipe
+        weights = training.role_seed(seed, streams.TRIAL_WEIGHTS)
+        network = training.build_network(self.asked.network, len(made.classes), self.clips.shape_THWC, weights)
+        order = Order(len(made), own.optimiser.batch_size, weights)
+        draw = DistilledBatches(made, self.clips.table, recipe, order, self.device, None, own)
+        training.train(
+            network, draw, own.steps(order.n), own.optimiser, self.device, seed=weights, average=own.average,
+            temperature=recipe.temperature if self.soft else 1.0,
+        )  # fmt: skip
+        logits_NK = training.predict(network, every_view(self.clips, self.held_N, self.device), self.device)
+        labels_N = np.tile(self.clips.labels_N[self.held_N], self.clips.table.views)
+        return float((logits_NK.argmax(1).numpy() == labels_N).mean())
+
+    def _set(self, point: Point, seed: int) -> DistilledSet:
+        found = self._kept(point.crf, point.scale, point.frames, seed)
+        made = as_set(self.clips, found, self.parameters.views, self.parameters.view_scale, seed)
+        if not self.soft:
+            return made
+        return made.with_logits(teacher_logits(self.teacher(), made, self.clips, self.device))
+
+
+def every_view(clips: Clips, rows_N: NDArray[np.int64], device: Device) -> Iterator[Tensor]:
+    """All of these rows at their first stored view, then at their second, as normalised batches."""
+    for view in range(clips.table.views):
+        for start in range(0, len(rows_N), 32):
+            clips_NTHWC = clips.read(rows_N[start : start + 32], view)
+            yield training.to_input(clips_NTHWC, clips.table.mean, clips.table.std, device)
+
+
+def dense_clips(work: Work) -> Clips | None:
+    """The clips of more frames, where a share of frames needs them."""
+    return Clips(work.store, work.ref("dense")) if work.refs("dense") else None
+
+
+@stage("coded-search", version=3, threads="one")
 def search(work: Work) -> None:
-    parameters = TrialParameters.model_validate(work.job.parameters)
-    asked, clips = parameters.search, Clips(work.store, work.ref("clips"))
-    device = Device.of(work, asked.student.precision)
-
-    @cache
-    def teachers() -> list[nn.Module]:
-        return [load_teacher(work.store, ref, clips, device) for ref in work.refs("teacher")]
-
-    fit_rows, held_rows = fifths(clips.table.videos, clips.classes)
-    by_class = [fit_rows[clips.labels_N[fit_rows] == label] for label in range(len(clips.classes))]
-    orders = [ordered(parameters.pick, clips, rows, 0, lambda: teachers()[0], device) for rows in by_class]
-    codings = [Coding(crf=crf, preset=parameters.preset, scale=scale) for scale in asked.scales for crf in asked.crfs]
-    soft = parameters.recipe.labels == "soft"
-    budget = Budget(parameters.kb, 1, len(clips.classes), parameters.views, soft)
-    found = work.last_checkpoint()
-    done, grid = (0, []) if found is None else (found[0], load_grid(found[1]))
-    for number, coding in enumerate(codings[done:], done + 1):
-        point = _tried(clips, orders, coding, budget, parameters, held_rows, teachers if soft else list, device, grid)
-        grid += [] if point is None else [point]
-        work.progress(number, len(codings), f"{len(grid)} points")
-        work.checkpoint(number, partial(_write, grid))
-    if not grid:
-        kept(clips, orders, min(codings, key=lambda coding: (-coding.crf, coding.scale)), budget)  # says what would fit
-    _write(grid, work.folder)
-    work.record(seeds=[0], counts={"points": len(grid), "held out": len(held_rows)}, **device.facts())
+    trials = Trials(work, TrialParameters.model_validate(work.job.parameters))
+    points = trials.points()
+    rounds = trials.asked.rounds(len(points))
+    checkpoint = work.last_checkpoint()
+    known: list[float] = [] if checkpoint is None else json.loads((checkpoint[1] / SCORES).read_text())
+    total, done = sum(size * students for size, students in rounds), 0
+    for size, students in rounds:
+        points.sort(key=lambda point: (-point.students, -point.top1))  # stable: of equal ones the first goes on
+        for place, _ in product(range(size), range(students)):
+            if done == len(known):
+                known.append(trials.score(points[place], points[place].students))
+                work.checkpoint(done + 1, partial(_write, known))
+            points[place] = points[place].scored(known[done])
+            done += 1
+            work.progress(done, total, f"{len(points)} points")
+    found = Found(points=tuple(points), best=best(points, len(trials.held_N)))
+    (work.folder / SEARCH).write_text(found.model_dump_json(indent=1))
+    seeds = list(range(max(point.students for point in points)))
+    work.record(seeds=seeds, counts={"points": len(points), "held out": len(trials.held_N)}, **trials.device.facts())
 
 
-def _write(grid: list[Point], folder: Path) -> None:
-    (folder / GRID).write_text(json.dumps([point.model_dump() for point in grid], indent=1))
-
-
-def _tried(
-    clips: Clips, orders: list[NDArray[np.int64]], coding: Coding, budget: Budget, parameters: TrialParameters,
-    held_rows: NDArray[np.int64], teachers: Any, device: Device, grid: list[Point],
-) -> Point | None:  # fmt: skip
-    """What a student scores at this point; None where not a clip fits, or a finer quantiser already keeps all clips."""
-    everything = sum(map(len, orders))
-    if any(point.scale == coding.scale and point.clips == everything for point in grid):
-        return None
-    try:
-        found = kept(clips, orders, coding, budget)
-    except RequestError:
-        return None
-    made = as_set(clips, found, parameters.views, parameters.view_scale, seed=0)
-    if asked := teachers():
-        made = made.with_logits(mean_logits(asked, made, clips, device))
-    top1 = _score(made, clips, held_rows, parameters, device)
-    return Point(
-        crf=coding.crf, scale=coding.scale, clips=len(found.rows_N), bytes=budget.size(found.stream), top1=top1
-    )
-
-
-def _score(
-    made: DistilledSet, clips: Clips, held_rows: NDArray[np.int64], parameters: TrialParameters, device: Device
-) -> float:
-    """Top-1 on the held-out rows of a student that was trained on the set."""
-    asked, student = parameters.search, parameters.search.student
-    network = training.build_network(asked.network, len(clips.classes), clips.shape_THWC, seed=0)
-    order = Order(len(made), student.optimiser.batch_size, seed=0)
-    draw = DistilledBatches(made, clips.table, parameters.recipe, order, device, None, student)
-    temperature = parameters.recipe.temperature if parameters.recipe.labels == "soft" else 1.0
-    training.train(
-        network, draw, student.steps(order.n), student.optimiser, device, seed=0, average=student.average,
-        temperature=temperature,
-    )  # fmt: skip
-    logits_NK = training.predict(network, centre_clips(clips, held_rows, device), device)
-    return float((logits_NK.argmax(1).numpy() == clips.labels_N[held_rows]).mean())
+def _write(scores: list[float], folder: Path) -> None:
+    (folder / SCORES).write_text(json.dumps(scores))

@@ -91,10 +91,8 @@ class RelabelParameters(Parameters):
 
 
 def relabel_job(
-    distilled: ArtifactRef, clips: ArtifactRef, teacher: ArtifactRef | list[ArtifactRef], recipe: Recipe, seed: int,
-    label: str,
-) -> Job:  # fmt: skip
-    """The job that labels a set by one teacher, or by the mean of several."""
+    distilled: ArtifactRef, clips: ArtifactRef, teacher: ArtifactRef, recipe: Recipe, seed: int, label: str
+) -> Job:
     inputs = {"distilled": distilled, "clips": clips, "teacher": teacher}
     return relabel(RelabelParameters(recipe=recipe, seed=seed), inputs, label=label)
 
@@ -104,7 +102,7 @@ def relabel(work: Work) -> None:
     parameters = RelabelParameters.model_validate(work.job.parameters)
     clips = Clips(work.store, work.ref("clips"))
     device = Device.of(work, parameters.precision)
-    teachers = [load_teacher(work.store, ref, clips, device) for ref in work.refs("teacher")]
+    teacher = load_teacher(work.store, work.ref("teacher"), clips, device)
     distilled = DistilledSet.load(work.input("distilled"))
     made = distilled
     if parameters.recipe.augmentation != "none":
@@ -112,19 +110,8 @@ def relabel(work: Work) -> None:
         x_NCTHW = training.to_input(distilled.clips_NTHWC, clips.table.mean, clips.table.std, device)
         mixed_NCTHW = videomix(x_NCTHW, mix, parameters.recipe.augmentation, parameters.seed)
         made = distilled.with_clips(to_pixels(mixed_NCTHW, clips))
-    made.with_logits(mean_logits(teachers, made, clips, device)).save(work.folder)
+    made.with_logits(teacher_logits(teacher, made, clips, device)).save(work.folder)
     work.record(seeds=[parameters.seed], counts={"clips": len(made)}, **device.facts())
-
-
-def mean_logits(teachers: list[nn.Module], made: DistilledSet, clips: Clips, device: Device) -> NDArray[np.float32]:
-    """The outputs of one teacher (N, K), or the logarithm of several teachers' mean probability."""
-    import torch
-
-    logits = [teacher_logits(teacher, made, clips, device) for teacher in teachers]
-    if len(logits) == 1:
-        return logits[0]
-    every_MNK = torch.from_numpy(np.stack(logits))
-    return np.asarray((every_MNK.log_softmax(2).logsumexp(0) - np.log(len(logits))).numpy(), dtype=np.float32)
 
 
 def teacher_logits(teacher: nn.Module, made: DistilledSet, clips: Clips, device: Device) -> NDArray[np.float32]:

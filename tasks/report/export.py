@@ -137,7 +137,8 @@ def _write_coded(made: DistilledSet, out: Path, files: list[dict[str, Any]], fps
     for number, one in enumerate(files):
         (out / one["file"]).parent.mkdir(parents=True, exist_ok=True)
         write_packets(out / one["file"], stream, number, fps)
-    return {"codec": stream.codec, "coded_size": list(stream.coded_HW), "boxes": made.stored["boxes"].tolist()}
+    size = {"coded_frames": stream.shape_THW[0], "coded_size": list(stream.coded_HW)}
+    return {"codec": stream.codec, **size, "boxes": made.stored["boxes"].tolist()}
 
 
 def _videos(made: DistilledSet, kind: str) -> list[NDArray[np.uint8]]:

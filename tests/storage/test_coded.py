@@ -82,6 +82,23 @@ def test_views_are_parts_of_the_picture():
     )
 
 
+@pytest.mark.parametrize(("kept", "frames"), [(4, 8), (3, 9), (1, 4), (8, 4), (12, 4), (5, 5)])
+def test_frames_of_other_counts(kept, frames):
+    """Of more frames each shift; of fewer what numpy's interpolation in time gives, rounded."""
+    clips = np.random.default_rng(0).integers(0, 256, (2, kept, 3, 5, 3), dtype=np.uint8)
+    found = coded.shifts(clips, frames)
+    if kept >= frames:
+        step = kept // frames
+        places = [[first + step * t for t in range(frames)] for first in range(step)]
+        np.testing.assert_array_equal(found, [clips[:, place] for place in places])
+        return
+    (made,) = found
+    times = np.arange(frames) * kept / frames
+    exact = np.apply_along_axis(lambda values: np.interp(times, np.arange(kept), values), 1, clips)
+    assert made.shape == exact.shape
+    assert np.abs(made - exact).max() <= 0.51
+
+
 def test_a_set_that_was_cut_or_flipped_is_named(tmp_path):
     made(views=2).save(tmp_path)
     file = tmp_path / "set.coded"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -9,23 +10,31 @@ import torch
 from method_contract import Bench, MethodContract
 
 from vidistill.storage import coded
+from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError, Stopped
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks.coded.keep import boxes
+from vidistill.storage.streams import decode
+from vidistill.tasks.coded import search as search_module
+from vidistill.tasks.coded.allocate import STEPS, allocated, lost
+from vidistill.tasks.coded.keep import FINEST_CRF, Budget, Coder, Coding, Footage, boxes, kept
 from vidistill.tasks.coded.method import Coded
 from vidistill.tasks.coded.pick import by_median, losses, medoids, ordered
-from vidistill.tasks.coded.search import best, load_grid
+from vidistill.tasks.coded.search import Found, Point, SearchParameters, best, load_search
 from vidistill.tasks.distil import distil_jobs
-from vidistill.tasks.learning.relabel import mean_logits, relabel_job, teacher_logits
+from vidistill.tasks.learning.relabel import relabel_job, teacher_logits
 from vidistill.tasks.learning.rows import draw_rows
+from vidistill.tasks.learning.training import predict, to_input
+from vidistill.tasks.learning.trial import fifths
 from vidistill.tasks.methods import HARD, Recipe, find_method
 from vidistill.tasks.stage import Job, listening, run_job
+from vidistill.tasks.videos.decode import block_jobs, clips_job
 
 QUICK: dict[str, Any] = {"preset": 10, "precision": "fp32"}
 SEARCH: dict[str, Any] = {
     "crfs": [20, 63],
     "scales": [1.0, 0.5],
+    "steps": 8,
     "student": {"epochs": 1, "least_steps": 2, "precision": "fp32"},
 }
 SOFT = Recipe(labels="soft", temperature=2.0)
@@ -52,7 +61,7 @@ def made_of(bench: Bench, kb: float, recipe: Recipe = HARD, seed: int = 0, **opt
     (job,) = distil_jobs(source, method.parameters, 1, seed, len(bench.clips.classes), inputs, "", kb=kb, soft=soft)
     ref, _ = run_job(job, bench.runtime)
     if soft:
-        ref, _ = run_job(relabel_job(ref, given.train, method.labellers(given), recipe, seed, ""), bench.runtime)
+        ref, _ = run_job(relabel_job(ref, given.train, bench.teacher, recipe, seed, ""), bench.runtime)
     return ref, DistilledSet.training_bytes(bench.store.folder(ref))
 
 
@@ -86,10 +95,10 @@ def test_coarser_only_where_one_clip_does_not_fit(bench):
         ref, _ = made_of(bench, kb, search=None)
         return DistilledSet.facts_of(bench.store.folder(ref))["coded"]["crf"]
 
-    assert crf(50.0) == 50
     with pytest.raises(RequestError) as raised:
         made_of(bench, 0.01, search=None)
-    assert crf(float(str(raised.value).rpartition(" ")[2].rstrip("."))) > 50
+    least = float(str(raised.value).rpartition(" ")[2].rstrip("."))
+    assert crf(least) > crf(2 * least)
 
 
 def test_random_keeps_the_clips_that_random_draws(bench):
@@ -112,24 +121,6 @@ def test_soft_labels_are_the_teachers_for_what_is_decoded(bench):
     np.testing.assert_allclose(made.logits_NK, expected, atol=0.01)  # bf16 where the CPU has it
     np.testing.assert_array_equal(made.logits_NK, coded.rounded(made.logits_NK))
     assert len(made) == 2 * len(set(made.sources))
-
-
-def test_several_teachers_give_the_mean_of_their_probabilities(bench):
-    method = Coded(Coded.Parameters(teachers=2))
-    refs = method.labellers(bench.given)
-    assert len(set(refs)) == 2
-    assert refs[0] == bench.teacher
-    networks = [bench.material((0, 1, 2), 1, 0).teacher() for _ in range(2)]
-    with torch.no_grad():
-        for weight in networks[1].parameters():
-            weight.mul_(0.7)
-    made = find_method("random").method(None).distil(bench.material((0, 1, 2), 1, 0))
-    each = [
-        torch.from_numpy(teacher_logits(network, made, bench.clips, bench.device)).double().softmax(1)
-        for network in networks
-    ]
-    found = torch.from_numpy(mean_logits(networks, made, bench.clips, bench.device)).double().exp()
-    torch.testing.assert_close(found, (each[0] + each[1]) / 2, atol=1e-6, rtol=1e-5)
 
 
 # Picks
@@ -172,31 +163,226 @@ def test_views_are_drawn_by_seed_and_row():
     assert (boxes(np.array([7]), 3, 0.4, seed=2)[0] != drawn[1]).any()
 
 
+# Quantisers
+
+
+def coded_facts(bench: Bench, kb: float, recipe: Recipe = HARD, **options: Any) -> dict[str, Any]:
+    ref, _ = made_of(bench, kb, recipe, **options)
+    return DistilledSet.facts_of(bench.store.folder(ref))["coded"]
+
+
+def test_what_is_left_of_a_budget_is_spent_on_a_finer_quantiser(bench):
+    """The same clips at the next finer one have no room, where there is one."""
+    _, rough = made_of(bench, 1e3, crf=50, search=None)
+    kb = 1.4 * rough / 3000
+    facts = coded_facts(bench, kb, search=None)
+    assert facts["clips"] == 6
+    assert 20 < facts["crf"] < 50
+    assert made_of(bench, 1e3, crf=facts["crf"])[1] <= kb * 3000 < made_of(bench, 1e3, crf=facts["crf"] - 1)[1]
+    assert coded_facts(bench, 1e3, search=None)["crf"] == FINEST_CRF
+    assert coded_facts(bench, kb, crf=50)["crf"] == 50
+
+
+def test_clips_are_coded_once_at_each_quantiser(bench, monkeypatch):
+    coder = Coder(Footage(bench.clips), Coding(preset=10))
+    asked: list[tuple[int, int]] = []
+    encode = Coding.encode
+    monkeypatch.setattr(
+        Coding, "encode", lambda self, clips: (asked.append((self.crf, len(clips))), encode(self, clips))[1]
+    )
+    mixed = coder.stream([0, 1, 2, 0], [40, 50, 40, 40])
+    assert coder.stream([2, 1], [40, 50]).clips == (mixed.clips[2], mixed.clips[1])
+    assert asked == [(40, 2), (50, 1)]
+    assert mixed.clips[3] == mixed.clips[0]
+    alone = [Coding(crf=crf, preset=10).encode(bench.clips.read([row])) for row, crf in ((0, 40), (1, 50), (2, 40))]
+    np.testing.assert_array_equal(decode(mixed)[:3], np.concatenate([decode(one) for one in alone]))
+
+
+def by_hand(rate: np.ndarray, loss: np.ndarray, limit: float) -> float:
+    """The least loss within a limit of bytes, of all ways."""
+    ways = itertools.product(range(len(rate)), repeat=rate.shape[1])
+    every = np.arange(rate.shape[1])
+    return min(loss[way, every].sum() for way in map(list, ways) if rate[way, every].sum() <= limit)
+
+
+def test_a_quantiser_a_clip_loses_less_in_no_more_bytes(bench):
+    """Beside every way of giving six clips one of six quantisers; what the teacher loses is its KL in float64."""
+    material = bench.material((0, 1, 2), 1, 0)
+    teacher, coder = material.teacher(), Coder(Footage(bench.clips), Coding(preset=10))
+    budget = Budget(None, 2, 3, 1, False)
+    found = kept(coder, [np.array([0, 1]), np.array([2, 3]), np.array([4, 5])], 44, budget)
+    made = allocated(coder, found, budget, teacher, bench.device)
+    crfs, rows = sorted({44 + step for step in STEPS}), found.rows_N.tolist()
+    streams = [coder.stream(rows, crf) for crf in crfs]
+
+    def probabilities(clips: np.ndarray) -> torch.Tensor:
+        x = to_input(clips, bench.clips.table.mean, bench.clips.table.std, bench.device)
+        return predict(teacher, iter([x]), bench.device).double().softmax(1)
+
+    real = probabilities(bench.clips.read(rows))
+    loss = np.stack([(real * (real / probabilities(decode(stream))).log()).sum(1).numpy() for stream in streams])
+    np.testing.assert_allclose(lost(bench.clips, rows, streams, teacher, bench.device), loss, atol=1e-9)
+    rate = np.array([[len(clip) for clip in stream.clips] for stream in streams])
+    own = loss[np.searchsorted(crfs, made.crf_N), np.arange(6)].sum()
+    assert budget.size(made.stream) <= budget.size(found.stream)
+    assert made.rows_N.tolist() == rows
+    same, least = loss[crfs.index(44)].sum(), by_hand(rate, loss, rate[crfs.index(44)].sum())
+    assert least - 1e-12 <= own < (same + least) / 2
+    free = allocated(coder, found, replace(budget, kb=1e3), teacher, bench.device)
+    np.testing.assert_array_equal(free.crf_N, np.array(crfs)[loss.argmin(0)])
+
+
+def test_a_quantiser_a_clip_keeps_to_the_budget(bench):
+    plain, facts = (coded_facts(bench, 3.0, SOFT, search=None, per_clip=own) for own in (False, True))
+    assert facts["clips"] == plain["clips"]
+    assert isinstance(facts["crf"], list)
+
+
+# Frames
+
+
+def test_denser_frames_are_drawn_with_a_shift(bench):
+    ref, size = made_of(bench, 50.0, SOFT, frames=2, crf=30)
+    made = DistilledSet.load(bench.store.folder(ref))
+    assert size <= 150_000
+    assert made.others_VNTHWC is not None
+    assert made.others_VNTHWC.shape == (1, *made.clips_NTHWC.shape)
+    every = (Clips(bench.store, one) for one in bench.store.refs("clips"))
+    (clips,) = (one for one in every if one.shape_THWC == (8, 48, 48, 3))
+    rows = {video.path: row for row, video in enumerate(clips.table.videos)}
+    raw = clips.read([rows[source] for source in made.sources])
+    for first, shown in enumerate((made.clips_NTHWC, made.others_VNTHWC[0])):
+        errors = [np.abs(shown.astype(int) - raw[:, start::2]).mean() for start in (0, 1)]
+        assert np.argmin(errors) == first
+        assert min(errors) < 8
+    assert DistilledSet.facts_of(bench.store.folder(ref))["coded"]["frames"] == 2
+
+
+def test_half_of_the_frames_take_fewer_bytes_and_are_filled_in(bench):
+    (whole, all_bytes), (half, bytes_of_half) = (made_of(bench, 50.0, frames=share, crf=30) for share in (1.0, 0.5))
+    assert bytes_of_half < all_bytes
+    made, other = (DistilledSet.load(bench.store.folder(ref)) for ref in (half, whole))
+    assert made.clips_NTHWC.shape == other.clips_NTHWC.shape
+    between = (made.clips_NTHWC[:, 0].astype(int) + made.clips_NTHWC[:, 2] + 1) // 2
+    np.testing.assert_array_equal(made.clips_NTHWC[:, 1], between)
+    np.testing.assert_array_equal(made.clips_NTHWC[:, 3], made.clips_NTHWC[:, 2])
+
+
+@pytest.mark.parametrize("frames", [0.3, 3, 8])
+def test_a_share_that_divides_no_frames_is_a_wrong_request(bench, frames):
+    with pytest.raises(RequestError, match=rf"coded.frames {frames:g} does not divide 4 frames at an interval of 4"):
+        made_of(bench, 5.0, frames=frames, search=None)
+
+
 # Search
 
 
 def test_the_search_takes_what_scores_best_within_the_budget(bench):
     ref, size = made_of(bench, 2.0, SOFT, search=SEARCH)
     facts = DistilledSet.facts_of(bench.store.folder(ref))
-    (search,) = [ref for ref in bench.store.refs("coded-search") if _asks(bench, ref, 2.0, "soft")]
-    grid = load_grid(bench.store.folder(search))
-    assert facts["search"] == [point.model_dump() for point in grid]
-    assert (best(grid).crf, best(grid).scale) == (facts["coded"]["crf"], facts["coded"]["scale"])
-    assert best(grid).top1 == max(point.top1 for point in grid)
+    found = searched(bench, 2.0, "soft")
+    assert facts["search"] == [point.model_dump() for point in found.points]
+    assert found.best in found.points
+    assert (found.best.scale, found.best.frames) == (facts["coded"]["scale"], facts["coded"]["frames"])
+    assert facts["coded"]["crf"] <= found.best.crf
     assert size <= 2000 * 3
-    assert all(point.bytes <= 2000 * 3 and 0 <= point.top1 <= 1 for point in grid)
-    assert {(point.crf, point.scale) for point in grid} <= {(20, 1.0), (63, 1.0), (20, 0.5), (63, 0.5)}
+    assert all(point.bytes <= 2000 * 3 and 0 <= point.top1 <= 1 for point in found.points)
+    assert {(point.crf, point.scale) for point in found.points} <= {(20, 1.0), (63, 1.0), (20, 0.5), (63, 0.5)}
 
 
-def _asks(bench: Bench, ref: ArtifactRef, kb: float, labels: str) -> bool:
-    parameters = bench.store.manifest(ref).parameters
-    return parameters["kb"] == kb and parameters["recipe"]["labels"] == labels
+def searched(bench: Bench, kb: float, labels: str) -> Found:
+    """The search of this budget."""
+    found = {ref: bench.store.manifest(ref).parameters for ref in bench.store.refs("coded-search")}
+    (ref,) = [one for one, own in found.items() if (own["kb"], own["recipe"]["labels"]) == (kb, labels)]
+    return load_search(bench.store.folder(ref))
 
 
-def test_coarser_points_that_keep_no_more_are_left_out(bench):
+def test_points_that_keep_the_same_clips_are_tried_once(bench):
     made_of(bench, 500.0, search=SEARCH)
-    (search,) = [ref for ref in bench.store.refs("coded-search") if _asks(bench, ref, 500.0, "hard")]
-    assert [(point.crf, point.scale) for point in load_grid(bench.store.folder(search))] == [(20, 1.0), (20, 0.5)]
+    points = searched(bench, 500.0, "hard").points
+    assert sorted((point.crf, point.scale) for point in points) == [(20, 0.5), (20, 1.0)]
+
+
+def test_what_is_given_is_not_searched(bench):
+    made_of(bench, 501.0, search=SEARCH, scale=0.75, frames=0.5)
+    assert {(point.scale, point.frames) for point in searched(bench, 501.0, "hard").points} == {(0.75, 0.5)}
+
+
+def test_the_search_uses_the_recipes_labels_and_every_stored_view(bench, monkeypatch):
+    """A student is trained on the teacher's outputs for what is decoded, and scored on held-out clips alone."""
+    seen: list[tuple[Any, ...]] = []
+    plain = search_module.DistilledBatches
+    monkeypatch.setattr(search_module, "DistilledBatches", lambda *given: (seen.append(given), plain(*given))[1])
+    made_of(bench, 7.0, SOFT, search=SEARCH)
+    made_of(bench, 7.5, search=SEARCH)
+    soft, hard = ([given for given in seen if given[2].labels == labels] for labels in ("soft", "hard"))
+    teacher = bench.material((0, 1, 2), 1, 0).teacher()
+    made = soft[0][0]
+    expected = teacher_logits(teacher, replace(made, logits_NK=None), bench.clips, bench.device)
+    np.testing.assert_allclose(made.logits_NK, expected, atol=0.01)
+    assert all(given[0].logits_NK is None for given in hard)
+    _, held = fifths(bench.clips.table.videos, bench.clips.classes)
+    kept_out = {bench.clips.table.videos[row].path for row in held}
+    assert not kept_out & {source for given in seen for source in given[0].sources}
+
+
+@pytest.mark.parametrize(
+    ("points", "steps", "rounds"),
+    [
+        (8, 4800, [(8, 2), (4, 4), (2, 8)]),
+        (10, 1, [(10, 2), (5, 1), (3, 1), (2, 1)]),
+        (2, 4000, [(2, 20)]),
+        (1, 4000, []),
+    ],
+)
+def test_each_round_has_the_better_half_and_as_many_steps(points, steps, rounds):
+    found = SearchParameters(student={"epochs": 1, "least_steps": 100}, steps=steps).rounds(points)
+    assert found == rounds
+
+
+def test_students_go_to_the_points_that_score_best(bench, monkeypatch):
+    """Two students for each of four points, then four for each of the better two."""
+    tops = {(20, 1.0): 0.2, (63, 1.0): 0.5, (20, 0.5): 0.9, (63, 0.5): 0.3}
+    seeds: list[tuple[int, float, int]] = []
+
+    def score(_: Any, point: Point, seed: int) -> float:
+        seeds.append((point.crf, point.scale, seed))
+        return tops[point.crf, point.scale]
+
+    grid = [Point(crf=crf, scale=scale, frames=1, clips=3, bytes=9) for crf, scale in tops]
+    monkeypatch.setattr(search_module.Trials, "points", lambda _: grid)
+    monkeypatch.setattr(search_module.Trials, "score", score)
+    made_of(bench, 1.9, search=SEARCH | {"steps": 32})
+    found = searched(bench, 1.9, "hard")
+    assert {(point.crf, point.scale): point.students for point in found.points} == {
+        (20, 1.0): 2, (63, 1.0): 6, (20, 0.5): 6, (63, 0.5): 2,
+    }  # fmt: skip
+    assert (found.best.crf, found.best.scale, found.best.top1) == (20, 0.5, pytest.approx(0.9))
+    assert [seed for crf, scale, seed in seeds if (crf, scale) == (20, 0.5)] == list(range(6))
+
+
+def test_every_stored_view_of_a_clip_is_looked_at(bench):
+    decode_twice = bench.given.decode.model_copy(update={"views": 2, "interval": 1})
+    blocks = block_jobs(bench.given.table, decode_twice, "train")
+    for job in (*blocks, last := clips_job(bench.given.index, decode_twice, "train", blocks)):
+        run_job(job, bench.runtime)
+    clips, rows = Clips(bench.store, last.ref), np.array([1, 4])
+    found = torch.cat(list(search_module.every_view(clips, rows, bench.device)))
+    raw = np.concatenate([clips.read(rows, 0), clips.read(rows, 1)])
+    torch.testing.assert_close(found, to_input(raw, clips.table.mean, clips.table.std, bench.device))
+    assert (raw[:2] != raw[2:]).any()
+
+
+def test_the_better_half_goes_on_and_ties_go_to_more_clips():
+    def point(crf: int, clips: int, students: int, top1: float) -> Point:
+        return Point(crf=crf, scale=1, frames=1, clips=clips, bytes=9, students=students, top1=top1)
+
+    points = [point(40, 3, 4, 0.50), point(46, 6, 4, 0.495), point(52, 9, 4, 0.48), point(58, 99, 2, 0.9)]
+    assert best(points, held=100).crf == 46
+    assert best(points, held=1000).crf == 40
+    assert best(points, held=10).crf == 52
+    assert point(40, 3, 1, 0.5).scored(0.8).top1 == pytest.approx(0.65)
+    assert point(40, 3, 3, 0.5).scored(0.9) == point(40, 3, 4, 0.6)
 
 
 def test_a_search_that_nothing_fits_says_what_would(bench):
@@ -204,22 +390,23 @@ def test_a_search_that_nothing_fits_says_what_would(bench):
         made_of(bench, 0.05, search=SEARCH)
 
 
-def test_a_search_that_was_stopped_goes_on_from_its_last_point(bench, tmp_path):
+def test_a_search_that_was_stopped_goes_on_from_its_last_student(bench):
     jobs: list[Job] = []
     given = replace(bench.given, kb=3.0, add=lambda job: (jobs.append(job), job.ref)[1])
-    Coded(Coded.Parameters(**QUICK, search=SEARCH | {"crfs": [25, 50, 63]})).inputs(given)
+    Coded(Coded.Parameters(**QUICK, search=SEARCH | {"crfs": [25, 63]})).inputs(given)
 
     def stop(label: str, done: int, total: int, note: str) -> None:
-        if total == 6 and done == 4:
+        if label == jobs[-1].label and done == 4:
             raise Stopped("stopped")
 
     with listening(stop), pytest.raises(Stopped):
         run_job(jobs[-1], bench.runtime)
     checkpoints = [ref for ref in bench.store.refs("coded-search-checkpoint") if ref.key.startswith(jobs[-1].ref.key)]
-    assert [ref.key.rpartition("-")[2] for ref in checkpoints] == ["00000003"]
-    kept = load_grid(bench.store.folder(checkpoints[0]))
-    seen: list[int] = []
-    with listening(lambda label, done, total, note: seen.append(done) if total == 6 else None):
+    assert [ref.key.rpartition("-")[2] for ref in checkpoints] == ["00000004"]
+    trained: list[int] = []
+    plain = search_module.Trials.score
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_module.Trials, "score", lambda *given: (trained.append(given[2]), plain(*given))[1])
         run_job(jobs[-1], bench.runtime)
-    assert seen == [4, 5, 6]
-    assert load_grid(bench.store.folder(jobs[-1].ref))[: len(kept)] == kept
+    found = load_search(bench.store.folder(jobs[-1].ref))
+    assert len(trained) == sum(point.students for point in found.points) - 4

@@ -47,16 +47,21 @@ def made_of(bench: Bench, **options: object) -> ArtifactRef:
     source = find_method("coded")
     parameters = source.method.Parameters(preset=10, **options)
     given = replace(bench.given)
-    (job,) = distil_jobs(source, parameters, 1, 4, len(bench.clips.classes), {"clips": [given.train]}, "coded")
+    inputs = {"clips": [given.train], **source.method(parameters).inputs(given)}
+    (job,) = distil_jobs(source, parameters, 1, 4, len(bench.clips.classes), inputs, "coded")
     return done(bench, relabel_job(done(bench, job), given.train, bench.teacher, Recipe(labels="soft"), 4, "label"))
 
 
-@pytest.mark.parametrize("options", [{"crf": 40}, {"crf": 30, "scale": 0.7, "views": 3}], ids=["plain", "views"])
+@pytest.mark.parametrize(
+    "options",
+    [{"crf": 40}, {"crf": 30, "scale": 0.7, "views": 3}, {"crf": 30, "frames": 2, "views": 2}, {"frames": 0.5}],
+    ids=["plain", "views", "dense", "half"],
+)
 def test_it_reads_back_to_the_pixel(bench: Bench, tmp_path: Path, options: dict[str, object]) -> None:
     ref = made_of(bench, **options)
     facts = export_set(bench.store, ref, tmp_path / "out", 8, "coded")
     made, back = DistilledSet.load(bench.store.folder(ref)), DistilledSet.load(tmp_path / "out")
-    for name in ("clips_NTHWC", "labels_N", "logits_NK"):
+    for name in ("clips_NTHWC", "labels_N", "logits_NK", "others_VNTHWC"):
         np.testing.assert_array_equal(getattr(back, name), getattr(made, name))
     assert back.sources == made.sources
     assert facts["lossless"]
