@@ -21,7 +21,7 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.learning import loop
-from vidistill.tasks.learning.pixels import initial, pixel_range, to_pixels
+from vidistill.tasks.learning.pixels import initial, pixel_range, to_pixels, total_variation
 from vidistill.tasks.learning.rows import draw_rows
 from vidistill.tasks.learning.saliency import SaliencyParameters, gradient_mask, saliency, threshold
 from vidistill.tasks.learning.training import Precision
@@ -52,6 +52,12 @@ class TSGFParameters(Parameters):
     mask_sign: Literal["magnitude", "both"] = Field("magnitude", description="both: ε − s may be negative (Table 9).")
     saliency: SaliencyParameters = SaliencyParameters()
     init: Literal["real", "noise"] = Field("real", description="Table 5.")
+    rate: float = Field(
+        0.0,
+        ge=0,
+        exclude_if=lambda rate: not rate,
+        description="Of the clips' total variation, which codecs pay for.",
+    )
     group_classes: int = Field(10, ge=1, description="Classes a task; L_reg sees the clips of a task together.")
     precision: Precision = "auto"
 
@@ -129,7 +135,7 @@ def optimise(
     start_BCTHW: Tensor, labels_N: np.ndarray, teacher: nn.Module, clips: Clips, parameters: TSGFParameters,
     material: Material,
 ) -> tuple[Tensor, dict[str, Any]]:  # fmt: skip
-    """K steps of x ← x − η·M·∇(α_ce·L_ce + r_bn·L_reg), kept within the range of pixels; resumes.
+    """K steps of x ← x − η·M·∇(α_ce·L_ce + r_bn·L_reg + rate·TV), kept within the range of pixels; resumes.
 
     Raises:
         RunError: the loss diverges.
@@ -150,6 +156,8 @@ def optimise(
                 logits_BK = teacher(x_BCTHW)
             ce = torch.nn.functional.cross_entropy(logits_BK.float(), labels_B)
             loss = parameters.alpha_ce * ce + parameters.r_bn * torch.stack(terms).sum()
+            if parameters.rate:
+                loss = loss + parameters.rate * total_variation(x_BCTHW)
             (x_BCTHW.grad,) = torch.autograd.grad(loss, x_BCTHW)
             _masked_step(x_BCTHW, optimiser, parameters, low_C, high_C)
             return float(loss.detach())

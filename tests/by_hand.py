@@ -6,6 +6,7 @@ A method learns a dict of tensors; `clips_of` turns it into clips, a loss turns 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,6 +93,20 @@ def dm(hand: Hand, clips_of: ClipsOf, count: int) -> Loss:
         return total
 
     return loss
+
+
+def variation(x_BCTHW: Tensor) -> Tensor:
+    """Between each two neighbours in time, height and width: the mean of the absolute differences, added up."""
+    total = torch.zeros((), dtype=torch.float64)
+    for axis in (2, 3, 4):
+        layers = x_BCTHW.unbind(axis)
+        total = total + torch.stack([(b - a).abs().mean() for a, b in itertools.pairwise(layers)]).mean()
+    return total
+
+
+def rated(loss: Loss, rate: float) -> Loss:
+    """With the total variation of the clips that are learnt."""
+    return lambda iteration, learnt: loss(iteration, learnt) + rate * variation(learnt["clips"])
 
 
 def row_distance(real: list[Tensor], synthetic: list[Tensor]) -> Tensor:

@@ -49,3 +49,9 @@ def to_pixels(x_BCTHW: Tensor, clips: Clips) -> np.ndarray:
     mean_C, std_C = (torch.tensor(values, device=x_BCTHW.device) for values in (clips.table.mean, clips.table.std))
     pixels_NTHWC = (x_BCTHW.permute(0, 2, 3, 4, 1) * std_C + mean_C) * 255
     return pixels_NTHWC.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def total_variation(x_BCTHW: Tensor) -> Tensor:
+    """Mean |difference| of neighbours along each of T, H and W, added up: what a video codec's bytes grow with."""
+    pairs = (x_BCTHW.diff(dim=dim).abs() for dim in (2, 3, 4) if x_BCTHW.shape[dim] > 1)
+    return sum((one.mean() for one in pairs), start=x_BCTHW.new_zeros(()))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.loop import Curve, State, Stateful, run, stopped
+from vidistill.tasks.learning.pixels import total_variation
 from vidistill.tasks.learning.training import generator
 from vidistill.tasks.methods import Material
 
@@ -94,6 +95,18 @@ def add_gradients(gradients: Learnt, value: Tensor, learnt: Learnt) -> None:
     """Add those of a part of the loss, so that no graph of the whole is ever held."""
     for name, gradient in differentiated(value, learnt)[1].items():
         gradients[name] = gradients[name] + gradient if name in gradients else gradient
+
+
+def with_rate(loss: Loss, rate: float) -> Loss:
+    """The loss and `rate` times the total variation of the clips that are learnt."""
+
+    def both(iteration: int, learnt: Learnt) -> Valued:
+        value, gradients = loss(iteration, learnt)
+        variation = rate * total_variation(learnt["clips"])
+        add_gradients(gradients, variation, learnt)
+        return value + variation.detach(), gradients
+
+    return both if rate else loss
 
 
 @dataclass(frozen=True)

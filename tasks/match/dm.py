@@ -40,6 +40,12 @@ class DMParameters(DMLossParameters):
     lr: float = Field(30.0, gt=0, description="Of the pixels, in standard deviations; an older README says 100.")
     momentum: float = Field(0.5, ge=0, lt=1)
     init: Literal["real", "noise"] = "real"
+    rate: float = Field(
+        0.0,
+        ge=0,
+        exclude_if=lambda rate: not rate,
+        description="Of the clips' total variation, which codecs pay for.",
+    )
     precision: Precision = "auto"
 
 
@@ -54,7 +60,7 @@ class DM(Method):
         parameters: DMParameters = self.parameters
         start = sets.start_clips(material, parameters.init)
         learnt = {"clips": core.leaf(start.x_NCTHW)}
-        loss = dm_loss(material, start.labels_N, core.pixels, parameters)
+        loss = core.with_rate(dm_loss(material, start.labels_N, core.pixels, parameters), parameters.rate)
         sgd = torch.optim.SGD(learnt.values(), lr=parameters.lr, momentum=parameters.momentum)
         loop = Loop(parameters.iterations, project=sets.keep_in_range(material.clips, material.device))
         curve = core.optimise(learnt, loss, sgd, material, loop)

@@ -67,6 +67,12 @@ class MTTParameters(MTTLossParameters):
 
     lr: float = Field(1e5, gt=0, description="Of the pixels, in standard deviations (images: 1,000).")
     init: Literal["real", "noise"] = "real"
+    rate: float = Field(
+        0.0,
+        ge=0,
+        exclude_if=lambda rate: not rate,
+        description="Of the clips' total variation, which codecs pay for.",
+    )
     precision: Precision = "auto"
 
 
@@ -84,13 +90,16 @@ class MTT(Method):
         learnt = {"clips": core.leaf(start.x_NCTHW)}
         groups = [{"params": [learnt["clips"]], "lr": parameters.lr}]
         in_range = sets.keep_in_range(material.clips, material.device)
-        curve = match_trajectories(material, start.labels_N, core.pixels, parameters, learnt, groups, in_range)
+        curve = match_trajectories(
+            material, start.labels_N, core.pixels, parameters, learnt, groups, in_range, parameters.rate
+        )
         return sets.finished(material, start, learnt["clips"], curve, lr=float(learnt["lr"].detach()))
 
 
 def match_trajectories(
     material: Material, labels_N: NDArray[np.int64], clips_of: Parametrisation, parameters: MTTLossParameters,
     learnt: Learnt, groups: list[dict[str, Any]], project: Callable[[Learnt], None] = lambda _learnt: None,
+    rate: float = 0.0,
 ) -> Curve:  # fmt: skip
     """Minimise Eq. 2 by SGD over what is learnt and over α, which joins it as `lr`.
 
@@ -102,6 +111,7 @@ def match_trajectories(
         learnt: leaves; α is added.
         groups: the optimiser's, but for α's.
         project: keeps what is learnt where it must stay, but for α.
+        rate: weight of the total variation of the clips that are learnt.
     """
     import torch
 
@@ -113,7 +123,7 @@ def match_trajectories(
         project(tensors)
         tensors["lr"].clamp_(min=parameters.lr_min)
 
-    loss = mtt_loss(material, labels_N, clips_of, parameters)
+    loss = core.with_rate(mtt_loss(material, labels_N, clips_of, parameters), rate)
     return core.optimise(learnt, loss, sgd, material, Loop(parameters.iterations, project=all_in_place))
 
 

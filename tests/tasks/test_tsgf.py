@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from by_hand import variation
 from tiny import Tiny, difference_by_loops, saliency_by_loops
 from torch import Tensor
 
 from vidistill.storage.errors import RequestError
 from vidistill.tasks import tsgf
 from vidistill.tasks.learning import streams
+from vidistill.tasks.learning.pixels import total_variation
 from vidistill.tasks.learning.saliency import SaliencyParameters, frame_difference, gradient_mask, saliency, threshold
 from vidistill.tasks.learning.training import generator
+from vidistill.tasks.methods import find_method
 
 SHAPE_BCTHW = (2, 3, 6, 4, 5)
 
@@ -158,7 +161,7 @@ def algorithm_1(x: Tensor, labels: list[int], teacher: tiny.TinyTeacher, p: tsgf
     for step in range(p.iterations):
         leaf = x.clone().requires_grad_(True)
         ce, reg = losses_of(leaf, labels, teacher)
-        (g,) = torch.autograd.grad(p.alpha_ce * ce + p.r_bn * reg, leaf)
+        (g,) = torch.autograd.grad(p.alpha_ce * ce + p.r_bn * reg + p.rate * variation(leaf), leaf)
         rate = p.lr * (1 + math.cos(math.pi * step / p.iterations)) / 2
         mask_BT = mask_by_loops(x.numpy(), p.saliency.epsilon_quantile, p.saliency.window, p.mask_sign)
         mask = torch.from_numpy(mask_BT)[:, None, :, None, None] if p.mask else 1.0
@@ -177,6 +180,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "statistics alone": {"optimiser": "sgd", "lr": 600.0, "alpha_ce": 0.0},
     "no mask": {"optimiser": "sgd", "lr": 200.0, "mask": False},
     "beyond black and white": {"optimiser": "sgd", "lr": 4000.0, "mask": False, "iterations": 3},
+    "rate": {"optimiser": "sgd", "lr": 600.0, "rate": 0.8},
     "mask of both signs": {"optimiser": "sgd", "lr": 600.0, "mask_sign": "both"},
 }
 
@@ -199,6 +203,25 @@ def test_two_steps_are_those_of_algorithm_1(tmp_path: Path, name: str) -> None:
     np.testing.assert_allclose(made.extras["saliency"], s_BT, rtol=1e-3)
     np.testing.assert_allclose(made.extras["epsilon"][:, 0], np.quantile(s_BT, 0.75, axis=1), rtol=1e-3)
     assert (made.extras["mask"] == 1).all() == (not parameters.mask)
+
+
+@pytest.mark.parametrize("shape_BCTHW", [SHAPE_BCTHW, (1, 3, 1, 4, 4), (2, 3, 1, 1, 1)])
+def test_the_rate_is_the_total_variation_with_its_gradient(shape_BCTHW: tuple[int, ...]) -> None:
+    x_BCTHW = torch.from_numpy(np.random.default_rng(0).normal(size=shape_BCTHW)).requires_grad_(True)
+    expected = sum(
+        np.abs(np.diff(x_BCTHW.detach().numpy(), axis=axis)).mean() for axis in (2, 3, 4) if shape_BCTHW[axis] > 1
+    )
+    assert total_variation(x_BCTHW).item() == pytest.approx(expected, rel=1e-12, abs=0)
+    if max(shape_BCTHW[2:]) > 1:
+        assert torch.autograd.gradcheck(total_variation, (x_BCTHW,))
+
+
+@pytest.mark.parametrize("name", ["tsgf", "dm", "mtt"])
+def test_without_a_rate_parameters_are_those_of_before(name: str) -> None:
+    """So that their artifacts are found again."""
+    parameters = find_method(name).method.Parameters
+    assert "rate" not in parameters().model_dump(mode="json")
+    assert parameters(rate=0.1).model_dump(mode="json")["rate"] == 0.1
 
 
 def test_salient_frames_do_not_move_and_the_stillest_does(tmp_path: Path) -> None:

@@ -59,6 +59,14 @@ def test_dm(given: tiny.Tiny, augmentation: Any) -> None:
     same(made, values, hand.start(), learnt["clips"].detach())
 
 
+def test_dm_with_a_rate(given: tiny.Tiny) -> None:
+    made, p = distilled(given, "dm", iterations=3, batch_real=2, lr=400.0, rate=0.3)
+    hand = Hand(given, SEED, LABELS, "none")
+    learnt = {"clips": hand.start()}
+    values = by_hand.minimised(learnt, by_hand.rated(by_hand.dm(hand, the_clips, 2), 0.3), {"clips": p.lr}, 3)
+    same(made, values, hand.start(), learnt["clips"].detach())
+
+
 @both
 def test_dc(given: tiny.Tiny, augmentation: Any) -> None:
     """Two networks, each for two steps and trained twice on the set between them."""
@@ -136,6 +144,15 @@ def test_mtt(expert: tiny.Tiny, augmentation: Any, batch_syn: int | None) -> Non
     alpha = float(learnt["lr"].detach())
     assert made.facts["lr"] - 0.5 == pytest.approx(alpha - 0.5, rel=1e-2)
     assert abs(alpha - 0.5) > 1e-4
+
+
+def test_mtt_with_a_rate(expert: tiny.Tiny) -> None:
+    made, p = distilled(expert, "mtt", **MATCHED, lr=400.0, lr_lr=0.1, rate=0.5)
+    hand = Hand(expert, SEED, LABELS, "none")
+    learnt = {"clips": hand.start(), "lr": torch.tensor(0.5, dtype=torch.float64)}
+    loss = by_hand.rated(by_hand.mtt(hand, the_clips, trajectories(), p), 0.5)
+    values = by_hand.minimised(learnt, loss, {"clips": p.lr, "lr": p.lr_lr}, 4, lr_min=p.lr_min)
+    same(made, values, hand.start(), learnt["clips"].detach())
 
 
 def still(learnt: dict[str, torch.Tensor], slots: np.ndarray, _random: Any) -> torch.Tensor:
