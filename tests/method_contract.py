@@ -18,10 +18,13 @@ import numpy as np
 import pytest
 from flow_running import CLASSES
 
+from vidistill.storage import coded
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet, joined
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef, Store
+from vidistill.tasks.coded.keep import Coding
+from vidistill.tasks.coded.recode import recoded
 from vidistill.tasks.generate.autoencoder import AutoencoderParameters
 from vidistill.tasks.generate.diffusion import LatteParameters
 from vidistill.tasks.generate.pool import PoolParameters, open_pool, pool_of
@@ -168,3 +171,17 @@ class MethodContract:
     def test_a_set_survives_its_storage(self, first: DistilledSet, tmp_path: Path) -> None:
         first.save(tmp_path)
         assert fingerprint(DistilledSet.load(tmp_path)) == fingerprint(first)
+
+    def test_its_clips_can_be_kept_as_compressed_video(self, first: DistilledSet, tmp_path: Path) -> None:
+        """Whatever its form: every clip and variant that a student sees, near what it was, in fewer bytes."""
+        if first.form == coded.FORM:
+            pytest.skip("its clips are compressed video already")
+        every = [first.clips_NTHWC, *(() if first.others_VNTHWC is None else first.others_VNTHWC)]
+        made = recoded(first, Coding(crf=20, preset=10))
+        made.save(tmp_path)
+        back = DistilledSet.load(tmp_path)
+        assert fingerprint(back) == fingerprint(made)
+        np.testing.assert_array_equal(back.labels_N, first.labels_N.repeat(len(every)))
+        shown_NTHWC = np.stack(every, axis=1).reshape(back.clips_NTHWC.shape)
+        assert np.abs(back.clips_NTHWC.astype(int) - shown_NTHWC).mean() < 12
+        assert DistilledSet.training_bytes(tmp_path) < shown_NTHWC.size / 4
