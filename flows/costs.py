@@ -201,7 +201,8 @@ def _distilled(job: Manifest, look: Look) -> tuple[float, float]:
     clips = _kept(own, data)
     size = 3 * STORED * clips * data.pixels if own.get("kb") is None else 1000 * own["kb"] * len(own["labels"])
     passes = METHODS.get(own["method"], of_gradients)(options, own["ipc"], len(own["labels"]), data)
-    seconds = passes * data.pixels * _rate(options.get("network", ""))
+    network = str(options.get("network") or options.get("expert", {}).get("network", ""))
+    seconds = passes * data.pixels * _rate(network)
     coding = 0.05 * clips if own["method"] == "coded" else 0.0
     return 0.1 + coding + seconds, size
 
@@ -258,7 +259,7 @@ def _generated(latte: Manifest, data: Data, look: Look) -> float:
     """Seconds a clip and training step of a generator, whose tokens are `factor * patch` pixels a side."""
     own, latents = latte.parameters, _known(latte.inputs["latents"][0], look)
     factor = _known(latents.inputs["autoencoder"][0], look).parameters["factor"]
-    tokens: float = data.pixels / (factor * own["patch"]) ** 2
+    tokens = data.pixels / (factor * own["patch"]) ** 2
     return 7e-5 * tokens * GENERATORS[own["size"]] / GENERATORS["micro"]
 
 

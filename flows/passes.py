@@ -43,7 +43,7 @@ def of_gradients(options: Mapping[str, Any], ipc: int, classes: int, data: Data)
 
 
 def _dm(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> float:  # noqa: ARG001
-    return float(options["iterations"] * classes * (ipc + options["batch_real"] / 3))
+    return float(options["iterations"] * classes * (ipc + options["batch_real"] / 3 / options["reuse"]))
 
 
 def _dc(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> float:  # noqa: ARG001

@@ -56,14 +56,23 @@ def convolve_pixels(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     return F.conv3d(blocks_BCTHW, taps.permute(0, 4, 6, 1, 2, 3, 5).flatten(1, 3), bias, padding=(1, 0, 0))
 
 
-class Conv3d(nn.Conv3d):
-    """A convolution that knows three things about CPUs.
+def _taps(size: int, kernel: int, stride: int, padding: int) -> tuple[int, int, int]:
+    """The first tap of an axis that meets a pixel, the end of those that do, and the padding that they need."""
+    out = (size + 2 * padding - kernel) // stride + 1
+    first, last = max(0, padding - (out - 1) * stride), min(kernel, size + padding)
+    fits = (size + 2 * (padding - first) - (last - first)) // stride + 1 == out
+    return (first, last, padding - first) if fits else (0, kernel, padding)
 
-    Pixels whose gradient is needed are convolved by 2×2 blocks where the kernel is MiniC3D's, which is faster
-    (`convolve_pixels`). Maps of at most two frames or 2×2 pixels are convolved in fp32: there torch 2.14's bf16 weight
-    gradient now and then holds uninitialised memory (not finite in 1–11 of 12 tries at T = 2 or H = W = 2; in none of
-    48 at three or more of each, where it stays within 0.4 % of fp32's). Nor is bf16 trusted where the output is one
-    pixel wide and the stride more than one: on AMX units it is silently wrong there (pytorch issue 169688).
+
+class Conv3d(nn.Conv3d):
+    """A convolution that knows four things about CPUs.
+
+    Only taps that meet the map are computed: at 8×32×32 MiniC3D's last 7×7 kernel sees 2×2 pixels. Pixels that need a
+    gradient are convolved by 2×2 blocks where the kernel is MiniC3D's, which is faster (`convolve_pixels`). Maps of at
+    most two frames or 2×2 pixels are convolved in fp32: there torch 2.14's bf16 weight gradient now and then holds
+    uninitialised memory (not finite in 1–11 of 12 tries at T = 2 or H = W = 2; in none of 48 at three or more of each,
+    where it stays within 0.4 % of fp32's). Nor is bf16 trusted where the output is one pixel wide and the stride more
+    than one: on AMX units it is silently wrong there (pytorch issue 169688).
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
@@ -72,10 +81,16 @@ class Conv3d(nn.Conv3d):
         one_wide = self.stride[-1] > 1 and self._width(input.shape[-1]) == 1
         if min(input.shape[2], input.shape[-1]) <= 2 or one_wide:
             with torch.autocast("cpu", enabled=False):
-                return super().forward(input.to(self.weight.dtype))
+                return self._met(input.to(self.weight.dtype))
         if self.in_channels <= PIXEL_CHANNELS and self.kernel_size == KERNEL and input.requires_grad:
             return convolve_pixels(input, self.weight, self.bias)
-        return super().forward(input)
+        return self._met(input)
+
+    def _met(self, input: Tensor) -> Tensor:  # noqa: A002
+        paddings = [int(padding) for padding in self.padding]
+        cut = [_taps(*axis) for axis in zip(input.shape[2:], self.kernel_size, self.stride, paddings, strict=True)]
+        t, y, x = (slice(first, last) for first, last, _ in cut)
+        return F.conv3d(input, self.weight[:, :, t, y, x], self.bias, self.stride, [room for _, _, room in cut])
 
     def _width(self, width: int) -> int:
         """How many pixels wide the output is."""

@@ -41,9 +41,9 @@ def averaging_weights() -> tuple[Tensor, Tensor]:
     return weight, torch.zeros(3)
 
 
-def select(pool_BPCHW: Tensor, choice_BFP: Tensor) -> Tensor:
+def select(pool_PCHW: Tensor, choice_BFP: Tensor) -> Tensor:
     """keys_BCFHW: each key frame a mean of the pool's features, weighted by the softmax of its row of `choice_BFP`."""
-    return torch.einsum("bfp,bpchw->bcfhw", choice_BFP.softmax(dim=2), pool_BPCHW)
+    return torch.einsum("bfp,pchw->bcfhw", choice_BFP.softmax(dim=2), pool_PCHW)
 
 
 def fuse(keys_BCFHW: Tensor, frames: int, weight: Tensor, bias: Tensor) -> Tensor:

@@ -79,17 +79,19 @@ class Hand:
 # --- losses ------------------------------------------------------------------------------------------------------
 
 
-def dm(hand: Hand, clips_of: ClipsOf, count: int) -> Loss:
-    """Σ over classes of ‖ mean ψ(real) − mean ψ(synthetic) ‖², one ω for all of an iteration."""
+def dm(hand: Hand, clips_of: ClipsOf, count: int, reuse: int = 1) -> Loss:
+    """Σ over classes of ‖ mean ψ(real) − mean ψ(synthetic) ‖², one ω a class; network, real clips and ω for `reuse`."""
 
     def loss(iteration: int, learnt: Learnt) -> Tensor:
-        network, total = hand.fresh(iteration), 0.0
-        real, owners = hand.real(iteration, [0, 1], count)
-        x = hand.augmented(clips_of(learnt, np.arange(len(hand.labels)), hand.variants(iteration, 0)), iteration)
-        real_emb, emb = network.embed(hand.augmented(real, iteration)), network.embed(x)
+        number, total = iteration // reuse, 0.0
+        network = hand.fresh(number)
+        real, owners = hand.real(number, [0, 1], count)
+        x = clips_of(learnt, np.arange(len(hand.labels)), hand.variants(iteration, 0))
         for label in (0, 1):
-            theirs = torch.stack([e for e, own in zip(real_emb, owners, strict=True) if own == label]).mean(0)
-            total = total + ((theirs.detach() - emb[hand.of_class(label)].mean(0)) ** 2).sum()
+            theirs = torch.stack([clip for clip, own in zip(real, owners, strict=True) if own == label])
+            theirs, ours = (hand.augmented(clips, number, label) for clips in (theirs, x[hand.of_class(label)]))
+            apart = network.embed(theirs).mean(0).detach() - network.embed(ours).mean(0)
+            total = total + (apart**2).sum()
         return total
 
     return loss
@@ -121,7 +123,7 @@ def row_distance(real: list[Tensor], synthetic: list[Tensor]) -> Tensor:
 
 @dataclass
 class DC:
-    """Algorithm 1 of DC: a network is used for `outer` steps and learns the set `inner` times after each."""
+    """Algorithm 1 of DC: a network is used for `outer` steps and learns the set for `inner` epochs after each."""
 
     hand: Hand
     outer: int
@@ -129,18 +131,29 @@ class DC:
     lr_net: float
     network_of: Callable[[int], nn.Module]
     real_of: Callable[[int, int], Tensor]
+    batch: int = 256
+
+    def learn(self, step: int, turn: int, learnt: Learnt) -> None:
+        """One step on a batch, each clip under an ω of its own."""
+        n, seed = len(self.hand.labels), int(generator(self.hand.seed, step, streams.DC_INNER).integers(2**31))
+        epoch, place = divmod(turn, math.ceil(n / min(self.batch, n)))
+        order = generator(seed, epoch, streams.EPOCH_ORDER).permutation(n)
+        rows = np.sort(np.array_split(order, math.ceil(n / min(self.batch, n)))[place])
+        shown = [self.hand.augmented(learnt["clips"].detach()[[row]], step, turn, int(row)) for row in rows]
+        logits = self.network(torch.cat(shown))
+        value = F.cross_entropy(logits, torch.tensor([self.hand.labels[row] for row in rows]))
+        weights = list(self.network.parameters())
+        for weight, gradient in zip(weights, torch.autograd.grad(value, weights), strict=True):
+            weight.data -= self.lr_net * gradient
 
     def __call__(self, step: int, learnt: Learnt) -> Tensor:
         number, place = divmod(step, self.outer)
         if place == 0:
             self.network = self.network_of(number)
         else:
-            for _ in range(self.inner):
-                logits = self.network(learnt["clips"].detach())
-                weights = list(self.network.parameters())
-                gradients = torch.autograd.grad(F.cross_entropy(logits, torch.tensor(self.hand.labels)), weights)
-                for weight, gradient in zip(weights, gradients, strict=True):
-                    weight.data -= self.lr_net * gradient
+            n = len(self.hand.labels)
+            for turn in range(self.inner * math.ceil(n / min(self.batch, n))):
+                self.learn(step, turn, learnt)
         total = torch.zeros((), dtype=torch.float64)
         for label in (0, 1):
             real, x = self.real_of(step, label), learnt["clips"][self.hand.of_class(label)]
@@ -206,7 +219,7 @@ class FRePo:
 
     def __post_init__(self) -> None:
         self.ages = [number * self.p.age // self.p.pool for number in range(self.p.pool)]
-        self.births = [0] * self.p.pool
+        self.births, self.steps = [0] * self.p.pool, [0] * self.p.pool
         self.networks = [self.born(number) for number in range(self.p.pool)]
         self.adams = [Adam(list(network.parameters())) for network in self.networks]
 
@@ -226,11 +239,14 @@ class FRePo:
         network = self.networks[number]
         value = ((network(x) - learnt["labels"].detach()[slots]) ** 2).mean()
         gradients = torch.autograd.grad(value, list(network.parameters()))
-        rate = self.p.lr_network * min(1, 0.01 + 0.99 * self.ages[number] / self.p.warmup)
+        steps = self.steps[number]
+        rate = self.p.lr_network * min(1, 0.01 + 0.99 * steps / self.p.warmup)
+        rate *= (1 + math.cos(math.pi * steps / self.p.age)) / 2
         self.adams[number].step([rate] * len(gradients), list(gradients))
         self.ages[number] += 1
+        self.steps[number] += 1
         if self.ages[number] == self.p.age:
-            self.ages[number], self.births[number] = 0, self.births[number] + 1
+            self.ages[number], self.steps[number], self.births[number] = 0, 0, self.births[number] + 1
             self.networks[number] = self.born(number)
             self.adams[number] = Adam(list(self.networks[number].parameters()))
 
@@ -239,7 +255,7 @@ class FRePo:
             self.learn(self.pick(iteration - 1), iteration, learnt)
         network, classes = self.networks[self.pick(iteration)], 2
         real, owners = self.hand.real(iteration, [0, 1], max(1, self.p.batch_real // classes))
-        x = self.clips_of(learnt, np.arange(len(self.hand.labels)), self.hand.variants(iteration))
+        x = self.clips_of(learnt, np.arange(len(self.hand.labels)), self.hand.variants(iteration, 0))
         psi_b, psi_s = network.embed(real).detach(), network.embed(x)
         kernel = psi_s @ psi_s.T
         ridge = self.p.ridge * kernel.diagonal().sum() / len(kernel)
@@ -255,8 +271,8 @@ class FRePo:
 
 
 class Adam:
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self.tensors, self.count = tensors, 0
+    def __init__(self, tensors: list[Tensor], eps: float = 1e-8) -> None:
+        self.tensors, self.count, self.eps = tensors, 0, eps
         self.first, self.second = ([torch.zeros_like(tensor) for tensor in tensors] for _ in range(2))
 
     def step(self, rates: list[float], gradients: list[Tensor]) -> None:
@@ -265,7 +281,7 @@ class Adam:
             m.mul_(0.9).add_(0.1 * g)
             v.mul_(0.999).add_(0.001 * g**2)
             unbiased = m / (1 - 0.9**self.count), v / (1 - 0.999**self.count)
-            tensor.data -= rate * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+            tensor.data -= rate * unbiased[0] / (unbiased[1].sqrt() + self.eps)
 
 
 class SGD:
@@ -282,10 +298,11 @@ class SGD:
 def minimised(
     learnt: Learnt, loss: Loss, rates: dict[str, float], iterations: int, *, momentum: float | None = 0.5,
     schedule: Callable[[int], float] = lambda _: 1.0, keep: str | None = "clips", lr_min: float = 0.0,
+    eps: float = 1e-15,
 ) -> list[float]:  # fmt: skip
     """The loss of each step of SGD, or of Adam where there is no momentum; `learnt` moves in place."""
     moved = [learnt[name].requires_grad_(True) for name in rates]
-    optimiser = Adam(moved) if momentum is None else SGD(moved, momentum)
+    optimiser = Adam(moved, eps) if momentum is None else SGD(moved, momentum)
     values = []
     for iteration in range(iterations):
         value = loss(iteration, learnt)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from zarr.codecs import ZstdCodec
 
+from vidistill.models import parted
 from vidistill.storage.clips import Clips
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
@@ -35,12 +36,17 @@ CURVE, TRAJECTORY = "curve.json", "trajectory"
 class ExpertParameters(Parameters):
     """VDSD's `buffer.py` (methods §3.2): plain SGD, no momentum, no decay, no augmentation but the data set's flips."""
 
-    network: str = "minic3d"
-    epochs: int = Field(20, ge=1, description="Published: 50.")
-    lr: float = Field(0.01, gt=0)
+    network: str = Field("r2plus1d_small_in", description="Published: minic3d.")
+    epochs: int | None = Field(None, ge=1, description="By default as many as are read (published: 50).")
+    lr: float | None = Field(None, gt=0, description="By default 0.1 for r2plus1d_small, else the published 0.01.")
     batch_size: int = Field(16, ge=1, description="Published: 256, of some 5,000 clips; smaller sets need more steps.")
-    precision: Precision = "auto"
+    precision: Precision = "fp32"
     checkpoint_epochs: int = Field(5, ge=1, description="Epochs between checkpoints.")
+
+    def read_to(self, epoch: int) -> ExpertParameters:
+        """With all that was left open, for trajectories that are read up to this epoch."""
+        lr = 0.1 if parted(self.network)[1].startswith("r2plus1d_small") else 0.01
+        return self.model_copy(update={"epochs": self.epochs or epoch, "lr": self.lr or lr})
 
 
 class ExpertJobParameters(Parameters):
@@ -51,7 +57,7 @@ class ExpertJobParameters(Parameters):
 
 
 def expert_jobs(clips: ArtifactRef, parameters: ExpertParameters, count: int) -> list[Job]:
-    """Experts number 0 … count − 1, an artifact each: a longer list reuses the shorter one's."""
+    """Experts number 0 … count − 1 of settled parameters, an artifact each: a longer list reuses the shorter one's."""
     return [
         expert(ExpertJobParameters(expert=parameters, seed=seed), {"clips": clips}, label=f"expert {seed}")
         for seed in range(count)
@@ -76,6 +82,7 @@ def train_expert(
     Raises:
         RunError: the loss diverges.
     """
+    assert parameters.epochs is not None
     network = training.build_network(parameters.network, len(clips.classes), clips.shape_THWC, seed)
     training.placed(network, device).train()
     order = Order(len(clips), parameters.batch_size, seed)
@@ -83,7 +90,7 @@ def train_expert(
     trajectory = _Trajectory(network)
 
     def epoch(number: int) -> float:
-        loss = _train_epoch(network, draw, number, parameters, device)
+        loss = _train_epoch(network, draw, number, parameters.lr, device)
         trajectory.snapshots.append(flat(network))
         return loss
 
@@ -107,13 +114,12 @@ class _Trajectory:
         self.snapshots = list(snapshots_SP.numpy())
 
 
-def _train_epoch(
-    network: nn.Module, draw: RealBatches, epoch: int, parameters: ExpertParameters, device: Device
-) -> float:
+def _train_epoch(network: nn.Module, draw: RealBatches, epoch: int, lr: float | None, device: Device) -> float:
     import torch
 
     from vidistill.models.dropout import seed_dropout
 
+    assert lr is not None
     losses = []
     weights = list(network.parameters())
     for place in range(draw.order.steps_an_epoch):
@@ -126,7 +132,7 @@ def _train_epoch(
         gradients = torch.autograd.grad(loss, weights)
         with torch.no_grad():
             for weight, gradient in zip(weights, gradients, strict=True):
-                weight.sub_(gradient, alpha=parameters.lr)
+                weight.sub_(gradient, alpha=lr)
         losses.append(float(loss.detach()))
     return float(np.mean(losses))
 

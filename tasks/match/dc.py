@@ -5,6 +5,7 @@ Shapes: B clips a batch, N clips of the set, C colours, T frames, H height, W wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -15,9 +16,9 @@ from pydantic import Field
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.learning import streams
-from vidistill.tasks.learning.training import Precision, generator
+from vidistill.tasks.learning.training import Order, Precision, generator, role_seed
 from vidistill.tasks.match import core, dsa, sets
-from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, Valued
+from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, Part, Valued
 from vidistill.tasks.match.losses import gradient_distance
 from vidistill.tasks.match.real import RealClips
 from vidistill.tasks.methods import Material, Method
@@ -35,7 +36,8 @@ class DCLossParameters(Parameters):
     batch_real: int = Field(64, ge=1, description="Real clips a class and step (published: 256).")
     lr_net: float = Field(0.01, gt=0, description="Of the network, which trains on the set between steps.")
     outer: int | None = Field(None, ge=1, description="Steps before the network is made anew; by default from ipc.")
-    inner: int | None = Field(None, ge=1, description="The network's own steps after each; by default from ipc.")
+    inner: int | None = Field(None, ge=1, description="The network's own epochs after each; by default from ipc.")
+    batch_train: int = Field(256, ge=1, description="Clips a step of these epochs.")
     augmentation: dsa.Strategy = Field("none", description="dsa makes this DSA.")
 
     def loops(self, ipc: int) -> tuple[int, int]:
@@ -44,13 +46,15 @@ class DCLossParameters(Parameters):
         return self.outer or outer, self.inner or inner
 
 
-class DCParameters(DCLossParameters):
-    """Rates are those published for images; for clips none are."""
+PUBLISHED = 0.1
+"""The rate for images; for clips none is known."""
 
-    network: str = Field("minic3d", description="A fresh one for each `outer` steps.")
+
+class DCParameters(DCLossParameters, core.Steps):
+    """Settings are those published for images; for clips none are."""
+
+    network: core.Fresh = Field("r2plus1d_small_in", description="A fresh one for each `outer` steps.")
     iterations: int = Field(100, ge=0, description="Fresh networks (published: 1,000); 100 fit two cores.")
-    lr: float = Field(0.1, gt=0, description="Of the pixels, in standard deviations.")
-    momentum: float = Field(0.5, ge=0, lt=1)
     init: Literal["real", "noise"] = Field("real", description="Published: noise; real is what the other methods use.")
     precision: Precision = "auto"
 
@@ -58,11 +62,10 @@ class DCParameters(DCLossParameters):
 class DC(Method):
     """Learn clips by matching the gradients of their class."""
 
+    version = 2  # since Adam steps and networks learn by shuffled batches
     Parameters = DCParameters
 
     def distil(self, material: Material) -> DistilledSet:
-        import torch
-
         parameters: DCParameters = self.parameters
         start = sets.start_clips(material, parameters.init)
         learnt = {"clips": core.leaf(start.x_NCTHW)}
@@ -73,9 +76,10 @@ class DC(Method):
             lambda draw: core.fresh_network(material, parameters.network, draw, weights_learn=True),
             lambda step, label: real.batch(step, [label], parameters.batch_real)[0],
         )  # fmt: skip
-        sgd = torch.optim.SGD(learnt.values(), lr=parameters.lr, momentum=parameters.momentum)
+        groups = parameters.groups(learnt["clips"], PUBLISHED)
+        optimiser = core.stepper(parameters.step, groups, parameters.momentum)
         in_range = sets.keep_in_range(material.clips, material.device)
-        curve = core.optimise(learnt, loss, sgd, material, dc_loop(parameters.iterations, outer, in_range))
+        curve = core.optimise(learnt, loss, optimiser, material, dc_loop(parameters.iterations, outer, in_range))
         return sets.finished(material, start, learnt["clips"], curve)
 
 
@@ -100,7 +104,7 @@ def dc_loss(
         network_of: the network of this number, its weights learning.
         real_of: real clips of (step, class).
     """
-    outer, inner = parameters.loops(len(labels_N) // len(material.labels))
+    outer, _ = parameters.loops(len(labels_N) // len(material.labels))
     slots = {label: np.flatnonzero(labels_N == label) for label in material.labels}
     network: nn.Module
 
@@ -112,16 +116,15 @@ def dc_loss(
         if place == 0:
             network = network_of(number)
         else:
-            _train(network, material, labels_N, clips_of, learnt, (step, inner, parameters.lr_net))
+            _train(network, material, labels_N, clips_of, learnt, parameters, step)
         total, gradients = torch.zeros((), device=material.device.torch_device), Learnt()
         for label, slots_B in slots.items():
             omega = dsa.draw(parameters.augmentation, material.clips.table.flips, material.seed, step, label)
             real = _real_gradients(network, dsa.apply(omega, real_of(step, label)), label, material)
-            x_BCTHW = clips_of(learnt, slots_B, generator(material.seed, step, label, streams.SET_VARIANTS))
+            part, random = Part(learnt), generator(material.seed, step, label, streams.SET_VARIANTS)
+            x_BCTHW = clips_of(part, slots_B, random)
             synthetic = _gradients(network, dsa.apply(omega, x_BCTHW), label, material, create_graph=True)
-            distance = gradient_distance(real, synthetic)
-            core.add_gradients(gradients, distance, learnt)
-            total += distance.detach()
+            total += part.differentiate(gradient_distance(real, synthetic), gradients)
         return total, gradients
 
     return loss
@@ -154,21 +157,33 @@ def _real_gradients(network: nn.Module, x_BCTHW: Tensor, label: int, material: M
 
 def _train(
     network: nn.Module, material: Material, labels_N: NDArray[np.int64], clips_of: Parametrisation, learnt: Learnt,
-    plan: tuple[int, int, float],
+    parameters: DCLossParameters, step: int,
 ) -> None:  # fmt: skip
-    """`inner` plain SGD steps of the network on the whole set as it is now (Algorithm 1, the last update)."""
+    """`inner` epochs of the network on the set as it is now, in shuffled batches (Algorithm 1, the last update).
+
+    Where the matching is augmented every clip here is too, by an ω of its own.
+    """
     import torch
 
-    step, inner, lr = plan
-    labels = torch.from_numpy(labels_N).to(material.device.torch_device)
+    _, inner = parameters.loops(len(labels_N) // len(material.labels))
+    flips = material.clips.table.flips
+    order = Order(len(labels_N), parameters.batch_train, role_seed(material.seed, step, streams.DC_INNER))
     weights = list(network.parameters())
-    for turn in range(inner):
+    for turn in range(inner * order.steps_an_epoch):
         random = generator(material.seed, step, turn, streams.DC_INNER)
-        with torch.no_grad():
-            x_NCTHW = clips_of(learnt, np.arange(len(labels_N)), random)
-        with material.device.autocast():
-            logits_NK = network(x_NCTHW)
-        gradients = torch.autograd.grad(torch.nn.functional.cross_entropy(logits_NK.float(), labels), weights)
+        slots_B, gradients = np.sort(order.rows(turn)), [torch.zeros_like(weight) for weight in weights]
+        for own_B in np.array_split(slots_B, math.ceil(len(slots_B) / core.a_pass(material, len(slots_B)))):
+            x_BCTHW = clips_of(Part(learnt, fixed=True), own_B, random)
+            omegas = [
+                dsa.draw(parameters.augmentation, flips, material.seed, step, turn, slot) for slot in own_B.tolist()
+            ]
+            shown = [dsa.apply(omega, x) for omega, x in zip(omegas, torch.split(x_BCTHW, 1), strict=True)]
+            with material.device.autocast():
+                logits_BK = network(torch.cat(shown))
+            labels_B = torch.from_numpy(labels_N[own_B]).to(logits_BK.device)
+            value = torch.nn.functional.cross_entropy(logits_BK.float(), labels_B, reduction="sum") / len(slots_B)
+            for total, gradient in zip(gradients, torch.autograd.grad(value, weights), strict=True):
+                total += gradient
         with torch.no_grad():
             for weight, gradient in zip(weights, gradients, strict=True):
-                weight.sub_(gradient, alpha=lr)
+                weight.sub_(gradient, alpha=parameters.lr_net)

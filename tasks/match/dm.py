@@ -5,6 +5,8 @@ Shapes: B clips a batch, N clips of the set, C colours, T frames, H height, W wi
 
 from __future__ import annotations
 
+import itertools
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -16,7 +18,7 @@ from vidistill.storage.parameters import Parameters
 from vidistill.tasks.learning import streams
 from vidistill.tasks.learning.training import Precision, generator
 from vidistill.tasks.match import core, dsa, sets
-from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, Valued
+from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, Part, Valued
 from vidistill.tasks.match.losses import class_means, mean_embedding_distance
 from vidistill.tasks.match.real import RealClips
 from vidistill.tasks.methods import Material, Method
@@ -28,17 +30,20 @@ if TYPE_CHECKING:
 class DMLossParameters(Parameters):
     """What DM compares."""
 
-    network: str = Field("minic3d", description="A fresh one each iteration.")
-    batch_real: int = Field(64, ge=1, description="Real clips a class and iteration (VDSD: 64; images: 256).")
-    augmentation: dsa.Strategy = Field("none", description="VDSD's code uses none; DM on images uses DSA.")
+    network: core.Fresh = Field("r2plus1d_small_in", description="A fresh one for each `reuse` (published: minic3d).")
+    reuse: int = Field(1, ge=1, description="Iterations of one network, with the real means of the first of them.")
+    batch_real: int = Field(64, ge=1, description="Real clips a class and network (VDSD: 64; images: 256).")
+    augmentation: dsa.Strategy = Field("none", description="VDSD's code uses none; DM on images uses DSA, ω a class.")
 
 
-class DMParameters(DMLossParameters):
-    """VDSD's settings for DM on MiniUCF, IPC 1 (methods §3.1), except for the number of iterations."""
+PUBLISHED = 30.0
+"""VDSD's rate on MiniUCF, IPC 1; an older README of it says 100."""
+
+
+class DMParameters(DMLossParameters, core.Steps):
+    """VDSD's settings for DM on MiniUCF, IPC 1 (methods §3.1), but for network, iterations and steps."""
 
     iterations: int = Field(200, ge=0, description="Published: 5,000 (images: 20,000); 200 fit two cores.")
-    lr: float = Field(30.0, gt=0, description="Of the pixels, in standard deviations; an older README says 100.")
-    momentum: float = Field(0.5, ge=0, lt=1)
     init: Literal["real", "noise"] = "real"
     rate: float = Field(
         0.0,
@@ -52,18 +57,18 @@ class DMParameters(DMLossParameters):
 class DM(Method):
     """Learn clips whose mean embedding is that of the real clips of their class."""
 
+    version = 2  # since Adam steps and ω is drawn a class
     Parameters = DMParameters
 
     def distil(self, material: Material) -> DistilledSet:
-        import torch
-
         parameters: DMParameters = self.parameters
         start = sets.start_clips(material, parameters.init)
         learnt = {"clips": core.leaf(start.x_NCTHW)}
         loss = core.with_rate(dm_loss(material, start.labels_N, core.pixels, parameters), parameters.rate)
-        sgd = torch.optim.SGD(learnt.values(), lr=parameters.lr, momentum=parameters.momentum)
+        groups = parameters.groups(learnt["clips"], PUBLISHED)
+        optimiser = core.stepper(parameters.step, groups, parameters.momentum)
         loop = Loop(parameters.iterations, project=sets.keep_in_range(material.clips, material.device))
-        curve = core.optimise(learnt, loss, sgd, material, loop)
+        curve = core.optimise(learnt, loss, optimiser, material, loop)
         return sets.finished(material, start, learnt["clips"], curve)
 
 
@@ -80,23 +85,26 @@ def dm_loss(
     """
     import torch
 
-    real, device = RealClips(material.clips, material.seed, material.device), material.device
+    device = material.device
     groups = _groups(material.labels, labels_N, core.a_pass(material, len(labels_N)))
 
+    @lru_cache(maxsize=1)
+    def drawn(number: int) -> tuple[nn.Module, Tensor]:
+        network = core.fresh_network(material, parameters.network, number)
+        return network, _real_means(network, material, parameters, number)
+
     def loss(iteration: int, learnt: Learnt) -> Valued:
-        network = core.fresh_network(material, parameters.network, iteration)
-        omega = dsa.draw(parameters.augmentation, material.clips.table.flips, material.seed, iteration)
-        real_KD = _real_means(network, real, material, parameters, omega, iteration)
+        number = iteration // parameters.reuse
+        network, real_KD = drawn(number)
         total, gradients = torch.zeros((), device=device.torch_device), Learnt()
         for kinds, slots_B in groups:
-            random = generator(material.seed, iteration, kinds[0], streams.SET_VARIANTS)
-            x_BCTHW = dsa.apply(omega, clips_of(learnt, slots_B, random))
+            part, random = Part(learnt), generator(material.seed, iteration, kinds[0], streams.SET_VARIANTS)
+            x_BCTHW = _augmented(clips_of(part, slots_B, random), labels_N[slots_B], parameters, material, number)
             with device.autocast():
                 emb_BD = network.embed(x_BCTHW)  # type: ignore[operator]
-            means_KD = class_means(emb_BD.float(), _places(labels_N[slots_B], material.labels, x_BCTHW), len(real_KD))
-            distance = mean_embedding_distance(real_KD[kinds], means_KD[kinds])
-            core.add_gradients(gradients, distance, learnt)
-            total += distance.detach()
+            places_B = _places(labels_N[slots_B], material.labels, x_BCTHW) - kinds[0]
+            means_KD = class_means(emb_BD.float(), places_B, len(kinds))
+            total += part.differentiate(mean_embedding_distance(real_KD[kinds], means_KD), gradients)
         return total, gradients
 
     return loss
@@ -112,18 +120,33 @@ def _groups(
     return [(group, np.concatenate([own[place] for place in group])) for group in places]
 
 
-def _real_means(
-    network: nn.Module, real: RealClips, material: Material, parameters: DMLossParameters,
-    omega: dsa.Augmentation | None, iteration: int,
-) -> Tensor:  # fmt: skip
+def _augmented(
+    x_BCTHW: Tensor, labels_B: NDArray[np.int64], parameters: DMLossParameters, material: Material, number: int
+) -> Tensor:
+    """Clips, class after class, under the ω of their class, the same for real and synthetic ones."""
+    import torch
+
+    if parameters.augmentation == "none":
+        return x_BCTHW
+    ends = [*(np.flatnonzero(np.diff(labels_B)) + 1).tolist(), len(labels_B)]
+    made = []
+    for first, last in itertools.pairwise([0, *ends]):
+        seed = (material.seed, number, int(labels_B[first]))
+        omega = dsa.draw(parameters.augmentation, material.clips.table.flips, *seed)
+        made.append(dsa.apply(omega, x_BCTHW[first:last]))
+    return torch.cat(made)
+
+
+def _real_means(network: nn.Module, material: Material, parameters: DMLossParameters, number: int) -> Tensor:
     """Mean embedding of a random batch of each class, (K, D), without gradients."""
     import torch
 
-    embeddings, labels = [], []
+    real, embeddings, labels = RealClips(material.clips, material.seed, material.device), [], []
     size = core.a_pass(material, parameters.batch_real * len(material.labels))
     with torch.no_grad(), material.device.autocast():
-        for x_BCTHW, labels_B in real.chunks(iteration, material.labels, parameters.batch_real, size):
-            embeddings.append(network.embed(dsa.apply(omega, x_BCTHW)).float())  # type: ignore[operator]
+        for x_BCTHW, labels_B in real.chunks(number, material.labels, parameters.batch_real, size):
+            x_BCTHW = _augmented(x_BCTHW, labels_B, parameters, material, number)
+            embeddings.append(network.embed(x_BCTHW).float())  # type: ignore[operator]
             labels.append(labels_B)
     emb_BD = torch.cat(embeddings)
     return class_means(emb_BD, _places(np.concatenate(labels), material.labels, emb_BD), len(material.labels))
@@ -133,4 +156,5 @@ def _places(labels_B: NDArray[np.int64], labels: tuple[int, ...], like: Tensor) 
     """The place of each label among the classes, int64 beside `like`."""
     import torch
 
-    return torch.tensor([labels.index(int(label)) for label in labels_B], device=like.device)
+    place = {label: place for place, label in enumerate(labels)}
+    return torch.tensor([place[label] for label in labels_B.tolist()], device=like.device)

@@ -25,7 +25,7 @@ from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.loop import descend
 from vidistill.tasks.learning.training import Precision, generator
 from vidistill.tasks.match import core, sets
-from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, Valued
+from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, Part, Valued
 from vidistill.tasks.match.real import RealClips
 from vidistill.tasks.methods import Material, Method
 
@@ -40,7 +40,7 @@ FLOOR = 1e-4  # of a learnt label read as a probability
 class FRePoLossParameters(Parameters):
     """VDSD's settings, where its code states them (methods §3.3)."""
 
-    network: str = "minic3d"
+    network: str = Field("r2plus1d_small_in", description="Published with VDSD: minic3d.")
     pool: int = Field(10, ge=1, description="Networks at a time; each takes three times its weights in memory.")
     age: int = Field(100, ge=1, description="Steps after which a network begins anew.")
     lr_network: float = Field(1e-4, gt=0, description="Adam; the code's default is 1e-3, its scripts say 1e-4.")
@@ -55,7 +55,7 @@ class FRePoParameters(FRePoLossParameters):
     """Pixels of videos were never published for FRePo: `lr` is ours, Adam's for pixels in standard deviations."""
 
     iterations: int = Field(200, ge=0, description="Published with VDSD: 10,000; 200 fit two cores.")
-    lr: float = Field(0.01, gt=0)
+    lr: float = Field(core.PIXELS, gt=0)
     init: Literal["real", "noise"] = "real"
     precision: Precision = "auto"
 
@@ -63,6 +63,7 @@ class FRePoParameters(FRePoLossParameters):
 class FRePo(Method):
     """Learn clips and labels from which kernel ridge regression predicts the real ones."""
 
+    version = 2  # since networks' rates follow a cosine
     Parameters = FRePoParameters
     recipes = ("learned",)
 
@@ -138,14 +139,14 @@ def cosine(iterations: int) -> Any:
 class Pool:
     """Networks of all ages, each with its Adam; everything in its state, so that a run resumes as if never stopped.
 
-    The published pool starts with networks of staggered ages. Here number i of n starts fresh, with its counter at
-    i/n of the age: they begin anew one after the other, as there, and nothing is trained before the first iteration.
+    As in the published code all start fresh, number i of n with its counter at i/n of the age, so that they begin anew
+    one after the other. Their rates go by the steps that they took.
     """
 
     def __init__(self, material: Material, parameters: FRePoLossParameters) -> None:
         self.material, self.parameters = material, parameters
         self.ages = [number * parameters.age // parameters.pool for number in range(parameters.pool)]
-        self.births = [0] * parameters.pool
+        self.births, self.steps = [0] * parameters.pool, [0] * parameters.pool
         self.networks, self.adams = [], []
         for number in range(parameters.pool):
             network, adam = self._born(number)
@@ -171,26 +172,34 @@ class Pool:
         network, adam = self.networks[number].train(), self.adams[number]
         seed_dropout(network, int(generator(self.material.seed, iteration, streams.FREPO_DROPOUT).integers(2**31)))
         for group in adam.param_groups:
-            group["lr"] = self.parameters.lr_network * min(1, 0.01 + 0.99 * self.ages[number] / self.parameters.warmup)
+            group["lr"] = self.rate(self.steps[number])
         with self.material.device.autocast():
             predicted_BK = network(x_BCTHW)
         descend(adam, (predicted_BK.float() - y_BK).square().mean())
         network.eval()
         self.ages[number] += 1
+        self.steps[number] += 1
         if self.ages[number] >= self.parameters.age:
-            self.ages[number], self.births[number] = 0, self.births[number] + 1
+            self.ages[number], self.steps[number], self.births[number] = 0, 0, self.births[number] + 1
             self.networks[number], self.adams[number] = self._born(number)
+
+    def rate(self, steps: int) -> float:
+        """Of a network's step after so many: a warm-up from a hundredth, times a cosine to 0 over its life."""
+        p = self.parameters
+        warm = min(1, 0.01 + 0.99 * steps / p.warmup)
+        return p.lr_network * warm * 0.5 * (1 + math.cos(math.pi * steps / p.age))
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "ages": self.ages,
+            "steps": self.steps,
             "births": self.births,
             "networks": [network.state_dict() for network in self.networks],
             "adams": [adam.state_dict() for adam in self.adams],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.ages, self.births = state["ages"], state["births"]
+        self.ages, self.steps, self.births = state["ages"], state["steps"], state["births"]
         for number in range(len(self.networks)):
             self.networks[number].load_state_dict(state["networks"][number])
             self.adams[number].load_state_dict(state["adams"][number])
@@ -212,15 +221,32 @@ def frepo_loss(material: Material, clips_of: Parametrisation, parameters: FRePoL
                 : parameters.batch_network
             ]
             with torch.no_grad():
-                x_BCTHW = clips_of(learnt, slots_B, generator(material.seed, iteration, streams.FREPO_VARIANTS))
+                random = generator(material.seed, iteration, streams.FREPO_VARIANTS)
+                x_BCTHW = clips_of(Part(learnt, fixed=True), slots_B, random)
             pool.train(pool.pick(iteration - 1), iteration, x_BCTHW.detach(), y_SK.detach()[slots_B])
         network = pool.networks[pool.pick(iteration)]
         emb_BD, labels_B = _real_features(network, real, material, parameters.batch_real, iteration)
-        x_SCTHW = clips_of(learnt, np.arange(len(y_SK)), generator(material.seed, iteration, streams.SET_VARIANTS))
-        with material.device.autocast():
-            emb_SD = network.embed(x_SCTHW)  # type: ignore[operator]
-        predicted_BK = kernel_ridge(emb_SD, y_SK, emb_BD, parameters.ridge)
-        return core.differentiated(regression_loss(predicted_BK, labels_B) + margin_loss(y_SK), learnt)
+
+        def embedded(first: int, *, fixed: bool = False) -> tuple[Tensor, Part]:
+            """The set's embeddings from a clip on, as many as go together."""
+            part = Part(learnt, fixed=fixed)
+            slots_B = np.arange(first, min(first + size, len(y_SK)))
+            x_BCTHW = clips_of(part, slots_B, generator(material.seed, iteration, first, streams.SET_VARIANTS))
+            with material.device.autocast():
+                return network.embed(x_BCTHW).float(), part  # type: ignore[operator]
+
+        size, gradients = core.a_pass(material, len(y_SK)), Learnt()
+        with torch.no_grad():
+            emb_SD = torch.cat([embedded(first, fixed=True)[0] for first in range(0, len(y_SK), size)])
+        emb_SD, y_part = emb_SD.requires_grad_(True), Part(learnt)
+        y_SK = y_part["labels"]
+        value = regression_loss(kernel_ridge(emb_SD, y_SK, emb_BD, parameters.ridge), labels_B) + margin_loss(y_SK)
+        by_emb_SD, by_y_SK = torch.autograd.grad(value, [emb_SD, y_SK])
+        y_part.add([by_y_SK], gradients)
+        for first in range(0, len(y_SK), size):
+            emb_BD, part = embedded(first)
+            part.differentiate((emb_BD * by_emb_SD[first : first + size]).sum(), gradients)
+        return value.detach(), gradients
 
     return loss
 

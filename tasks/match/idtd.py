@@ -30,7 +30,7 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.tasks.learning.pixels import pixel_range, to_pixels
 from vidistill.tasks.learning.training import Precision
 from vidistill.tasks.match import core, sets
-from vidistill.tasks.match.core import Learnt, Loop, Valued
+from vidistill.tasks.match.core import Learnt, Loop, Part, Valued
 from vidistill.tasks.match.dm import DMLossParameters, dm_loss
 from vidistill.tasks.methods import Material, Method
 
@@ -46,21 +46,19 @@ class IDTDParameters(DMLossParameters):
     diversity: float = Field(0.1, ge=0, description="λ.")
     sharpness: float = Field(4.0, ge=0, description="Logit by which a selector prefers its own features at the start.")
     iterations: int = Field(200, ge=0, description="200 fit two cores.")
-    lr: float = Field(100.0, gt=0, description="Of the pool's pixels, in standard deviations; DM's 30 hardly moves it.")
-    lr_selector: float = Field(0.1, ge=0)
-    lr_fusor: float = Field(1e-4, ge=0)
-    momentum: float = Field(0.5, ge=0, lt=1)
+    lr: float = Field(core.PIXELS, gt=0, description="Adam's, of the pool's pixels, in standard deviations.")
+    lr_selector: float = Field(core.PIXELS, ge=0)
+    lr_fusor: float = Field(core.WEIGHTS, ge=0)
     precision: Precision = "auto"
 
 
 class IDTD(Method):
     """Learn a pool of images a class, what each instance selects of it, and how a clip is made of that."""
 
+    version = 2  # since Adam steps
     Parameters = IDTDParameters
 
     def distil(self, material: Material) -> DistilledSet:
-        import torch
-
         parameters: IDTDParameters = self.parameters
         start = sets.start_clips(material, "real")
         labels_N = start.labels_N
@@ -70,14 +68,16 @@ class IDTD(Method):
 
         def loss(iteration: int, now: Learnt) -> Valued:
             distance, gradients = matching(iteration, now)
-            keys_NCFHW = fused.keys(now, np.arange(len(labels_N)))
-            alike = parameters.diversity * diversity_loss(keys_NCFHW, material.ipc)
-            core.add_gradients(gradients, alike, now)
-            return distance + alike.detach(), gradients
+            for first in range(0, len(labels_N), material.ipc):
+                part = Part(now)
+                keys_NCFHW = fused.keys(part, np.arange(first, first + material.ipc))
+                share = parameters.diversity / len(material.labels)
+                distance += part.differentiate(share * diversity_loss(keys_NCFHW, material.ipc), gradients)
+            return distance, gradients
 
-        sgd = torch.optim.SGD(_groups(learnt, parameters), momentum=parameters.momentum)
+        adam = core.stepper("adam", _groups(learnt, parameters), 0)
         loop = Loop(parameters.iterations, project=sets.keep_in_range(material.clips, material.device, "pool"))
-        curve = core.optimise(learnt, loss, sgd, material, loop)
+        curve = core.optimise(learnt, loss, adam, material, loop)
         stored: dict[str, NDArray[Any]] = {
             name: learnt[name].detach().cpu().numpy() for name in ("choice", "weight", "bias")
         }
@@ -119,22 +119,25 @@ class Fused:
     low_C: Tensor
     high_C: Tensor
 
-    def keys(self, learnt: Learnt, slots_B: NDArray[np.int64]) -> Tensor:
-        """What the selectors of these instances select, keys_BCFHW."""
+    def keys(self, part: Part, slots_B: NDArray[np.int64]) -> Tensor:
+        """What the selectors of these instances, class after class, select: keys_BCFHW."""
         import torch
 
         from vidistill.models.temporal import select
 
-        slots = torch.from_numpy(slots_B).to(learnt["pool"].device)
-        return select(learnt["pool"][slots // self.ipc].transpose(1, 2), learnt["choice"][slots])
+        keys = []
+        for label in np.unique(slots_B // self.ipc):
+            pool_PCHW = part.rows("pool", np.array([label]))[0].transpose(0, 1)
+            keys.append(select(pool_PCHW, part.rows("choice", slots_B[slots_B // self.ipc == label])))
+        return torch.cat(keys)
 
-    def __call__(self, learnt: Learnt, slots_B: NDArray[np.int64], random: np.random.Generator) -> Tensor:
+    def __call__(self, part: Part, slots_B: NDArray[np.int64], random: np.random.Generator) -> Tensor:
         from vidistill.models.temporal import fuse
 
-        keys_BCFHW = self.keys(learnt, slots_B)
+        keys_BCFHW = self.keys(part, slots_B)
         segments = keys_BCFHW.shape[2]
         some = np.sort(random.permutation(segments)[: random.integers(segments) + 1]).tolist()
-        x_BCTHW = fuse(keys_BCFHW[:, :, some], self.frames, learnt["weight"], learnt["bias"])
+        x_BCTHW = fuse(keys_BCFHW[:, :, some], self.frames, part["weight"], part["bias"])
         return x_BCTHW.clamp(self.low_C, self.high_C)
 
 

@@ -28,8 +28,8 @@ from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.pixels import pixel_range, to_pixels
 from vidistill.tasks.learning.training import generator
 from vidistill.tasks.match import core, sets
-from vidistill.tasks.match.core import Learnt
-from vidistill.tasks.match.mtt import MTT, MTTParameters, match_trajectories
+from vidistill.tasks.match.core import Learnt, Part
+from vidistill.tasks.match.mtt import MTT, PUBLISHED, MTTParameters, match_trajectories
 from vidistill.tasks.match.sets import Start
 from vidistill.tasks.methods import Material
 
@@ -38,21 +38,21 @@ if TYPE_CHECKING:
 
 
 class SFVDParameters(MTTParameters):
-    """Rates and iterations were not to be had: MTT's, as VDSD uses it, but for the images' rate."""
+    """Settings were not to be had: MTT's, as VDSD uses it."""
 
-    lr: float = Field(1e4, gt=0, description="A tenth of MTT's: an image's gradient is the sum over its T frames.")
     keys: int = Field(1, ge=1, description="F: key frames an instance.")
 
 
 class SFVDTParameters(SFVDParameters):
     """SFVD's, and the rate of the reshaping layer: VDSD's for its hallucinator, a layer of the same kind."""
 
-    lr_layer: float = Field(1e-3, gt=0)
+    lr_layer: float = Field(core.WEIGHTS, gt=0)
 
 
 class SFVD(MTT):
     """Learn key frames whose interpolation leads a student where the experts went."""
 
+    version = 2
     Parameters = SFVDParameters
 
     @property
@@ -63,12 +63,13 @@ class SFVD(MTT):
         parameters: SFVDParameters = self.parameters
         start = sets.start_clips(material, parameters.init)
         learnt = {"keys": core.leaf(first_keys(start, parameters.keys, material.seed))}
-        groups = [{"params": [learnt["keys"]], "lr": parameters.lr}]
+        groups = parameters.groups(learnt["keys"], PUBLISHED)
         clips_of = self.clips_of(material, start, learnt, groups)
         in_range = sets.keep_in_range(material.clips, material.device, "keys")
-        curve = match_trajectories(material, start.labels_N, clips_of, parameters, learnt, groups, in_range)
+        optimiser = core.stepper(parameters.step, groups, parameters.momentum)
+        curve, facts = match_trajectories(material, start.labels_N, clips_of, parameters, learnt, optimiser, in_range)
         form, stored = self.kept(material, start, learnt)
-        return sets.kept(material, form, stored, start, curve, lr=float(learnt["lr"].detach()))
+        return sets.kept(material, form, stored, start, curve, **facts)
 
     def clips_of(
         self, material: Material, start: Start, learnt: Learnt, groups: list[dict[str, Any]]  # noqa: ARG002
@@ -86,6 +87,7 @@ class SFVD(MTT):
 class SFVDT(SFVD):
     """SFVD with real clips of the same class mixed in by a reshaping layer that is learnt."""
 
+    version = 2
     Parameters = SFVDTParameters
 
     @property
@@ -128,13 +130,10 @@ class Interpolated:
 
     frames: int
 
-    def __call__(self, learnt: Learnt, slots_B: NDArray[np.int64], random: np.random.Generator) -> Tensor:  # noqa: ARG002
-        import torch
-
+    def __call__(self, part: Part, slots_B: NDArray[np.int64], random: np.random.Generator) -> Tensor:  # noqa: ARG002
         from vidistill.models.temporal import interpolate
 
-        keys_NCFHW = learnt["keys"]
-        return interpolate(keys_NCFHW[torch.from_numpy(slots_B).to(keys_NCFHW.device)], self.frames)
+        return interpolate(part.rows("keys", slots_B), self.frames)
 
 
 @dataclass(frozen=True)
@@ -145,14 +144,14 @@ class Reshaped:
     low_C: Tensor
     high_C: Tensor
 
-    def __call__(self, learnt: Learnt, slots_B: NDArray[np.int64], random: np.random.Generator) -> Tensor:
+    def __call__(self, part: Part, slots_B: NDArray[np.int64], random: np.random.Generator) -> Tensor:
         import torch
 
         from vidistill.models.temporal import reshape_channels
 
-        still_BCTHW = Interpolated(self.real_NCTHW.shape[2])(learnt, slots_B, random)
+        still_BCTHW = Interpolated(self.real_NCTHW.shape[2])(part, slots_B, random)
         real_BCTHW = self.real_NCTHW[torch.from_numpy(slots_B).to(self.real_NCTHW.device)]
-        x_BCTHW = reshape_channels(still_BCTHW, real_BCTHW, learnt["weight"], learnt["bias"])
+        x_BCTHW = reshape_channels(still_BCTHW, real_BCTHW, part["weight"], part["bias"])
         return x_BCTHW.clamp(self.low_C, self.high_C)
 
 

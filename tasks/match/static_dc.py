@@ -17,7 +17,7 @@ from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.pixels import to_pixels
 from vidistill.tasks.learning.training import generator
 from vidistill.tasks.match import core, sets
-from vidistill.tasks.match.dc import DCParameters, dc_loop, dc_loss
+from vidistill.tasks.match.dc import PUBLISHED, DCParameters, dc_loop, dc_loss
 from vidistill.tasks.match.real import RealClips
 from vidistill.tasks.match.sets import Start
 from vidistill.tasks.methods import Material, Method
@@ -39,6 +39,7 @@ class StaticDCParameters(DCParameters):
 class StaticDC(Method):
     """Learn images by matching gradients of single random frames; each begins as a random frame of a random clip."""
 
+    version = 2
     Parameters = StaticDCParameters
 
     @property
@@ -46,8 +47,6 @@ class StaticDC(Method):
         return True
 
     def distil(self, material: Material) -> DistilledSet:
-        import torch
-
         parameters: StaticDCParameters = self.parameters
         start = first_clips(material, parameters)
         learnt = {"clips": core.leaf(one_frame(start.x_NCTHW, generator(material.seed, streams.STILL_START)))}
@@ -62,9 +61,10 @@ class StaticDC(Method):
             material, start.labels_N, core.pixels, parameters,
             lambda number: image_network(material, parameters.depth, number), frames_of,
         )  # fmt: skip
-        sgd = torch.optim.SGD(learnt.values(), lr=parameters.lr, momentum=parameters.momentum)
+        groups = parameters.groups(learnt["clips"], PUBLISHED)
+        optimiser = core.stepper(parameters.step, groups, parameters.momentum)
         in_range = sets.keep_in_range(material.clips, material.device)
-        curve = core.optimise(learnt, loss, sgd, material, dc_loop(parameters.iterations, outer, in_range))
+        curve = core.optimise(learnt, loss, optimiser, material, dc_loop(parameters.iterations, outer, in_range))
         images_NHWC = to_pixels(learnt["clips"].detach(), material.clips)[:, 0]
         return sets.kept(material, "still", {"images": images_NHWC}, start, curve)
 

@@ -29,7 +29,7 @@ from vidistill.tasks.learning.loop import Curve
 from vidistill.tasks.learning.pixels import pixel_range
 from vidistill.tasks.learning.training import Precision, generator
 from vidistill.tasks.match import core, sets
-from vidistill.tasks.match.core import Learnt, Loop
+from vidistill.tasks.match.core import Group, Learnt, Loop, Part
 from vidistill.tasks.match.dm import DMLossParameters, dm_loss
 from vidistill.tasks.match.frepo import FRePoLossParameters, Pool, as_logits, cosine, frepo_loss, initial_labels
 from vidistill.tasks.match.mtt import MTTLossParameters, expert_inputs, match_trajectories
@@ -39,6 +39,10 @@ from vidistill.tasks.methods import Given, Material, Method, find_method
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+Second = tuple[Curve, dict[str, Any]]
+"""What stage 2 returns: the loss, and facts of its own."""
 
 
 class MemoryParameters(Parameters):
@@ -53,11 +57,12 @@ class MemoryParameters(Parameters):
         description="copy: its colours begin as the image's own, its motion as torch's default (not published).",
     )
     iterations: int = Field(200, ge=0, description="Of stage 2; published: DM 5,000, MTT and FRePo 10,000.")
+    step: core.Step = Field("adam", description="published: at the paper's rates for MiniUCF and ipc.")
     lr_dynamic: float | None = Field(
-        None, ge=0, description="Of the motion maps; by default the published one for ipc."
+        None, ge=0, description="Of the motion maps; by default 0.01, or the published one for ipc."
     )
-    lr_hallucinator: float | None = Field(None, ge=0)
-    momentum: float = Field(0.95, ge=0, lt=1)
+    lr_hallucinator: float | None = Field(None, ge=0, description="By default 0.001, or the published one.")
+    momentum: float = Field(0.95, ge=0, lt=1, description="Of SGD.")
     precision: Precision = "auto"
 
 
@@ -70,16 +75,14 @@ class Memory:
     low_C: Tensor
     high_C: Tensor
 
-    def __call__(self, learnt: Learnt, slots_B: NDArray[np.int64], random: np.random.Generator) -> Tensor:
+    def __call__(self, part: Part, slots_B: NDArray[np.int64], random: np.random.Generator) -> Tensor:
         import torch
 
         from vidistill.models.hallucinator import hallucinate
 
-        drawn_2B = slots_B * self.memories + random.integers(self.memories, size=(2, len(slots_B)))
-        image_B, motion_B = torch.from_numpy(drawn_2B).to(self.images_NCHW.device)
-        x_BCTHW = hallucinate(
-            self.images_NCHW[image_B], learnt["motion"][motion_B][:, None], learnt["weight"], learnt["bias"]
-        )
+        image_B, motion_B = slots_B * self.memories + random.integers(self.memories, size=(2, len(slots_B)))
+        images_BCHW = self.images_NCHW[torch.from_numpy(image_B).to(self.images_NCHW.device)]
+        x_BCTHW = hallucinate(images_BCHW, part.rows("motion", motion_B)[:, None], part["weight"], part["bias"])
         return x_BCTHW.clamp(self.low_C, self.high_C)
 
 
@@ -89,7 +92,7 @@ class VDSD(Method):
     A version says what is matched, and how it is optimised.
     """
 
-    version = 2  # since the images are an artifact of their own
+    version = 3  # since Adam steps
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
         p: MemoryParameters = self.parameters
@@ -108,14 +111,14 @@ class VDSD(Method):
         images_NCHW = x_NC1HW.squeeze(2)
         memory = Memory(images_NCHW, parameters.memories, *pixel_range(material.clips, material.device))
         learnt = begin(material, parameters, images_NCHW)
-        curve = self.second(material, start.labels_N, memory, learnt)
+        curve, facts = self.second(material, start.labels_N, memory, learnt)
         stored = {name: learnt[name].detach().cpu().numpy() for name in ("motion", "weight", "bias")}
         stored |= {"images": images.stored["images"], **sets.norm_arrays(material)}
-        made = sets.kept(material, "memory", stored, start, curve)
+        made = sets.kept(material, "memory", stored, start, curve, **facts)
         return made.with_logits(as_logits(learnt["labels"])) if "labels" in learnt else made
 
     @abstractmethod
-    def second(self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt) -> Curve:
+    def second(self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt) -> Second:
         """Stage 2: matches, and may add to `learnt`."""
 
 
@@ -142,18 +145,15 @@ def begin(material: Material, parameters: MemoryParameters, images_NCHW: Tensor)
     return learnt | {"images": images_NCHW}
 
 
-def groups_of(learnt: Learnt, lr_dynamic: float, lr_hallucinator: float) -> list[dict[str, Any]]:
-    """The two groups of stage 2's optimiser."""
+def groups_of(learnt: Learnt, p: MemoryParameters, published: tuple[float, float]) -> list[Group]:
+    """The two groups of stage 2's optimiser: the motion maps and the hallucinator."""
     return [
-        {"params": [learnt["motion"]], "lr": lr_dynamic},
-        {"params": [learnt["weight"], learnt["bias"]], "lr": lr_hallucinator},
+        {"params": [learnt["motion"]], "lr": core.rate(p.lr_dynamic, p.step, core.PIXELS, published[0])},
+        {
+            "params": [learnt["weight"], learnt["bias"]],
+            "lr": core.rate(p.lr_hallucinator, p.step, core.WEIGHTS, published[1]),
+        },
     ]
-
-
-def rates(parameters: MemoryParameters, published: tuple[float, float]) -> tuple[float, float]:
-    """The rates of the motion maps and of the hallucinator: those that are set, else the published ones."""
-    dynamic, hallucinator = parameters.lr_dynamic, parameters.lr_hallucinator
-    return published[0] if dynamic is None else dynamic, published[1] if hallucinator is None else hallucinator
 
 
 class DMVDSDParameters(MemoryParameters, DMLossParameters):
@@ -165,18 +165,18 @@ class DMVDSD(VDSD):
 
     Parameters = DMVDSDParameters
 
-    def second(self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt) -> Curve:
-        import torch
-
+    def second(self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt) -> Second:
         parameters: DMVDSDParameters = self.parameters
-        groups = groups_of(learnt, *rates(parameters, (1e-4, 1e-5) if material.ipc == 1 else (1e3, 1e-6)))
-        sgd = torch.optim.SGD(groups, momentum=parameters.momentum)
+        groups = groups_of(learnt, parameters, (1e-4, 1e-5) if material.ipc == 1 else (1e3, 1e-6))
+        optimiser = core.stepper(parameters.step, groups, parameters.momentum)
         loss = dm_loss(material, labels_N, memory, parameters)
-        return core.optimise(learnt, loss, sgd, material, Loop(parameters.iterations))
+        return core.optimise(learnt, loss, optimiser, material, Loop(parameters.iterations)), {}
 
 
 class MTTVDSDParameters(MemoryParameters, MTTLossParameters):
-    """MTT+VDSD; published rates (1e4, 1e-3), 10 steps of the student for IPC 1, 5 of 128 clips for IPC 5."""
+    """MTT+VDSD; published rates (1e4, 1e-3), 10 steps of the student for IPC 1, 5 of 128 clips and α held for IPC 5."""
+
+    momentum_lr: float = Field(0.9, ge=0, lt=1, description="Of SGD over α.")
 
 
 class MTTVDSD(VDSD):
@@ -187,13 +187,16 @@ class MTTVDSD(VDSD):
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
         return super().inputs(given) | {"experts": expert_inputs(given, self.parameters)}
 
-    def second(self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt) -> Curve:
-        groups = groups_of(learnt, *rates(self.parameters, (1e4, 1e-3)))
-        return match_trajectories(material, labels_N, memory, self.parameters, learnt, groups)
+    def second(self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt) -> Second:
+        parameters: MTTVDSDParameters = self.parameters
+        optimiser = core.stepper(parameters.step, groups_of(learnt, parameters, (1e4, 1e-3)), parameters.momentum)
+        if parameters.step == "published" and parameters.lr_lr is None and material.ipc > 1:
+            parameters = parameters.model_copy(update={"lr_lr": 0.0})
+        return match_trajectories(material, labels_N, memory, parameters, learnt, optimiser)
 
 
 class FRePoVDSDParameters(MemoryParameters, FRePoLossParameters):
-    """FRePo+VDSD: one image and one map an instance; Adam. The rate of the maps is an argument without a default."""
+    """FRePo+VDSD: one image and one map an instance; Adam, published rates (1e2, 1e-3)."""
 
     memories: int = Field(1, ge=1, description="Published: 1.")
 
@@ -204,13 +207,13 @@ class FRePoVDSD(VDSD):
     Parameters = FRePoVDSDParameters
     recipes = ("learned",)
 
-    def second(self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt) -> Curve:
+    def second(self, material: Material, labels_N: NDArray[np.int64], memory: Memory, learnt: Learnt) -> Second:
         import torch
 
         parameters: FRePoVDSDParameters = self.parameters
         learnt["labels"] = core.leaf(initial_labels(labels_N, len(material.clips.classes), material))
-        groups = groups_of(learnt, *rates(parameters, (1e-2, 1e-3)))
+        groups = groups_of(learnt, parameters, (1e2, 1e-3))
         adam = torch.optim.Adam([*groups, {"params": [learnt["labels"]], "lr": parameters.lr_labels}])
         pool = Pool(material, parameters)
         loop = Loop(parameters.iterations, schedule=cosine(parameters.iterations), memory=pool)
-        return core.optimise(learnt, frepo_loss(material, memory, parameters, pool), adam, material, loop)
+        return core.optimise(learnt, frepo_loss(material, memory, parameters, pool), adam, material, loop), {}

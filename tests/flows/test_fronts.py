@@ -28,10 +28,10 @@ def test_a_front_stands_in_the_name_of_every_network() -> None:
     (teacher,) = (job for job in jobs if job.stage == "teacher")
     assert teacher.parameters["network"] == "centred:r2plus1d_small"
     experts = {job.parameters["expert"]["network"] for job in jobs if job.stage == "expert"}
-    assert experts == {"centred:minic3d"}
+    assert experts == {"centred:r2plus1d_small_in"}
     assert {job.parameters["network"] for job in jobs if job.stage == "score"} == {"centred:minic3d", "rgb:c3d"}
     rows = ReportParameters.model_validate(jobs[-1].parameters).rows
-    assert {row.network for row in rows if row.method == "mtt"} == {"centred:minic3d"}
+    assert {row.network for row in rows if row.method == "mtt"} == {"centred:r2plus1d_small_in"}
     assert {row.network for row in rows if row.method == "tsgf"} == {"centred:r2plus1d_small"}
     assert [row.method for row in rows if row.ipc is None] == ["teacher", "expert"]
 

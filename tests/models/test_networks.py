@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from vidistill.models import NETWORKS, build
 from vidistill.models.frame_rnn import FrameRNN
-from vidistill.models.minic3d import MiniC3D, convolve_pixels
+from vidistill.models.minic3d import Conv3d, MiniC3D, convolve_pixels
 
 
 def parameters(model: nn.Module) -> int:
@@ -151,3 +152,23 @@ def test_frame_rnn_averages_its_states_over_frames_in_order(cell):
     features_BTF = torch.stack([model.cnn(x_BCTHW[:, :, t]) for t in range(4)], dim=1)
     torch.testing.assert_close(model.embed(x_BCTHW), model.rnn(features_BTF)[0].mean(1))
     assert not torch.allclose(model(x_BCTHW), model(x_BCTHW.flip(2)))
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+@pytest.mark.parametrize("frames", [1, 3])
+def test_taps_that_meet_no_pixel_are_left_out_and_nothing_else(frames: int, size: int) -> None:
+    """A convolution of MiniC3D is torch's, to the second derivative, at every size of its maps."""
+    torch.manual_seed(size)
+    conv = Conv3d(8, 3, (3, 7, 7), (1, 2, 2), (1, 3, 3)).double()
+    x_BCTHW = torch.randn(2, 8, frames, size, size, dtype=torch.float64, requires_grad=True)
+
+    def derivatives(convolve: Any) -> list[torch.Tensor]:
+        y_BCTHW = convolve(x_BCTHW)
+        leaves = [x_BCTHW, conv.weight, conv.bias]
+        first = torch.autograd.grad(y_BCTHW.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(one.sin().sum() for one in first), leaves)
+        return [y_BCTHW, *first, *second]
+
+    plain = derivatives(lambda x: torch.nn.Conv3d.forward(conv, x))
+    for made, expected in zip(derivatives(conv), plain, strict=True):
+        torch.testing.assert_close(made, expected, rtol=1e-10, atol=1e-10)

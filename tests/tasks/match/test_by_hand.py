@@ -22,6 +22,7 @@ from vidistill.tasks.match.vdsd import static_of
 from vidistill.tasks.methods import find_method
 
 SEED, IPC, FP32 = 3, 2, {"precision": "fp32"}
+SGD = {"step": "published"}
 LABELS = [0, 0, 1, 1]
 both = pytest.mark.parametrize("augmentation", ["none", "dsa"])
 
@@ -50,17 +51,20 @@ def same(made: DistilledSet, values: list[float], start: torch.Tensor, end: torc
     tiny.same_change(made.clips_NTHWC, tiny.pixels(start), tiny.pixels(end))
 
 
+@pytest.mark.parametrize(("step", "lr", "reuse"), [("published", 400.0, 1), ("adam", 0.3, 2)])
 @both
-def test_dm(given: tiny.Tiny, augmentation: Any) -> None:
-    made, p = distilled(given, "dm", iterations=3, batch_real=2, lr=400.0, augmentation=augmentation)
+def test_dm(given: tiny.Tiny, augmentation: Any, step: Any, lr: float, reuse: int) -> None:
+    made, p = distilled(given, "dm", iterations=5, batch_real=2, lr=lr, augmentation=augmentation, step=step,
+                        reuse=reuse)  # fmt: skip
     hand = Hand(given, SEED, LABELS, augmentation)
     learnt = {"clips": hand.start()}
-    values = by_hand.minimised(learnt, by_hand.dm(hand, the_clips, 2), {"clips": p.lr}, 3)
+    loss = by_hand.dm(hand, the_clips, 2, reuse)
+    values = by_hand.minimised(learnt, loss, {"clips": p.lr}, 5, momentum=None if step == "adam" else 0.5)
     same(made, values, hand.start(), learnt["clips"].detach())
 
 
 def test_dm_with_a_rate(given: tiny.Tiny) -> None:
-    made, p = distilled(given, "dm", iterations=3, batch_real=2, lr=400.0, rate=0.3)
+    made, p = distilled(given, "dm", iterations=3, batch_real=2, lr=400.0, rate=0.3, **SGD)
     hand = Hand(given, SEED, LABELS, "none")
     learnt = {"clips": hand.start()}
     values = by_hand.minimised(learnt, by_hand.rated(by_hand.dm(hand, the_clips, 2), 0.3), {"clips": p.lr}, 3)
@@ -71,10 +75,10 @@ def test_dm_with_a_rate(given: tiny.Tiny) -> None:
 def test_dc(given: tiny.Tiny, augmentation: Any) -> None:
     """Two networks, each for two steps and trained twice on the set between them."""
     made, p = distilled(given, "dc", iterations=2, outer=2, inner=2, lr_net=0.3, batch_real=2, lr=3.0,
-                        augmentation=augmentation)  # fmt: skip
+                        augmentation=augmentation, batch_train=3, **SGD)  # fmt: skip
     hand = Hand(given, SEED, LABELS, augmentation)
     learnt = {"clips": hand.start()}
-    loss = by_hand.DC(hand, 2, 2, 0.3, hand.fresh, lambda step, label: hand.real(step, [label], 2)[0])
+    loss = by_hand.DC(hand, 2, 2, 0.3, hand.fresh, lambda step, label: hand.real(step, [label], 2)[0], 3)
     values = by_hand.minimised(learnt, loss, {"clips": p.lr}, 4)
     same(made, values, hand.start(), learnt["clips"].detach())
 
@@ -88,7 +92,7 @@ def frames(x_BCTHW: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
 def test_static_dc(given: tiny.Tiny, augmentation: Any) -> None:
     """DC on single random frames by ConvNet, shown as still clips."""
     made, p = distilled(given, "static_dc", iterations=2, outer=2, inner=1, lr_net=0.1, batch_real=2, lr=3.0, depth=2,
-                        augmentation=augmentation)  # fmt: skip
+                        augmentation=augmentation, **SGD)  # fmt: skip
     hand = Hand(given, SEED, LABELS, augmentation)
 
     def network(number: int) -> torch.nn.Module:
@@ -107,7 +111,7 @@ def test_static_dc(given: tiny.Tiny, augmentation: Any) -> None:
 
 # --- trajectories ------------------------------------------------------------------------------------------------
 
-MATCHED = {"iterations": 4, "syn_steps": 3, "expert_epochs": 2, "max_start_epoch": 2, "lr_init": 0.5}
+MATCHED = {"iterations": 4, "syn_steps": 3, "expert_epochs": 2, "max_start_epoch": 2, "lr_init": 0.5, **SGD}
 
 
 def trajectories() -> np.ndarray:
@@ -131,19 +135,31 @@ def test_the_steps_below_meet_several_experts_and_starts() -> None:
     assert {start for _, start in drawn} == {0, 1}
 
 
-@pytest.mark.parametrize("batch_syn", [None, 3])
+@pytest.mark.parametrize(("batch_syn", "step", "lr", "lr_lr"), [
+    (None, "published", 4000.0, 0.1), (3, "published", 4000.0, 0.1), (3, "adam", 0.3, 0.02), (None, "adam", 0.3, 0.0),
+])  # fmt: skip
 @both
-def test_mtt(expert: tiny.Tiny, augmentation: Any, batch_syn: int | None) -> None:
-    """Three experts, students of three steps, and a rate that is learnt with the clips."""
-    made, p = distilled(expert, "mtt", **MATCHED, lr=4000.0, lr_lr=0.1, batch_syn=batch_syn, augmentation=augmentation)
+def test_mtt(
+    expert: tiny.Tiny, augmentation: Any, batch_syn: int | None, step: Any, lr: float, lr_lr: float
+) -> None:  # fmt: skip
+    """Three experts, students of three steps, and a rate that is learnt with the clips, or held."""
+    made, p = distilled(expert, "mtt", **MATCHED | {"step": step}, lr=lr, lr_lr=lr_lr, batch_syn=batch_syn,
+                        augmentation=augmentation)  # fmt: skip
     hand = Hand(expert, SEED, LABELS, augmentation)
     learnt = {"clips": hand.start(), "lr": torch.tensor(0.5, dtype=torch.float64)}
-    loss = by_hand.mtt(hand, the_clips, trajectories(), p)
-    values = by_hand.minimised(learnt, loss, {"clips": p.lr, "lr": p.lr_lr}, 4, lr_min=p.lr_min)
+    loss, alphas = by_hand.mtt(hand, the_clips, trajectories(), p), []
+
+    def watched(iteration: int, now: dict[str, torch.Tensor]) -> torch.Tensor:
+        alphas.append(float(now["lr"].detach()))
+        return loss(iteration, now)
+
+    momentum = None if step == "adam" else 0.5
+    values = by_hand.minimised(learnt, watched, {"clips": p.lr, "lr": p.lr_lr}, 4, momentum=momentum, lr_min=p.lr_min)
     same(made, values, hand.start(), learnt["clips"].detach())
     alpha = float(learnt["lr"].detach())
     assert made.facts["lr"] - 0.5 == pytest.approx(alpha - 0.5, rel=1e-2)
-    assert abs(alpha - 0.5) > 1e-4
+    assert made.facts["alpha"] == pytest.approx(alphas, rel=1e-4)
+    assert (abs(alpha - 0.5) > 1e-4) == bool(lr_lr)
 
 
 def test_mtt_with_a_rate(expert: tiny.Tiny) -> None:
@@ -244,7 +260,7 @@ def test_frepo(given: tiny.Tiny, batch_network: int) -> None:
     learnt = {"clips": hand.start(), "labels": first_labels()}
     loss = by_hand.FRePo(hand, the_clips, p)
     values = by_hand.minimised(learnt, loss, {"clips": p.lr, "labels": p.lr_labels}, 5, momentum=None,
-                               schedule=to_a_tenth(5))  # fmt: skip
+                               schedule=to_a_tenth(5), eps=1e-8)  # fmt: skip
     assert max(loss.births) > 0
     same(made, values, hand.start(), learnt["clips"].detach())
     same_labels(made, learnt["labels"])
@@ -256,7 +272,7 @@ def test_frepo(given: tiny.Tiny, batch_network: int) -> None:
 def test_idtd(given: tiny.Tiny) -> None:
     """DM on clips fused of what selectors select of a class's pool, plus λ times the likeness of the segments."""
     made, p = distilled(given, "idtd", iterations=3, batch_real=2, features=3, segments=2, diversity=0.5,
-                        sharpness=1.0, lr=300.0, lr_selector=30.0, lr_fusor=0.3)  # fmt: skip
+                        sharpness=1.0, lr=0.1, lr_selector=0.1, lr_fusor=0.01)  # fmt: skip
     hand = Hand(given, SEED, LABELS)
     begun = hand.start()
     pool = torch.stack([torch.cat([begun[2 * k + i][:, [0, 2, 3]] for i in (0, 1)], dim=1) for k in (0, 1)])
@@ -288,7 +304,7 @@ def test_idtd(given: tiny.Tiny) -> None:
         return matching(iteration, now) + 0.5 * torch.stack(alike).mean()
 
     rates = {"pool": p.lr, "choice": p.lr_selector, "weight": p.lr_fusor, "bias": p.lr_fusor}
-    values = by_hand.minimised(learnt, loss, rates, 3, keep="pool")
+    values = by_hand.minimised(learnt, loss, rates, 3, momentum=None, keep="pool")
     assert made.facts["loss"] == pytest.approx(values, rel=1e-3)
     tiny.same_change(made.stored["pool"], tiny.pixels(pool), tiny.pixels(learnt["pool"].detach()))
     for name, first in {"choice": choice, "weight": torch.zeros(1), "bias": torch.zeros(1)}.items():
@@ -301,8 +317,8 @@ def test_idtd(given: tiny.Tiny) -> None:
 # --- VDSD --------------------------------------------------------------------------------------------------------
 
 M = 2  # images, and motion maps, an instance
-STATIC = {"iterations": 1, "batch_real": 2, "depth": 2, "lr": 3.0}
-VDSD: dict[str, Any] = {"iterations": 4, "memories": M, "momentum": 0.9, "static": STATIC}
+STATIC = {"iterations": 1, "batch_real": 2, "depth": 2, "lr": 3.0, **SGD}
+VDSD: dict[str, Any] = {"iterations": 4, "memories": M, "momentum": 0.9, "static": STATIC, **SGD}
 
 
 def begun_memory() -> dict[str, torch.Tensor]:
@@ -352,6 +368,7 @@ def test_dm_vdsd(given: tiny.Tiny) -> None:
 
 
 def test_mtt_vdsd(expert: tiny.Tiny) -> None:
+    """α has a momentum of its own, and so has the rest."""
     made, p = distilled(expert, "mtt_vdsd", **MATCHED | VDSD, lr_dynamic=2000.0, lr_hallucinator=5.0, lr_lr=0.1,
                         augmentation="dsa")  # fmt: skip
     hand = Hand(expert, SEED, LABELS, "dsa")
@@ -367,6 +384,7 @@ def test_frepo_vdsd(given: tiny.Tiny) -> None:
     hand, learnt = Hand(given, SEED, LABELS), begun_memory() | {"labels": first_labels()}
     rates = {"motion": 0.1, "weight": 0.02, "bias": 0.02, "labels": 0.05}
     loss = by_hand.FRePo(hand, hallucinated(made), p)
-    values = by_hand.minimised(learnt, loss, rates, 4, momentum=None, schedule=to_a_tenth(4), keep=None)
+    values = by_hand.minimised(learnt, loss, rates, 4, momentum=None, schedule=to_a_tenth(4), keep=None,
+                               eps=1e-8)  # fmt: skip
     same_memory(made, values, learnt)
     same_labels(made, learnt["labels"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from method_contract import Bench, MethodContract
 
+from vidistill.flows.parameters import checked
 from vidistill.storage.distilled import DistilledSet, joined
 from vidistill.storage.errors import RequestError, RunError
 from vidistill.tasks.distil import distil_jobs
@@ -239,14 +241,26 @@ def double(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_gradients_of_parts_add_up_to_those_of_the_whole() -> None:
-    learnt = {"a": core.leaf(double(3)), "b": core.leaf(double(2, 2)), "still": double(3, seed=8)}
-    parts = [lambda: (learnt["a"] * learnt["still"]).square().sum(), lambda: learnt["a"].sum() * learnt["b"].sum()]
-    value, expected = core.differentiated(sum(part() for part in parts), learnt)
+    """Each part reads some rows: a run of them, scattered ones, all."""
+    learnt = {"a": core.leaf(double(4, 2)), "b": core.leaf(double(2, 2)), "c": core.leaf(double(2)), "still": double(4)}
+    reads = [np.array([1, 2]), np.array([3, 0]), np.arange(4)]
+
+    def value_of(rows: np.ndarray, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a * learnt["still"][rows][:, None]).square().sum() * b.sum()
+
+    whole = sum(value_of(rows, learnt["a"][rows], learnt["b"]) for rows in reads)
+    value, expected = core.differentiated(whole, learnt)
     gradients: core.Learnt = {}
-    for part in parts:
-        core.add_gradients(gradients, part(), learnt)
+    found = 0.0
+    for rows in reads:
+        part = core.Part(learnt)
+        found += part.differentiate(value_of(rows, part.rows("a", rows), part["b"]), gradients)
+    assert float(found) == pytest.approx(float(value))
     assert not value.requires_grad
     assert gradients.keys() == expected.keys() == {"a", "b"}
+    fixed = core.Part(learnt, fixed=True)
+    assert not fixed.rows("a", reads[0]).requires_grad
+    assert fixed.leaves == core.Part(learnt).leaves == []
     for name, gradient in expected.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-12, atol=0)
 
@@ -263,7 +277,7 @@ def loss_of(name: str, bench: Bench, **changes: Any) -> list[float]:
 def test_mtt_comes_nearer_to_where_the_experts_went(bench: Bench) -> None:
     """One expert and one start, so that the loss of different iterations can be compared."""
     found = loss_of(
-        "mtt", bench, iterations=6, experts=1, max_start_epoch=1, syn_steps=2, lr=300.0, lr_lr=1e-4,
+        "mtt", bench, iterations=6, experts=1, max_start_epoch=1, syn_steps=2, lr=0.02, lr_init=0.02,
     )  # fmt: skip
     assert found[-1] < found[0]
 
@@ -276,6 +290,52 @@ def test_it_does_not_matter_how_many_clips_share_a_pass(
     together = loss_of(name, bench, **changes)
     monkeypatch.setattr(core, "a_pass", lambda _material, _size: 1)
     assert loss_of(name, bench, **changes) == pytest.approx(together, rel=1e-4)
+
+
+def begun(bench: Bench, name: str, ipc: int = 1, **changes: Any) -> DistilledSet:
+    method = find_method(name).method
+    made = method(method.Parameters(**(OPTIONS[name] | {"iterations": 0} | changes)))
+    return made.distil(bench.material((0, 1, 2), ipc, 0, made))
+
+
+def test_a_student_begins_at_the_rate_of_the_experts_or_a_third_of_it(bench: Bench) -> None:
+    assert begun(bench, "mtt").facts["lr"] == pytest.approx(0.03)
+    assert begun(bench, "mtt", step="published").facts["lr"] == pytest.approx(0.1)
+    assert begun(bench, "mtt", expert=EXPERT | {"network": "minic3d"}).facts["lr"] == pytest.approx(0.003)
+    assert begun(bench, "mtt", lr_init=0.2).facts["lr"] == pytest.approx(0.2)
+
+
+def test_experts_are_as_long_as_they_are_read(bench: Bench) -> None:
+    method, added = find_method("mtt").method, []
+    given = dataclasses.replace(bench.given, add=lambda job: added.append(job) or job.ref)
+    method(method.Parameters(max_start_epoch=4, expert_epochs=3, experts=2)).inputs(given)
+    assert [job.parameters["expert"]["epochs"] for job in added] == [6, 6]
+    added.clear()
+    method(method.Parameters(experts=1, expert={"epochs": 25, "lr": 0.5})).inputs(given)
+    assert [job.parameters["expert"][name] for job in added for name in ("epochs", "lr")] == [25, 0.5]
+
+
+@pytest.mark.parametrize(("name", "published"), [("dm", 30.0), ("dc", 0.1), ("static_dc", 0.1), ("mtt", 1e5)])
+def test_a_step_is_a_hundredth_of_a_deviation_or_the_published_rate(name: str, published: float) -> None:
+    """And whatever is asked for, with either."""
+    method, pixels = find_method(name).method, torch.zeros(1)
+    own = importlib.import_module(method.__module__).PUBLISHED
+    for options, rate in (({}, 0.01), ({"step": "published"}, published), ({"lr": 7.0}, 7.0)):
+        (group,) = method.Parameters(**options).groups(pixels, own)
+        assert group["lr"] == rate
+
+
+@pytest.mark.parametrize("name", ["mtt", "dm", "dc"])
+def test_few_iterations_move_a_set_by_few_hundredths_whatever_its_size(bench: Bench, name: str) -> None:
+    """The published rates of 16×112² throw small clips out of the range of pixels in as many."""
+    moved = begun(bench, name, iterations=5).facts["moved_in_std"]
+    assert 0.002 < moved < 0.05
+
+
+@pytest.mark.parametrize("name", ["dm", "dc", "idtd", "dm_vdsd"])
+def test_batch_norm_that_never_saw_a_batch_is_refused(name: str) -> None:
+    with pytest.raises(RequestError, match=r"network is 'rgb:minic3d_bn': .*batch norm has no statistics"):
+        checked(find_method(name).method.Parameters, {"network": "rgb:minic3d_bn"}, name)
 
 
 def test_mtt_says_that_its_experts_are_too_short(bench: Bench) -> None:

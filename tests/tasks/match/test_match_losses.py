@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from held import held_by
 
-from vidistill.tasks.match import dsa, losses, mtt
+from vidistill.tasks.match import dsa, losses, sweep
+from vidistill.tasks.match.core import Part
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -100,25 +102,28 @@ class Toy:
         self.start = [weight.detach().clone() for weight in self.network.parameters()]
         self.target = [weight + 0.1 * double(*weight.shape, seed=5) for weight in self.start]
         self.x = double(batch, 3, 2, 4, 4, seed=6)
-        self.lr = torch.tensor(0.3, dtype=torch.float64)
+        self.lr, self.calls = torch.tensor(0.3, dtype=torch.float64), 0
 
-    def __call__(self, step: int, weights: Any, learnt: Any) -> torch.Tensor:
-        x_BCTHW = learnt[0] * (1 + 0.1 * step)
+    def __call__(self, step: int, weights: Any, x: torch.Tensor) -> torch.Tensor:
+        x_BCTHW = x * (1 + 0.1 * step)
         logits = torch.func.functional_call(
             self.network, dict(zip(self.names, weights, strict=True)), (x_BCTHW,)
         )  # fmt: skip
         return torch.nn.functional.cross_entropy(logits, torch.arange(len(x_BCTHW)) % 3)
 
-    def parts(self, step: int, weights: Any, learnt: Any) -> Iterator[torch.Tensor]:
+    def parts(self, step: int, weights: Any, fixed: bool) -> Iterator[tuple[torch.Tensor, Part]]:
         """The same loss, clip by clip."""
         named = dict(zip(self.names, weights, strict=True))
+        self.calls += 1
         for b in range(len(self.x)):
-            x_1CTHW = learnt[0][b : b + 1] * (1 + 0.1 * step)
+            part = Part({"x": self.x.clone().requires_grad_(True)}, fixed=fixed)
+            x_1CTHW = part.rows("x", np.array([b])) * (1 + 0.1 * step)
             logits = torch.func.functional_call(self.network, named, (x_1CTHW,))
-            yield torch.nn.functional.cross_entropy(logits, torch.tensor([b % 3])) / len(self.x)
+            yield torch.nn.functional.cross_entropy(logits, torch.tensor([b % 3])) / len(self.x), part
 
-    def sweep(self, steps: int, gradient: mtt.Gradient = "exact") -> mtt.Swept:
-        return mtt.sweep(self.parts, self.start, self.target, [self.x], self.lr, steps, gradient)
+    def sweep(self, steps: int, gradient: sweep.Gradient = "exact", room: int = 0) -> sweep.Swept:
+        self.calls = 0
+        return sweep.sweep(self.parts, self.start, self.target, self.lr, steps, gradient, room)
 
 
 def unrolled(toy: Toy, steps: int, *, hold: bool = False) -> tuple[torch.Tensor, ...]:
@@ -128,7 +133,7 @@ def unrolled(toy: Toy, steps: int, *, hold: bool = False) -> tuple[torch.Tensor,
     moved = theta
     for step in range(steps):
         at = [weight.detach().requires_grad_(True) for weight in moved] if hold else moved
-        g = torch.autograd.grad(toy(step, at, [x]), at, create_graph=True)
+        g = torch.autograd.grad(toy(step, at, x), at, create_graph=True)
         moved = [weight - lr * gradient for weight, gradient in zip(moved, g, strict=True)]
     value = losses.trajectory_distance(moved, toy.target, toy.start)
     return (value.detach(), *torch.autograd.grad(value, [x, lr]))
@@ -138,52 +143,44 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
+@pytest.mark.parametrize("room", [0, 50_000, 10**9])
 @pytest.mark.parametrize("steps", [1, 2, 6])
-def test_the_sweep_is_the_naive_unroll(steps: int) -> None:
+def test_the_sweep_is_the_naive_unroll(steps: int, room: int) -> None:
     toy = Toy()
     loss, by_x, by_lr = unrolled(toy, steps)
-    swept = toy.sweep(steps)
+    swept = toy.sweep(steps, room=room)
     assert swept.loss.item() == pytest.approx(loss.item(), rel=1e-12)
-    assert relative(swept.learnt[0], by_x) < 1e-12
-    assert relative(swept.lr, by_lr) < 1e-12
+    assert relative(swept.gradients["x"], by_x) < 1e-12
+    assert relative(swept.gradients["lr"], by_lr) < 1e-12
+
+
+def test_steps_whose_graphs_have_room_are_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph of a part takes some 7 kB here, and of a step three times as much; no more than one has no room."""
+    rooms: list[sweep.Room] = []
+
+    class Seen(sweep.Room):
+        def __init__(self, left: int) -> None:
+            super().__init__(left)
+            rooms.append(self)
+
+    monkeypatch.setattr(sweep, "Room", Seen)
+    toy, calls = Toy(), {}
+    for room in (0, 50_000, 10**9):
+        toy.sweep(6, room=room)
+        calls[room] = toy.calls
+    assert calls[0] == 12
+    assert 6 < calls[50_000] < 12
+    assert calls[10**9] == 6
+    assert rooms[0].left == 0 > rooms[1].left > -15_000
+    assert 10**9 - rooms[2].left > 50_000
 
 
 def test_tesla_holds_the_weights_fixed_and_is_an_approximation() -> None:
     toy = Toy()
     for steps in (1, 4):
-        exact, tesla = (toy.sweep(steps, kind).learnt[0] for kind in ("exact", "tesla"))
+        exact, tesla = (toy.sweep(steps, kind).gradients["x"] for kind in ("exact", "tesla"))
         assert relative(tesla, unrolled(toy, steps, hold=True)[1]) < 1e-12
         assert (relative(tesla, exact) < 1e-12) == (steps == 1)
-
-
-class Live:
-    """Bytes of the tensors that autograd holds, now and at most."""
-
-    def __init__(self) -> None:
-        self.now = self.most = 0
-
-    def pack(self, tensor: torch.Tensor) -> Held:
-        return Held(self, tensor)
-
-    def unpack(self, held: Held) -> torch.Tensor:
-        return held.tensor
-
-
-class Held:
-    def __init__(self, live: Live, tensor: torch.Tensor) -> None:
-        self.live, self.tensor, self.bytes = live, tensor, tensor.numel() * tensor.element_size()
-        live.now += self.bytes
-        live.most = max(live.most, live.now)
-
-    def __del__(self) -> None:
-        self.live.now -= self.bytes
-
-
-def held_by(function: Any) -> int:
-    live = Live()
-    with torch.autograd.graph.saved_tensors_hooks(live.pack, live.unpack):
-        function()
-    return live.most
 
 
 def test_the_graph_of_the_sweep_does_not_grow_with_the_steps() -> None:

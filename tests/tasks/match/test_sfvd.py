@@ -16,12 +16,12 @@ from vidistill.models import temporal
 from vidistill.storage.distilled import DistilledSet, materialised
 from vidistill.tasks.learning.pixels import pixel_range
 from vidistill.tasks.learning.training import generator, to_input
-from vidistill.tasks.match import idtd, sfvd
+from vidistill.tasks.match import core, idtd, sfvd
 from vidistill.tasks.methods import find_method
 
 EXPERT = {"epochs": 2, "batch_size": 3, "precision": "fp32"}
 MATCHED: dict[str, Any] = {
-    "iterations": 2, "lr": 100.0, "syn_steps": 1, "experts": 1, "max_start_epoch": 2, "expert": EXPERT,
+    "iterations": 2, "lr": 0.1, "syn_steps": 1, "experts": 1, "max_start_epoch": 2, "expert": EXPERT,
     "precision": "fp32",
 }  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -83,12 +83,12 @@ def test_the_reshaping_layer_begins_as_the_mean_of_its_clips() -> None:
 
 
 def test_a_selector_takes_softmax_means_of_its_pool() -> None:
-    pool_BPCHW, choice_BFP = double(2, 3, 3, 2, 2, seed=1), double(2, 4, 3, seed=2)
-    made = temporal.select(pool_BPCHW, choice_BFP)
+    pool_PCHW, choice_BFP = double(3, 3, 2, 2, seed=1), double(2, 4, 3, seed=2)
+    made = temporal.select(pool_PCHW, choice_BFP)
     for b in range(2):
         for f in range(4):
             powers = [math.exp(float(v)) for v in choice_BFP[b, f]]
-            expected = sum(p / sum(powers) * pool_BPCHW[b, i] for i, p in enumerate(powers))
+            expected = sum(p / sum(powers) * pool_PCHW[i] for i, p in enumerate(powers))
             np.testing.assert_allclose(made[b, :, f], expected, rtol=1e-12, atol=1e-12)
 
 
@@ -143,9 +143,10 @@ def test_gradients_reach_images_and_layer_but_no_other_instance(bench: Bench) ->
     reshaped = sfvd.Reshaped(torch.randn(3, 3, 4, 48, 48), *pixel_range(bench.clips, bench.device))
     tensors = dict(zip(("weight", "bias"), temporal.averaging_weights(), strict=True))
     learnt = {name: t.requires_grad_(True) for name, t in ({"keys": torch.zeros(3, 3, 1, 48, 48)} | tensors).items()}
-    reshaped(learnt, np.array([1]), generator(0)).square().sum().backward()
-    assert learnt["keys"].grad.abs().amax((1, 2, 3, 4)).gt(0).tolist() == [False, True, False]
-    assert (learnt["weight"].grad != 0).any()
+    part, found = core.Part(learnt), core.Learnt()
+    part.differentiate(reshaped(part, np.array([1]), generator(0)).square().sum(), found)
+    assert found["keys"].abs().amax((1, 2, 3, 4)).gt(0).tolist() == [False, True, False]
+    assert (found["weight"] != 0).any()
 
 
 # --- IDTD --------------------------------------------------------------------------------------------------------
@@ -172,14 +173,15 @@ def test_idtd_begins_with_its_own_clips_and_shares_its_pool_within_a_class(bench
     learnt = idtd.begin(material, x_NCTHW, idtd.IDTDParameters(features=4, segments=2, sharpness=50))
     assert learnt["pool"].shape == (3, 3, 8, 48, 48)
     fused = idtd.Fused(2, 4, *pixel_range(bench.clips, bench.device))
-    keys_NCFHW = fused.keys(learnt, np.arange(6)).detach()
+    keys_NCFHW = fused.keys(core.Part(learnt), np.arange(6)).detach()
     clips_NTHWC = bench.clips.read(rows_N) / 255
     for n in range(6):
         for f, frame in enumerate((0, 3)):
             normalised = (clips_NTHWC[n, frame] - bench.clips.table.mean) / bench.clips.table.std
             np.testing.assert_allclose(keys_NCFHW[n, :, f].permute(1, 2, 0), normalised, atol=1e-4)
-    fused.keys(learnt, np.array([2])).sum().backward()
-    assert learnt["pool"].grad.abs().amax((1, 2, 3, 4)).gt(0).tolist() == [False, True, False]
+    part, found = core.Part(learnt), core.Learnt()
+    part.differentiate(fused.keys(part, np.array([2])).sum(), found)
+    assert found["pool"].abs().amax((1, 2, 3, 4)).gt(0).tolist() == [False, True, False]
 
 
 def test_stochastic_temporal_augmentation_shows_segments_in_order(bench: Bench) -> None:
@@ -190,7 +192,7 @@ def test_stochastic_temporal_augmentation_shows_segments_in_order(bench: Bench) 
     fused = idtd.Fused(1, 3, torch.tensor(-9.0), torch.tensor(9.0))
     seen = set()
     for use in range(200):
-        x_BCTHW = fused(learnt, np.array([0]), generator(use))
+        x_BCTHW = fused(core.Part(learnt), np.array([0]), generator(use))
         seen.add(tuple(round(value, 4) for value in x_BCTHW[0, 0, :, 0, 0].tolist()))
     spread = {(0, 0, 0), (1, 1, 1), (2, 2, 2), (0, 0.5, 1), (0, 1, 2), (1, 1.5, 2)}
     assert seen == spread  # {0, 2} gives (0, 1, 2) too
@@ -198,10 +200,10 @@ def test_stochastic_temporal_augmentation_shows_segments_in_order(bench: Bench) 
 
 def test_diversity_pushes_segments_apart(bench: Bench) -> None:
     def likeness(diversity: float) -> float:
-        made = made_by(bench, "idtd", iterations=4, lr=1.0, diversity=diversity, segments=3)
+        made = made_by(bench, "idtd", iterations=4, lr=0.1, diversity=diversity, segments=3)
         learnt = {"pool": torch.from_numpy(made.stored["pool"]).permute(0, 4, 1, 2, 3) / 255.0 - 0.5}
         keys = idtd.Fused(1, 4, torch.tensor(-9.0), torch.tensor(9.0)).keys(
-            learnt | {"choice": torch.from_numpy(made.stored["choice"])}, np.arange(3)
+            core.Part(learnt | {"choice": torch.from_numpy(made.stored["choice"])}), np.arange(3)
         )
         return idtd.diversity_loss(keys, 1).item()
 

@@ -20,12 +20,12 @@ from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning.evaluate import DistilledBatches
 from vidistill.tasks.learning.training import Order, generator
 from vidistill.tasks.learning.views import PLAIN
-from vidistill.tasks.match import vdsd
+from vidistill.tasks.match import core, vdsd
 from vidistill.tasks.methods import HARD, find_method
 
 STATIC = {"iterations": 2, "batch_real": 1, "depth": 2}
 EXPERT = {"epochs": 2, "batch_size": 3, "precision": "fp32"}
-SHARED: dict[str, Any] = {"static": STATIC, "iterations": 2, "lr_dynamic": 1.0, "precision": "fp32"}
+SHARED: dict[str, Any] = {"static": STATIC, "iterations": 2, "lr_dynamic": 0.1, "precision": "fp32"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "dm_vdsd": SHARED | {"batch_real": 1, "lr_hallucinator": 1e-3},
     "mtt_vdsd": SHARED | {"syn_steps": 1, "experts": 1, "max_start_epoch": 1, "expert": EXPERT},
@@ -102,7 +102,7 @@ def test_an_instance_shows_all_pairs_of_its_own_memories_and_no_others() -> None
     memory = vdsd.Memory(images_NCHW, 2, torch.tensor(-1e9), torch.tensor(1e9))
     seen: list[set[float]] = [set(), set()]
     for use in range(60):
-        x_BCTHW = memory(learnt, np.array([2, 0]), generator(use))
+        x_BCTHW = memory(core.Part(learnt), np.array([2, 0]), generator(use))
         assert x_BCTHW.shape == (2, 3, 4, 2, 2)
         for clip, shown in zip(x_BCTHW, seen, strict=True):
             assert clip.max() == clip.min()
@@ -114,11 +114,12 @@ def test_gradients_reach_the_memories_that_were_shown(bench: Bench) -> None:
     material = bench.material((0, 1, 2), 1, 0)
     learnt = vdsd.begin(material, vdsd.MemoryParameters(), torch.randn(6, 3, 48, 48))
     memory = vdsd.Memory(learnt["images"], 2, torch.tensor(-9.0), torch.tensor(9.0))
-    memory(learnt, np.array([1]), generator(0)).square().sum().backward()
-    moved = learnt["motion"].grad.abs().amax((1, 2, 3)) > 0
+    part, found = core.Part(learnt), core.Learnt()
+    part.differentiate(memory(part, np.array([1]), generator(0)).square().sum(), found)
+    moved = found["motion"].abs().amax((1, 2, 3)) > 0
     assert moved.sum() == 1
     assert moved[2:4].sum() == 1
-    assert (learnt["weight"].grad != 0).all()
+    assert (found["weight"] != 0).all()
     assert not learnt["images"].requires_grad
 
 
