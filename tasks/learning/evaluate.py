@@ -18,7 +18,7 @@ from vidistill.storage.clips import Clips, ClipTable
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks.learning import benchmark, kinetics, streams, training
+from vidistill.tasks.learning import benchmark, streams, training
 from vidistill.tasks.learning.relabel import GuidedMix, videomix
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device, Draw, OptimiserParameters, Order, TrainingParameters
@@ -55,18 +55,15 @@ class StudentParameters(TrainingParameters):
         description="Instead of the optimiser, for students of these bodies.",
     )
 
-    pretrained: dict[Literal["r3d_18"], str] = Field(
-        {},
-        exclude_if=lambda found: not found,
-        description="Weights that students of these bodies begin with: kinetics400, fetched by torchvision, or a file.",
-    )
+    learnt_lr: bool = Field(
+        False, exclude_if=lambda learnt: not learnt,
+        description="Sets that learned a learning rate (MTT, its VDSD, SFVD) are trained on at it, as published.",
+    )  # fmt: skip
 
     def of(self, network: str) -> StudentParameters:
-        """How a student of this network is trained: what is said of others is gone, so that it is in no score's key."""
-        body = parted(network)[1]
-        update = {"optimiser": self.networks.get(body, self.optimiser), "networks": {}}
-        weights = {name: place for name, place in self.pretrained.items() if name == body}
-        return self.model_copy(update=update | {"pretrained": weights})
+        """How a student of this network is trained: `networks` is settled and gone, so that it is in no score's key."""
+        own = self.networks.get(parted(network)[1])
+        return self.model_copy(update={**({} if own is None else {"optimiser": own}), "networks": {}})
 
 
 class EvaluateParameters(Parameters):
@@ -100,23 +97,18 @@ def evaluate_job(
     own = student.of(network)
     if protocol == benchmark.NAME:
         own = StudentParameters(**benchmark.STUDENT.model_dump(), networks={})
-    begun = {body: kinetics.named(weights) for body, weights in own.pretrained.items()}
-    own = own.model_copy(update={"pretrained": {body: name for body, (name, _) in begun.items()}})
     parameters = EvaluateParameters(network=network, student=own, recipe=recipe, seed=seed, protocol=protocol)
-    places = {name: place for _, found in begun.values() for name, place in found.items()}
-    return evaluate(parameters, inputs, label=label).model_copy(update={"places": places})
+    return evaluate(parameters, inputs, label=label)
 
 
 @stage("score", version=2, threads="one")
 def evaluate(work: Work) -> None:
     parameters = EvaluateParameters.model_validate(work.job.parameters)
-    student = parameters.student
+    student = _at_its_rate(parameters.student, work)
     device = Device.of(work, student.precision)
     clips, test_clips = Clips(work.store, work.ref("train")), Clips(work.store, work.ref("test"))
     seed = training.role_seed(parameters.seed, streams.STUDENT_WEIGHTS)
     network = training.build_network(parameters.network, len(clips.classes), clips.shape_THWC, seed)
-    for weights in student.pretrained.values():
-        kinetics.begin(network, work.job.places.get(weights, weights), clips.table)
     batches = _batches(work, parameters, clips, seed, device)
     draw, steps = batches.draw, student.steps(batches.order.n)
     if parameters.protocol == benchmark.NAME:
@@ -137,6 +129,14 @@ def evaluate(work: Work) -> None:
     )  # fmt: skip
     write_score(work, made, logits_NK, labels_N)
     work.record(seeds=[parameters.seed], counts={"clips": made.clips, "test": len(test_clips)}, **device.facts())
+
+
+def _at_its_rate(student: StudentParameters, work: Work) -> StudentParameters:
+    """The student at the learning rate that its set learned, where that is asked for and there is one."""
+    facts = DistilledSet.facts_of(work.input("distilled")) if work.refs("distilled") else {}
+    if not student.learnt_lr or "lr" not in facts:
+        return student
+    return student.model_copy(update={"optimiser": student.optimiser.model_copy(update={"lr": facts["lr"]})})
 
 
 def write_score(work: Work, made: Score, logits_NK: Tensor, labels_N: Any) -> None:

@@ -36,7 +36,6 @@ class RowPlan(Parameters):
     kb: float | None = Field(None, exclude_if=lambda kb: kb is None)
     network: str = Field("", exclude_if=lambda network: not network)
     training: str = Field("", exclude_if=lambda training: not training)
-    began_with: str = Field("", exclude_if=lambda weights: not weights)
 
     @property
     def name(self) -> str:
@@ -142,7 +141,7 @@ class Row(Parameters):
 
 class Curve(Parameters):
     """One training: a student's, by a name such as `tsgf soft ipc 1 minic3d_bn` (method, variant, then setting), or
-    that of a set, by a name such as `dm, ipc 1`.
+    that of a set, by a name such as `dm, ipc 1`; `alpha` is the student's learning rate that a set learned, if any.
     """
 
     name: str
@@ -150,6 +149,7 @@ class Curve(Parameters):
     steps: list[int]
     loss: list[float]
     accuracy: list[float] | None
+    alpha: list[float] | None = Field(None, exclude_if=lambda alpha: alpha is None)
 
 
 class LineageEntry(Parameters):

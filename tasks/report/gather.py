@@ -33,7 +33,7 @@ from vidistill.tasks.report.data import (
 )
 from vidistill.tasks.report.page import render_html, render_json, render_markdown
 from vidistill.tasks.report.pool import pools_shown
-from vidistill.tasks.report.statistics import collapsed_to, paired
+from vidistill.tasks.report.statistics import LEAST_SEEDS, collapsed_to, paired
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.index import IndexTable, load_index
 
@@ -73,7 +73,7 @@ def report_job(
     return report(parameters, inputs, label="report")
 
 
-@stage("report", version=11)
+@stage("report", version=12)
 def report(work: Work) -> None:
     parameters = ReportParameters.model_validate(work.job.parameters)
     data = gather(work, parameters)
@@ -105,7 +105,7 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
         created=max(manifest.created for manifest in manifests.values()),
         dataset_summary=_summary(parameters.dataset, index, train, test) | _front(work, parameters),
         classes=list(index.classes),
-        rows=with_differences(rows),
+        rows=[_begun(store, plan, row) for plan, row in zip(parameters.rows, with_differences(rows), strict=True)],
         curves=_curves(parameters, scores),
         losses=_losses(store, parameters),
         pairs=_pairs(store, parameters, train),
@@ -201,6 +201,15 @@ def with_differences(rows: list[Row]) -> list[Row]:
     return made
 
 
+def _begun(store: Store, plan: RowPlan, row: Row) -> Row:
+    """A row whose sets began as Random's clips of their seeds says so where they teach less than these do."""
+    behind = row.difference_mean is not None and row.difference_mean < 0 and (row.settled or row.seeds < LEAST_SEEDS)
+    if not behind or "moved_in_std" not in DistilledSet.facts_of(store.folder(plan.sets[0])):
+        return row
+    told = f"behind its own start, Random's clips, by {-100 * (row.difference_mean or 0):.1f} points"
+    return row.model_copy(update={"mark": "; ".join(filter(None, [row.mark, told]))})
+
+
 def _marked(row: Row, plan: RowPlan, scores: dict[ArtifactRef, Score], mark: str, classes: Sequence[str]) -> Row:
     """With what the reader must know: of its sets, and of students that call nearly everything one class."""
     fallen = {seed: label for seed, ref in enumerate(plan.scores)
@@ -208,11 +217,8 @@ def _marked(row: Row, plan: RowPlan, scores: dict[ArtifactRef, Score], mark: str
     named = ", ".join(dict.fromkeys(classes[label] for label in fallen.values()))
     said = f"{len(fallen)} of {row.seeds} students call nearly everything one class ({named})" if fallen else ""
     other = row.network and parted(row.network)[1] != parted(row.student)[1]
-    begun = f"students began with the weights {plan.began_with}" if plan.began_with else ""
     crossed = f"cross-architecture: made with {row.network}" if other else ""
-    return row.model_copy(
-        update={"collapsed": tuple(fallen), "mark": "; ".join(filter(None, [mark, begun, crossed, said]))}
-    )
+    return row.model_copy(update={"collapsed": tuple(fallen), "mark": "; ".join(filter(None, [mark, crossed, said]))})
 
 
 def _curves(parameters: ReportParameters, scores: dict[ArtifactRef, Score]) -> list[Curve]:
@@ -233,7 +239,8 @@ def _losses(store: Store, parameters: ReportParameters) -> list[Curve]:
         for seed, ref in enumerate(plan.sets):
             facts = DistilledSet.facts_of(store.folder(ref))
             if facts.get("loss"):
-                curve = Curve(name=name, seed=seed, steps=facts["steps"], loss=facts["loss"], accuracy=None)
+                told = {key: facts.get(key) for key in ("steps", "loss", "alpha")}
+                curve = Curve(name=name, seed=seed, accuracy=None, **told)
                 found.setdefault((name, seed), curve)
     return list(found.values())
 

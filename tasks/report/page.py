@@ -197,17 +197,25 @@ def _curve_panel(
 
 
 def _loss_panels(losses: Sequence[Curve], colours: dict[str, str]) -> list[pictures.Panel]:
-    """A panel for each method and budget: their losses are on scales of their own."""
+    """A panel for each method and budget, whose losses are on scales of their own; α beside it where it is learned."""
     panels = []
     for name in dict.fromkeys(curve.name for curve in losses):
         method, _, budget = name.rpartition(", ")
         own = [curve for curve in losses if curve.name == name]
         colour = colours.get(display(method), "c0")
-        series = [
-            pictures.Series(colour, f"seed {one.seed}: ends at {one.loss[-1]:.3g}", one.steps, one.loss) for one in own
-        ]
-        panels.append(pictures.line_panel(f"{display(method)}, {budget}", series))
+        heading = f"{display(method)}, {budget}"
+        panels.append(_set_panel(heading, [(one, one.loss) for one in own], colour))
+        if alphas := [(one, one.alpha) for one in own if one.alpha]:
+            panels.append(_set_panel(f"{heading}: α, the student’s learning rate", alphas, colour))
     return panels
+
+
+def _set_panel(heading: str, curves: Sequence[tuple[Curve, list[float]]], colour: str) -> pictures.Panel:
+    series = [
+        pictures.Series(colour, f"seed {one.seed}: ends at {values[-1]:.3g}", one.steps, values)
+        for one, values in curves
+    ]
+    return pictures.line_panel(heading, series)
 
 
 @dataclass(frozen=True)

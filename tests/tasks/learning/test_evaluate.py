@@ -111,7 +111,9 @@ def splits(folder: Path) -> tuple[tiny.Tiny, tiny.Tiny]:
     return tiny.Tiny(tiny.tiny_clips(folder)), tiny.Tiny(tiny.tiny_clips(folder / "test", seed=2))
 
 
-def scored(folder: Path, recipe: Recipe, inputs: dict[str, ArtifactRef], test: tiny.Tiny) -> Score:
+def scored(
+    folder: Path, recipe: Recipe, inputs: dict[str, ArtifactRef], test: tiny.Tiny, student: StudentParameters = STUDENT
+) -> Score:
     """The score of a student; the clips of `folder/test` are its test split."""
     store, source = Store(folder), folder / "test" / "block" / "b" / "clips"
     block = tiny.put(store, "block", "test", lambda place: shutil.copytree(source, place / "clips"), {})
@@ -119,7 +121,7 @@ def scored(folder: Path, recipe: Recipe, inputs: dict[str, ArtifactRef], test: t
     with store.writing(manifest) as attempt:
         (attempt.folder / TABLE).write_text(test.clips.table.model_dump_json())
     given = {"train": ArtifactRef(kind="clips", key="c"), "test": manifest.ref} | inputs
-    job = evaluate_job("any", STUDENT, recipe, 9, given, "score")
+    job = evaluate_job("any", student, recipe, 9, given, "score")
     run_job(job, Runtime(store=str(folder), threads=1))
     return load_score(store.folder(job.ref))
 
@@ -190,3 +192,23 @@ def test_a_student_of_all_clips_sees_their_views_and_flips_and_hard_labels(
         return x_BCTHW, torch.eye(2, dtype=torch.float64)[[tiny.LABELS[row] for row in rows]]
 
     check(made, *trained_by_hand(batch, 6), test)
+
+
+def test_a_student_may_train_at_the_rate_that_its_set_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set that learned none, such as Random's, is trained on as ever."""
+    tiny.networks(monkeypatch)
+    learnt = STUDENT.model_copy(update={"learnt_lr": True})
+    slow = STUDENT.model_copy(update={"optimiser": OptimiserParameters(lr=0.07, batch_size=4)})
+    losses = []
+    for number, (student, facts) in enumerate(
+        [(learnt, {"lr": 0.07}), (slow, {}), (learnt, {}), (STUDENT, {"lr": 0.07})]
+    ):
+        folder = tmp_path / str(number)
+        given, test = splits(folder)
+        made = given.material().chosen(np.arange(6), **facts)
+        distilled = tiny.put(Store(folder), "distilled", "d", made.save, {})
+        losses.append(scored(folder, HARD, {"distilled": distilled}, test, student).loss)
+    at_learnt, at_slow, without, plain = losses
+    assert at_learnt == at_slow != plain
+    assert without == plain
+    assert "learnt_lr" not in student_of("minic3d_bn", StudentParameters())

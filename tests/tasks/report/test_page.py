@@ -32,7 +32,7 @@ from vidistill.tasks.report.data import (
     RowPlan,
     Saliency,
 )
-from vidistill.tasks.report.gather import with_differences
+from vidistill.tasks.report.gather import _begun, with_differences
 from vidistill.tasks.report.page import _curve_name, render_html, render_json, render_markdown
 from vidistill.tasks.report.statistics import Difference, collapsed_to, paired
 
@@ -445,6 +445,38 @@ def test_the_losses_of_sets_have_a_panel_for_each_method_and_budget(data: Report
     assert [panel.count('class="line') for panel in panels] == [2, 2]
     assert "seed 1: ends at 1" in panels[0]
     assert len(render_json(data)["losses"]) == 4
+
+
+def test_a_learning_rate_that_a_set_learned_has_a_panel_beside_its_loss(data: ReportData) -> None:
+    learnt = Curve(name="mtt, ipc 1", seed=3, steps=[1, 9], loss=[1.5, 0.5], accuracy=None, alpha=[0.03, 0.02])
+    section = (
+        render_html(replace(data, losses=[learnt])).partition('<section id="losses">')[2].partition("</section>")[0]
+    )
+    captions = re.findall("<figcaption>(.*?)</figcaption>", section)
+    assert captions == ["MTT, ipc 1", "MTT, ipc 1: α, the student’s learning rate"]
+    assert "seed 3: ends at 0.02" in section
+    assert render_json(replace(data, losses=[learnt]))["losses"][0]["alpha"] == [0.03, 0.02]
+
+
+@pytest.mark.parametrize(("top1", "facts", "said"), [
+    ([0.1, 0.2, 0.1], {"moved_in_std": 0.1}, "behind its own start, Random's clips, by 36.7 points"),
+    ([0.1, 0.9, 0.2], {"moved_in_std": 0.1}, ""),
+    ([0.6, 0.7, 0.6], {"moved_in_std": 0.1}, ""),
+    ([0.1, 0.2, 0.1], {}, ""),
+])  # fmt: skip
+def test_a_set_that_is_behind_what_it_began_as_says_so(
+    tmp_path: Path, top1: list[float], facts: dict[str, float], said: str
+) -> None:
+    """Where seeds settle it, and where the set began as Random's clips at all."""
+    store = Store(tmp_path)
+    with store.writing(Manifest(kind="distilled", key="d" * 24, version=1, parameters={}, inputs={})) as attempt:
+        assert attempt is not None
+        (attempt.folder / "set.json").write_text(json.dumps({"facts": facts}))
+    made = [row("random", "hard", 0.5, top1=[0.5, 0.5, 0.5]), row("mtt", "hard", float(np.mean(top1)), top1=top1)]
+    plans = [RowPlan(method=one.method, variant="", recipe="hard", labels="hard", ipc=1, student=one.student, scores=(),
+                     sets=(ArtifactRef(kind="distilled", key="d" * 24),), makers=()) for one in made]  # fmt: skip
+    rows = [_begun(store, plan, one) for plan, one in zip(plans, with_differences(made), strict=True)]
+    assert [one.mark for one in rows] == ["", said]
 
 
 def test_a_learned_recipe_is_not_part_of_a_methods_name() -> None:
