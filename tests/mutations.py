@@ -101,6 +101,18 @@ PROGRESS = of(
 ENDLESS = of("flows/test_stopping.py", "test_ctrl_c_where_nothing_listens")
 KILLED = of("flows/test_stopping.py", "test_a_killed_run_leaves_no_process")
 OWNED = of("flows/test_stopping.py", "test_a_killed_decoder_s_owner_takes_it_along")
+CROP_OPTIONS = of(
+    "tasks/crops/test_crops_method.py",
+    "test_windows_follow_the_object_or_hold_all_of_its_way",
+    "test_all_candidates_compete_or_the_best_of_each_video",
+    "test_without_a_crop_nothing_is_looked_for_and_every_video_is_whole",
+)
+PRESELECTED = of("tasks/crops/test_crops.py", "test_preselection_draws_without_repeats")
+MOVING = of(
+    "tasks/crops/test_crops.py",
+    "test_motion_is_what_moves_against_the_rest_in_every_frame",
+    "test_a_frame_without_enough_change_in_one_place_has_the_box_of_the_frame_before",
+)
 BEST_CROP = of("tasks/crops/test_crops_method.py", "test_tracks_are_shared_and_crops_are_not")
 
 # fmt: off
@@ -461,8 +473,29 @@ MUTATIONS = [
              "start = (len(crop_LHWC) - frames) // 2",
              "start = 0"),
     Mutation("tasks/crops/cutting.py", "a video gives its worst crop", BEST_CROP,
-             "best = int(np.argmax(scores))",
-             "best = int(np.argmin(scores))"),
+             "np.argsort(-np.array(scores), kind=\"stable\")",
+             "np.argsort(np.array(scores), kind=\"stable\")"),
+    Mutation("tasks/crops/cutting.py", "one window for all frames follows the object", CROP_OPTIONS,
+             'if window == "frame":',
+             "if True:"),
+    Mutation("tasks/crops/cutting.py", "the other candidates are the best again", CROP_OPTIONS,
+             "keep_crop(folder, own, cuts[track])",
+             "keep_crop(folder, own, cuts[best_first[0]])"),
+    Mutation("tasks/crops/optdistill.py", "without a crop the object is cut out all the same", CROP_OPTIONS,
+             "if not p.crop:\n            return NOTHING",
+             "if False:\n            return NOTHING"),
+    Mutation("tasks/crops/mosaic.py", "videos are drawn crop by crop", PRESELECTED,
+             "[crop for crop in crops if crop.path in drawn]",
+             "[crop for crop in crops if crop.path in drawn][:count]"),
+    Mutation("tasks/crops/motion.py", "the camera's way counts as motion", MOVING,
+             "key=np.median",
+             "key=np.size"),
+    Mutation("tasks/crops/motion.py", "a frame of little change has its own box", MOVING,
+             "last = box if share >= least else last",
+             "last = box"),
+    Mutation("tasks/crops/motion.py", "boxes are those of the small picture", MOVING,
+             "return (x0 / scale, y0 / scale, x1 / scale, y1 / scale)",
+             "return box"),
     Mutation("tasks/crops/score.py", "the loss is preferred", WINDOWS,
              "float(log_probabilities_K[place])",
              "-float(log_probabilities_K[place])"),

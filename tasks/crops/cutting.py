@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from pydantic import Field
 from zarr.codecs import ZstdCodec
 
 from vidistill.storage.clips import Clips
@@ -29,6 +30,8 @@ from vidistill.tasks.videos.decoder import Decoder, VideoError
 from vidistill.tasks.videos.layouts import data_folder
 
 CROPS = "crops.json"
+Window = Literal["frame", "union"]
+Candidates = Literal["video", "all"]
 
 
 class CropParameters(Parameters):
@@ -45,6 +48,8 @@ class CropParameters(Parameters):
     fallback: Literal["skip", "whole"]
     label: int
     precision: Precision
+    window: Window = Field("frame", exclude_if=lambda window: window == "frame")
+    candidates: Candidates = Field("video", exclude_if=lambda candidates: candidates == "video")
 
 
 def crops_job(
@@ -94,31 +99,50 @@ def open_scorer(work: Work, parameters: CropParameters, clips: Clips, device: De
 
 
 def crop_video(bench: Bench, video: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
-    """A video's outcome: the array of its best crop with its score and boxes, or None and the reason."""
-    whole = bench.parameters.fallback == "whole" and "shape" in video and not video["target"]
+    """A video's outcome: the array of its best crop with its score and boxes, or None and the reason.
+
+    Where all candidates compete, the others have the same in the list `others`, the best first.
+    """
+    p = bench.parameters
+    whole = p.fallback == "whole" and "shape" in video and not video["target"]
     reason = "" if whole else video["reason"]
     outcome: dict[str, Any] = {"path": video["path"], "crop": None, "reason": reason, "border": False}
-    limit = bench.parameters.max_lost
-    tracks = [one for one in video["tracks"] if one["lost"] <= limit * len(one["boxes"])]
+    tracks = [one["boxes"] for one in video["tracks"] if one["lost"] <= p.max_lost * len(one["boxes"])]
     if whole:
         height, width = video["shape"]
-        tracks = [{"boxes": [(0, 0, width, height)]}]
+        tracks = [[(0, 0, width, height)]]
     if not tracks:
-        return outcome | ({"reason": f"lost in more than {limit:.0%} of its frames"} if video["tracks"] else {})
+        return outcome | ({"reason": f"lost in more than {p.max_lost:.0%} of its frames"} if video["tracks"] else {})
     try:
-        frames = bench.decoder.frames(bench.root / video["path"], every=bench.parameters.interval)
-        cuts, border = cut_all(frames, [one["boxes"] for one in tracks], bench.parameters)
+        frames = bench.decoder.frames(bench.root / video["path"], every=p.interval)
+        cuts, border = cut_all(frames, [windowed(boxes, p.window) for boxes in tracks], p)
     except VideoError as error:
         return outcome | {"reason": f"unreadable: {error}"}
     scores = [score_of(crop_LHWC, bench) for crop_LHWC in cuts]
-    best = int(np.argmax(scores))
-    crop_LHWC = cuts[best]
+    outcome |= {"scores": scores, "length": len(cuts[0]), "whole": whole, "shape": video["shape"]}
+    best_first = np.argsort(-np.array(scores), kind="stable")[: None if p.candidates == "all" else 1]
+    made = []
+    for place, track in enumerate(best_first):
+        own = name if not place else f"{name}_{place}"
+        keep_crop(folder, own, cuts[track])
+        made.append({"crop": own, "score": scores[track], "border": border[track], "boxes": tracks[track]})
+    return outcome | made[0] | ({"others": made[1:]} if p.candidates == "all" else {})
+
+
+def keep_crop(folder: Path, name: str, crop_LHWC: NDArray[np.uint8]) -> None:
     zarr.create_array(folder, name=name, data=crop_LHWC, chunks=crop_LHWC.shape,
                       compressors=ZstdCodec(level=1, checksum=True), config={"write_empty_chunks": True})  # fmt: skip
-    return outcome | {
-        "crop": name, "score": scores[best], "scores": scores, "length": len(crop_LHWC), "border": border[best],
-        "whole": whole, "boxes": tracks[best]["boxes"], "shape": video["shape"],
-    }  # fmt: skip
+
+
+def windowed(boxes: list[Any], window: Window) -> list[Any]:
+    """What the windows of a track are to cover: each frame's box, or in all frames the union of its boxes.
+
+    Windows that follow an object take its way through the picture out of the crop; one window leaves it in.
+    """
+    if window == "frame":
+        return boxes
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    return [(min(x0), min(y0), max(x1), max(y1))] * len(boxes)
 
 
 def cut_all(

@@ -23,7 +23,8 @@ Box = tuple[float, float, float, float]
 Rule = Literal["paper", "code"]
 CANDIDATES: dict[Rule, int] = {"paper": 3, "code": 2}
 SMALLEST_SIDE = 4.0  # pixels: a smaller box holds nothing to track
-TRAINED, HOG = "trained", "hog"
+TRAINED, HOG, MOTION = "trained", "hog", "motion"
+NOTHING = "nothing"  # is looked for, where nothing is to be cut out
 TARGET = "target"
 HOG_SIDE = 480  # HOG's window is 64 by 128: people in frames of 128 pixels are seen once these are enlarged
 
@@ -110,7 +111,7 @@ def load_yolo(weights: str) -> Any:
         why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise RequestError(
             f"The detector's weights {weights!r} cannot be had ({why}): give optdistill.detector the path of a local "
-            f"file, {HOG!r} for people, or {TRAINED!r} for data with boxes.json."
+            f"file, {HOG!r} for people, {MOTION!r} for what moves, or {TRAINED!r} for data with boxes.json."
         ) from error
 
 

@@ -20,7 +20,7 @@ Grouping = Literal["length", "random"]
 
 @dataclass(frozen=True)
 class Crop:
-    """One video's best crop: its row among the training clips, and where it is kept."""
+    """A video's best crop, or one of its crops: the video's row among the training clips, and where it is kept."""
 
     row: int
     path: str
@@ -35,10 +35,12 @@ class Crop:
 
 
 def preselected(crops: list[Crop], count: int | None, random: np.random.Generator) -> list[Crop]:
-    """V'_c of §4.3: `count` videos drawn uniformly, in path order."""
-    if count is None or count >= len(crops):
+    """V'_c of §4.3: the crops of `count` videos drawn uniformly, in path order."""
+    paths = sorted({crop.path for crop in crops})
+    if count is None or count >= len(paths):
         return crops
-    return [crops[place] for place in sorted(random.choice(len(crops), count, replace=False))]
+    drawn = {paths[place] for place in random.choice(len(paths), count, replace=False)}
+    return [crop for crop in crops if crop.path in drawn]
 
 
 def grouped(

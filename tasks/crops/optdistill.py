@@ -1,5 +1,8 @@
 """OptDistill (paper S2): real video, cut to the object that matters, scored by a network, tiled N×N.
 
+§4.3 keeps the best crop of each video, §5.1 and the released code let all of them compete: here `candidates`, the
+former by default.
+
 Detection and tracking (§5.1, 1–2) are jobs of the flow, `tasks/crops/tracking.py`; cutting and scoring (§5.1, 2–3) too,
 `tasks/crops/cutting.py`. Here the best crops of a class become its mosaics (§4.3, §4.4, §5.1, 4), which a student sees
 region by region (Eq. 5).
@@ -23,8 +26,8 @@ from vidistill.storage.distilled import CLIPS, DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks.crops.cutting import CROPS, CropParameters, crops_job
-from vidistill.tasks.crops.detect import HOG, TARGET, TRAINED, Rule, check_labels
+from vidistill.tasks.crops.cutting import CROPS, Candidates, CropParameters, Window, crops_job
+from vidistill.tasks.crops.detect import HOG, MOTION, NOTHING, TARGET, TRAINED, Rule, check_labels
 from vidistill.tasks.crops.mosaic import Crop, Grouping, grouped, preselected, side_by_side
 from vidistill.tasks.crops.pictures import crop_pictures
 from vidistill.tasks.crops.score import TEACHER, Kind
@@ -39,7 +42,7 @@ from vidistill.tasks.videos.scan import Video
 
 AUTO, YOLO = "auto", "yolov5su.pt"
 SMALLEST_REGION = 8
-KNOWN = {HOG: ("person",), TRAINED: (TARGET,)}
+KNOWN = {HOG: ("person",), MOTION: (MOTION,), TRAINED: (TARGET,)}
 
 
 class OptDistillParameters(Parameters):
@@ -53,10 +56,26 @@ class OptDistillParameters(Parameters):
     )
     detector: str = Field(
         AUTO,
-        description="auto: `trained` where the data record boxes, else YOLOv5; hog: OpenCV's people; trained: a small "
-        "network, made here; or any detection model of ultralytics, by name or path.",
+        description="auto: `trained` where the data record boxes, else YOLOv5; hog: OpenCV's people; motion: what "
+        "changes, frame by frame, without a tracker; trained: a small network, made here; or any detection model of "
+        "ultralytics, by name or path.",
     )
-    confidence: float = Field(0.25, description="The least confidence (hog: margin) of a detection.")
+    crop: bool = Field(
+        True, exclude_if=lambda crop: crop, description="Off: nothing is looked for, every video is kept whole."
+    )
+    window: Window = Field(
+        "frame",
+        exclude_if=lambda window: window == "frame",
+        description="frame: §5.1, a window a frame, which takes the object's way out of the crop; union: one for all.",
+    )
+    candidates: Candidates = Field(
+        "video",
+        exclude_if=lambda candidates: candidates == "video",
+        description="video: §4.3, the best crop of each; all: every crop competes, as in §5.1 and the released code.",
+    )
+    confidence: float = Field(
+        0.25, description="The least confidence of a detection (hog: its margin; motion: its share of the change)."
+    )
     labels: dict[str, tuple[str, ...]] = Field(
         default_factory=dict,
         description="From a class, or * for the others, to the labels that are wanted; `person` by default, or what "
@@ -113,8 +132,9 @@ class OptDistill(Method):
             tracks = given.add(self._tracks(given, kind, videos, detector, number))
             parameters = CropParameters(
                 height=height, width=width, interval=p.interval or given.decode.interval, frames=given.decode.frames,
-                scorer=name, digest=digest, score=p.score, max_lost=p.max_lost, fallback=p.fallback,
-                label=videos[0].label, precision=p.precision,
+                scorer=name, digest=digest, score=p.score, max_lost=p.max_lost,
+                fallback=p.fallback if p.crop else "whole", label=videos[0].label, precision=p.precision,
+                window=p.window, candidates=p.candidates,
             )  # fmt: skip
             made["tracks"].append(tracks)
             made["crops"].append(
@@ -129,11 +149,13 @@ class OptDistill(Method):
             RequestError: there is nothing to train it on, or a label is not known.
         """
         p: OptDistillParameters = self.parameters
+        if not p.crop:
+            return NOTHING
         recorded = given.root is None or (data_folder(given.root) / BOXES).is_file()
         if p.detector == TRAINED and not recorded:
             raise RequestError(
                 f"optdistill.detector={TRAINED} needs {BOXES} beside the videos, and {given.root} has none: give the "
-                f"path of weights, or {HOG} for people."
+                f"path of weights, {HOG} for people, or {MOTION} for what moves."
             )
         kind = p.detector if p.detector != AUTO else TRAINED if recorded else YOLO
         for name, wanted in p.labels.items():
@@ -193,7 +215,7 @@ class OptDistill(Method):
         frames, height, width, _ = clips.shape_THWC
         cells_NTHWC = np.concatenate([side_by_side([crop.read() for crop in group], frames) for group in groups])
         mosaics_MTHWC = tile(cells_NTHWC, p.grid, p.height or height, p.width or width)
-        facts = {"grid": p.grid, "counts": counts, **detector_facts(material), **mark(counts)}
+        facts = {"grid": p.grid, "counts": counts, **detector_facts(material), **(mark(counts) if p.crop else {})}
         if p.train_on == "tiles":
             return tiles_set(mosaics_MTHWC, groups, material, facts)
         return regions_set(mosaics_MTHWC, groups, material, facts)
@@ -212,8 +234,10 @@ def gather(material: Material) -> tuple[dict[int, list[Crop]], dict[str, int]]:
                 continue
             row = rows[outcome["path"]]
             counts.update(cropped=1, border=outcome["border"], still=outcome["length"] == 1, whole=outcome["whole"])
-            crop = Crop(row, outcome["path"], outcome["score"], outcome["length"], folder, outcome)
-            found.setdefault(int(material.clips.labels_N[row]), []).append(crop)
+            found.setdefault(int(material.clips.labels_N[row]), []).extend(
+                Crop(row, one["path"], one["score"], one["length"], folder, one)
+                for one in (outcome, *(outcome | other for other in outcome.get("others", [])))
+            )
     return {label: sorted(crops, key=lambda crop: crop.path) for label, crops in found.items()}, dict(counts)
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import MANIFEST, ArtifactRef
 from vidistill.tasks.crops.detect import (
     HOG,
+    MOTION,
+    NOTHING,
     TRAINED,
+    Detection,
     Detector,
     People,
     Rule,
@@ -30,6 +33,7 @@ from vidistill.tasks.crops.detect import (
     choose_boxes,
     opencv,
 )
+from vidistill.tasks.crops.motion import moving
 from vidistill.tasks.crops.track import track_all
 from vidistill.tasks.crops.training import DetectorParameters, load_detector
 from vidistill.tasks.learning.training import generator
@@ -76,7 +80,6 @@ def tracks(work: Work) -> None:
     torch.set_num_threads(work.threads)
     parameters = TrackParameters.model_validate(work.job.parameters)
     detector = open_detector(work, parameters)
-    check_labels(parameters.labels, detector.labels, parameters.detector)
     root = data_folder(Path(work.runtime.data))
     (work.folder / FIRST_FRAMES).mkdir()
     with Decoder(timeout_seconds=work.runtime.timeout_seconds) as decoder:
@@ -125,35 +128,58 @@ def _link(source: Path, target: Path) -> None:
     )  # fmt: skip
 
 
-def open_detector(work: Work, parameters: TrackParameters) -> Detector:
+def open_detector(work: Work, parameters: TrackParameters) -> Detector | None:
+    """What finds objects in single frames; None where motion is what is looked for, or nothing."""
+    if parameters.detector in (MOTION, NOTHING):
+        return None
+    detector: Detector
     if parameters.detector == HOG:
-        return People(parameters.confidence)
-    if parameters.detector == TRAINED:
+        detector = People(parameters.confidence)
+    elif parameters.detector == TRAINED:
         trained = DetectorParameters.model_validate(work.store.manifest(work.ref("detector")).parameters)
-        return load_detector(work.input("detector"), trained, parameters.confidence)
-    weights = work.job.places.get(parameters.detector, parameters.detector)
-    return Yolo(weights, parameters.confidence, work.runtime.device)
+        detector = load_detector(work.input("detector"), trained, parameters.confidence)
+    else:
+        weights = work.job.places.get(parameters.detector, parameters.detector)
+        detector = Yolo(weights, parameters.confidence, work.runtime.device)
+    check_labels(parameters.labels, detector.labels, parameters.detector)
+    return detector
 
 
 def track_video(
-    root: Path, video: BlockVideo, parameters: TrackParameters, detector: Detector, decoder: Decoder, picture: Path
-) -> dict[str, Any]:
+    root: Path, video: BlockVideo, parameters: TrackParameters, detector: Detector | None, decoder: Decoder,
+    picture: Path,
+) -> dict[str, Any]:  # fmt: skip
     """A video's outcome: what was detected, and a track for each box that was chosen; no track, and the reason."""
     outcome: dict[str, Any] = {"path": video.path, "reason": "", "detections": [], "target": False, "tracks": []}
     try:
         (first_HWC,) = decoder.frames(root / video.path, limit=1)
-        found = detector.detect(first_HWC)
-        outcome |= {"shape": first_HWC.shape[:2], "detections": [_plain(asdict(one)) for one in found]}
         _keep_picture(first_HWC, picture)
+        outcome["shape"] = first_HWC.shape[:2]
+        frames = decoder.frames(root / video.path)
+        if detector is None:
+            return outcome | moved(frames, parameters)
+        found = detector.detect(first_HWC)
+        outcome["detections"] = [_plain(asdict(one)) for one in found]
         random = generator(parameters.seed, int(video.sha256[:8], 16))
         wanted = parameters.labels or detector.wanted
         chosen = choose_boxes(found, wanted, parameters.rule, random, first_HWC.shape)
         if not chosen:
             return outcome | {"reason": f"no {' or '.join(wanted)} in the first frame"}
-        followed = track_all(decoder.frames(root / video.path), chosen, detector, parameters.redetect)
+        followed = track_all(frames, chosen, detector, parameters.redetect)
     except VideoError as error:
-        return outcome | {"reason": f"unreadable: {error}", "tracks": []}
+        return outcome | {"reason": f"unreadable: {error}"}
     return outcome | {"target": True, "tracks": [_plain(asdict(one)) for one in followed]}
+
+
+def moved(frames: Iterator[np.ndarray], parameters: TrackParameters) -> dict[str, Any]:
+    """Of a video's outcome, what moves in it, where that is what is looked for."""
+    if parameters.detector == NOTHING:
+        return {"reason": "kept whole"}
+    track = moving(frames, parameters.confidence)
+    if track is None:
+        return {"reason": "nothing moves"}
+    detection = Detection(track.boxes[0], MOTION, track.confidence)
+    return {"target": True, "detections": [_plain(asdict(detection))], "tracks": [_plain(asdict(track))]}
 
 
 def _plain(value: Any) -> Any:

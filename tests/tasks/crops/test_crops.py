@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 
 from vidistill.models import regions
 from vidistill.storage.errors import RequestError
-from vidistill.tasks.crops import detect, mosaic, score, track, training
+from vidistill.tasks.crops import detect, mosaic, motion, score, track, training
 from vidistill.tasks.crops.detect import Detection
 from vidistill.tasks.crops.mosaic import Crop
 from vidistill.tasks.crops.pictures import centre_frames, outline
@@ -228,6 +229,50 @@ def test_opencv_has_csrt() -> None:
     assert cv2.getNumThreads() == 1
 
 
+def panned(frame: int, square: int) -> np.ndarray:
+    """A textured picture that goes two pixels to the left a frame, and a square at this place with its own texture."""
+    random = np.random.default_rng(0)
+    wide_HW = cv2.GaussianBlur(random.normal(size=(64, 160)), (0, 0), 3)
+    grey_HW = np.clip(100 + 40 * wide_HW / wide_HW.std(), 0, 255)[:, 2 * frame : 2 * frame + 96]
+    picture_HWC = np.repeat(grey_HW[..., None].astype(np.uint8), 3, axis=2)
+    picture_HWC[20:36, square : square + 16] = random.integers(0, 256, (16, 16, 3))
+    return picture_HWC
+
+
+def test_motion_is_what_moves_against_the_rest_in_every_frame() -> None:
+    frames = [panned(frame, 20 + 3 * frame) for frame in range(12)]
+    found = motion.moving(iter(frames), 0.25)
+    assert found is not None
+    assert (len(found.boxes), found.lost) == (12, 0)
+    for frame, box in enumerate(found.boxes):
+        assert track.overlap(box, (20 + 3 * frame, 20, 36 + 3 * frame, 36)) > 0.5, frame
+    assert 0.25 < found.confidence < 1
+    twice = motion.moving((cv2.resize(frame, None, fx=2, fy=2) for frame in frames), 0.25)
+    assert twice is not None
+    assert track.overlap(twice.boxes[5], (70, 40, 102, 72)) > 0.5
+
+
+def test_a_frame_without_enough_change_in_one_place_has_the_box_of_the_frame_before() -> None:
+    frames = [panned(0, 20 + 3 * min(frame, 6)) for frame in range(12)]
+    found = motion.moving(iter(frames), 0.25)
+    assert found is not None
+    assert found.lost == 5
+    assert found.boxes[6:] == [found.boxes[6]] * 6
+    assert motion.moving(iter(frames), 1.0) is None
+    assert motion.moving(iter([frames[0]] * 4), 0.25) is None
+    assert motion.moving(iter(frames[:1]), 0.25) is None
+    assert motion.moving(iter([frames[0], frames[0][:32]]), 0.25) is None  # of another shape
+
+
+def test_motion_finds_the_targets_of_sprites_without_weights(rendered) -> None:
+    overlaps = []
+    for _, frames_NHWC, boxes_N4, *_ in [one for one in rendered if one[0].startswith("test")]:
+        found = motion.moving(iter(frames_NHWC), 0.1)
+        assert found is not None
+        overlaps.append(mean_overlap(found.boxes, boxes_N4))
+    assert np.mean(overlaps) > 0.45
+
+
 # Track
 
 
@@ -383,6 +428,9 @@ def test_preselection_draws_without_repeats() -> None:
     drawn = mosaic.preselected(EIGHT, 5, np.random.default_rng(0))
     assert len({crop.path for crop in drawn}) == 5
     assert mosaic.preselected(EIGHT, 20, np.random.default_rng(0)) == EIGHT
+    others = [dataclasses.replace(crop, score=0.0) for crop in EIGHT]  # of the same videos
+    both = mosaic.preselected([*EIGHT, *others], 5, np.random.default_rng(0))
+    assert sorted(crop.path for crop in both) == sorted(2 * [crop.path for crop in drawn])
 
 
 def numbered(length: int) -> np.ndarray:

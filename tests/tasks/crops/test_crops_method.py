@@ -19,7 +19,7 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.exported import EXPORT, LOGITS
 from vidistill.storage.store import ArtifactRef, Manifest, Store
-from vidistill.tasks.crops import tracking
+from vidistill.tasks.crops import track, tracking
 from vidistill.tasks.crops.cutting import CROPS
 from vidistill.tasks.crops.optdistill import OptDistill, OptDistillParameters, gather
 from vidistill.tasks.crops.tracking import FIRST_FRAMES, TRACKS
@@ -33,6 +33,7 @@ from vidistill.tasks.report.data import ReportData, Row, RowPlan
 from vidistill.tasks.report.export import even, write_set
 from vidistill.tasks.report.page import render_html
 from vidistill.tasks.stage import Job, run_job, stage_of
+from vidistill.tasks.videos.decoder import Decoder
 from vidistill.tasks.videos.sprites import write_video
 
 ROW_NUMBERS = ("top1_mean", "top1_std", "top5_mean", "auc_mean", "f1_mean", "bytes", "seconds", "peak_memory_bytes",
@@ -161,6 +162,69 @@ def test_a_still_video_without_a_box_can_be_kept_whole(bench: Bench) -> None:
     (still,) = [crop for crop in found[bench.clips.classes.index("left")] if "g0099" in crop.path]
     assert still.length == 1 == counts["still"]
     assert np.abs(still.read().astype(int) - 60).max() <= 2
+
+
+def frames_of(bench: Bench, path: str) -> list[np.ndarray]:
+    """Every frame that a crop has, whole."""
+    with Decoder() as decoder:
+        return list(decoder.frames(Path(bench.runtime.data) / path, every=DECODE.interval))
+
+
+@pytest.mark.parametrize("window", ["frame", "union"])
+def test_windows_follow_the_object_or_hold_all_of_its_way(bench: Bench, window: str) -> None:
+    found, _ = gather(bench.material((0, 1, 2), 1, 0, optdistill(grid=2, window=window)))
+    for crop in found[bench.clips.classes.index("left")]:
+        every = np.array(crop.outcome["boxes"])[:: DECODE.interval][: crop.length]
+        union = (*np.array(crop.outcome["boxes"])[:, :2].min(0), *np.array(crop.outcome["boxes"])[:, 2:].max(0))
+        for cut_HWC, frame_HWC, box in zip(crop.read(), frames_of(bench, crop.path), every, strict=True):
+            place, _ = track.window(tuple(box) if window == "frame" else union, 1.0, frame_HWC.shape)
+            assert np.array_equal(cut_HWC, track.cut(frame_HWC, place, 24, 24))
+
+
+def test_without_a_crop_nothing_is_looked_for_and_every_video_is_whole(bench: Bench) -> None:
+    method = optdistill(grid=2, crop=False)
+    assert method.inputs(bench.given).keys() == {"tracks", "crops", "teacher"}
+    made = method.distil(bench.material((0, 1, 2), 1, 0, method))
+    assert made.facts["counts"]["whole"] == made.facts["counts"]["cropped"] == 25
+    assert "mark" not in made.facts
+    unsure = made_by(bench, grid=2, confidence=1.1, fallback="whole")
+    assert np.array_equal(made.stored["mosaics"], unsure.stored["mosaics"])
+    assert "mark" in unsure.facts
+
+
+def test_all_candidates_compete_or_the_best_of_each_video(bench: Bench) -> None:
+    options = {"grid": 2, "rule": "code", "confidence": 0.01}
+    best, _ = gather(bench.material((0, 1, 2), 1, 0, optdistill(**options)))
+    every, counts = gather(bench.material((0, 1, 2), 1, 0, optdistill(**options, candidates="all")))
+    assert counts["cropped"] == sum(map(len, best.values())) < sum(map(len, every.values()))
+    for label, crops in every.items():
+        for crop in best[label]:
+            own = [one for one in crops if one.path == crop.path]
+            assert own[0] == crop
+            assert [one.score for one in own] == sorted(crop.outcome["scores"], reverse=True)
+            assert np.array_equal(own[0].read(), crop.read())
+            if crop.length > 1:  # the video of one frame is grey all over
+                assert len({one.read().tobytes() for one in own}) == len(own)
+    made = made_by(bench, **options, candidates="all")
+    for label in range(3):
+        scores = sorted((crop.score for crop in every[label]), reverse=True)[:4]
+        np.testing.assert_allclose(np.sort(made.extras["score"][made.labels_N == label])[::-1], scores, rtol=1e-6)
+
+
+def test_motion_needs_neither_boxes_nor_weights(bench: Bench) -> None:
+    method = optdistill(grid=2, detector="motion", confidence=0.1)
+    assert method.inputs(bench.given).keys() == {"tracks", "crops", "teacher"}
+    made = method.distil(bench.material((0, 1, 2), 1, 0, method))
+    assert made.facts["counts"]["cropped"] == 24
+    assert made.facts["counts"]["nothing moves"] == 1  # the video of one frame
+    with pytest.raises(RequestError, match=r"motion knows no label 'dog': it knows motion"):
+        optdistill(detector="motion", labels={"*": ["dog"]}).inputs(bench.given)
+
+
+def test_what_is_new_is_in_no_key_unless_it_is_asked_for() -> None:
+    assert not OptDistillParameters().model_dump().keys() & {"crop", "window", "candidates"}
+    asked = OptDistillParameters(crop=False, window="union", candidates="all").model_dump()
+    assert asked.keys() >= {"crop", "window", "candidates"}
 
 
 @pytest.mark.parametrize("kind", ["tracks", "crops"])
