@@ -7,14 +7,20 @@ P = T·H·W positions.
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 HEADS = 4
 GROUPS = 4
-BISECTIONS = 60
+BISECTIONS = 50
+POSITIONS = 1 << 17
+"""Of maps that are convolved at once: a class with more goes through part by part, and its maps are made again on the
+way back, so that the graph of a hundred videos of 16×32×32 latents takes half a gigabyte, not two and a half."""
 
 
 class VideoAttention(nn.Module):
@@ -50,14 +56,33 @@ class Block(nn.Module):
         self.shortcut = nn.Conv3d(c_in, c_out, 1)
         self.attention = VideoAttention(c_out) if attention else nn.Identity()
 
-    def forward(self, x_NCTHW: Tensor) -> Tensor:
-        x_NCTHW = F.silu(self.second(self.first(x_NCTHW)) + self.shortcut(x_NCTHW))
-        attended: Tensor = self.attention(x_NCTHW)
-        return attended
+    def forward(self, x_NCTHW: Tensor, skip_NCTHW: Tensor | None = None) -> Tensor:
+        """Maps of all videos; with a skip, x is enlarged to its size and comes before it."""
+        outer_NCTHW = x_NCTHW if skip_NCTHW is None else skip_NCTHW
+        size = max(1, POSITIONS // math.prod(outer_NCTHW.shape[2:]))
+        if size >= len(x_NCTHW):
+            attended: Tensor = self.attention(self._convolved(x_NCTHW, skip_NCTHW))
+            return attended
+        parts = zip(x_NCTHW.split(size), outer_NCTHW.split(size), strict=True)
+        made = [forgetful(self._convolved, x, None if skip_NCTHW is None else skip) for x, skip in parts]
+        return forgetful(self.attention, torch.cat(made))
+
+    def _convolved(self, x_NCTHW: Tensor, skip_NCTHW: Tensor | None) -> Tensor:
+        if skip_NCTHW is not None:
+            x_NCTHW = torch.cat([F.interpolate(x_NCTHW, size=skip_NCTHW.shape[2:]), skip_NCTHW], dim=1)
+        return F.silu(self.second(self.first(x_NCTHW)) + self.shortcut(x_NCTHW))
+
+
+def forgetful(function: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
+    """`function(*arguments)`, whose intermediate maps are made again for the gradient instead of being kept."""
+    if not torch.is_grad_enabled():
+        return function(*arguments)
+    made: Tensor = checkpoint(function, *arguments, use_reentrant=False)
+    return made
 
 
 class VSTUNet(nn.Module):
-    """From all the videos of a class to features, a score each, and logits (S4, Fig. 1 and Algorithm 1).
+    """From all the videos of a class to a score each, and logits (S4, Fig. 1 and Algorithm 1).
 
     S4 states neither levels nor widths nor kernels. Its 4-D convolution is factored (torch has none): a 3-D one over
     T, H, W with the videos as the batch, and attention over the videos where maps are halved already, since at full
@@ -81,18 +106,27 @@ class VSTUNet(nn.Module):
         self.score = nn.Linear(features, 1)
         self.classify = nn.Linear(features, classes)
 
-    def forward(self, z_NCTHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`f_ND`, the features of the penultimate layer; `score_N`, whose sigmoid is p_c; `logits_NK`."""
+    def forward(self, z_NCTHW: Tensor) -> tuple[Tensor, Tensor]:
+        """`score_N`, whose sigmoid is p_c, and `logits_NK`.
+
+        A score sees by how much a video differs from its class's others in each feature of f_c: means over whole maps
+        are nearly equal for all of them.
+        """
         x_NCTHW, skips = z_NCTHW, []
         for level, block in enumerate(self.down):
             x_NCTHW = block(halved(x_NCTHW) if level else x_NCTHW)
             skips.append(x_NCTHW)
         bottom_NC = skips.pop().mean((2, 3, 4))
         for block, skip_NCTHW in zip(self.up, reversed(skips), strict=True):
-            large_NCTHW = F.interpolate(x_NCTHW, size=skip_NCTHW.shape[2:])
-            x_NCTHW = block(torch.cat([large_NCTHW, skip_NCTHW], dim=1))
+            x_NCTHW = block(x_NCTHW, skip_NCTHW)
         f_ND = F.silu(self.features(torch.cat([x_NCTHW.mean((2, 3, 4)), bottom_NC], dim=1)))
-        return f_ND, self.score(f_ND)[:, 0], self.classify(f_ND)
+        return self.score(standardised(f_ND))[:, 0], self.classify(f_ND)
+
+
+def standardised(x_ND: Tensor) -> Tensor:
+    """Each column with mean 0 and variance 1."""
+    centred_ND = x_ND - x_ND.mean(0)
+    return centred_ND / (centred_ND.square().mean(0) + 1e-10).sqrt()
 
 
 def halved(x_NCTHW: Tensor) -> Tensor:
@@ -116,6 +150,28 @@ def inclusion(score_N: Tensor, count: int) -> Tensor:
     q_N = torch.sigmoid(score_N + high)
     slope = (q_N * (1 - q_N)).sum().detach()
     return torch.sigmoid(score_N + high - (q_N.sum() - count) / slope.clamp_min(1e-12))
+
+
+def mass(q_N: Tensor, count: int) -> Tensor:
+    """Which part of the choice the `count` likeliest videos are: 1 where the choice is theirs alone."""
+    return q_N.topk(min(count, len(q_N))).values.sum() / count
+
+
+def hardened(score_N: Tensor, count: int, share: float) -> Tensor:
+    """The scores, scaled so that the mass of their `count` highest is `share`; equal ones stay equal.
+
+    The scale is a number, found by bisection: nothing learns through it.
+    """
+    spread = float(score_N.detach().std(correction=0))
+    if count >= len(score_N) or spread == 0:
+        return score_N
+    unit_N = score_N / spread
+    low, high = -8.0, 12.0
+    for _ in range(BISECTIONS // 2):
+        middle = (low + high) / 2
+        held = float(mass(inclusion(unit_N.detach() * math.exp(middle), count), count))
+        low, high = (middle, high) if held < share else (low, middle)
+    return unit_N * math.exp(high)
 
 
 def diversity_loss(f_ND: Tensor, q_N: Tensor, count: int) -> Tensor:
@@ -156,28 +212,30 @@ def distances(f_ND: Tensor) -> Tensor:
 
 
 def selection_loss(
-    outputs: tuple[Tensor, Tensor, Tensor], label: int, count: int, diversity: float, representativeness: float
-) -> Tensor:
+    outputs: tuple[Tensor, Tensor], x_ND: Tensor, label: int, count: int, share: float, diversity: float,
+    representativeness: float,
+) -> Tensor:  # fmt: skip
     """L = L_ce + λ_d·L_div + λ_r·L_rep (Eq. 3) of one class, in expectation over a choice of `count` videos.
 
     L_ce is the mean over the choice, which trains the features and prefers videos that are surely of the class. The
-    other two see the features as unit vectors that they cannot move: features that could would be equal all over
-    (L_rep = 0) or spread without regard to the videos, and no choice would be learnt.
+    other two see the videos as fixed vectors: features of the network that learns could be equal all over (L_rep = 0)
+    or spread without regard to the videos, and no choice would be learnt.
 
     Args:
         outputs: of the network.
+        x_ND: what the videos are alike and apart by, unit vectors.
         label: c.
         count: |S_c|.
+        share: the mass that the `count` highest scores hold.
         diversity: λ_d.
         representativeness: λ_r.
     """
-    f_ND, score_N, logits_NK = outputs
-    q_N = inclusion(score_N, count)
-    fixed_ND = F.normalize(f_ND.detach(), dim=1)
+    score_N, logits_NK = outputs
+    q_N = inclusion(hardened(score_N, count, share), count)
     target_N = torch.full((len(logits_NK),), label, device=logits_NK.device)
     loss = (q_N * F.cross_entropy(logits_NK, target_N, reduction="none")).sum() / count
     if diversity:
-        loss = loss + diversity * diversity_loss(fixed_ND, q_N, count)
+        loss = loss + diversity * diversity_loss(x_ND, q_N, count)
     if representativeness:
-        loss = loss + representativeness * representativeness_loss(fixed_ND, q_N)
+        loss = loss + representativeness * representativeness_loss(x_ND, q_N)
     return loss

@@ -6,6 +6,7 @@ what a seed means; what is compared is the uint8 clips of a set that `distil` re
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ import zarr
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vidistill.models.autoencoder import FrameAutoencoder, to_frames
 from vidistill.storage.clips import TABLE, Clips, ClipTable, ClipVideo, create_clip_array
 from vidistill.storage.pool import create_latent_array
 from vidistill.storage.store import ArtifactRef, Manifest, Store
@@ -96,7 +98,31 @@ def tiny_clips(folder: Path, *, flips: bool = True, labels: tuple[int, ...] = LA
     return Clips(store, whole.ref)
 
 
-def tiny_pool(store: Store, clips_NTHWC: np.ndarray) -> ArtifactRef:
+def tiny_autoencoder(clips: Clips, steps: int) -> FrameAutoencoder:
+    """Two pixels a latent, trained on all frames of these clips."""
+    torch.manual_seed(0)
+    network, frames_XCHW = FrameAutoencoder(4, 8, 2), to_frames(torch.from_numpy(clips.read(range(len(clips)))))
+    adam = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(steps):
+        loss = nn.functional.l1_loss(network.decode(network.encode(frames_XCHW)), frames_XCHW)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    return network.eval()
+
+
+def kept_autoencoder(store: Store, network: FrameAutoencoder) -> ArtifactRef:
+    """An autoencoder of the clips `c` as its stage keeps it."""
+
+    def write(folder: Path) -> None:
+        save_file(network.state_dict(), folder / "weights.safetensors")
+        (folder / "autoencoder.json").write_text(json.dumps({"shift": [0.0] * 4, "scale": [1.0] * 4}))
+
+    inputs = {"clips": [ArtifactRef(kind="clips", key="c")]}
+    return put(store, "autoencoder", "a", write, {"width": 8, "factor": 2}, inputs)
+
+
+def tiny_pool(store: Store, clips_NTHWC: np.ndarray, codec: ArtifactRef | None = None) -> ArtifactRef:
     """A pool of these clips, half of them of each class, with random latents."""
     count, random = len(clips_NTHWC), np.random.default_rng(6)
     shape_NCTHW = (count, 4, 2, 3, 3)
@@ -115,7 +141,8 @@ def tiny_pool(store: Store, clips_NTHWC: np.ndarray) -> ArtifactRef:
         for row in range(count)
     )  # fmt: skip
     table = ClipTable(classes=CLASSES, flips=False, views=1, mean=MEAN, std=STD, videos=videos, rejected=())
-    whole = Manifest(kind="pool", key="p", version=1, parameters={}, inputs={"blocks": [block], "latents": [part]})
+    inputs = {"blocks": [block], "latents": [part]} | ({"autoencoder": [codec]} if codec else {})
+    whole = Manifest(kind="pool", key="p", version=1, parameters={}, inputs=inputs)
     with store.writing(whole) as attempt:
         (attempt.folder / TABLE).write_text(table.model_dump_json())
     return whole.ref
@@ -181,9 +208,12 @@ def same_change(
     assert off.mean() < 0.26 + slack / 2 + 0.02 * np.abs(moved).mean()
 
 
-def put(store: Store, kind: str, key: str, write: Callable[[Path], Any], parameters: dict[str, Any]) -> ArtifactRef:
+def put(
+    store: Store, kind: str, key: str, write: Callable[[Path], Any], parameters: dict[str, Any],
+    inputs: dict[str, list[ArtifactRef]] | None = None,
+) -> ArtifactRef:  # fmt: skip
     """An artifact that no stage made."""
-    manifest = Manifest(kind=kind, key=key, version=1, parameters=parameters, inputs={})
+    manifest = Manifest(kind=kind, key=key, version=1, parameters=parameters, inputs=inputs or {})
     with store.writing(manifest) as attempt:
         write(attempt.folder)
     return manifest.ref

@@ -186,12 +186,19 @@ class EmbeddingSelector(Method):
 
     def facts(self, dimensions: int) -> dict[str, Any]:
         """What embedded the clips, and what the row of a method with a head of its own says of it."""
-        name = Path(self.parameters.embedding).name
-        by = "the data set's own teacher" if name == TEACHER else f"VideoMAE {name}"
-        made: dict[str, Any] = {FACTS: by, "dimensions": dimensions}
+        made = embedded_by(self.parameters.embedding, dimensions)
         if self.learns:
-            made["mark"] = f"no published weights: its head was trained here on real training clips, embedded by {by}"
+            made["mark"] = (
+                f"no published weights: its head was trained here on real training clips, embedded by {made[FACTS]}"
+            )
         return made
+
+
+def embedded_by(embedding: str, dimensions: int) -> dict[str, Any]:
+    """What a set's facts say of its embeddings."""
+    name = Path(embedding).name
+    by = "the data set's own teacher" if name == TEACHER else f"VideoMAE {name}"
+    return {FACTS: by, "dimensions": dimensions}
 
 
 def real_embeddings(material: Material) -> Embeddings:

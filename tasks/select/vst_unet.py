@@ -16,15 +16,28 @@ from vidistill.storage.clips import PRELOAD_BYTES
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import Pool
+from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import loop, streams, training
 from vidistill.tasks.learning.training import Device, Precision, generator
-from vidistill.tasks.methods import Material, Method, chosen_of
-from vidistill.tasks.select.embedding import highest
+from vidistill.tasks.methods import Given, Material, Method, chosen_of
+from vidistill.tasks.select.embedding import (
+    EMBEDDINGS,
+    TEACHER,
+    EmbeddingParameters,
+    Embeddings,
+    embedded_by,
+    embeddings_job,
+    highest,
+    load_embeddings,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vidistill.models.vst_unet import VSTUNet as Network
+
+
+HARD = 0.99
 
 
 class VSTUNetParameters(Parameters):
@@ -41,6 +54,7 @@ class VSTUNetParameters(Parameters):
     lr: float = Field(1e-3, gt=0, description="Of Adam.")
     widths: tuple[int, ...] = Field((16, 32, 64), min_length=2, description="Channels of the U-Net's levels.")
     features: int = Field(64, ge=1, description="Length of f_c.")
+    embedding: str = Field(TEACHER, description="What Eq. 1 and 2 compare videos by; as TAC-DT's.")
     precision: Precision = Field("fp32", description="Maps of latents are too small for bf16 to gain on a CPU.")
 
     def weights(self, ipc: int) -> tuple[float, float]:
@@ -59,26 +73,39 @@ class VSTUNet(Method):
     these sum to VPC. For L_ce and L_div that is a sum, for L_rep's minimum there is a closed form, so that nothing need
     be drawn: REINFORCE, by which the parent work estimates the same expectation from five draws, has a variance that
     grows with N_c, and a straight-through top-k tells a video which is not chosen nothing about what it would change.
-    As probabilities go to 0 and 1 the loss becomes that of the top-VPC choice, which is what is kept in the end.
+    Training hardens them: the share of the choice that its VPC highest hold rises step by step from that of equal
+    scores to `HARD`, where the loss is that of the choice which is kept in the end.
+
+    "x_t" of Eq. 2 and f_c of Eq. 1 are fixed vectors here, a class's embeddings less their mean, as unit vectors.
     """
 
+    version = 2  # 2: fixed vectors in Eq. 1 and 2, and probabilities that become hard
     needs = ("pool",)
     Parameters = VSTUNetParameters
 
+    def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
+        made = super().inputs(given)
+        own = EmbeddingParameters(embedding=self.parameters.embedding)
+        return made | {EMBEDDINGS: [given.add(embeddings_job(given, made["pool"][0], own, "the pool"))]}
+
     def distil(self, material: Material) -> DistilledSet:
-        pool = material.pool()
+        from vidistill.models.vst_unet import hardened, inclusion, mass
+
+        pool, emb_ND = material.pool(), load_embeddings(material.inputs(EMBEDDINGS)[0])
         latents = Latents(pool, material.device, hold=_size(pool) <= PRELOAD_BYTES)
-        network, curve = self._trained(latents, material)
-        rows = []
+        network, curve = self._trained(latents, emb_ND, material)
+        rows, held = [], []
         for label in material.labels:
-            _, score_N, _ = outputs(network, latents(label), material.device)
+            score_N, _ = outputs(network, latents(label), material.device)
             rows.append(pool.rows_of(label)[highest(score_N.cpu().numpy(), material.ipc)])
+            held.append(float(mass(inclusion(hardened(score_N, material.ipc, HARD), material.ipc), material.ipc)))
         diversity, representativeness = self.parameters.weights(material.ipc)
         facts = {"steps": curve.steps, "loss": curve.loss, "diversity": diversity,
-                 "representativeness": representativeness}  # fmt: skip
+                 "representativeness": representativeness, "mass": float(np.mean(held)),
+                 **embedded_by(self.parameters.embedding, emb_ND.shape[1])}  # fmt: skip
         return chosen_of(pool, np.concatenate(rows), facts)
 
-    def _trained(self, latents: Latents, material: Material) -> tuple[Network, loop.Curve]:
+    def _trained(self, latents: Latents, emb_ND: Embeddings, material: Material) -> tuple[Network, loop.Curve]:
         """Lines 2–10 of Algorithm 1, from the last checkpoint if there is one."""
         import torch
 
@@ -89,16 +116,31 @@ class VSTUNet(Method):
         with training.seeded(material.seed):
             network = Network(latents.pool.shape_CTHW[0], len(material.clips.classes), p.widths, p.features)
         network.to(material.device.torch_device).train()
-        labels, weights = material.labels, p.weights(material.ipc)
+        labels, weights, steps = material.labels, p.weights(material.ipc), p.epochs * len(material.labels)
+        vectors = {label: centred(emb_ND[latents.pool.rows_of(label)], material.device) for label in labels}
         adam = torch.optim.Adam(network.parameters(), lr=p.lr)
 
         def step(number: int) -> float:
             label = label_of(number, labels, material.seed)
             made = outputs(network, latents(label), material.device)
-            return loop.descend(adam, selection_loss(made, label, material.ipc, *weights))
+            share = share_at((number + 1) / steps, material.ipc / len(vectors[label]))
+            return loop.descend(adam, selection_loss(made, vectors[label], label, material.ipc, share, *weights))
 
-        curve = loop.run(step, p.epochs * len(labels), {"network": network, "optimiser": adam}, material)
+        curve = loop.run(step, steps, {"network": network, "optimiser": adam}, material)
         return network.eval().requires_grad_(False), curve
+
+
+def share_at(progress: float, equal: float) -> float:
+    """The share of the choice that the highest scores hold: from that of equal scores, in even steps, to `HARD`."""
+    return equal + (HARD - equal) * progress
+
+
+def centred(emb_ND: Embeddings, device: Device) -> Tensor:
+    """A class's embeddings less their mean, as unit vectors: float32."""
+    import torch
+
+    x_ND = torch.from_numpy(emb_ND - emb_ND.mean(0)).float().to(device.torch_device)
+    return torch.nn.functional.normalize(x_ND, dim=1)
 
 
 @dataclass
@@ -124,11 +166,11 @@ class Latents:
         return z_NCTHW
 
 
-def outputs(network: Network, z_NCTHW: Tensor, device: Device) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, scores and logits in float32, whatever they were computed in."""
+def outputs(network: Network, z_NCTHW: Tensor, device: Device) -> tuple[Tensor, Tensor]:
+    """Scores and logits in float32, whatever they were computed in."""
     with device.autocast():
-        f_ND, score_N, logits_NK = network(z_NCTHW)
-    return f_ND.float(), score_N.float(), logits_NK.float()
+        score_N, logits_NK = network(z_NCTHW)
+    return score_N.float(), logits_NK.float()
 
 
 def label_of(iteration: int, labels: tuple[int, ...], seed: int) -> int:
