@@ -217,8 +217,18 @@ def joined(parts: list[DistilledSet]) -> DistilledSet:
         classes=parts[0].classes,
         logits_NK=np.concatenate(logits)[order] if logits else None,
         sources=tuple(sources[index] for index in order) if sources else (),
-        facts={"parts": [part.facts for part in parts]},
+        facts=joined_facts([part.facts for part in parts]),
         extras={name: np.concatenate([part.extras[name] for part in parts])[order] for name in parts[0].extras},
         form=parts[0].form,
         stored={name: np.concatenate([part.stored[name] for part in parts])[order] for name in parts[0].stored},
     )
+
+
+def joined_facts(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The facts of each part, their mean curve where they have the same steps, and all that they say of themselves."""
+    made: dict[str, Any] = {"parts": parts}
+    if all(facts.get("loss") for facts in parts) and len({tuple(facts["steps"]) for facts in parts}) == 1:
+        mean_loss = np.mean([facts["loss"] for facts in parts], axis=0)
+        made |= {"steps": parts[0]["steps"], "loss": mean_loss.round(6).tolist()}
+    marks = dict.fromkeys(facts["mark"] for facts in parts if facts.get("mark"))
+    return made | ({"mark": "; ".join(marks)} if marks else {})

@@ -58,7 +58,7 @@ class TSGFParameters(Parameters):
         exclude_if=lambda rate: not rate,
         description="Of the clips' total variation, which codecs pay for.",
     )
-    group_classes: int = Field(10, ge=1, description="Classes a task; L_reg sees the clips of a task together.")
+    group_classes: int = Field(10, ge=1, description="Classes a task at most; L_reg sees a task's clips together.")
     precision: Precision = "auto"
 
 
@@ -105,8 +105,8 @@ class TSGF(Method):
     recipes = ("soft+tsgf", "online+tsgf")
 
     def groups(self, classes: int, ipc: int) -> list[tuple[int, ...]]:  # noqa: ARG002
-        size = self.parameters.group_classes
-        return [tuple(range(start, min(start + size, classes))) for start in range(0, classes, size)]
+        count = math.ceil(classes / self.parameters.group_classes)
+        return [tuple(group.tolist()) for group in np.array_split(np.arange(classes), count)]
 
     def distil(self, material: Material) -> DistilledSet:
         clips, parameters = material.clips, self.parameters

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,6 +101,14 @@ def test_parts_are_joined_in_class_order():
     np.testing.assert_array_equal(whole.extras["saliency"][3:], parts[0].extras["saliency"])
     assert whole.facts == {"parts": [part.facts for part in parts]}
     assert joined(parts[:1]) is parts[0]
+
+
+def test_parts_of_the_same_steps_have_one_curve_and_say_what_each_says():
+    curves = [{"steps": [5, 10], "loss": [4.0, 2.0], "mark": "few"}, {"steps": [5, 10], "loss": [2.0, 1.0]}]
+    parts = [replace(made((label,), seed=label), facts=facts) for label, facts in enumerate(curves)]
+    assert joined(parts).facts == {"parts": curves, "steps": [5, 10], "loss": [3.0, 1.5], "mark": "few"}
+    parts[1].facts["steps"] = [5, 9]
+    assert joined(parts).facts.keys() == {"parts", "mark"}
 
 
 def test_parts_without_logits_are_joined_without():

@@ -106,6 +106,16 @@ def test_batch_norm_loss_is_equation_5_with_its_gradient(x_BCTHW: torch.Tensor) 
     assert torch.autograd.gradcheck(loss, (x,))
 
 
+@pytest.mark.parametrize(
+    ("classes", "sizes"), [(8, [8]), (10, [10]), (11, [6, 5]), (20, [10, 10]), (101, [10, 10] + 9 * [9])]
+)
+def test_groups_are_as_even_as_they_can_be(classes: int, sizes: list[int]) -> None:
+    """L_reg sees the clips of a group together: one of a single class would see too few."""
+    groups = tsgf.TSGF(tsgf.TSGFParameters()).groups(classes, 1)
+    assert [len(group) for group in groups] == sizes
+    assert [label for group in groups for label in group] == list(range(classes))
+
+
 def test_a_network_without_batch_norm_is_refused() -> None:
     with (
         pytest.raises(RequestError, match=r"batch norm.*teacher.network=minic3d_bn"),
