@@ -203,8 +203,18 @@ def _distilled(job: Manifest, look: Look) -> tuple[float, float]:
     passes = METHODS.get(own["method"], of_gradients)(options, own["ipc"], len(own["labels"]), data)
     network = str(options.get("network") or options.get("expert", {}).get("network", ""))
     seconds = passes * data.pixels * _rate(network)
-    coding = 0.05 * clips if own["method"] == "coded" else 0.0
-    return 0.1 + coding + seconds, size
+    seconds += 0.05 * clips if own["method"] == "coded" else 0.0
+    if own["method"] == "vst_unet":
+        seconds += 4e-6 * options["epochs"] * _latent_places(job.inputs["pool"][0], look)
+    return 0.1 + seconds, size
+
+
+def _latent_places(pool: ArtifactRef, look: Look) -> float:
+    """Frames, rows and columns of all latents of a pool."""
+    made = _known(pool, look)
+    latte = _known(made.inputs["latte"][0], look)
+    codec, source = _known(made.inputs["autoencoder"][0], look), _data(latte.inputs["clips"][0], look)
+    return _data(pool, look).clips * source.pixels / float(codec.parameters["factor"]) ** 2
 
 
 def _joined(job: Manifest, look: Look) -> tuple[float, float]:

@@ -74,9 +74,15 @@ def _frepo(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> fl
     return float(options["iterations"] * (options["batch_real"] / 3 + clips + min(clips, options["batch_network"])))
 
 
+def _csta(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> float:  # noqa: ARG001
+    """Of a head that sees embeddings alone."""
+    return options["iterations"] / 4
+
+
 METHODS: dict[str, Passes] = {
-    "random": _nothing, "coded": _nothing, "pool_random": _nothing,
-    "herding": _features, "k_center": _features, "tac_dt": _features,
+    "random": _nothing, "coded": _nothing, "pool_random": _nothing, "vst_unet": _nothing, "optdistill": _nothing,
+    "csta": _csta, "mae_score": _nothing, "dm_mmd": _nothing, "tac_dt": _nothing,
+    "herding": _features, "k_center": _features,
     "dc": _dc, "static_dc": _static_dc, "dm": _dm, "idtd": _dm, "mtt": _mtt, "sfvd": _mtt, "sfvd_t": _mtt,
     "frepo": _frepo, "dm_vdsd": _dm, "mtt_vdsd": _mtt, "frepo_vdsd": _frepo,
 }  # fmt: skip

@@ -99,6 +99,7 @@ def described(store: Store, ref: ArtifactRef) -> str:
         f"- Fréchet distance in its features: {found.fvd:.2f}; between halves of the real clips: {found.fvd_real:.2f}",
         f"- distance to the nearest training clip: {found.nearest_median:.2f}; of real ones: {found.nearest_real:.2f}",
         f"- {found.copied:.1%} lie nearer to a training clip than 99 % of the training clips lie to another",
+        f"- of training clips that went through the autoencoder, which are copies, {found.control:.1%} do",
         *(f"- warning: {warning}" for warning in store.manifest(pool_ref).record["warnings"]),
     ]
     return "\n".join(lines) + "\n"

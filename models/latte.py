@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 FREQUENCIES = 256
 """Values of the sinusoidal embedding of a timestep."""
@@ -158,6 +159,9 @@ class Latte(nn.Module):
         learned_sigma: whether C more outputs place the variance between its bounds (Nichol & Dhariwal 2021, Eq. 15).
         velocity: whether the first C outputs are the velocity (`diffusion.velocity_of`) and not the noise.
 
+    Attributes:
+        recompute: whether blocks keep none of their maps and make them again for the gradient.
+
     Raises:
         ValueError: the patch does not divide the side, or blocks do not come in pairs.
     """
@@ -177,6 +181,7 @@ class Latte(nn.Module):
         self.channels, self.frames, self.side, self.no_class = channels, frames, side, classes
         self.patch, self.learned_sigma, self.velocity = patch, learned_sigma, velocity
         self.outputs = 2 * channels if learned_sigma else channels
+        self.recompute = False
         self.x_embedder = PatchEmbedder(channels, size.width, patch)
         self.t_embedder = TimestepEmbedder(size.width)
         self.y_embedder = LabelEmbedder(classes, size.width)
@@ -208,7 +213,10 @@ class Latte(nn.Module):
         for place, block in enumerate(self.blocks):
             if place == 1:
                 x_BTSD = x_BTSD + self.times_TD[:, None]
-            x_BTSD = block(x_BTSD, condition_BD)
+            if self.recompute and torch.is_grad_enabled():
+                x_BTSD = checkpoint(block, x_BTSD, condition_BD, use_reentrant=False)
+            else:
+                x_BTSD = block(x_BTSD, condition_BD)
         return self._unpatched(self.final_layer(x_BTSD, condition_BD), z_BCTHW.shape[-1])
 
     def _unpatched(self, x_BTSO: Tensor, width: int) -> Tensor:

@@ -36,13 +36,20 @@ class Pool(Clips):
         super().__init__(store, ref)
         manifest = store.manifest(ref)
         self.facts: dict[str, Any] = manifest.parameters
-        self._latents = [open_latent_array(store.folder(part)) for part in manifest.inputs[LATENTS]]
+        self._parts = manifest.inputs[LATENTS]
+        self._pool_store, self._latents = store, dict[int, "zarr.Array[Any]"]()
 
     @property
     def shape_CTHW(self) -> tuple[int, int, int, int]:
         """The shape of a clip's latents."""
-        _, *shape = self._latents[0].shape
+        _, *shape = self._latent_array(0).shape
         return tuple(shape)  # type: ignore[return-value]
+
+    def _latent_array(self, part: int) -> zarr.Array[Any]:
+        """A part's latents, opened when they are first read: most methods read none."""
+        if part not in self._latents:
+            self._latents[part] = open_latent_array(self._pool_store.folder(self._parts[part]))
+        return self._latents[part]
 
     def latents(self, rows: Iterable[int]) -> NDArray[np.float32]:
         """The latents of these rows, of mean zero and variance about one: float32 (N, C, T, h, w)."""
@@ -50,7 +57,7 @@ class Pool(Clips):
         z_NCTHW = np.empty((len(rows), *self.shape_CTHW), dtype=np.float32)
         for slot, row in enumerate(rows):
             video = self.table.videos[row]
-            z_NCTHW[slot] = self._latents[video.block][video.row]
+            z_NCTHW[slot] = self._latent_array(video.block)[video.row]
         return z_NCTHW
 
     def index_of(self, row: int) -> int:

@@ -129,13 +129,13 @@ def _trained(clips: Clips, parameters: AutoencoderParameters, device: Device, wo
     network = _built(parameters)
     batches = FrameBatches(clips, parameters, device)
 
-    def loss_of(step: int) -> Tensor:
+    def losses_of(step: int) -> list[Tensor]:
         frames_XCHW, noise = batches(step)
         with device.autocast():
-            return autoencoder_loss(network, frames_XCHW, noise, parameters.kl_weight)
+            return [autoencoder_loss(network, frames_XCHW, noise, parameters.kl_weight)]
 
     every = parameters.checkpoint_steps
-    weights, curve = fit(network, loss_of, parameters.steps, parameters.adam, device, work, checkpoint_every=every)
+    weights, curve = fit(network, losses_of, parameters.steps, parameters.adam, device, work, checkpoint_every=every)
     save_file(weights, work.folder / WEIGHTS)
     write_curve(work.folder, curve)
     return network

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +23,7 @@ from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.generate.autoencoder import known_by
 from vidistill.tasks.generate.optimising import AdamParameters, fit, write_curve
+from vidistill.tasks.generate.released import read_checkpoint, settled, start_from
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.training import Device, Precision, generator
 from vidistill.tasks.stage import Job, Work, stage
@@ -44,10 +46,13 @@ class LatteParameters(Parameters):
     """The transformer and its training.
 
     Published (methods §9): XL, patches of 2, learned sigma, a constant 1e-4, EMA 0.9999, a million steps of 40 clips.
-    The defaults are for small clips on two cores.
+    The defaults are for small clips on two cores; those of a fine-tuning are the published ones (`released.PUBLISHED`),
+    and its size, patch and learned variance are the checkpoint's.
     """
 
-    size: Literal["micro", "mini", "S", "B", "L", "XL"] = Field("micro", description="1.9 M to 674 M parameters.")
+    size: Literal["micro", "mini", "S", "B", "L", "XL"] = Field(
+        "micro", description="1.9 M to 674 M parameters; a checkpoint has its own, as its patch and learned variance."
+    )
     patch: int = Field(1, ge=1, description="Side of a token in latents; published: 2, of latents of 32×32.")
     learned_sigma: bool = Field(False, description="Learn the variance too; the released checkpoint does.")
     velocity: bool | None = Field(
@@ -62,6 +67,17 @@ class LatteParameters(Parameters):
     new_labels: bool = Field(True, description="Fine-tune with a new label table; without: the classes are its own.")
     steps: int = Field(6000, ge=0, description="0: the checkpoint as it is.")
     batch_size: int = Field(16, ge=1, description="Clips a step.")
+    at_once: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=lambda clips: clips is None,
+        description="Clips of a step that go through the network at once, whose gradients add up; by default all.",
+    )
+    recompute: bool = Field(
+        False,
+        exclude_if=lambda recompute: not recompute,
+        description="Keep no block's maps and make them again for the gradient: a third more time, far less memory.",
+    )
     ema_decay: float = Field(0.999, ge=0, lt=1, description="Of the averaged weights, which generate.")
     adam: AdamParameters = AdamParameters(lr=5e-4, decay_share=0.2)
     precision: Precision = "auto"
@@ -69,24 +85,27 @@ class LatteParameters(Parameters):
     checkpoint_steps: int = Field(500, ge=1)
 
 
-def latte_job(clips: ArtifactRef, latents: ArtifactRef, parameters: LatteParameters) -> Job:
-    """The job that trains a transformer.
+def latte_job(
+    clips: ArtifactRef, latents: ArtifactRef, parameters: LatteParameters, *, classes: int, channels: int, side: int
+) -> Job:
+    """The job that trains a transformer on latents of so many channels and this side.
 
     Raises:
-        RequestError: the checkpoint to start from is not a file, or predicts something else.
+        RequestError: the checkpoint to start from is not a file, does not fit, or predicts something else.
     """
     inputs = {"clips": clips, "latents": latents}
-    if parameters.velocity is None:
-        parameters = parameters.model_copy(update={"velocity": not parameters.pretrained})
     if not parameters.pretrained:
+        if parameters.velocity is None:
+            parameters = parameters.model_copy(update={"velocity": True})
         return latte(parameters, inputs, label=f"latte {parameters.size}")
     if parameters.velocity:
         raise RequestError("A released Latte predicts the noise: leave out latte.velocity to start from it.")
     path = Path(parameters.pretrained).expanduser()
     if not path.is_file():
         raise RequestError(f"There is no checkpoint {path}: give the file of a released Latte, such as ucf101.pt.")
-    known = parameters.model_copy(update={"pretrained": known_by(parameters.pretrained)})
-    job = latte(known, inputs, label=f"latte {parameters.size}")
+    asked = {name: getattr(parameters, name) for name in parameters.model_fields_set - {"velocity"}}
+    own = settled(asked | {"pretrained": known_by(parameters.pretrained)}, path, classes, channels, side)
+    job = latte(LatteParameters(**own), inputs, label=f"latte {own['size']}")
     return job.model_copy(update={"places": {PLACE: str(path.absolute())}})
 
 
@@ -100,9 +119,10 @@ def latte(work: Work) -> None:
     batches = LatentBatches.of(work.input("latents"), clips, parameters, device)
     shape, classes = batches.shape_CTHW, len(clips.classes)
     network = built(parameters, classes, shape)
-    warnings = _start_from(network, work.job.places[PLACE], parameters) if parameters.pretrained else []
+    network.recompute = parameters.recompute
+    warnings = _start_from(network, Path(work.job.places[PLACE]), parameters) if parameters.pretrained else []
     weights, curve = fit(
-        network, lambda step: batches.loss(network, step), parameters.steps, parameters.adam, device, work,
+        network, lambda step: batches.losses(network, step), parameters.steps, parameters.adam, device, work,
         checkpoint_every=parameters.checkpoint_steps, ema_decay=parameters.ema_decay,
     )  # fmt: skip
     save_file({name: weight.contiguous() for name, weight in weights.items()}, work.folder / WEIGHTS)
@@ -153,13 +173,18 @@ class LatentBatches:
         z, noise, steps, labels = (torch.from_numpy(array).to(place) for array in arrays)
         return z, noise, steps, labels
 
-    def loss(self, network: Latte, step: int) -> Tensor:
+    def losses(self, network: Latte, step: int) -> Iterator[Tensor]:
+        """The loss of a step, part by part: what each adds to the mean over the batch."""
         from vidistill.models.diffusion import diffusion_loss, noised
 
-        z_BCTHW, noise_BCTHW, steps_B, labels_B = self(step)
-        with self.device.autocast():
-            output = network(noised(z_BCTHW, noise_BCTHW, steps_B), steps_B, labels_B)
-        return diffusion_loss(output, z_BCTHW, noise_BCTHW, steps_B, velocity=bool(self.parameters.velocity))
+        size, velocity = self.parameters.batch_size, bool(self.parameters.velocity)
+        for z_BCTHW, noise_BCTHW, steps_B, labels_B in zip(
+            *(tensor.split(self.parameters.at_once or size) for tensor in self(step)), strict=True
+        ):
+            with self.device.autocast():
+                output = network(noised(z_BCTHW, noise_BCTHW, steps_B), steps_B, labels_B)
+            loss = diffusion_loss(output, z_BCTHW, noise_BCTHW, steps_B, velocity=velocity)
+            yield loss if len(z_BCTHW) == size else loss * (len(z_BCTHW) / size)
 
 
 def built(parameters: LatteParameters, classes: int, shape_CTHW: tuple[int, ...]) -> Latte:
@@ -179,39 +204,11 @@ def built(parameters: LatteParameters, classes: int, shape_CTHW: tuple[int, ...]
             raise RequestError(f"The transformer cannot be built: {error}.") from error
 
 
-def _start_from(network: Latte, place: str, parameters: LatteParameters) -> list[str]:
+def _start_from(network: Latte, path: Path, parameters: LatteParameters) -> list[str]:
     """Load a released checkpoint into the network; what the report has to warn of."""
-    from vidistill.models.latte import load_published
-
-    try:
-        load_published(network, read_checkpoint(Path(place)), new_labels=parameters.new_labels)
-    except ValueError as error:
-        raise RequestError(
-            f"The weights {place} do not fit a Latte {parameters.size} with patches of {parameters.patch} and "
-            f"learned_sigma={parameters.learned_sigma}: {error}."
-        ) from error
+    start_from(network, read_checkpoint(path), path, new_labels=parameters.new_labels)
     log.warning(LEAK)
     return [LEAK]
-
-
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The names and tensors of a checkpoint file: its averaged weights where it has them, otherwise its last ones.
-
-    Raises:
-        RequestError: it cannot be read as weights.
-    """
-    import torch
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise RequestError(f"The weights {path} cannot be read ({why}): give a .pt or .safetensors file.") from error
-    state: dict[str, Tensor] = found.get("ema", found.get("model", found))
-    return state
 
 
 def load_latte(store: Store, ref: ArtifactRef, device: Device) -> Latte:

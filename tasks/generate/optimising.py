@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +53,7 @@ def averaged(average: Average, network: nn.Module, step: int, decay: float) -> N
 
 def fit(
     network: nn.Module,
-    loss_of: Callable[[int], Tensor],
+    losses_of: Callable[[int], Iterable[Tensor]],
     steps: int,
     adam: AdamParameters,
     device: Device,
@@ -62,7 +62,7 @@ def fit(
     checkpoint_every: int,
     ema_decay: float = 0.0,
 ) -> tuple[Average, Curve]:
-    """Train on `loss_of(step)`, resuming from the job's last checkpoint.
+    """Train on the sum of `losses_of(step)`, of which one graph at a time is held; resumes from the last checkpoint.
 
     Returns:
         The averaged weights by name (the last ones where `ema_decay` is 0), and the loss curve.
@@ -78,9 +78,15 @@ def fit(
 
     def step(number: int) -> float:
         optimiser.param_groups[0]["lr"] = adam.lr_at(number, steps)
-        loss = loop.descend(optimiser, loss_of(number), adam.clip_norm)
+        total = 0.0
+        for loss in losses_of(number):
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(network.parameters(), adam.clip_norm)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
         averaged(average, network, number, ema_decay)
-        return loss
+        return total
 
     averages = {f"average.{name}": weight for name, weight in average.items()}
     state: loop.State = {"network": network, "optimiser": optimiser, **averages}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,20 @@ from vidistill.storage.clips import Clips
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.generate.autoencoder import decoded, encoded, load_codec
+from vidistill.tasks.generate.sample import scaled
 from vidistill.tasks.generate.sheet import contact_sheet
 from vidistill.tasks.learning import training
 from vidistill.tasks.learning.teacher import features, load_teacher
 from vidistill.tasks.learning.training import Device, Precision
 from vidistill.tasks.stage import Job, Work, stage
 
+if TYPE_CHECKING:
+    from torch import nn
+
 FACTS, SHEET = "quality.json", "sheet.png"
+CONTROLS = 64
+"""Training clips at most that are encoded and decoded, to see whether copies are seen."""
 Features = NDArray[np.float64]
 
 
@@ -51,12 +58,15 @@ class Quality(Parameters):
     Attributes:
         accuracy: share of the clips whose class the teacher, which never saw them, names.
         accuracy_by_class: the same, class by class.
-        fvd: Fréchet distance of the pool to the training clips, in the teacher's features.
-        fvd_real: that of one half of the training clips to the other: what sampling alone makes of it.
+        fvd: Fréchet distance of the pool to one half of the training clips, in the teacher's features.
+        fvd_real: that of the other half: what sampling alone makes of it. Both are of as many clips as a half has, or
+            the pool where that is less, since fewer clips are farther away.
         nearest: a row a generated clip, its nearest training clip in the teacher's features.
         nearest_median: median distance to it.
         nearest_real: median distance of a training clip to its nearest other one.
         copied: share of the clips nearer to a training clip than 99 of 100 training clips are to another.
+        control: the same share of training clips that the pool's autoencoder encodes and decodes: copies, of which a
+            measure that sees copies misses few.
     """
 
     accuracy: float
@@ -67,13 +77,14 @@ class Quality(Parameters):
     nearest_median: float
     nearest_real: float
     copied: float
+    control: float
 
 
 def quality_job(pool: ArtifactRef, train: ArtifactRef, teacher: ArtifactRef) -> Job:
     return quality(QualityParameters(), {"pool": pool, "clips": train, "teacher": teacher}, label="quality of the pool")
 
 
-@stage("pool-quality", version=1, threads="all")
+@stage("pool-quality", version=2, threads="all")  # 2: distances of equally many clips, and copies as a control
 def quality(work: Work) -> None:
     device = Device.of(work, QualityParameters.model_validate(work.job.parameters).precision)
     pool, clips = Pool(work.store, work.ref("pool")), Clips(work.store, work.ref("clips"))
@@ -85,6 +96,9 @@ def quality(work: Work) -> None:
     real_MD = features(network, clips, np.arange(len(clips)), device)
     nearest_N, distances_N = nearest(made_ND, real_MD)
     _, among_M = nearest(real_MD, real_MD, itself=True)
+    close = np.quantile(among_M, 0.01)
+    _, of_copies_N = nearest(reconstructed(network, work, clips, device), real_MD)
+    count = min(len(made_ND), len(real_MD) // 2)
     neighbours = [
         Neighbour(row=row, train_row=int(near), distance=float(distance), levels=levels(pool, row, clips, int(near)))
         for row, (near, distance) in enumerate(zip(nearest_N, distances_N, strict=True))
@@ -92,16 +106,39 @@ def quality(work: Work) -> None:
     found = Quality(
         accuracy=float(right_N.mean()),
         accuracy_by_class={name: float(right_N[pool.rows_of(label)].mean()) for label, name in enumerate(pool.classes)},
-        fvd=frechet_distance(made_ND, real_MD),
-        fvd_real=frechet_distance(real_MD[::2], real_MD[1::2]),
+        fvd=frechet_distance(spread(made_ND, count), real_MD[::2]),
+        fvd_real=frechet_distance(spread(real_MD[1::2], count), real_MD[::2]),
         nearest=tuple(neighbours),
         nearest_median=float(np.median(distances_N)),
         nearest_real=float(np.median(among_M)),
-        copied=float((distances_N < np.quantile(among_M, 0.01)).mean()),
+        copied=float((distances_N < close).mean()),
+        control=float((of_copies_N < close).mean()),
     )
     (work.folder / FACTS).write_text(json.dumps(found.model_dump(mode="json")))
     Image.fromarray(contact_sheet(pool, clips, nearest_N.tolist())).save(work.folder / SHEET)
     work.record(counts={"clips": len(pool), "train": len(clips)}, **_summary(found), **device.facts())
+
+
+def reconstructed(network: nn.Module, work: Work, clips: Clips, device: Device) -> Features:
+    """Features of training clips, encoded and decoded by the pool's autoencoder at the size that it generates."""
+    import torch
+
+    codec_ref = work.store.manifest(work.ref("pool")).inputs["autoencoder"][0]
+    codec = load_codec(work.store, codec_ref, device)
+    source = Clips(work.store, work.store.manifest(codec_ref).inputs["clips"][0])
+    found, size = [], clips.shape_THWC[1]
+    for row in np.linspace(0, len(source) - 1, min(len(source), CONTROLS)).astype(int):
+        clip_THWC = decoded(codec, encoded(codec, source.read([row]), device), device)[0]
+        clip_THWC = clip_THWC if len(clip_THWC[0]) == size else scaled(clip_THWC, size)
+        x_BCTHW = training.to_input(clip_THWC[None], clips.table.mean, clips.table.std, device)
+        with torch.inference_mode(), device.autocast():
+            found.append(network.embed(x_BCTHW).double().cpu().numpy())  # type: ignore[operator]
+    return np.concatenate(found)
+
+
+def spread(rows_ND: Features, count: int) -> Features:
+    """So many of the rows, evenly from the first to the last."""
+    return rows_ND[np.linspace(0, len(rows_ND) - 1, count).astype(int)]
 
 
 def load_quality(folder: Path) -> Quality:
@@ -109,7 +146,7 @@ def load_quality(folder: Path) -> Quality:
 
 
 def _summary(found: Quality) -> dict[str, Any]:
-    return {name: getattr(found, name) for name in ("accuracy", "fvd", "fvd_real", "copied")}
+    return {name: getattr(found, name) for name in ("accuracy", "fvd", "fvd_real", "copied", "control")}
 
 
 def frechet_distance(a_ND: Features, b_MD: Features) -> float:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from vidistill.storage.clips import create_clip_array, open_clip_array
@@ -69,7 +70,7 @@ def part_jobs(
     ]
 
 
-@stage("pool-part", version=1, threads="all")
+@stage("pool-part", version=2, threads="all")  # 2: DDPM begins at the last step, as published
 def pool_part(work: Work) -> None:
     parameters = PartParameters.model_validate(work.job.parameters)
     sampler, numbers = parameters.sampler, range(parameters.first, parameters.first + parameters.count)
@@ -128,7 +129,9 @@ def scheduler_of(sampler: SamplerParameters, network: Latte) -> Any:
         made = diffusers.DDIMScheduler(**trained, clip_sample=False, timestep_spacing="trailing")
     else:
         variance = "learned_range" if network.learned_sigma else "fixed_large"
-        made = diffusers.DDPMScheduler(**trained, clip_sample=False, variance_type=variance)
+        made = diffusers.DDPMScheduler(
+            **trained, clip_sample=False, variance_type=variance, timestep_spacing="linspace"
+        )
     made.set_timesteps(sampler.steps)
     return made
 
@@ -147,16 +150,21 @@ class ResizeParameters(Parameters):
 
 @stage("pool-part-resized", version=1)
 def resized(work: Work) -> None:
-    """A part's clips at another size: averaged areas where they shrink, cubic where they grow."""
-    import torch
-
+    """A part's clips at another size."""
     size = ResizeParameters.model_validate(work.job.parameters).size
     source = open_clip_array(work.input("part"))
     n, t = source.shape[:2]
     array = create_clip_array(work.folder, (n, t, size, size, 3))
-    mode = "area" if size < source.shape[2] else "bicubic"
     for row in range(n):
-        frames_TCHW = torch.from_numpy(np.asarray(source[row])).permute(0, 3, 1, 2).float()
-        scaled = torch.nn.functional.interpolate(frames_TCHW, size=(size, size), mode=mode)
-        array[row] = scaled.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        array[row] = scaled(np.asarray(source[row]), size)
     work.record(counts={"clips": n})
+
+
+def scaled(clip_THWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """A clip at another size: averaged areas where it shrinks, cubic where it grows."""
+    import torch
+
+    frames_TCHW = torch.from_numpy(clip_THWC).permute(0, 3, 1, 2).float()
+    mode = "area" if size < clip_THWC.shape[1] else "bicubic"
+    made_TCHW = torch.nn.functional.interpolate(frames_TCHW, size=(size, size), mode=mode)
+    return made_TCHW.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()

@@ -242,7 +242,7 @@ class PoolShown:
         facts: how it was made, in words. warnings: what the reader must know of it.
         steps, loss: of the generator's training.
         sheet: the first clips of each class, uint8 (N, T, H, W, 3); of `classes_left_out` more there is none.
-        quality: `accuracy fvd fvd_real nearest_median nearest_real copied`; empty where it was not measured.
+        quality: `accuracy fvd fvd_real nearest_median nearest_real copied control`; empty where it was not measured.
         accuracy_by_class: share of each class's clips whose class the teacher names.
         neighbours: generated clips beside their nearest training clips, by heading.
     """

@@ -21,7 +21,7 @@ from vidistill.tasks.report.tables import duration
 PICTURED_CLASSES = 10
 CLOSEST = 4
 """So many of the clips that lie nearest to a training clip of all."""
-QUALITY = ("accuracy", "fvd", "fvd_real", "nearest_median", "nearest_real", "copied")
+QUALITY = ("accuracy", "fvd", "fvd_real", "nearest_median", "nearest_real", "copied", "control")
 
 
 def pools_shown(store: Store, refs: Iterable[ArtifactRef], qualities: Iterable[ArtifactRef]) -> list[PoolShown]:

@@ -109,7 +109,7 @@ def wanted(emb_ND: Embeddings) -> Embeddings:
 
 def summary(emb_ND: Embeddings) -> NDArray[np.int64]:
     """All rows by greedy facility location: the next is the one that lowers Σ_t min_i ‖x_t − x_i‖ the most."""
-    apart_NN = np.linalg.norm(emb_ND[:, None] - emb_ND[None], axis=2)
+    apart_NN = np.stack([np.linalg.norm(x_D - emb_ND, axis=1) for x_D in emb_ND])  # row by row: no N×N×D
     nearest_N, left, order = np.full(len(emb_ND), np.inf), list(range(len(emb_ND))), []
     while left:
         cost = np.minimum(nearest_N[:, None], apart_NN[:, left]).sum(0)

@@ -61,7 +61,7 @@ def mmd(kernel_NN: Embeddings, to_all_N: Embeddings, rows: list[int]) -> float:
 
 def gaussian_kernel(emb_ND: Embeddings) -> Embeddings:
     """exp(−‖x − y‖²/m) of all pairs, m the median of the squared distances of different rows."""
-    apart_NN = ((emb_ND[:, None] - emb_ND[None]) ** 2).sum(2)
+    apart_NN = np.stack([((x_D - emb_ND) ** 2).sum(1) for x_D in emb_ND])  # row by row: no N×N×D
     others = apart_NN[~np.eye(len(emb_ND), dtype=bool)]
     scale = float(np.median(others)) if len(others) else 0.0
     return np.asarray(np.exp(-apart_NN / (scale or 1.0)))

@@ -15,7 +15,7 @@ from method_contract import Bench
 from resuming import killed_and_resumed
 from safetensors.torch import load_file
 
-from vidistill.models.latte import SIZES
+from vidistill.models.latte import SIZES, Latte
 from vidistill.storage.errors import RequestError
 from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
@@ -49,7 +49,8 @@ class Made:
         return run_job(job, self.runtime)[0]
 
     def latte(self, parameters: LatteParameters) -> Job:
-        return latte_job(self.bench.given.train, self.latents, parameters)
+        size = {"classes": len(self.bench.clips.classes), "channels": 4, "side": 6}
+        return latte_job(self.bench.given.train, self.latents, parameters, **size)
 
     def facts(self, ref: ArtifactRef, name: str) -> Any:
         return json.loads((self.store.folder(ref) / name).read_text())
@@ -192,18 +193,21 @@ def test_weights_that_are_not_there_are_a_wrong_request(made: Made) -> None:
         made.latte(LATTE.model_copy(update={"pretrained": "maxin-cn/Latte"}))
 
 
-def checkpoint(made: Made, path: Path, classes: int, tokens: int = 36) -> dict[str, torch.Tensor]:
+def checkpoint(
+    path: Path, classes: int, size: str = "micro", patch: int = 1, channels: int = 4, *, learned_sigma: bool = False
+) -> dict[str, torch.Tensor]:
     """A released file: an average and the last weights, with the embeddings that are fixed."""
-    network = load_latte(made.store, made.do(made.latte(LATTE)), made.bench.device)
+    torch.manual_seed(0)
+    network = Latte(classes, 4, patch, SIZES[size], channels=channels, patch=patch, learned_sigma=learned_sigma)
     state = {name: torch.randn_like(weight) for name, weight in network.state_dict().items()}
-    state["y_embedder.embedding_table.weight"] = torch.randn(classes + 1, 32)
-    state |= {"pos_embed": torch.zeros(1, tokens, 32), "temp_embed": torch.zeros(1, 16, 32)}
-    torch.save({"ema": state, "model": {}}, path)
+    width = SIZES[size].width
+    fixed = {"pos_embed": torch.zeros(1, 36, width), "temp_embed": torch.zeros(1, 16, width)}
+    torch.save({"ema": state | fixed, "model": {}}, path)
     return state
 
 
 def test_fine_tuning_starts_from_the_released_weights_and_warns(made: Made, tmp_path: Path) -> None:
-    state = checkpoint(made, tmp_path / "ucf101.pt", classes=101)
+    state = checkpoint(tmp_path / "ucf101.pt", classes=101)
     ref = made.do(made.latte(LATTE.model_copy(update={"pretrained": str(tmp_path / "ucf101.pt"), "steps": 0})))
     loaded = load_latte(made.store, ref, made.bench.device).state_dict()
     table = loaded.pop("y_embedder.embedding_table.weight")
@@ -213,13 +217,64 @@ def test_fine_tuning_starts_from_the_released_weights_and_warns(made: Made, tmp_
     assert made.store.manifest(ref).parameters["pretrained"].startswith("ucf101.pt:")
 
 
-def test_released_weights_that_do_not_fit_are_a_wrong_request(made: Made, tmp_path: Path) -> None:
-    checkpoint(made, tmp_path / "ucf101.pt", classes=101)
-    wrong = LATTE.model_copy(update={"pretrained": str(tmp_path / "ucf101.pt"), "new_labels": False})
-    with pytest.raises(RequestError, match=r"do not fit a Latte micro .* ← 102×32"):
-        made.do(made.latte(wrong))
-    with pytest.raises(RequestError, match="predicts the noise"):
-        made.latte(LATTE.model_copy(update={"pretrained": str(tmp_path / "ucf101.pt"), "velocity": True}))
-    (tmp_path / "broken.pt").write_bytes(b"not weights")
-    with pytest.raises(RequestError, match=r"broken.pt cannot be read .*: give a .pt or .safetensors file"):
-        made.do(made.latte(LATTE.model_copy(update={"pretrained": str(tmp_path / "broken.pt")})))
+@pytest.mark.parametrize(("patch", "learned_sigma"), [(1, False), (2, True), (3, False)])
+def test_a_checkpoint_says_what_it_is_and_is_tuned_as_published(
+    made: Made, tmp_path: Path, patch: int, learned_sigma: bool
+) -> None:
+    checkpoint(tmp_path / "ucf101.pt", 101, "mini", patch, learned_sigma=learned_sigma)
+    own = made.latte(LatteParameters(pretrained=str(tmp_path / "ucf101.pt"), steps=7)).parameters
+    assert (own["size"], own["patch"], own["learned_sigma"]) == ("mini", patch, learned_sigma)
+    assert (own["batch_size"], own["at_once"], own["recompute"], own["ema_decay"]) == (40, 5, True, 0.9999)
+    assert (own["adam"]["lr"], own["adam"]["decay_share"], own["velocity"], own["steps"]) == (1e-4, 0, False, 7)
+    asked = LatteParameters(pretrained=str(tmp_path / "ucf101.pt"), batch_size=8, adam=FAST, size="mini")
+    own = made.latte(asked).parameters
+    assert (own["batch_size"], own["adam"]["lr"], own["ema_decay"]) == (8, 3e-3, 0.9999)
+
+
+def test_what_is_new_is_in_no_key_unless_it_is_asked_for(made: Made) -> None:
+    assert not made.latte(LatteParameters()).parameters.keys() & {"at_once", "recompute"}
+
+
+def test_released_weights_that_do_not_fit_are_a_wrong_request_before_anything_is_made(
+    made: Made, tmp_path: Path
+) -> None:
+    path = tmp_path / "ucf101.pt"
+    checkpoint(path, classes=101)
+    released = LATTE.model_copy(update={"pretrained": str(path)})
+    for changed, said in {
+        "new_labels": (False, r"do not fit: .* ← 102×32"),
+        "velocity": (True, "predicts the noise"),
+        "size": ("XL", r"have size=micro, not XL: leave out latte.size"),
+        "patch": (2, r"have patch=1, not 2: leave out latte.patch"),
+    }.items():
+        with pytest.raises(RequestError, match=said[1]):
+            made.latte(released.model_copy(update={changed: said[0]}))
+    for options, said in (
+        ({"channels": 8}, "8 channels in patches of 1, and these latents have 4 channels"),
+        ({"patch": 5}, "patches of 5, and these latents have 4 channels and a side of 6"),
+    ):
+        checkpoint(path, 101, **options)
+        with pytest.raises(RequestError, match=said):
+            made.latte(released)
+    path.write_bytes(b"not weights")
+    with pytest.raises(RequestError, match=r"ucf101.pt cannot be read .*: give a .pt or .safetensors file"):
+        made.latte(released)
+    torch.save({"ema": {"conv.weight": torch.zeros(1)}}, path)
+    with pytest.raises(RequestError, match="are not a Latte's"):
+        made.latte(released)
+    odd = {"x_embedder.proj.weight": torch.zeros(7, 4, 1, 1), "final_layer.linear.bias": torch.zeros(4),
+           "blocks.2.attn.qkv.weight": torch.zeros(1)}  # fmt: skip
+    torch.save(odd, path)
+    with pytest.raises(RequestError, match="have 3 blocks of width 7: known are micro 2×32"):
+        made.latte(released)
+
+
+def test_a_step_in_parts_whose_maps_are_made_again_is_the_step_at_once(made: Made) -> None:
+    weights = []
+    for changed in ({}, {"at_once": 3}, {"recompute": True}):
+        parameters = LATTE.model_copy(update={"batch_size": 8, "steps": 3} | changed)
+        weights.append(load_file(made.store.folder(made.do(made.latte(parameters))) / "weights.safetensors"))
+    for other in weights[1:]:
+        for name, weight in weights[0].items():
+            assert torch.allclose(other[name], weight, atol=2e-4), name
+    assert any(float((other - weights[0][name]).abs().max()) == 0 for name, other in weights[2].items())

@@ -191,7 +191,7 @@ def ancestral_deviation(steps: int, place: float) -> float:
     (Nichol and Dhariwal 2021, Eq. 15, over the steps that are left).
     """
     whole = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
-    left = [1000 // steps * number for number in reversed(range(steps))]
+    left = [round(999 * number / (steps - 1)) for number in reversed(range(steps))]  # the last step is the first
     variance = 1.0
     for at, step in enumerate(left):
         now, before = whole[step], whole[left[at + 1]] if at + 1 < steps else 1.0

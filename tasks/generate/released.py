@@ -1,0 +1,131 @@
+"""A released Latte: what its checkpoint says of itself, whether it fits, and how it is fine-tuned (methods §9)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from vidistill.storage.errors import RequestError
+from vidistill.storage.parameters import Parameters
+from vidistill.tasks.generate.optimising import AdamParameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vidistill.models.latte import Latte
+
+PUBLISHED: dict[str, Any] = {
+    "batch_size": 40, "at_once": 5, "recompute": True, "ema_decay": 0.9999, "adam": AdamParameters(lr=1e-4),
+    "velocity": False,
+}  # fmt: skip
+"""How it is fine-tuned, where the request does not say otherwise; 5 clips are what one of the eight GPUs took."""
+
+
+class Told(Parameters):
+    """What a checkpoint's tensors say by their names and shapes."""
+
+    size: str
+    patch: int
+    learned_sigma: bool
+    channels: int
+
+
+def settled(asked: Mapping[str, Any], path: Path, classes: int, channels: int, side: int) -> dict[str, Any]:
+    """The parameters of a fine-tuning: what the checkpoint says of itself, and what is published.
+
+    Args:
+        asked: the parameters that the request names.
+        path: the checkpoint.
+        classes: of the data.
+        channels: of the latents.
+        side: of the latents.
+
+    Raises:
+        RequestError: the checkpoint is no Latte's, or does not fit the request or the data; says in what.
+    """
+    state = read_checkpoint(path, shapes=True)
+    found = told(state, path)
+    own = found.model_dump(include={"size", "patch", "learned_sigma"})
+    for name, value in own.items():
+        if asked.get(name, value) != value:
+            raise RequestError(f"The weights {path} have {name}={value}, not {asked[name]}: leave out latte.{name}.")
+    if found.channels != channels or side % found.patch:
+        raise RequestError(
+            f"The weights {path} are of latents of {found.channels} channels in patches of {found.patch}, and these "
+            f"latents have {channels} channels and a side of {side}: choose another autoencoder or pool.size."
+        )
+    _fits(found, state, path, classes, new_labels=bool(asked.get("new_labels", True)))
+    return {**PUBLISHED, **own, **asked}
+
+
+def told(state: Mapping[str, Tensor], path: Path) -> Told:
+    """Size, patch, learned variance and channels of a checkpoint.
+
+    Raises:
+        RequestError: it is no Latte's, or of no size that has a name.
+    """
+    from vidistill.models.latte import SIZES
+
+    shapes = {name.removeprefix("module."): tuple(tensor.shape) for name, tensor in state.items()}
+    try:
+        width, channels, patch, _ = shapes["x_embedder.proj.weight"]
+        (outputs,) = shapes["final_layer.linear.bias"]
+        depth = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
+    except (KeyError, ValueError) as error:
+        raise RequestError(f"The weights {path} are not a Latte's: give the file of a release.") from error
+    size = next((name for name, one in SIZES.items() if (one.depth, one.width) == (depth, width)), None)
+    if size is None:
+        known = ", ".join(f"{name} {one.depth}×{one.width}" for name, one in SIZES.items())
+        raise RequestError(f"The weights {path} have {depth} blocks of width {width}: known are {known}.")
+    return Told(size=size, patch=patch, learned_sigma=outputs == 2 * channels * patch**2, channels=channels)
+
+
+def _fits(found: Told, state: Mapping[str, Tensor], path: Path, classes: int, *, new_labels: bool) -> None:
+    """Every name and shape, before anything is made for it; frames and latents may differ."""
+    import torch
+
+    from vidistill.models.latte import SIZES, Latte
+
+    with torch.device("meta"):
+        network = Latte(classes, 1, found.patch, SIZES[found.size], channels=found.channels, patch=found.patch,
+                        learned_sigma=found.learned_sigma)  # fmt: skip
+        start_from(network, state, path, new_labels=new_labels)
+
+
+def start_from(network: Latte, state: Mapping[str, Tensor], path: Path, *, new_labels: bool) -> None:
+    """Load a checkpoint into a network of its size.
+
+    Raises:
+        RequestError: names or shapes differ.
+    """
+    from vidistill.models.latte import load_published
+
+    try:
+        load_published(network, state, new_labels=new_labels)
+    except ValueError as error:
+        raise RequestError(f"The weights {path} do not fit: {error}.") from error
+
+
+def read_checkpoint(path: Path, *, shapes: bool = False) -> dict[str, Tensor]:
+    """The names and tensors of a checkpoint file: its averaged weights where it has them, otherwise its last ones.
+
+    Args:
+        path: a .pt or .safetensors file.
+        shapes: tensors of `meta` alone, so that nothing is held in memory.
+
+    Raises:
+        RequestError: it cannot be read as weights.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    place: Literal["meta", "cpu"] = "meta" if shapes else "cpu"
+    try:
+        if path.suffix == ".safetensors":
+            return {name: tensor.to(place) for name, tensor in load_file(path).items()}
+        found = torch.load(path, map_location=place, weights_only=True)
+    except Exception as error:
+        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise RequestError(f"The weights {path} cannot be read ({why}): give a .pt or .safetensors file.") from error
+    return cast("dict[str, Tensor]", found.get("ema", found.get("model", found)))
