@@ -165,7 +165,7 @@ def override(plain: dict[str, Any], settings: list[str], model: type[DataRequest
 
 def _put(plain: dict[str, Any], path: list[str], value: Any, model: type[DataRequest]) -> None:
     if path[0] not in model.model_fields:
-        cells = [cell for cell in plain.get("cells", []) if cell["method"].rpartition(":")[2].lower() == path[0]]
+        cells = [cell for cell in _cells(plain) if cell["method"].rpartition(":")[2].lower() == path[0]]
         if not cells or len(path) < 2:
             known = ", ".join(model.model_fields)
             raise RequestError(
@@ -178,10 +178,19 @@ def _put(plain: dict[str, Any], path: list[str], value: Any, model: type[DataReq
         put_nested(plain, path, value)
 
 
+def _cells(plain: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells that are such; others are named when the whole is checked."""
+    given = plain.get("cells")
+    found = given if isinstance(given, list) else []
+    return [cell for cell in found if isinstance(cell, dict) and isinstance(cell.get("method"), str)]
+
+
 def put_nested(plain: dict[str, Any], path: list[str], value: Any) -> None:
     """Set what a dotted name means in nested mappings."""
-    for name in path[:-1]:
+    for number, name in enumerate(path[:-1]):
         plain = plain.setdefault(name, {})
+        if not isinstance(plain, dict):
+            raise RequestError(f"{'.'.join(path)} cannot be set: {'.'.join(path[: number + 1])} is {plain!r}.")
     plain[path[-1]] = value
 
 

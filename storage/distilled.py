@@ -18,6 +18,7 @@ from zarr.codecs import ZstdCodec
 
 from vidistill.storage import coded
 from vidistill.storage.clips import create_clip_array, open_clip_array
+from vidistill.storage.errors import ArtifactDamaged, VidistillError
 
 SET = "set.json"
 CLIPS = "clips"
@@ -136,12 +137,23 @@ class DistilledSet:
 
         Raises:
             ArtifactNotFound: the folder is neither.
+            ArtifactDamaged: what it holds is not what was written.
         """
         folder = Path(folder)
-        if not (folder / SET).is_file():
-            from vidistill.storage.exported import load_exported
+        try:
+            if not (folder / SET).is_file():
+                from vidistill.storage.exported import load_exported
 
-            return load_exported(folder)
+                return load_exported(folder)
+            return DistilledSet._load(folder)
+        except VidistillError:
+            raise
+        except Exception as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ArtifactDamaged(f"The set in {folder} cannot be read ({why}): make or export it again.") from error
+
+    @staticmethod
+    def _load(folder: Path) -> DistilledSet:
         facts = json.loads((folder / SET).read_text())
         arrays = {name: np.asarray(zarr.open_array(folder, path=name, mode="r")[...]) for name in facts["arrays"]}
         form, stored = facts.get("form", CLIPS), _named(arrays, "stored_")

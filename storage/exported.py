@@ -39,6 +39,17 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def _inside(folder: Path, name: str) -> Path:
+    """A file of the folder.
+
+    Raises:
+        ArtifactDamaged: the name leads out of it.
+    """
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise ArtifactDamaged(f"{folder / EXPORT} names {name!r}, which lies outside its folder: export the set again.")
+    return folder / name
+
+
 def load_exported(folder: Path) -> DistilledSet:
     """The set in an exported folder: what a student sees, without what only the report draws.
 
@@ -65,7 +76,7 @@ def load_exported(folder: Path) -> DistilledSet:
         clips_NTHWC=clips_NTHWC,
         labels_N=np.repeat([one["label"] for one in first], facts["clips_a_file"]).astype(np.int64),
         classes=tuple(facts["classes"]),
-        logits_NK=np.load(folder / facts["logits"]) if facts["logits"] else None,
+        logits_NK=np.load(_inside(folder, facts["logits"])) if facts["logits"] else None,
         sources=tuple(source for one in first for source in one["sources"]),
         facts=facts["facts"],
         form=form,
@@ -79,14 +90,15 @@ def _videos(folder: Path, facts: dict[str, Any]) -> list[NDArray[np.uint8]]:
     frames, height, width, _ = facts["video_shape"]
     if facts["format"] == "coded":
         frames, coded_HW = facts.get("coded_frames", frames), tuple(facts["coded_size"])
-        return [read_packets(folder / one["file"], (frames, height, width), coded_HW) for one in facts["files"]]
+        paths = [_inside(folder, one["file"]) for one in facts["files"]]
+        return [read_packets(path, (frames, height, width), coded_HW) for path in paths]
     if facts["format"] == "npz":
         with np.load(folder / ARRAYS) as arrays:
             return list(arrays["videos"])
     if facts["format"] == "webdataset":
         with tempfile.TemporaryDirectory() as unpacked:
             for shard in dict.fromkeys(one["shard"] for one in facts["files"]):
-                _unpack(folder / shard, Path(unpacked))
+                _unpack(_inside(folder, shard), Path(unpacked))
             return _frames_of(Path(unpacked), facts)
     return _frames_of(folder, facts)
 
@@ -103,10 +115,11 @@ def _frames_of(folder: Path, facts: dict[str, Any]) -> list[NDArray[np.uint8]]:
     frames, height, width, _ = facts["video_shape"]
     videos = []
     for one in facts["files"]:
-        video_THWC = read_video(folder / one["file"])[:, :height, :width]  # H.264 files of odd clips have a row more
+        path = _inside(folder, one["file"])
+        video_THWC = read_video(path)[:, :height, :width]  # H.264 files of odd clips have a row more
         if video_THWC.shape != (frames, height, width, 3):
             raise ArtifactDamaged(
-                f"{folder / one['file']} holds {video_THWC.shape[:3]} frames, rows and columns instead of "
+                f"{path} holds {video_THWC.shape[:3]} frames, rows and columns instead of "
                 f"{(frames, height, width)}: export the set again."
             )
         videos.append(video_THWC)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from platformdirs import user_data_path
@@ -28,6 +29,11 @@ def open_store(location: str) -> Store:
         return Store(Path(location).expanduser().absolute())
     from vidistill.storage.remote import RemoteStore
 
+    if "@" in location.partition("://")[2].partition("/")[0]:
+        raise RequestError(
+            f"The store {re.sub('//[^/]*@', '//…@', location)} holds a password in its address, which logs would show: "
+            "give it by the environment or a profile."
+        )
     try:
         return RemoteStore(location)
     except (ImportError, ValueError) as error:

@@ -9,17 +9,20 @@ import csv
 import importlib
 import importlib.util
 import io
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from vidistill.storage.errors import RequestError
 
 Split = Literal["train", "test"]
+T = TypeVar("T")
 
 # Where the lists lie, relative to the data's folder: as UCF101, HMDB51, Kinetics and Something-Something unpack.
 LIST_FOLDERS: tuple[str, ...] = (
@@ -104,7 +107,7 @@ def _class_order(root: Path, rows: list[Row]) -> tuple[str, ...]:
     if not found:
         return ()
     lines = [line.split(maxsplit=1) for line, _ in _lines(found[0])]
-    if wrong := [line for line in lines if len(line) < 2 or not line[0].isdecimal()]:
+    if wrong := [line for line in lines if len(line) < 2 or not re.fullmatch(r"\d{1,9}", line[0])]:
         raise RequestError(f"{found[0]}: expected '<number> <class>' on every line, got {' '.join(wrong[0])!r}")
     classes = tuple(label for _, label in sorted(lines, key=lambda line: int(line[0])))
     for row in rows:
@@ -159,15 +162,31 @@ def read_kinetics(root: Path) -> Lists:
     for path in found:
         for record, where in _records(path):
             if record.get("label"):  # the official test list has none
-                video, start, end = record["youtube_id"], record["time_start"], record["time_end"]
-                names = (f"{video}_{int(float(start)):06d}_{int(float(end)):06d}", video)
+                names = (*_cut(record, where), record["youtube_id"])
                 word = record.get("split") or path.stem.split("_")[-1]
                 rows.append((Row(names, record["label"], None, where), word))
     return _sided(Lists("kinetics", ()), rows)
 
 
+def _cut(record: dict[str, str], where: str) -> tuple[str, ...]:
+    """The name of a video that was cut to its seconds; none where the table has no seconds."""
+    told = [record.get("time_start", ""), record.get("time_end", "")]
+    if told == ["", ""]:
+        return ()
+    try:
+        start, end = (int(float(seconds)) for seconds in told)
+    except (ValueError, OverflowError) as error:
+        raise RequestError(f"{where}: time_start and time_end are {told}; expected seconds") from error
+    return (f"{record['youtube_id']}_{start:06d}_{end:06d}",)
+
+
 def kinetics_tables(root: Path) -> list[Path]:
     return [path for path in find_lists(root, "*.csv") if {"label", "youtube_id"} <= set(columns(path))]
+
+
+class _Clip(BaseModel):
+    id: int | str
+    template: str
 
 
 def read_ssv2(root: Path) -> Lists:
@@ -175,16 +194,16 @@ def read_ssv2(root: Path) -> Lists:
     files = ssv2_files(root)
     if missing := {"train", "validation", "labels"} - set(files):
         raise RequestError(f"{root} has no Something-Something v2 JSON for {', '.join(sorted(missing))}")
-    numbers = {label: int(number) for label, number in json.loads(_text(files["labels"])).items()}
+    numbers = _json(files["labels"], dict[str, int])
     rows = []
     sides: dict[str, Split] = {"train": "train", "validation": "test"}
     for name, side in sides.items():
-        for position, record in enumerate(json.loads(_text(files[name]))):
+        for position, record in enumerate(_json(files[name], list[_Clip])):
             where = f"{files[name].name}, item {position}"
-            label = re.sub(r"[\[\]]", "", record["template"])
+            label = re.sub(r"[\[\]]", "", record.template)
             if label not in numbers:
                 raise RequestError(f"{where}: label {label!r} is not in {files['labels'].name}")
-            rows.append(Row((str(record["id"]),), label, side, where))
+            rows.append(Row((str(record.id),), label, side, where))
     return Lists("ssv2", tuple(rows), classes=tuple(sorted(numbers, key=numbers.__getitem__)))
 
 
@@ -263,8 +282,16 @@ def columns(table: Path) -> tuple[str, ...]:
     """A table's column names, lower case."""
     if table.suffix.lower() == ".parquet":
         return tuple(name.strip().lower() for name in _parquet(table).schema.names)
-    with table.open(encoding="utf-8-sig", newline="", errors="replace") as file:
+    with table.open(encoding="utf-8-sig", newline="", errors="replace") as file, _as_table(table):
         return tuple(name.strip().lower() for name in next(csv.reader(file), []))
+
+
+@contextmanager
+def _as_table(table: Path) -> Iterator[None]:
+    try:
+        yield
+    except csv.Error as error:
+        raise RequestError(f"{table} is no CSV: {error}") from error
 
 
 def _records(table: Path) -> Iterator[tuple[dict[str, str], str]]:
@@ -274,9 +301,10 @@ def _records(table: Path) -> Iterator[tuple[dict[str, str], str]]:
             yield {str(name).lower(): _cell(value) for name, value in record.items()}, f"{table.name}, row {number}"
         return
     reader = csv.DictReader(io.StringIO(_text(table), newline=""), fieldnames=columns(table), restkey="")
-    next(reader, None)
-    for record in reader:
-        yield {name: _cell(value) for name, value in record.items()}, f"{table.name}, line {reader.line_num}"
+    with _as_table(table):
+        next(reader, None)
+        for record in reader:
+            yield {name: _cell(value) for name, value in record.items()}, f"{table.name}, line {reader.line_num}"
 
 
 def _cell(value: Any) -> str:
@@ -286,7 +314,19 @@ def _cell(value: Any) -> str:
 def _parquet(table: Path) -> Any:
     if importlib.util.find_spec("pyarrow") is None:
         raise RequestError(f"{table} is a Parquet file: install pyarrow, or save it as CSV with the same columns")
-    return importlib.import_module("pyarrow.parquet").read_table(table)
+    try:
+        return importlib.import_module("pyarrow.parquet").read_table(table)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are one of them
+        raise RequestError(f"{table} is no Parquet file: {error}") from error
+
+
+def _json(path: Path, kind: type[T]) -> T:
+    try:
+        return TypeAdapter(kind).validate_json(_text(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise RequestError(f"{path} is not as Something-Something v2 writes it: {place}: {first['msg']}") from error
 
 
 def _text(path: Path) -> str:
