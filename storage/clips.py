@@ -53,13 +53,18 @@ class ClipTable(Parameters):
     rejected: tuple[Rejection, ...]
 
 
-def create_clip_array(folder: Path, shape_NTHWC: tuple[int, ...]) -> zarr.Array[Any]:
-    """A uint8 clip array `(N, T, H, W, 3)`: one clip a chunk, zstd with a checksum, black clips stored too."""
+def create_clip_array(folder: Path, shape_NTHWC: tuple[int, ...], *, one_shard: bool = False) -> zarr.Array[Any]:
+    """A uint8 clip array `(N, T, H, W, 3)`: one clip a chunk, zstd with a checksum, black clips stored too.
+
+    `one_shard` keeps all chunks in one file, which must be written whole, at once: parts of a shard that are written
+    side by side are lost.
+    """
     return zarr.create_array(
         folder,
         name="clips",
         shape=shape_NTHWC,
         chunks=(1, *shape_NTHWC[1:]),
+        shards=shape_NTHWC if one_shard else None,
         dtype="uint8",
         compressors=ZstdCodec(level=1, checksum=True),
         dimension_names=("clip", "time", "y", "x", "channel"),
@@ -82,7 +87,8 @@ class Clips:
     def __init__(self, store: Store, ref: ArtifactRef) -> None:
         manifest = store.manifest(ref)
         self.table = ClipTable.model_validate_json((store.folder(ref) / TABLE).read_text())
-        self._arrays = [open_clip_array(store.folder(block)) for block in manifest.inputs["blocks"]]
+        self._store, self._blocks = store, manifest.inputs["blocks"]
+        self._arrays: dict[int, zarr.Array[Any]] = {}
         self._loaded: NDArray[np.uint8] | None = None
         self.classes = self.table.classes
         self.labels_N: NDArray[np.int64] = np.array([video.label for video in self.table.videos], dtype=np.int64)
@@ -92,7 +98,7 @@ class Clips:
 
     @property
     def shape_THWC(self) -> tuple[int, int, int, int]:
-        _, *shape = self._arrays[0].shape
+        _, *shape = self._array(0).shape
         return tuple(shape)  # type: ignore[return-value]
 
     def rows_of(self, label: int) -> NDArray[np.int64]:
@@ -108,8 +114,14 @@ class Clips:
         clips_NTHWC = np.empty((len(rows), *self.shape_THWC), dtype=np.uint8)
         for slot, (row, view) in enumerate(zip(rows, picked, strict=True)):
             video = self.table.videos[row]
-            clips_NTHWC[slot] = self._arrays[video.block][video.row + view]
+            clips_NTHWC[slot] = self._array(video.block)[video.row + view]
         return clips_NTHWC
+
+    def _array(self, block: int) -> zarr.Array[Any]:
+        """A block's array, opened when it is first read."""
+        if block not in self._arrays:
+            self._arrays[block] = open_clip_array(self._store.folder(self._blocks[block]))
+        return self._arrays[block]
 
     def preload(self) -> Clips:
         """Hold the whole set in memory where it takes at most 1 GiB; larger sets go on being read clip by clip."""

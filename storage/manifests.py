@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -27,6 +27,10 @@ def _inside(name: str) -> str:
 OneName = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
 """One step of a path: it leads nowhere else."""
 FileName = Annotated[str, AfterValidator(_inside)]
+
+
+_digests: dict[Path, tuple[int, str]] = {}
+"""When a file was written whose content this process has seen to be right, and its checksum."""
 
 
 class ArtifactRef(Parameters):
@@ -88,13 +92,25 @@ def read_manifest(place: Path) -> Manifest:
     return Manifest.model_validate(json.loads((place / MANIFEST).read_text()))
 
 
-def damage(place: Path, manifest: Manifest, thorough: bool) -> str | None:
+def damage(place: Path, manifest: Manifest, content: Literal["unread", "once", "read"]) -> str | None:
+    """What is wrong with the files of an artifact: none missing, each as long as it was.
+
+    Args:
+        place: the artifact's folder.
+        manifest: what it should be.
+        content: whether its checksums are looked at; `once`: those of files that this process has not read since they
+            were written.
+    """
     for name, expected in manifest.files.items():
         path = place / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != expected.bytes:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected.bytes}"
-        if thorough and file_digest(path) != expected.sha256:
-            return f"{name} does not have its checksum"
+        status = path.stat()
+        if status.st_size != expected.bytes:
+            return f"{name} has {status.st_size} bytes instead of {expected.bytes}"
+        known = _digests.get(path) if content == "once" else None
+        if content != "unread" and known != (status.st_mtime_ns, expected.sha256):
+            if file_digest(path) != expected.sha256:
+                return f"{name} does not have its checksum"
+            _digests[path] = (status.st_mtime_ns, expected.sha256)
     return None

@@ -60,6 +60,9 @@ class RemoteStore(Store):
                 return glance.problem
         return self._here(ref, published, thorough)
 
+    def problem_once(self, ref: ArtifactRef) -> str | None:
+        return self._present(ref) or super().problem_once(ref)
+
     def discard(self, ref: ArtifactRef) -> None:
         def remove(path: str) -> None:
             with suppress(FileNotFoundError):

@@ -17,11 +17,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from vidistill.storage.causes import CAUSES, clear_errors
+from vidistill.storage.causes import CAUSES, clear_errors, making
 from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, RequestError
 from vidistill.storage.files import files_of, remove_folder, settled_digest, size_of, sync_folder, write_whole
 from vidistill.storage.locks import abandoned, locked
@@ -39,8 +39,8 @@ from vidistill.storage.manifests import (
 __all__ = ["CHECKPOINT", "MANIFEST", "ArtifactRef", "Attempt", "FileRecord", "Found", "Manifest", "Store"]
 
 FULL_CHECK_BYTES = 64 << 20
-"""Artifacts up to this size are checked by content whenever they are found; larger ones by their files' sizes, and by
-content before a stage reads them."""
+"""Artifacts up to this size are checked by content when a process first finds them; larger ones by their files' sizes,
+and by content before a stage reads them."""
 
 
 class Attempt:
@@ -53,9 +53,6 @@ class Attempt:
     def note(self, **changes: Any) -> None:
         """Set fields of the manifest (`record`, `seconds`, `peak_memory_bytes`)."""
         self.manifest = self.manifest.model_copy(update=changes)
-
-
-_known_good: set[tuple[str, ArtifactRef]] = set()
 
 
 class Store:
@@ -90,14 +87,14 @@ class Store:
 
     def problem(self, ref: ArtifactRef, *, thorough: bool = False) -> str | None:
         """What is wrong with an artifact: None, or a few words. `thorough` reads every byte, whatever its size."""
-        return self._look(ref, math.inf if thorough else FULL_CHECK_BYTES).problem
+        return (self._look(ref, "read") if thorough else self._look(ref, "once", FULL_CHECK_BYTES)).problem
 
     def survey(self, kind: str | None = None, *, content: bool = False) -> dict[ArtifactRef, Found]:
         """A look at every artifact, damaged ones too, sorted by kind and key.
 
         Files are compared by size; with `content`, those of artifacts of up to 64 MiB by checksum.
         """
-        looks = {ref: self._look(ref, FULL_CHECK_BYTES if content else 0) for ref in self.refs(kind)}
+        looks = {ref: self._look(ref, "once", FULL_CHECK_BYTES if content else 0) for ref in self.refs(kind)}
         return {ref: found for ref, found in looks.items() if found.problem != "no artifact"}  # gone meanwhile
 
     def contents(self, refs: Iterable[ArtifactRef], name: str) -> dict[ArtifactRef, bytes]:
@@ -109,20 +106,20 @@ class Store:
         return found
 
     def problem_once(self, ref: ArtifactRef) -> str | None:
-        """Checked by content once a process, and by its files' sizes from then on."""
-        problem = self.problem(ref, thorough=(self.location, ref) not in _known_good)
-        if problem is None:
-            _known_good.add((self.location, ref))
-        return problem
+        """Checked by content, whatever its size, once a process, and by its files' sizes and times from then on."""
+        return self._look(ref, "once").problem
 
     @contextmanager
     def writing(self, manifest: Manifest) -> Iterator[Attempt | None]:
         """Make an artifact: yields an attempt to fill, or None where another writer has just made it.
 
         The folder is committed (checksums, manifest, fsync, rename) when the block ends, removed when it raises.
+
+        Raises:
+            NotMade: the store could not be read or written: naming the artifact, and why.
         """
         ref = manifest.ref
-        with clear_errors(self.root), self._locked(ref):
+        with making(ref), clear_errors(self.root), self._locked(ref):
             if self._settled(ref):
                 yield None
                 return
@@ -246,8 +243,8 @@ class Store:
         """Whether there is nothing left to do for an artifact, now that its lock is held."""
         return self.has(ref)
 
-    def _look(self, ref: ArtifactRef, read_bytes: float) -> Found:
-        """A look at an artifact in the local folder, whose content is checked up to this size."""
+    def _look(self, ref: ArtifactRef, content: Literal["once", "read"], up_to_bytes: float = math.inf) -> Found:
+        """A look at an artifact in the local folder, whose content is checked where it is not larger than that."""
         place = self._place(ref)
         try:
             manifest = read_manifest(place)
@@ -257,7 +254,8 @@ class Store:
             return Found(None, f"{MANIFEST} cannot be read", size_of(place))
         if manifest.ref != ref:
             return Found(None, f"{MANIFEST} is that of {manifest.ref}", size_of(place))
-        return Found(manifest, damage(place, manifest, manifest.bytes <= read_bytes), manifest.bytes)
+        problem = damage(place, manifest, content if manifest.bytes <= up_to_bytes else "unread")
+        return Found(manifest, problem, manifest.bytes)
 
     def _place(self, ref: ArtifactRef) -> Path:
         return self.root / ref.kind / ref.key

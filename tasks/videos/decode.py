@@ -7,6 +7,8 @@ the blocks of its class alone. The `clips` artifact lists blocks and copies noth
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,12 +28,14 @@ from vidistill.storage.errors import RunError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.videos.decoder import Decoder, Sampling, VideoError
+from vidistill.tasks.videos.decoder import Decoder, Sampling, VideoError, borrowed
 from vidistill.tasks.videos.index import IndexTable, load_index
 from vidistill.tasks.videos.layouts import data_folder
 from vidistill.tasks.videos.scan import Video
 
 BLOCK_VIDEOS = 32
+SHARDED_FROM_CLIPS = 20_000
+"""Splits of more clips have a file a block instead of one a clip."""
 
 
 class DecodeParameters(Parameters):
@@ -64,14 +68,16 @@ class BlockVideo(Parameters):
 class BlockParameters(Parameters):
     sampling: Sampling
     videos: tuple[BlockVideo, ...]
+    sharded: bool = Field(False, exclude_if=lambda sharded: not sharded)
 
 
 def block_jobs(table: IndexTable, parameters: DecodeParameters, split: str) -> list[Job]:
     """Jobs over runs of 32 videos of one class: a video that is added or changed moves only its class's blocks."""
-    sampling = parameters.sampling(split)
+    sampling, every = parameters.sampling(split), table.of_split(split)
+    sharded = len(every) * sampling.views > SHARDED_FROM_CLIPS
     jobs: list[Job] = []
-    for videos in runs(table.of_split(split)):
-        own = BlockParameters(sampling=sampling, videos=named(videos))
+    for videos in runs(every):
+        own = BlockParameters(sampling=sampling, videos=named(videos), sharded=sharded)
         jobs.append(block(own, label=f"decode {split} {len(jobs) + 1}"))
     return jobs
 
@@ -91,7 +97,7 @@ def runs(videos: list[Video]) -> list[list[Video]]:
 @stage("block", version=1)
 def block(work: Work) -> None:
     parameters = BlockParameters.model_validate(work.job.parameters)
-    with Decoder(timeout_seconds=work.runtime.timeout_seconds) as decoder:
+    with borrowed(work.runtime.timeout_seconds) as decoder:
         outcomes, sums, squares = decode_block(data_folder(Path(work.runtime.data)), parameters, decoder, work)
     facts = {"outcomes": outcomes, "sums": sums.tolist(), "squares": squares.tolist()}
     (work.folder / OUTCOMES).write_text(json.dumps(facts, indent=1))
@@ -101,32 +107,51 @@ def block(work: Work) -> None:
 def decode_block(
     root: Path, parameters: BlockParameters, decoder: Decoder, work: Work
 ) -> tuple[list[dict[str, Any]], np.ndarray, np.ndarray]:
-    """Decode a block's videos one after another into its Zarr array; memory holds one video's views.
+    """Decode a block's videos one after another into its Zarr array.
+
+    Memory holds one video's views; those of the whole block where it is one shard.
 
     Returns:
         An outcome a video (`row` of its first view, or None and the reason), and the sums and sums of squares a
         channel of the kept videos' centre views.
     """
-    sampling, filled = parameters.sampling, 0
+    sampling = parameters.sampling
     outcomes: list[dict[str, Any]] = []
     sums, squares = np.zeros(3), np.zeros(3)
-    shape = (sampling.frames, sampling.size, sampling.size, 3)
-    array = create_clip_array(work.folder, (len(parameters.videos) * sampling.views, *shape))
-    for number, video in enumerate(parameters.videos):
-        work.progress(number, len(parameters.videos), video.path)
-        try:
-            clips_VTHWC = decoder.clips(root / video.path, sampling)
-        except VideoError as error:
-            outcomes.append({"path": video.path, "row": None, "reason": str(error)})
-            continue
-        array[filled : filled + sampling.views] = clips_VTHWC
-        outcomes.append({"path": video.path, "row": filled, "reason": ""})
-        centre = clips_VTHWC[0].reshape(-1, 3).astype(np.float64)
-        sums, squares = sums + centre.sum(0), squares + (centre**2).sum(0)
-        filled += sampling.views
-    array.resize((filled, *shape))
+    with _filling(work.folder, parameters) as fill:
+        for number, video in enumerate(parameters.videos):
+            work.progress(number, len(parameters.videos), video.path)
+            try:
+                clips_VTHWC = decoder.clips(root / video.path, sampling)
+            except VideoError as error:
+                outcomes.append({"path": video.path, "row": None, "reason": str(error)})
+                continue
+            outcomes.append({"path": video.path, "row": fill(clips_VTHWC), "reason": ""})
+            centre = clips_VTHWC[0].reshape(-1, 3).astype(np.float64)
+            sums, squares = sums + centre.sum(0), squares + (centre**2).sum(0)
     work.progress(len(parameters.videos), len(parameters.videos))
     return outcomes, sums, squares
+
+
+@contextmanager
+def _filling(folder: Path, parameters: BlockParameters) -> Iterator[Callable[[np.ndarray], int]]:
+    """A function that adds a video's clips to the block's array, and tells the row of the first."""
+    sampling, filled = parameters.sampling, 0
+    shape = (sampling.frames, sampling.size, sampling.size, 3)
+    most = len(parameters.videos) * sampling.views
+    array = np.empty((most, *shape), np.uint8) if parameters.sharded else create_clip_array(folder, (most, *shape))
+
+    def fill(clips_VTHWC: np.ndarray) -> int:
+        nonlocal filled
+        array[filled : filled + len(clips_VTHWC)] = clips_VTHWC
+        filled += len(clips_VTHWC)
+        return filled - len(clips_VTHWC)
+
+    yield fill
+    if isinstance(array, np.ndarray):
+        create_clip_array(folder, (filled, *shape), one_shard=filled > 0)[:] = array[:filled]
+    else:
+        array.resize((filled, *shape))
 
 
 class ClipsParameters(Parameters):

@@ -9,8 +9,10 @@ import selectors
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +25,7 @@ from vidistill.storage.parameters import Parameters
 
 CHILD = Path(__file__).with_name("decoder_child.py")
 START_SECONDS = 60.0  # importing libav and numpy from a slow disk
+IDLE_SECONDS = 20.0
 
 
 class Sampling(Parameters):
@@ -148,6 +151,42 @@ class Decoder:
             self.close()
             self._child = start(self.timeout_seconds)
         return self._child
+
+
+_idle: list[Decoder] = []
+_lock = threading.Lock()
+
+
+@contextmanager
+def borrowed(timeout_seconds: float) -> Iterator[Decoder]:
+    """A decoder whose process may have served before: to start one takes as long as to decode twenty small videos.
+
+    Those that nobody borrows for 20 s end.
+    """
+    with _lock:
+        found = next((decoder for decoder in _idle if decoder.timeout_seconds == timeout_seconds), None)
+        if found is not None:
+            _idle.remove(found)
+    decoder = found or Decoder(timeout_seconds)
+    try:
+        yield decoder
+    except BaseException:
+        decoder.close()
+        raise
+    with _lock:
+        _idle.append(decoder)
+    timer = threading.Timer(IDLE_SECONDS, _end, [decoder])
+    timer.daemon = True
+    timer.start()
+
+
+def _end(decoder: Decoder) -> None:
+    """End a decoder, unless it is at work again."""
+    with _lock:
+        if decoder not in _idle:
+            return
+        _idle.remove(decoder)
+    decoder.close()
 
 
 def start(timeout_seconds: float) -> subprocess.Popen[bytes]:

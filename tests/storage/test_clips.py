@@ -15,7 +15,7 @@ from vidistill.storage.clips import (
     create_clip_array,
     open_clip_array,
 )
-from vidistill.storage.errors import ArtifactDamaged
+from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound
 from vidistill.storage.store import ArtifactRef, Manifest, Store
 
 VIEWS, T, SIZE = 2, 3, 8
@@ -86,6 +86,7 @@ def test_clips_are_read_across_blocks_in_the_order_asked(store, ref, blocks_NVTH
 def test_a_set_that_is_too_large_is_not_held_in_memory(store, ref, blocks_NVTHWC, monkeypatch):
     monkeypatch.setattr(clips_module, "PRELOAD_BYTES", blocks_NVTHWC.nbytes - 1)
     clips = Clips(store, ref).preload()
+    clips.read([3])
     chunks = store.root / "block" / "b1" / "clips" / "c"
     shutil.copyfile(chunks / "2/0/0/0/0", chunks / "0/0/0/0/0")  # of the fifth video, over the fourth
     np.testing.assert_array_equal(clips.read([3]), blocks_NVTHWC[[4], 0])
@@ -97,11 +98,19 @@ def test_a_set_in_memory_needs_its_files_no_more(store, ref, blocks_NVTHWC):
     np.testing.assert_array_equal(clips.read([3, 4]), blocks_NVTHWC[[3, 4], 0])
 
 
+def test_a_block_is_opened_when_it_is_read(store, ref, blocks_NVTHWC):
+    clips = Clips(store, ref)
+    store.discard(ArtifactRef(kind="block", key="b1"))
+    np.testing.assert_array_equal(clips.read([0, 2]), blocks_NVTHWC[[0, 2], 0])
+    with pytest.raises(ArtifactNotFound, match="block/b1"):
+        clips.read([3])
+
+
 def test_a_damaged_block_is_named(store, ref):
     chunk = store.root / "block" / "b1" / "clips" / "c" / "1" / "0" / "0" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:-1])
     with pytest.raises(ArtifactDamaged, match=r"block/b1 .*clips/c/1/0/0/0/0 has"):
-        Clips(store, ref)
+        Clips(store, ref).read([4])
 
 
 def test_an_array_keeps_one_clip_a_chunk_black_ones_too(tmp_path):

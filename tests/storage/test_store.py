@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vidistill.storage import manifests
 from vidistill.storage import store as store_module
 from vidistill.storage.clips import create_clip_array
 from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, RequestError, StoreError
@@ -302,7 +303,7 @@ def test_a_large_artifact_is_read_through_only_on_demand(store, monkeypatch):
 
 
 def assert_one_sentence(error: pytest.ExceptionInfo[StoreError], root: Path, cause: str) -> None:
-    said = str(error.value)
+    said = str(error.value).partition(" could not be made: ")[2] or str(error.value)
     assert said.startswith(f"The store {root} cannot be written: ")
     assert cause in said
     assert said.endswith(".")
@@ -332,6 +333,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(small_disk, fill):
     with pytest.raises(StoreError) as error, store.writing(manifest_of()) as attempt:
         fill(attempt.folder)
     assert_one_sentence(error, root, "its disk is full")
+    assert str(error.value).startswith(f"{manifest_of().ref} could not be made: ")
     if fill is fill_by_zarr:  # its other chunks are still being written when it reports the first that failed
         time.sleep(0.5)
         store.sweep()
@@ -430,3 +432,21 @@ def test_the_default_store_is_one_a_user(tmp_path, monkeypatch):
     here = default_location()
     monkeypatch.chdir(tmp_path)
     assert default_location() == here
+
+
+def test_content_is_read_once_a_process_and_again_where_it_was_written(store, monkeypatch):
+    ref, read = make(store), []
+    real = manifests.file_digest
+    monkeypatch.setattr(manifests, "file_digest", lambda path: read.append(path) or real(path))
+    assert store.problem(ref) is None
+    first = len(read)
+    assert first == len(store.manifest(ref).files)
+    assert store.problem(ref) is store.problem_once(ref) is None
+    assert store.folder(ref)
+    assert len(read) == first
+    assert store.problem(ref, thorough=True) is None  # `verify` reads all
+    assert len(read) == 2 * first
+    name = next(name for name, file in store.manifest(ref).files.items() if file.bytes)
+    path = store.folder(ref) / name
+    path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+    assert store.problem(ref) == f"{name} does not have its checksum"

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from vidistill.storage.errors import RunError
+from vidistill.tasks.videos import decoder as decoder_module
 from vidistill.tasks.videos import frames
-from vidistill.tasks.videos.decoder import Decoder, Probe, Sampling, VideoError
+from vidistill.tasks.videos.decoder import Decoder, Probe, Sampling, VideoError, borrowed
 
 ONE_FRAME = Sampling(frames=1, interval=1, size=32)
 
@@ -398,6 +399,21 @@ if len(sys.argv) > 2:
     decoder.probe(Path(sys.argv[2]))
 os._exit(0)
 """
+
+
+def test_a_borrowed_decoder_serves_again_and_not_after_an_error(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(decoder_module, "IDLE_SECONDS", 1.0)
+    with borrowed(7.0) as first, borrowed(7.0) as second:
+        assert first is not second
+    with borrowed(7.0) as third, borrowed(8.0) as fourth:
+        assert third in {first, second}
+        assert fourth not in {first, second}
+    with pytest.raises(ZeroDivisionError), borrowed(7.0):
+        _ = 1 / 0
+    deadline = time.monotonic() + 10
+    while {first, second, fourth} & set(decoder_module._idle):
+        assert time.monotonic() < deadline, "decoders that nobody needs do not end"
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("hanging", [False, True])
