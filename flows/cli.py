@@ -269,6 +269,16 @@ def _kilobytes(value: str) -> float:
 app.add_typer(cli_use.app)
 
 
+def _is_lost(error: Exception) -> bool:
+    """Say so where the Prefect server no longer answers."""
+    from vidistill.flows import server
+
+    told = None if "--verbose" in sys.argv else server.lost(error)
+    if told is not None:
+        print("vidistill:", told, file=sys.stderr)
+    return told is not None
+
+
 def main() -> None:
     """The command's door, which heeds Ctrl-C and SIGTERM."""
     stopping = Stopping()
@@ -299,7 +309,9 @@ def answer() -> int:
     except Exception as error:
         usage = getattr(error, "format_message", None)  # a usage error of the command-line parser
         if usage is None:
-            raise
+            if not _is_lost(error):
+                raise
+            return 1
         if usage():  # where no command is named the help has been shown instead
             print(f"vidistill: {usage().rstrip('.')}. Try `vidistill --help`.", file=sys.stderr)
         return 2

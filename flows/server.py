@@ -25,6 +25,10 @@ from vidistill.storage.errors import RunError
 
 START_SECONDS = 180  # importing Prefect and making its database, when every core works
 STOP_SECONDS = 5
+RESTARTS = 3
+"""How often a run's own server may die, and be started again, within a run."""
+
+log = logging.getLogger("vidistill")
 
 
 ENVIRONMENT = {
@@ -78,20 +82,65 @@ def _check(url: str) -> None:
 def start(verbose: bool) -> str:
     """Start a server that lives as long as this process; the address of its API."""
     said = None if verbose else tempfile.TemporaryFile()  # noqa: SIM115
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-        command = [sys.executable, "-P", "-m", __name__, str(listening.fileno())]
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=said,
-            stderr=said,
-            pass_fds=[listening.fileno()],
-            start_new_session=True,
-        )
-    atexit.register(_stop, process)  # before Prefect's own, which still speak to it, so that it runs after them
-    _wait(port, said)
-    return f"http://127.0.0.1:{port}/api"
+    server = _Own(said)
+    atexit.register(server.stop)  # before Prefect's own, which still speak to it, so that it runs after them
+    _wait(server.port, said)
+    threading.Thread(target=server.keep, daemon=True, name="server").start()
+    return f"http://127.0.0.1:{server.port}/api"
+
+
+class _Own:
+    """The server's process, and the port that it keeps when it is started again."""
+
+    def __init__(self, said: IO[bytes] | None) -> None:
+        self.port = 0
+        self._said = said
+        self._stopping = threading.Event()
+        self._process = self._spawn()
+
+    def keep(self) -> None:
+        """Start it again where it dies: who talks to it tries for a minute, and goes on."""
+        for _ in range(RESTARTS):
+            self._process.wait()
+            if self._stopping.is_set():
+                return
+            log.warning("The run's own Prefect server has died: it is started again.")
+            self._process = self._spawn()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        with socket.create_server(("127.0.0.1", self.port)) as listening:
+            self.port = listening.getsockname()[1]
+            command = [sys.executable, "-P", "-m", __name__, str(listening.fileno())]
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=self._said,
+                stderr=self._said,
+                pass_fds=[listening.fileno()],
+                start_new_session=True,
+            )
+
+
+def lost(error: BaseException) -> RunError | None:
+    """What to say where a server no longer answers a run; None: that is not what happened."""
+    import httpx
+
+    if not isinstance(error, httpx.TransportError):
+        return None
+    return RunError(
+        f"The Prefect server no longer answers ({str(error) or type(error).__name__}): what the run has made is in the "
+        "store; start the server, and run the same command again to go on from here."
+    )
 
 
 def _wait(port: int, said: IO[bytes] | None) -> None:
@@ -116,16 +165,6 @@ def _last_line(said: IO[bytes]) -> str:
     said.seek(0)
     lines = said.read().decode(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "without a word")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin is not None
-    process.stdin.close()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _end_with_owner() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vidistill.storage.errors import StoreError
+from vidistill.storage.errors import NotMade, StoreError
 
 ANOTHER = "name another --store"
 YOURS = "name a --store that you may write to"
@@ -43,6 +43,17 @@ def clear_errors(root: Path, removing: object = None) -> Iterator[None]:
         if removing is not None:
             raise StoreError(f"{removing} cannot be removed from the store {root}: {cause}.") from error
         raise StoreError(f"The store {root} cannot be written: {cause}: {remedy}.") from error
+
+
+@contextmanager
+def making(ref: object) -> Iterator[None]:
+    """Name the artifact that a failing store kept from being made."""
+    try:
+        yield
+    except NotMade:
+        raise  # a part of it is named already
+    except StoreError as error:
+        raise NotMade(f"{ref} could not be made: {error}") from error
 
 
 def _error_number(error: Exception) -> int | None:

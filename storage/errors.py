@@ -27,6 +27,10 @@ class StoreError(RunError, OSError):
     """The store could not be read or written."""
 
 
+class NotMade(StoreError):
+    """An artifact could not be made, because the store could not be read or written."""
+
+
 class ArtifactNotFound(RunError, FileNotFoundError):
     """No such artifact is in the store."""
 

@@ -34,7 +34,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 sys.path.append(str(Path(__file__).resolve().parent))  # what tests share lies in tests/ itself
 pytest.register_assert_rewrite("deployed", "flow_running", "method_contract")
-pytest_plugins = ["object_storage", "stumbling"]
+pytest_plugins = ["faults", "object_storage", "stumbling"]
 
 from flow_running import BIN, background, environment  # noqa: E402
 

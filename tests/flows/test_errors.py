@@ -97,7 +97,15 @@ def test_a_full_disk(warm: CommandLine, videos: Path) -> None:
     _needs_mounts(warm.folder)
     arguments = ("run", "--data", videos, *RANDOM, *TINY, "--store", "mount/store", "--out", "full")
     ended = warm(*arguments, prefix=_mounted("size=96k", warm.folder))
-    check_refusal(ended, FAILED, "full", "mount/store", store=warm.folder / "mount", out=warm.folder / "full")
+    check_refusal(
+        ended,
+        FAILED,
+        " could not be made: ",
+        "full",
+        "mount/store",
+        store=warm.folder / "mount",
+        out=warm.folder / "full",
+    )
 
 
 def test_more_broken_videos_than_allowed(warm: CommandLine, videos: Path) -> None:
