@@ -224,7 +224,8 @@ def _set_jobs(
     made = [add(job) for job in jobs][-1]
     if soft:
         label = f"label {name} seed {seed}"
-        add(relabel_job(made, data.train, add(data.teacher), row.recipe, seed, label))
+        precision = experiment.teacher.precision
+        add(relabel_job(made, data.train, add(data.teacher), row.recipe, seed, label, precision))
     if row.cell.store is not None:
         add(recode_job(chain[-1], row.cell.store, f"code {name} seed {seed}"))
     return list(dict.fromkeys(chain))

@@ -13,6 +13,7 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.learning import teacher, training
 from vidistill.tasks.learning.rows import enough
+from vidistill.tasks.learning.training import Precision
 from vidistill.tasks.methods import Material, Method
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class FeatureParameters(Parameters):
 
     features: Literal["teacher", "random"] = "teacher"
     network: str = Field("minic3d", description="The network of random features.")
+    precision: Precision = Field("auto", exclude_if=lambda precision: precision == "auto")
 
 
 class FeatureCoreset(Method):

@@ -91,10 +91,11 @@ class RelabelParameters(Parameters):
 
 
 def relabel_job(
-    distilled: ArtifactRef, clips: ArtifactRef, teacher: ArtifactRef, recipe: Recipe, seed: int, label: str
-) -> Job:
+    distilled: ArtifactRef, clips: ArtifactRef, teacher: ArtifactRef, recipe: Recipe, seed: int, label: str,
+    precision: Precision = "auto",
+) -> Job:  # fmt: skip
     inputs = {"distilled": distilled, "clips": clips, "teacher": teacher}
-    return relabel(RelabelParameters(recipe=recipe, seed=seed), inputs, label=label)
+    return relabel(RelabelParameters(recipe=recipe, seed=seed, precision=precision), inputs, label=label)
 
 
 @stage("relabelled", version=1, threads="one")

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -176,8 +177,13 @@ class Order:
 
     def rows(self, step: int) -> NDArray[np.int64]:
         epoch, place = divmod(step, self.steps_an_epoch)
-        order = generator(self.seed, epoch, streams.EPOCH_ORDER).permutation(self.n)
-        return np.array_split(order, self.steps_an_epoch)[place]
+        return np.array_split(_shuffled(self.n, self.seed, epoch), self.steps_an_epoch)[place].copy()
+
+
+@lru_cache(maxsize=8)
+def _shuffled(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The rows in the order of an epoch, drawn once for all of its steps."""
+    return generator(seed, epoch, streams.EPOCH_ORDER).permutation(n)
 
 
 Draw = Callable[[int], tuple["Tensor", "Tensor"]]

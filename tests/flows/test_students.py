@@ -93,3 +93,17 @@ def test_the_presets_that_choose_how_to_train(name: str, rows: int, trainings: i
     assert experiment.index.holdout, "the test split is for the table alone"
     assert (len(made), len({row.training for row in made})) == (rows, trainings)
     assert {row.cell.method for row in made} == {"random", "full"}
+
+
+def test_soft_labels_and_features_are_asked_for_in_the_precision_that_is_asked_for() -> None:
+    jobs, _ = built(
+        {"method": "herding", "recipes": ["soft"], "options": {"precision": "fp32"}}, teacher={"precision": "fp32"}
+    )
+    labelled = [job.parameters["precision"] for job in jobs.values() if job.stage == "relabelled"]
+    assert labelled == ["fp32", "fp32"]
+    (herding,) = (job for job in jobs.values() if job.parameters.get("method") == "herding")
+    assert herding.parameters["options"]["precision"] == "fp32"
+    plain = built({"method": "herding", "recipes": ["soft"]})[0].values()
+    assert {job.parameters["precision"] for job in plain if job.stage == "relabelled"} == {"auto"}
+    (herding,) = (job for job in plain if job.parameters.get("method") == "herding")
+    assert "precision" not in herding.parameters["options"]

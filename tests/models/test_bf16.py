@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vidistill.models import build, compute
+from vidistill.flows.parameters import PRESETS, Experiment, load_preset
+from vidistill.models import build, compute, parted
 from vidistill.models.minic3d import Conv3d
 
 
@@ -37,6 +38,33 @@ def test_bf16_gradients_are_finite_and_near_those_of_fp32(name: str, frames: int
             gradients.append(torch.cat([weight.grad.flatten() for weight in network.parameters()]))
         assert torch.isfinite(gradients[0]).all()
         assert (gradients[0] - gradients[1]).norm() < 0.1 * gradients[1].norm()
+
+
+def of_presets() -> list[tuple[str, int, int]]:
+    """Every teacher, student and matched network of the shipped presets, with the frames and pixels that it sees."""
+    found = set()
+    for path in PRESETS.glob("*.yaml"):
+        plain = {"data": "videos", "front": "rgb"} | load_preset(path.stem)
+        if "cells" not in plain:
+            continue
+        experiment = Experiment.model_validate(plain)
+        students = {*experiment.students, *(name for cell in experiment.cells for name in cell.students or ())}
+        own = {cell.options["network"] for cell in experiment.cells if "network" in cell.options}
+        for name in {experiment.teacher.network, "minic3d", *students, *own}:
+            found.add((parted(name)[1], experiment.decode.frames, experiment.decode.size))
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("name", "frames", "size"), of_presets())
+def test_bf16_is_near_fp32_for_what_presets_use(name: str, frames: int, size: int) -> None:
+    torch.manual_seed(0)
+    network = channels_last(build(name, classes=3, frames=frames, size=size)).eval()
+    x_BCTHW = torch.randn(4, frames, size, size, 3).permute(0, 4, 1, 2, 3)
+    with torch.no_grad():
+        exact_BD = network.embed(x_BCTHW)
+        with compute.autocast(torch.device("cpu"), "bf16"):
+            near_BD = network.embed(x_BCTHW).float()
+    assert (near_BD - exact_BD).norm() < 0.03 * exact_BD.norm()
 
 
 @pytest.mark.parametrize("size", [16, 32, 40, 44, 48, 56, 64, 112])
