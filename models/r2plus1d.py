@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vidistill.models.dropout import SeededDropout
 
 WIDTHS = (24, 48, 96)
-STEM_KERNEL, STEM_STRIDE = 7, 4
+STEM = (7, 4)
 GROUPS = 8
 Norm = Literal["batch", "instance", "group"]
 NORMS: dict[Norm, Callable[[int], nn.Module]] = {
@@ -45,10 +45,10 @@ class SpaceConv(nn.Conv2d):
 
 
 class TimeConv(nn.Conv2d):
-    """A convolution over the frames at each pixel: 3×1×1. Pixels become a second axis, without a copy."""
+    """A convolution over the frames at each pixel: k×1×1. Pixels become a second axis, without a copy."""
 
-    def __init__(self, channels: int, stride: int = 1) -> None:
-        super().__init__(channels, channels, (3, 1), (stride, 1), (1, 0), bias=False)
+    def __init__(self, channels: int, stride: int = 1, kernel: int = 3) -> None:
+        super().__init__(channels, channels, (kernel, 1), (stride, 1), (kernel // 2, 0), bias=False)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         height, width = x_BCTHW.shape[3:]
@@ -72,10 +72,12 @@ class Shortcut(nn.Sequential):
 class Block(nn.Module):
     """y = ReLU(N(time(ReLU(N(space(x))))) + x), where the shape changes with x projected."""
 
-    def __init__(self, c_in: int, c_out: int, space_stride: int, time_stride: int, norm: Norm) -> None:
+    def __init__(
+        self, c_in: int, c_out: int, space_stride: int, time_stride: int, norm: Norm, time_kernel: int = 3
+    ) -> None:
         super().__init__()
         self.space, self.space_norm = SpaceConv(c_in, c_out, 3, space_stride), NORMS[norm](c_out)
-        self.time, self.time_norm = TimeConv(c_out, time_stride), NORMS[norm](c_out)
+        self.time, self.time_norm = TimeConv(c_out, time_stride, time_kernel), NORMS[norm](c_out)
         same = (c_in, space_stride, time_stride) == (c_out, 1, 1)
         self.shortcut = nn.Identity() if same else Shortcut(c_in, c_out, space_stride, time_stride, norm)
 
@@ -87,9 +89,8 @@ class Block(nn.Module):
 class R2Plus1DSmall(nn.Module):
     """A stem of 1×7×7 with stride 1×4×4, three residual blocks of 24, 48 and 96 channels, a pooled linear head.
 
-    104,578 weights for ten classes. The second block halves the pixels, the third pixels and frames, so that 8×56×56
-    clips end as 4×4×4. Stem, widths and that there is no dropout were chosen on the validation fifth of ten classes of
-    UCF101.
+    104,578 weights for ten classes. Blocks halve the pixels, but for the first, and the last the frames too, so that
+    8×56×56 clips end as 4×4×4. tests/benchmarks/network_choice.py tries others on a fifth of the training split.
 
     Args:
         classes: K.
@@ -97,19 +98,25 @@ class R2Plus1DSmall(nn.Module):
         norm: `batch`, whose statistics TSGF needs; `instance` or `group` for methods that match networks at
             initialisation.
         dropout: probability before the classifier, in training mode.
+        widths: channels of each block, two blocks or more.
+        stem: kernel and stride of the stem, in pixels.
+        time_kernel: frames that a block's convolution over time sees.
 
     Attributes:
         features: D = 96, the length of an embedding.
     """
 
-    def __init__(self, classes: int, channels: int = 3, *, norm: Norm = "batch", dropout: float = 0.0) -> None:
+    def __init__(
+        self, classes: int, channels: int = 3, *, norm: Norm = "batch", dropout: float = 0.0,
+        widths: tuple[int, ...] = WIDTHS, stem: tuple[int, int] = STEM, time_kernel: int = 3,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.stem = nn.Sequential(SpaceConv(channels, WIDTHS[0], STEM_KERNEL, STEM_STRIDE), NORMS[norm](WIDTHS[0]))
-        strides = ((1, 1), (2, 1), (2, 2))
-        shapes = zip(itertools.pairwise((WIDTHS[0], *WIDTHS)), strides, strict=True)
-        self.blocks = nn.Sequential(*(Block(*widths, *stride, norm) for widths, stride in shapes))
-        self.dropout, self.head = SeededDropout(dropout), nn.Linear(WIDTHS[-1], classes)
-        self.features = WIDTHS[-1]
+        self.stem = nn.Sequential(SpaceConv(channels, widths[0], *stem), NORMS[norm](widths[0]))
+        strides = ((1, 1), *((2, 1),) * (len(widths) - 2), (2, 2))
+        shapes = zip(itertools.pairwise((widths[0], *widths)), strides, strict=True)
+        self.blocks = nn.Sequential(*(Block(*pair, *stride, norm, time_kernel) for pair, stride in shapes))
+        self.dropout, self.head = SeededDropout(dropout), nn.Linear(widths[-1], classes)
+        self.features = widths[-1]
 
     def embed(self, x_BCTHW: Tensor) -> Tensor:
         """`emb_BD`: the last block's output, averaged over T, H, W."""

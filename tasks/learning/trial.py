@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,9 @@ from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.layouts import HOLDOUT_FRACTION
 from vidistill.tasks.videos.scan import Video
 from vidistill.tasks.videos.splits import Entry, move_to_test
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TRIAL, FRONT = "trial.json", "front.json"
 
@@ -50,21 +55,37 @@ def trial(work: Work) -> None:
     parameters = TrialParameters.model_validate(work.job.parameters)
     clips, student = Clips(work.store, work.ref("clips")).preload(), parameters.student
     device = Device.of(work, student.precision)
-    train_N, held_N = fifths(clips.table.videos, clips.classes)
     seed = training.role_seed(parameters.seed, streams.TRIAL_WEIGHTS)
     network = training.build_network(parameters.network, len(clips.classes), clips.shape_THWC, seed)
-    order = Order(len(train_N), student.optimiser.batch_size, seed)
+    tried = trained_on_four_fifths(network, clips, student, seed, device, work)
+    (work.folder / TRIAL).write_text(json.dumps({"network": parameters.network, "top1": tried.top1}))
+    work.record(seeds=[parameters.seed], counts={"clips": tried.clips, "held": tried.held}, **device.facts())
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Top-1 on the clips that were held out, how many these were, and how many others a network was trained on."""
+
+    top1: float
+    held: int
+    clips: int
+
+
+def trained_on_four_fifths(
+    network: nn.Module, clips: Clips, student: StudentParameters, seed: int, device: Device, work: Work | None = None
+) -> Tried:
+    """Train a network in place on four fifths of the clips, and score it on the rest."""
+    train_N, held_N = fifths(clips.table.videos, clips.classes)
+    order, table = Order(len(train_N), student.optimiser.batch_size, seed), clips.table
     draw = RealBatches(clips, order, device, student, streams.STUDENT_VIEWS, train_N)
     training.train(network, draw, student.steps(len(train_N)), student.optimiser, device, seed=seed, work=work,
                    average=student.average)  # fmt: skip
-    table = clips.table
     batches = (
         training.to_input(clips.read(held_N[first : first + 32]), table.mean, table.std, device)
         for first in range(0, len(held_N), 32)
     )
     found = score(training.predict(network, batches, device), clips.labels_N[held_N])
-    (work.folder / TRIAL).write_text(json.dumps({"network": parameters.network, "top1": found["top1"]}))
-    work.record(seeds=[parameters.seed], counts={"clips": len(train_N), "held": len(held_N)}, **device.facts())
+    return Tried(found["top1"], len(held_N), len(train_N))
 
 
 TRIED = StudentParameters(epochs=20)
