@@ -269,7 +269,7 @@ def _generated(latte: Manifest, data: Data, look: Look) -> float:
     """Seconds a clip and training step of a generator, whose tokens are `factor * patch` pixels a side."""
     own, latents = latte.parameters, _known(latte.inputs["latents"][0], look)
     factor = _known(latents.inputs["autoencoder"][0], look).parameters["factor"]
-    tokens = data.pixels / (factor * own["patch"]) ** 2
+    tokens: float = data.pixels / (factor * own["patch"]) ** 2
     return 7e-5 * tokens * GENERATORS[own["size"]] / GENERATORS["micro"]
 
 

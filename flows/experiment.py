@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vidistill.flows.command_line import command_of
 from vidistill.flows.own import without_places
-from vidistill.flows.parameters import SPRITES, Cell, Experiment, checked, fronted_networks, in_words
+from vidistill.flows.parameters import SPRITES, Cell, Experiment, checked, fronted_networks, in_words, placeless
 from vidistill.flows.rows import FULL, Row, rows_of, within_budgets, without_blind
 from vidistill.models import fronted, known
 from vidistill.storage.store import ArtifactRef
@@ -147,6 +147,7 @@ def _row_jobs(graph: Graph, experiment: Experiment, table: IndexTable, data: Dat
         method=row.source.name if row.source else FULL,
         variant=row.variant,
         training=row.training,
+        began_with=", ".join(placeless(dict(row.taught.of(row.student)))["pretrained"].values()),
         recipe=row.recipe.name,
         labels=row.recipe.kind,
         ipc=row.ipc,

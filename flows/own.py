@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TypeVar
 
-from vidistill.flows.parameters import DataRequest, Experiment
+from vidistill.flows.parameters import DataRequest, Experiment, placeless
 from vidistill.tasks.learning.own import named
 from vidistill.tasks.methods import REGISTRY, find_method
 from vidistill.tasks.stage import Runtime
@@ -46,8 +46,9 @@ def _methods(experiment: Experiment) -> dict[str, str]:
 def without_places(experiment: Experiment) -> Experiment:
     """With the names of users' files and weights alone: where they lie changes no result."""
     cells = [
-        cell.model_copy(update={"method": Path(cell.method).name} | _students(cell.students))
+        cell.model_copy(update={"method": Path(cell.method).name} | _students(cell.students) | own)
         for cell in experiment.cells
+        for own in [{"student": placeless(cell.student)} if cell.student else {}]
     ]
     pool = experiment.pool
     named_parts = {
@@ -58,6 +59,7 @@ def without_places(experiment: Experiment) -> Experiment:
         "cells": tuple(cells),
         "front": _file_name(experiment.front),
         "pool": pool.model_copy(update=named_parts),
+        "student": experiment.student.model_copy(update=placeless(dict(experiment.student))),
     }
     return experiment.model_copy(update=changes | _students(experiment.students))
 

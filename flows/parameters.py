@@ -201,6 +201,13 @@ def merged(plain: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return plain | changes | deep
 
 
+def placeless(student: dict[str, Any]) -> dict[str, Any]:
+    """With the names of weights alone: where their files lie changes no result."""
+    if not isinstance(weights := student.get("pretrained"), dict):
+        return student
+    return student | {"pretrained": {body: Path(str(place)).name for body, place in weights.items()}}
+
+
 def in_words(changes: dict[str, Any], prefix: str = "") -> str:
     """`lr 0.1, least_steps 100`: the optimiser's parameters by their own names, others below a name by both."""
     said = (

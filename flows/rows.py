@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from vidistill.flows.parameters import Cell, Experiment, checked, in_words, merged
+from vidistill.flows.parameters import Cell, Experiment, checked, in_words, merged, placeless
 from vidistill.models import FRONT_NAMES, NETWORKS, known, parted
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.learning import benchmark
@@ -44,7 +44,7 @@ class Row:
     @property
     def training(self) -> str:
         """How its student's training differs from the experiment's, in words; nothing where it does not."""
-        return in_words(self.cell.student)
+        return in_words(placeless(self.cell.student))
 
     @property
     def variant(self) -> str:
@@ -124,14 +124,17 @@ def _taught(experiment: Experiment, cell: Cell, student: str) -> StudentParamete
     Raises:
         RequestError: the cell changes what there is not, or the protocol lets nothing be changed.
     """
-    if not cell.student:
-        return experiment.student
-    if experiment.protocol == benchmark.NAME:
-        raise RequestError(
-            f"The protocol {benchmark.NAME} trains every student alike: take `student` from the cell of {cell.method}."
-        )
-    own = experiment.student.of(student).model_dump(mode="json") | {"networks": {}}
-    return checked(StudentParameters, merged(own, cell.student), f"The student of {cell.method}")
+    taught = experiment.student
+    if cell.student:
+        own = taught.of(student).model_dump(mode="json") | {"networks": {}}
+        taught = checked(StudentParameters, merged(own, cell.student), f"The student of {cell.method}")
+    if experiment.protocol == benchmark.NAME and (cell.student or taught.pretrained):
+        changed = f"`student` from the cell of {cell.method}" if cell.student else "student.pretrained away"
+        raise RequestError(f"The protocol {benchmark.NAME} trains every student alike: take {changed}.")
+    front, body = parted(student)
+    if front != "rgb" and body in taught.pretrained:
+        raise RequestError(f"The weights of {body} are for RGB, and {student} sees another front: ask for rgb:{body}.")
+    return taught
 
 
 def _budgets(

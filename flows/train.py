@@ -144,7 +144,10 @@ def _recipe(request: TrainRequest, source: Source) -> Recipe:
 
 
 def _student(request: TrainRequest, source: Source, name: str) -> StudentParameters:
-    return checked(StudentParameters, (source.facts["student"] or {}) | request.student, "The student").of(name)
+    if request.student.get("pretrained"):
+        raise RequestError("`vidistill train` begins with fresh weights: take pretrained away from the student.")
+    known_of_set = (source.facts["student"] or {}) | {"pretrained": {}}
+    return checked(StudentParameters, known_of_set | request.student, "The student").of(name)
 
 
 def _told(draw: Callable[[int], Any], steps: int, label: str) -> Callable[[int], Any]:

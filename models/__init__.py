@@ -21,7 +21,7 @@ NETWORKS: dict[str, str] = {
     "cnn_gru": "CNN+GRU: a 2D ConvNet on each frame, a GRU over the frames (hidden = features/8)",
     "cnn_lstm": "CNN+LSTM: a 2D ConvNet on each frame, an LSTM over the frames (hidden = features/8)",
     "c3d": "C3D: eight 3D convolutions without normalisation, two linear layers of 4,096 (Tran et al. 2015)",
-    "r3d_18": "R3D-18: torchvision's residual 3D network (Tran et al. 2018), without its published weights",
+    "r3d_18": "R3D-18: torchvision's residual 3D network (Tran et al. 2018)",
     "video_swin_t": "Video Swin-T: windowed attention over space and time, torchvision's blocks without weights",
 }
 BATCH_NORMED = ("r2plus1d_small", "minic3d_bn", "r3d_18")

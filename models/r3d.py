@@ -24,21 +24,39 @@ class R3D18(nn.Module):
         features: D = 512, the length of an embedding.
     """
 
+    scale_C111: Tensor
+    shift_C111: Tensor
+
     def __init__(self, classes: int, channels: int = 3) -> None:
         super().__init__()
         self.net = r3d_18(weights=None, num_classes=classes)
         stem = self.net.stem[0]
         self.net.stem[0] = Conv3d(channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=False)
         self.features: int = self.net.fc.in_features
+        self.begun = False
 
-    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
-        """Begin with published weights (a state dict of torchvision's `r3d_18`), all but the classifier's."""
-        own = {name: tensor for name, tensor in weights.items() if not name.startswith("fc.")}
-        self.net.load_state_dict(self.net.state_dict() | own)
+    def begin_with(self, weights: Mapping[str, Tensor], scale_C: Tensor, shift_C: Tensor) -> None:
+        """Begin with a state dict of torchvision's `r3d_18`, all but the classifier's.
+
+        Args:
+            weights: the state dict.
+            scale_C: with `shift_C`: x·scale + shift is a clip normalised as those that the weights were trained on.
+            shift_C: see `scale_C`.
+
+        Raises:
+            RuntimeError: it is another network's.
+        """
+        fresh = {name: tensor for name, tensor in self.net.state_dict().items() if name.startswith("fc.")}
+        self.net.load_state_dict({name: weights[name] for name in weights if name not in fresh} | fresh)
+        self.register_buffer("scale_C111", scale_C.view(-1, 1, 1, 1), persistent=False)
+        self.register_buffer("shift_C111", shift_C.view(-1, 1, 1, 1), persistent=False)
+        self.begun = True
 
     def embed(self, x_BCTHW: Tensor) -> Tensor:
         """`emb_BD`: the last layer's output, averaged over T, H, W."""
         net = self.net
+        if self.begun:
+            x_BCTHW = x_BCTHW * self.scale_C111 + self.shift_C111
         maps_BCTHW = net.layer4(net.layer3(net.layer2(net.layer1(net.stem(x_BCTHW)))))
         emb_BD: Tensor = net.avgpool(maps_BCTHW).flatten(1)
         return emb_BD

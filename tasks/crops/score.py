@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from vidistill.models.regions import enlarge
 from vidistill.storage.clips import Clips
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.learning import training
+from vidistill.tasks.learning.kinetics import r3d_state
 from vidistill.tasks.learning.training import Device
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TEACHER = "teacher"
 Kind = Literal["confidence", "loss"]
+ADVICE = f"give optdistill.scorer the path of R3D-18's weights, or {TEACHER!r}"
 KINETICS_SIDE = 112  # what R3D-18 was trained on
 
 
@@ -57,7 +58,7 @@ class KineticsScorer:
     def __init__(self, weights: str, classes: tuple[str, ...], device: Device) -> None:
         from torchvision.models.video import R3D_18_Weights, r3d_18
 
-        state = r3d_state(weights)
+        state = r3d_state(weights, ADVICE)
         outputs = len(state["fc.bias"])
         known = R3D_18_Weights.KINETICS400_V1
         self.classes = tuple(known.meta["categories"]) if outputs == len(known.meta["categories"]) else classes
@@ -77,35 +78,6 @@ class KineticsScorer:
         x_BCTHW = training.to_input(large_NTHWC, self._mean, self._std, self._device)
         logits_NK = training.predict(self._network, iter([x_BCTHW]), self._device)
         return np.asarray(logits_NK[0].double().log_softmax(0).numpy())
-
-
-def r3d_state(weights: str) -> dict[str, Any]:
-    """R3D-18's weights, from a file (.pt, .pth, .safetensors) or by torchvision's name, which fetches them once.
-
-    Raises:
-        RequestError: there is no such file or name, or it cannot be fetched.
-    """
-    import torch
-    from safetensors.torch import load_file
-    from torchvision.models.video import R3D_18_Weights
-
-    advice = f"give optdistill.scorer the path of R3D-18's weights, or {TEACHER!r}"
-    try:
-        if Path(weights).is_file():
-            plain = weights.endswith(".safetensors")
-            loaded: dict[str, Any] = load_file(weights) if plain else torch.load(weights, weights_only=True)
-            state: dict[str, Any] = loaded.get("state_dict", loaded)
-        else:
-            state = R3D_18_Weights[weights].get_state_dict(progress=False)
-    except KeyError as error:
-        raise RequestError(f"R3D-18 has no weights {weights!r}: {advice}.") from error
-    except Exception as error:
-        raise RequestError(
-            f"The weights {weights!r} cannot be had ({type(error).__name__}: {error}): {advice}."
-        ) from error
-    if "fc.bias" not in state:
-        raise RequestError(f"The file {weights} does not hold R3D-18's weights: {advice}.")
-    return state
 
 
 def place_of(class_name: str, classes: tuple[str, ...]) -> int | None:

@@ -18,7 +18,7 @@ from vidistill.storage.clips import Clips, ClipTable
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks.learning import benchmark, streams, training
+from vidistill.tasks.learning import benchmark, kinetics, streams, training
 from vidistill.tasks.learning.relabel import GuidedMix, videomix
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device, Draw, OptimiserParameters, Order, TrainingParameters
@@ -59,11 +59,18 @@ class StudentParameters(TrainingParameters):
         False, exclude_if=lambda learnt: not learnt,
         description="Sets that learned a learning rate (MTT, its VDSD, SFVD) are trained on at it, as published.",
     )  # fmt: skip
+    pretrained: dict[Literal["r3d_18"], str] = Field(
+        {},
+        exclude_if=lambda found: not found,
+        description="Weights that students of these bodies begin with: kinetics400, fetched by torchvision, or a file.",
+    )
 
     def of(self, network: str) -> StudentParameters:
-        """How a student of this network is trained: `networks` is settled and gone, so that it is in no score's key."""
-        own = self.networks.get(parted(network)[1])
-        return self.model_copy(update={**({} if own is None else {"optimiser": own}), "networks": {}})
+        """How a student of this network is trained: what is said of others is gone, so that it is in no score's key."""
+        body = parted(network)[1]
+        update = {"optimiser": self.networks.get(body, self.optimiser), "networks": {}}
+        weights = {name: place for name, place in self.pretrained.items() if name == body}
+        return self.model_copy(update=update | {"pretrained": weights})
 
 
 class EvaluateParameters(Parameters):
@@ -97,8 +104,11 @@ def evaluate_job(
     own = student.of(network)
     if protocol == benchmark.NAME:
         own = StudentParameters(**benchmark.STUDENT.model_dump(), networks={})
+    begun = {body: kinetics.named(weights) for body, weights in own.pretrained.items()}
+    own = own.model_copy(update={"pretrained": {body: name for body, (name, _) in begun.items()}})
     parameters = EvaluateParameters(network=network, student=own, recipe=recipe, seed=seed, protocol=protocol)
-    return evaluate(parameters, inputs, label=label)
+    places = {name: place for _, found in begun.values() for name, place in found.items()}
+    return evaluate(parameters, inputs, label=label).model_copy(update={"places": places})
 
 
 @stage("score", version=2, threads="one")
@@ -109,6 +119,8 @@ def evaluate(work: Work) -> None:
     clips, test_clips = Clips(work.store, work.ref("train")), Clips(work.store, work.ref("test"))
     seed = training.role_seed(parameters.seed, streams.STUDENT_WEIGHTS)
     network = training.build_network(parameters.network, len(clips.classes), clips.shape_THWC, seed)
+    for weights in student.pretrained.values():
+        kinetics.begin(network, work.job.places.get(weights, weights), clips.table)
     batches = _batches(work, parameters, clips, seed, device)
     draw, steps = batches.draw, student.steps(batches.order.n)
     if parameters.protocol == benchmark.NAME:

@@ -36,6 +36,7 @@ class RowPlan(Parameters):
     kb: float | None = Field(None, exclude_if=lambda kb: kb is None)
     network: str = Field("", exclude_if=lambda network: not network)
     training: str = Field("", exclude_if=lambda training: not training)
+    began_with: str = Field("", exclude_if=lambda weights: not weights)
 
     @property
     def name(self) -> str:

@@ -217,8 +217,11 @@ def _marked(row: Row, plan: RowPlan, scores: dict[ArtifactRef, Score], mark: str
     named = ", ".join(dict.fromkeys(classes[label] for label in fallen.values()))
     said = f"{len(fallen)} of {row.seeds} students call nearly everything one class ({named})" if fallen else ""
     other = row.network and parted(row.network)[1] != parted(row.student)[1]
+    begun = f"students began with the weights {plan.began_with}" if plan.began_with else ""
     crossed = f"cross-architecture: made with {row.network}" if other else ""
-    return row.model_copy(update={"collapsed": tuple(fallen), "mark": "; ".join(filter(None, [mark, crossed, said]))})
+    return row.model_copy(
+        update={"collapsed": tuple(fallen), "mark": "; ".join(filter(None, [mark, begun, crossed, said]))}
+    )
 
 
 def _curves(parameters: ReportParameters, scores: dict[ArtifactRef, Score]) -> list[Curve]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,6 +85,30 @@ def test_what_cannot_be_changed(student: dict[str, Any], said: str) -> None:
 def test_the_common_benchmark_lets_nothing_be_changed() -> None:
     with pytest.raises(RequestError, match="protocol vdsd trains every student alike: take `student` from the cell of"):
         built({"method": "random", "student": FAST}, protocol="vdsd")
+
+
+def test_a_row_says_that_its_students_began_with_weights(tmp_path: Path) -> None:
+    (tmp_path / "own.pt").write_bytes(b"weights")
+    begun = {"method": "random", "student": {"pretrained": {"r3d_18": str(tmp_path / "own.pt")}}}
+    jobs, _ = built({"method": "random"}, begun, students=["r3d_18", "minic3d"], front="rgb")
+    report = ReportParameters.model_validate(list(jobs.values())[-1].parameters)
+    assert [(row.student, row.name, row.began_with) for row in report.rows] == [
+        ("r3d_18", "random", ""), ("minic3d", "random", ""),
+        ("r3d_18", "random pretrained.r3d_18 own.pt", "own.pt"), ("minic3d", "random pretrained.r3d_18 own.pt", ""),
+    ]  # fmt: skip
+    assert str(tmp_path) not in report.model_dump_json()
+    assert {place for job in jobs.values() for place in job.places.values()} == {str(tmp_path / "own.pt")}
+
+
+def test_weights_are_for_rgb_and_for_one_protocol() -> None:
+    weights = {"student": {"pretrained": {"r3d_18": "kinetics400"}}, "students": ["centred:r3d_18"]}
+    with pytest.raises(
+        RequestError, match="r3d_18 are for RGB, and centred:r3d_18 sees another front: ask for rgb:r3d"
+    ):
+        built({"method": "random"}, **weights)
+    with pytest.raises(RequestError, match=r"vdsd trains every student alike: take student\.pretrained away"):
+        built({"method": "random"}, **weights | {"students": ["rgb:r3d_18"], "protocol": "vdsd"})
+    assert built({"method": "random"}, **weights | {"students": ["rgb:r3d_18"]})
 
 
 @pytest.mark.parametrize(("name", "rows", "trainings"), [("recipe", 40, 9), ("steps", 23, 6)])

@@ -21,6 +21,7 @@ from vidistill.tasks.crops import detect, mosaic, motion, score, track, training
 from vidistill.tasks.crops.detect import Detection
 from vidistill.tasks.crops.mosaic import Crop
 from vidistill.tasks.crops.pictures import centre_frames, outline
+from vidistill.tasks.learning.kinetics import r3d_state
 from vidistill.tasks.learning.training import Device
 from vidistill.tasks.videos.decoder import Decoder, VideoError
 from vidistill.tasks.videos.sprites import SpritesParameters, render_clips, write_video
@@ -377,9 +378,9 @@ def test_r3d_from_a_file_scores_like_torchvision(tmp_path: Path) -> None:
 def test_weights_of_r3d_that_cannot_be_had(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(RequestError, match="no weights 'KINETICS_9'"):
-        score.r3d_state("KINETICS_9")
+        r3d_state("KINETICS_9", "give others")
     with pytest.raises(RequestError, match="does not hold R3D-18's weights"):
-        score.r3d_state(str(tmp_path / "other.safetensors"))
+        r3d_state(str(tmp_path / "other.safetensors"), "give others")
 
 
 def test_classes_are_found_by_name_whatever_their_spelling() -> None:
