@@ -72,11 +72,12 @@ def test_experts_have_a_row_of_each_kind_of_them() -> None:
     rows = ReportParameters.model_validate(list(jobs.values())[-1].parameters).rows
     found = {row.variant: row for row in rows if row.method == "expert"}
     assert {name: (row.student, len(row.scores), row.ipc) for name, row in found.items()} == {
-        "": ("centred:minic3d", 3, None), "epochs 7": ("centred:minic3d", 2, None),
+        "epochs 10, lr 0.1": ("centred:r2plus1d_small_in", 3, None),
+        "epochs 7, lr 0.1": ("centred:r2plus1d_small_in", 2, None),
     }  # fmt: skip
-    scored = [jobs[ref] for ref in found["epochs 7"].scores]
+    scored = [jobs[ref] for ref in found["epochs 7, lr 0.1"].scores]
     experts = [job.inputs["expert"][0] for job in scored]
-    assert [(ref,) for ref in experts] == list(found["epochs 7"].makers)
+    assert [(ref,) for ref in experts] == list(found["epochs 7, lr 0.1"].makers)
     assert [(jobs[ref].parameters["seed"], jobs[ref].parameters["expert"]["epochs"]) for ref in experts] == [
         (0, 7), (1, 7),
     ]  # fmt: skip

@@ -472,7 +472,8 @@ def test_a_set_that_is_behind_what_it_began_as_says_so(
     with store.writing(Manifest(kind="distilled", key="d" * 24, version=1, parameters={}, inputs={})) as attempt:
         assert attempt is not None
         (attempt.folder / "set.json").write_text(json.dumps({"facts": facts}))
-    made = [row("random", "hard", 0.5, top1=[0.5, 0.5, 0.5]), row("mtt", "hard", float(np.mean(top1)), top1=top1)]
+    made = [row("random", "hard", 0.5), row("mtt", "hard", 0.5)]
+    made = [one.model_copy(update={"top1": seeds}) for one, seeds in zip(made, ([0.5, 0.5, 0.5], top1), strict=True)]
     plans = [RowPlan(method=one.method, variant="", recipe="hard", labels="hard", ipc=1, student=one.student, scores=(),
                      sets=(ArtifactRef(kind="distilled", key="d" * 24),), makers=()) for one in made]  # fmt: skip
     rows = [_begun(store, plan, one) for plan, one in zip(plans, with_differences(made), strict=True)]
