@@ -2,7 +2,7 @@
 
 Legend: N clips, V views of each (the whole picture first), T frames, H height, W width, K classes. A view is a part of
 the picture, scaled up: it has logits of its own, and a student sees it as a clip of its own. The stream may hold k
-times as many frames a clip as a student sees, or a k-th of them.
+times as many frames a clip as a student sees, or a k-th of them; and all clips one after another as one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def stored_of(stream: Stream, boxes_NV3: NDArray[np.uint8] | None = None) -> dic
 
 def clips(stored: dict[str, NDArray[Any]], shape_NTHWC: tuple[int, ...]) -> NDArray[np.uint8]:
     """The decoded clips, uint8 (N·V, T, H, W, 3): those of one clip side by side (see `shown`)."""
-    return shown(decode(Stream.from_bytes(stored["stream"].tobytes())), stored["boxes"], shape_NTHWC[1])
+    kept_NTHWC, boxes_NV3 = decode(Stream.from_bytes(stored["stream"].tobytes())), stored["boxes"]
+    return shown(kept_NTHWC.reshape(len(boxes_NV3), -1, *kept_NTHWC.shape[2:]), boxes_NV3, shape_NTHWC[1])
 
 
 def shown(kept_NTHWC: NDArray[np.uint8], boxes_NV3: NDArray[np.uint8], frames: int) -> NDArray[np.uint8]:

@@ -29,7 +29,7 @@ HEADER = struct.Struct("<4sBBHHHHHIB")  # magic, version, codec, T, H, W, coded 
 CRC = struct.Struct("<I")
 FULL_RANGE, BT601 = 2, 5  # FFmpeg's numbers
 LEAST_SIDE = 16  # of a coded picture; the encoders want four and more
-WORST_CRF = 63
+WORST_CRF, MOST_FRAMES = 63, 0xFFFF
 
 
 @dataclass(frozen=True)
@@ -166,13 +166,15 @@ def encode(clips_NTHWC: NDArray[np.uint8], crf: int, preset: int = 4, size: int 
         size: the longer side of the coded pictures where it is to be smaller; they are scaled up when decoded.
 
     Raises:
-        RequestError: a quantiser or preset that there is not.
+        RequestError: a quantiser or preset that there is not, or too many frames.
         RunError: this PyAV has no encoder.
     """
     if not (1 <= crf <= WORST_CRF and 0 <= preset <= 12):
         raise RequestError(f"crf must lie in 1…{WORST_CRF} and preset in 0…12; got crf {crf} and preset {preset}.")
     name = best_codec()
     _, frames, height, width, _ = clips_NTHWC.shape
+    if frames > MOST_FRAMES:
+        raise RequestError(f"A stream holds at most {MOST_FRAMES} frames; got {frames}: keep fewer clips together.")
     longer = min(1, Fraction(size, max(height, width))) if size else 1
     coded_HW = (max(1, round(height * longer)), max(1, round(width * longer)))
     coded = [_packets(name, padded(_shrunk(clip, coded_HW), LEAST_SIDE), crf, preset) for clip in clips_NTHWC]

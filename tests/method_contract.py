@@ -173,7 +173,7 @@ class MethodContract:
         assert fingerprint(DistilledSet.load(tmp_path)) == fingerprint(first)
 
     def test_its_clips_can_be_kept_as_compressed_video(self, first: DistilledSet, tmp_path: Path) -> None:
-        """Whatever its form: every clip and variant that a student sees, near what it was, in fewer bytes."""
+        """Whatever its form: every clip and variant that a student sees, as near to what it was as to any other, in fewer bytes."""
         if first.form == coded.FORM:
             pytest.skip("its clips are compressed video already")
         every = [first.clips_NTHWC, *(() if first.others_VNTHWC is None else first.others_VNTHWC)]
@@ -183,5 +183,7 @@ class MethodContract:
         assert fingerprint(back) == fingerprint(made)
         np.testing.assert_array_equal(back.labels_N, first.labels_N.repeat(len(every)))
         shown_NTHWC = np.stack(every, axis=1).reshape(back.clips_NTHWC.shape)
-        assert np.abs(back.clips_NTHWC.astype(int) - shown_NTHWC).mean() < 12
-        assert DistilledSet.training_bytes(tmp_path) < shown_NTHWC.size / 4
+        for place, clip_THWC in enumerate(back.clips_NTHWC):
+            distance_N = np.abs(clip_THWC.astype(int) - shown_NTHWC).mean((1, 2, 3, 4))
+            assert distance_N[place] < distance_N.min() + 2  # levels of 255
+        assert DistilledSet.training_bytes(tmp_path) < shown_NTHWC.size

@@ -37,7 +37,7 @@ def allocated(coder: Coder, found: Kept, budget: Budget, teacher: nn.Module, dev
     streams = [coder.stream(rows, crf) for crf in crf_Q]
     rate_QN = np.array([[len(clip) for clip in stream.clips] for stream in streams], dtype=float)
     loss_QN = lost(coder.footage.clips, rows, streams, teacher, device)
-    limit = budget.size(found.stream) if budget.kb is None else budget.kb * 1000 * budget.classes
+    limit = budget.size(found.stream, len(rows)) if budget.kb is None else budget.bytes
 
     def at(price: float) -> Kept:
         crf_N = np.array(crf_Q)[(loss_QN + price * rate_QN).argmin(0)]
@@ -46,11 +46,11 @@ def allocated(coder: Coder, found: Kept, budget: Budget, teacher: nn.Module, dev
     low, high = 0.0, PRICE
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        low, high = (low, middle) if budget.size(at(middle).stream) <= limit else (middle, high)
+        low, high = (low, middle) if budget.size(at(middle).stream, len(rows)) <= limit else (middle, high)
     made = at(high)
     own_N = np.searchsorted(crf_Q, made.crf_N)
     better = loss_QN[own_N, np.arange(len(rows))].sum() < loss_QN[crf_Q.index(one)].sum()
-    return made if better and budget.size(made.stream) <= limit else found
+    return made if better and budget.size(made.stream, len(rows)) <= limit else found
 
 
 def lost(

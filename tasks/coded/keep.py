@@ -6,9 +6,10 @@ Legend: N clips, V views of each, K classes, T frames, H height, W width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,15 +71,18 @@ class Footage:
 
 
 class Coder:
-    """Codes rows of clips, each once at each quantiser."""
+    """Codes rows of clips, each once at each quantiser; or all of them together, each predicted from those before."""
 
-    def __init__(self, footage: Footage, coding: Coding) -> None:
-        self.footage, self.coding = footage, coding
+    def __init__(self, footage: Footage, coding: Coding, *, together: bool = False) -> None:
+        self.footage, self.coding, self.together = footage, coding, together
         self._packets: dict[tuple[int, int], bytes] = {}
         self._empty: Stream | None = None
+        self._whole = cache(self._one_stream)
 
     def stream(self, rows: Sequence[int], crf: int | Sequence[int]) -> Stream:
         """These rows as a stream, at one quantiser or one each; what a codec's clips share does not depend on it."""
+        if self.together and isinstance(crf, int):
+            return self._whole(tuple(rows), crf)
         asked = list(zip(rows, [crf] * len(rows) if isinstance(crf, int) else crf, strict=True))
         missing = [pair for pair in dict.fromkeys(asked) if pair not in self._packets]
         for one in sorted({quantiser for _, quantiser in missing}):
@@ -88,6 +92,11 @@ class Coder:
             self._empty = replace(made, clips=())
         assert self._empty is not None
         return self._empty.with_more([self._packets[pair] for pair in asked])
+
+    def _one_stream(self, rows: tuple[int, ...], crf: int) -> Stream:
+        clips_NTHWC = self.footage.read(rows)
+        film_1XHWC = clips_NTHWC.reshape(1, -1, *clips_NTHWC.shape[2:])
+        return self.coding.model_copy(update={"crf": crf}).encode(film_1XHWC)
 
 
 @dataclass(frozen=True)
@@ -104,12 +113,13 @@ class Budget:
     views: int
     logits: bool
 
-    def size(self, stream: Stream) -> int:
-        """Bytes of the set with these clips."""
-        return coded.size_of(len(stream.clips), self.views, self.classes, self.logits) + len(stream.to_bytes())
+    def size(self, stream: Stream, clips: int) -> int:
+        """Bytes of the set with this stream of so many clips."""
+        return coded.size_of(clips, self.views, self.classes, self.logits) + len(stream.to_bytes())
 
-    def holds(self, stream: Stream) -> bool:
-        return self.kb is None or self.size(stream) <= self.kb * 1000 * self.classes
+    @property
+    def bytes(self) -> float:
+        return math.inf if self.kb is None else self.kb * 1000 * self.classes
 
 
 @dataclass(frozen=True)
@@ -128,22 +138,35 @@ def kept(coder: Coder, orders: Sequence[NDArray[np.int64]], crf: int, budget: Bu
     Raises:
         RequestError: not even one clip a class fits; says the least budget that would do.
     """
-    rows = list[int]()
-    for place in range(max(map(len, orders)) if budget.kb is not None else budget.ipc):
-        more = [int(order[place]) for order in orders if place < len(order)]
-        if not budget.holds(longer := coder.stream(rows + more, crf)):
-            break
-        rows += more
-    if not rows:
-        least = math.ceil(budget.size(longer) / budget.classes / 100) / 10
+    labels_N = coder.footage.clips.labels_N
+
+    def first(count: int) -> list[int]:
+        rows = [int(row) for order in orders for row in order[:count]]
+        return sorted(rows, key=lambda row: (labels_N[row], row)) if coder.together else rows
+
+    def size(count: int, crf: int) -> int:
+        return budget.size(coder.stream(first(count), crf), len(first(count)))
+
+    most = max(map(len, orders)) if budget.kb is not None else budget.ipc
+    count = _most_that_hold(lambda count: size(count, crf) <= budget.bytes, most)
+    if not count:
+        least = math.ceil(size(1, crf) / budget.classes / 100) / 10
         raise RequestError(
             f"kb {budget.kb:g} is less than one clip a class takes at crf {crf}: ask for at least {least:g}."
         )
-    while budget.kb is not None and crf > finest and budget.holds(coder.stream(rows, crf - 1)):
+    while budget.kb is not None and crf > finest and size(count, crf - 1) <= budget.bytes:
         crf -= 1
-    labels_N = coder.footage.clips.labels_N[rows]
-    rows = [rows[place] for place in np.argsort(labels_N, kind="stable")]
-    return Kept(np.array(rows), np.full(len(rows), crf), coder.stream(rows, crf))
+    rows_N = np.array(first(count))
+    return Kept(rows_N, np.full(len(rows_N), crf), coder.stream(first(count), crf))
+
+
+def _most_that_hold(holds: Callable[[int], bool], most: int) -> int:
+    """The largest count that holds, found by doubling and then by halves."""
+    high = 1
+    while high < most and holds(high):
+        high *= 2
+    counts = range(high // 2 + 1, min(high, most) + 1)
+    return high // 2 + bisect_left(counts, True, key=lambda count: not holds(count))
 
 
 def as_set(clips: Clips, found: Kept, views: int, view_scale: float, seed: int) -> DistilledSet:

@@ -42,6 +42,11 @@ class CodedParameters(Parameters):
     per_clip: bool = Field(
         False, description="Quantisers of their own, that the teacher loses least of the clips in the same bytes."
     )
+    together: bool = Field(
+        False,
+        exclude_if=lambda together: not together,
+        description="All clips in one stream, each predicted from those before it.",
+    )
     preset: int = Field(4, ge=0, le=12, description="The encoder's effort: 0 is the most.")
     scale: float | None = Field(
         None, gt=0, le=1, description="Side of the coded picture as a share, scaled up when decoded; usual: 1."
@@ -81,12 +86,14 @@ class Coded(Method):
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
         options = self.parameters
+        if options.together and options.per_clip:
+            raise RequestError("coded.together has one quantiser, and coded.per_clip one a clip: choose one of them.")
         grid = None if given.kb is None else options.grid
         made = {} if options.pick == "random" and not options.per_clip else {"teacher": [given.add(given.teacher)]}
         made |= _dense(given, [options.frames or 1.0] if grid is None else list(grid.frames))
         if grid is None:
             return made
-        names = ("pick", "preset", "views", "view_scale")
+        names = ("pick", "preset", "views", "view_scale", "together")
         trial = TrialParameters(
             kb=given.kb, recipe=given.recipe, search=grid, **{name: getattr(options, name) for name in names}
         )
@@ -110,12 +117,14 @@ class Coded(Method):
             found = allocated(coder, found, budget, network(), material.device)
         made = as_set(clips, found, options.views, options.view_scale, material.seed)
         material.progress(len(material.labels), len(material.labels))
+        raw_NTHWC = coder.footage.read(found.rows_N.tolist())
         facts = coder.coding.model_dump() | {
             "crf": sorted(set(found.crf_N.tolist())) if options.per_clip else int(found.crf_N[0]),
             "frames": coder.footage.frames,
+            **({"together": True} if options.together else {}),
             "codec": found.stream.codec,
             "clips": len(found.rows_N),
-            "psnr": psnr(coder.footage.read(found.rows_N.tolist()), decode(found.stream)),
+            "psnr": psnr(raw_NTHWC, decode(found.stream).reshape(raw_NTHWC.shape)),
         }
         tried = [] if search is None else [point.model_dump() for point in search.points]
         made.facts.update({"coded": facts, "search": tried})
@@ -128,7 +137,7 @@ class Coded(Method):
         if search is not None:
             crf, scale, frames = search.best.crf, search.best.scale, search.best.frames
         footage = Footage(material.clips, frames, material.more_clips("dense"))
-        coder = Coder(footage, Coding(preset=options.preset, scale=scale))
+        coder = Coder(footage, Coding(preset=options.preset, scale=scale), together=options.together)
         for one in [crf, *(coarser for coarser in COARSER if coarser > crf and not options.crf)]:
             try:
                 return coder, kept(coder, orders, one, budget, finest=options.crf or FINEST_CRF)

@@ -77,6 +77,7 @@ class TrialParameters(Parameters):
     preset: int
     views: int
     view_scale: float
+    together: bool = Field(False, exclude_if=lambda together: not together)
     search: SearchParameters
 
 
@@ -145,7 +146,11 @@ class Trials:
         self.budget = Budget(parameters.kb, 1, len(self.clips.classes), parameters.views, self.soft)
         dense = dense_clips(work)
         self.coders = {
-            (scale, frames): Coder(Footage(self.clips, frames, dense), Coding(preset=parameters.preset, scale=scale))
+            (scale, frames): Coder(
+                Footage(self.clips, frames, dense),
+                Coding(preset=parameters.preset, scale=scale),
+                together=parameters.together,
+            )
             for frames in self.asked.frames
             for scale in self.asked.scales
         }
@@ -164,7 +169,8 @@ class Trials:
             except RequestError as error:
                 problem = error
                 continue
-            size, clips = self.budget.size(made.stream), len(made.rows_N)
+            clips = len(made.rows_N)
+            size = self.budget.size(made.stream, clips)
             point = Point(crf=crf, scale=scale, frames=frames, clips=clips, bytes=size)
             found.setdefault((scale, frames, clips), point)
         if not found and problem is not None:

@@ -57,6 +57,8 @@ def export_set(store: Store, ref: ArtifactRef, out: Path, fps: int, kind: str) -
     made, origin = DistilledSet.load(store.folder(ref)), Origin.of(store, ref)
     if kind == "coded" and made.form != coded.FORM:
         raise RequestError(f"{ref} keeps no compressed video: choose mkv, npz or mp4, or make a coded set (README).")
+    if kind == "coded" and len(_stream(made).clips) * made.clips_an_instance != len(made):
+        raise RequestError(f"{ref} keeps all clips in one stream, and not a file each: choose mkv, npz or mp4.")
     out.mkdir(parents=True, exist_ok=True)
     try:
         facts = write_set(made, out, fps, kind) | origin.facts(made.logits_NK is not None)
@@ -131,9 +133,13 @@ def _logits_a_file(made: DistilledSet, facts: dict[str, Any]) -> NDArray[np.floa
     return made.logits_NK[[number % len(made) for number in range(len(facts["files"]))]]
 
 
+def _stream(made: DistilledSet) -> Stream:
+    return Stream.from_bytes(made.stored["stream"].tobytes())
+
+
 def _write_coded(made: DistilledSet, out: Path, files: list[dict[str, Any]], fps: int) -> dict[str, Any]:
     """The packets of each clip in a file; what a reader needs to know of the pictures in them."""
-    stream = Stream.from_bytes(made.stored["stream"].tobytes())
+    stream = _stream(made)
     for number, one in enumerate(files):
         (out / one["file"]).parent.mkdir(parents=True, exist_ok=True)
         write_packets(out / one["file"], stream, number, fps)

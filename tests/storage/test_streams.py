@@ -101,6 +101,11 @@ def test_a_quantiser_that_there_is_not_is_a_wrong_request(wrong):
         encode(moving(1, 2, 16, 16), **wrong)
 
 
+def test_more_frames_than_a_header_counts_are_a_wrong_request():
+    with pytest.raises(RequestError, match="at most 65535 frames; got 65536: keep fewer clips together"):
+        encode(np.zeros((1, 65536, 1, 1, 3), np.uint8), crf=50)
+
+
 def test_the_same_pixels_from_another_process_and_another_number_of_threads(tmp_path):
     stream = encode(moving(3, 8, 57, 56), crf=45)
     (tmp_path / "stream").write_bytes(stream.to_bytes())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from vidistill.storage.store import ArtifactRef
 from vidistill.storage.streams import decode
 from vidistill.tasks.coded import search as search_module
 from vidistill.tasks.coded.allocate import STEPS, allocated, lost
-from vidistill.tasks.coded.keep import FINEST_CRF, Budget, Coder, Coding, Footage, boxes, kept
+from vidistill.tasks.coded.keep import FINEST_CRF, Budget, Coder, Coding, Footage, _most_that_hold, boxes, kept
 from vidistill.tasks.coded.method import Coded
 from vidistill.tasks.coded.pick import by_median, losses, medoids, ordered
 from vidistill.tasks.coded.search import Found, Point, SearchParameters, best, load_search
@@ -155,6 +156,24 @@ def test_cluster_takes_the_middle_of_the_largest_cluster_then_the_next():
     assert sorted(medoids(emb, 9).tolist()) == list(range(9))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_cluster_is_the_greedy_choice_by_loops(seed):
+    emb = np.random.default_rng(seed).normal(size=(9, 4))
+    chosen: list[int] = []
+    for _ in range(6):
+        left = [row for row in range(9) if row not in chosen]
+        total = {row: sum(min(math.dist(one, emb[c]) for c in [*chosen, row]) for one in emb) for row in left}
+        chosen.append(min(total, key=total.__getitem__))
+    assert medoids(emb, 6).tolist() == chosen
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_medium_is_by_the_distance_from_the_median(seed):
+    loss = np.random.default_rng(seed).exponential(size=7)
+    middle = sorted(loss.tolist())[3]
+    assert by_median(loss).tolist() == sorted(range(7), key=lambda row: abs(loss[row] - middle))
+
+
 def test_views_are_drawn_by_seed_and_row():
     drawn = boxes(np.array([4, 7]), 3, 0.4, seed=1)
     assert drawn.shape == (2, 2, 3)
@@ -224,7 +243,7 @@ def test_a_quantiser_a_clip_loses_less_in_no_more_bytes(bench):
     np.testing.assert_allclose(lost(bench.clips, rows, streams, teacher, bench.device), loss, atol=1e-9)
     rate = np.array([[len(clip) for clip in stream.clips] for stream in streams])
     own = loss[np.searchsorted(crfs, made.crf_N), np.arange(6)].sum()
-    assert budget.size(made.stream) <= budget.size(found.stream)
+    assert budget.size(made.stream, 6) <= budget.size(found.stream, 6)
     assert made.rows_N.tolist() == rows
     same, least = loss[crfs.index(44)].sum(), by_hand(rate, loss, rate[crfs.index(44)].sum())
     assert least - 1e-12 <= own < (same + least) / 2
@@ -236,6 +255,43 @@ def test_a_quantiser_a_clip_keeps_to_the_budget(bench):
     plain, facts = (coded_facts(bench, 3.0, SOFT, search=None, per_clip=own) for own in (False, True))
     assert facts["clips"] == plain["clips"]
     assert isinstance(facts["crf"], list)
+
+
+# Together
+
+
+@pytest.mark.parametrize("recipe", [HARD, SOFT], ids=["hard", "soft"])
+def test_clips_together_take_fewer_bytes_and_keep_to_the_budget(bench, recipe):
+    (_, apart), (ref, most) = (made_of(bench, 1e3, recipe, crf=40, together=own, views=2) for own in (False, True))
+    assert most < apart
+    made = DistilledSet.load(bench.store.folder(ref))
+    assert np.bincount(made.labels_N).tolist() == [4] * 3
+    rows = {video.path: row for row, video in enumerate(bench.clips.table.videos)}
+    raw = bench.clips.read([rows[source] for source in made.sources[::2]])
+    assert np.abs(made.clips_NTHWC[::2].astype(int) - raw).mean() < 12
+    assert coded_facts(bench, 1e3, recipe, crf=40, together=True, views=2)["together"]
+    assert made_of(bench, most / 3000, recipe, crf=40, together=True, views=2)[1] == most
+    one, size = made_of(bench, (most - 1) / 3000, recipe, crf=40, together=True, views=2)
+    assert size < most
+    assert len(DistilledSet.load(bench.store.folder(one))) == 6
+
+
+def test_together_is_searched_alike_and_has_one_quantiser(bench):
+    ref, _ = made_of(bench, 1.7, search=SEARCH, together=True, frames=0.5)
+    assert DistilledSet.load(bench.store.folder(ref)).clips_NTHWC.shape[1] == 4
+    assert all(point.bytes <= 1700 * 3 for point in searched(bench, 1.7, "hard").points)
+    with pytest.raises(RequestError, match=r"together has one quantiser, and coded.per_clip one a clip: choose"):
+        made_of(bench, 2.0, together=True, per_clip=True)
+    assert "together" not in Coded.Parameters().model_dump(mode="json")
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 8, 9, 53])
+def test_as_many_as_hold_are_found_by_few_trials(most):
+    for right in range(most + 1):
+        tried: list[int] = []
+        assert _most_that_hold(lambda count: (tried.append(count), count <= right)[1], most) == right  # noqa: B023
+        assert max(tried) <= max(1, 2 * right)
+        assert len(set(tried)) <= 2 * math.ceil(math.log2(most + 1)) + 1
 
 
 # Frames

@@ -91,6 +91,15 @@ def test_a_set_that_was_recoded_leaves_too(bench: Bench, tmp_path: Path) -> None
         export_set(bench.store, job.ref, tmp_path / "other", 8, "coded")
 
 
+def test_one_stream_of_all_clips_leaves_as_other_files(bench: Bench, tmp_path: Path) -> None:
+    ref = made_of(bench, crf=40, together=True)
+    with pytest.raises(RequestError, match=r"keeps all clips in one stream.*: choose mkv, npz or mp4"):
+        export_set(bench.store, ref, tmp_path / "out", 8, "coded")
+    export_set(bench.store, ref, tmp_path / "out", 8, "mkv")
+    made, back = DistilledSet.load(bench.store.folder(ref)), DistilledSet.load(tmp_path / "out")
+    np.testing.assert_array_equal(back.clips_NTHWC, made.clips_NTHWC)
+
+
 def test_a_file_that_was_cut_is_named(bench: Bench, tmp_path: Path) -> None:
     facts = export_set(bench.store, made_of(bench, crf=40), tmp_path / "out", 8, "coded")
     file = tmp_path / "out" / facts["files"][0]["file"]
