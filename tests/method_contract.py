@@ -173,7 +173,7 @@ class MethodContract:
         assert fingerprint(DistilledSet.load(tmp_path)) == fingerprint(first)
 
     def test_its_clips_can_be_kept_as_compressed_video(self, first: DistilledSet, tmp_path: Path) -> None:
-        """Whatever its form: every clip and variant that a student sees, as near to what it was as to any other, in fewer bytes."""
+        """Whatever its form: every clip and variant that a student sees, in place, in fewer bytes."""
         if first.form == coded.FORM:
             pytest.skip("its clips are compressed video already")
         every = [first.clips_NTHWC, *(() if first.others_VNTHWC is None else first.others_VNTHWC)]
