@@ -123,6 +123,10 @@ class Clips:
             self._arrays[block] = open_clip_array(self._store.folder(self._blocks[block]))
         return self._arrays[block]
 
+    @property
+    def in_memory(self) -> bool:
+        return self._loaded is not None
+
     def preload(self) -> Clips:
         """Hold the whole set in memory where it takes at most 1 GiB; larger sets go on being read clip by clip."""
         views = self.table.views

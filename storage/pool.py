@@ -37,7 +37,7 @@ class Pool(Clips):
         manifest = store.manifest(ref)
         self.facts: dict[str, Any] = manifest.parameters
         self._parts = manifest.inputs[LATENTS]
-        self._pool_store, self._latents = store, dict[int, "zarr.Array[Any]"]()
+        self._latents: dict[int, zarr.Array[Any]] = {}
 
     @property
     def shape_CTHW(self) -> tuple[int, int, int, int]:
@@ -48,7 +48,7 @@ class Pool(Clips):
     def _latent_array(self, part: int) -> zarr.Array[Any]:
         """A part's latents, opened when they are first read: most methods read none."""
         if part not in self._latents:
-            self._latents[part] = open_latent_array(self._pool_store.folder(self._parts[part]))
+            self._latents[part] = open_latent_array(self._store.folder(self._parts[part]))
         return self._latents[part]
 
     def latents(self, rows: Iterable[int]) -> NDArray[np.float32]:

@@ -6,12 +6,14 @@ Shapes: B clips, C colours, T frames, H height, W width, K classes. `x_BCTHW` is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vidistill.storage.clips import Clips
 from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.ahead import Ahead
 from vidistill.tasks.learning.training import Device, Order, TrainingParameters, generator
 
 if TYPE_CHECKING:
@@ -93,13 +95,22 @@ class RealBatches:
     rows_N: NDArray[np.int64] | None = None
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """x_BCTHW and targets_BK of a step."""
-        rows_B = self.order.rows(step)
-        if self.rows_N is not None:
-            rows_B = self.rows_N[rows_B]
-        random, table = generator(self.order.seed, step, self.stream), self.clips.table
-        clips_NTHWC = self.clips.read(rows_B, random.integers(table.views, size=len(rows_B)))
+        """x_BCTHW and targets_BK of a step; a set that is not in memory is read a step ahead."""
+        table = self.clips.table
+        rows_B, clips_NTHWC, random = self._read(step) if self.clips.in_memory else self._ahead(step)
         x_BCTHW = training.to_input(clips_NTHWC, table.mean, table.std, self.device)
         targets_BK = training.one_hot(self.clips.labels_N[rows_B], len(table.classes), self.device)
         x_BCTHW = view(x_BCTHW, self.parameters, table.flips, random)
         return cutmix(x_BCTHW, smoothed(targets_BK, self.parameters.label_smoothing), self.parameters.cutmix, random)
+
+    def _read(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.uint8], np.random.Generator]:
+        """Rows, clips and the generator of all that is drawn after them."""
+        rows_B = self.order.rows(step)
+        if self.rows_N is not None:
+            rows_B = self.rows_N[rows_B]
+        random = generator(self.order.seed, step, self.stream)
+        return rows_B, self.clips.read(rows_B, random.integers(self.clips.table.views, size=len(rows_B))), random
+
+    @cached_property
+    def _ahead(self) -> Ahead[tuple[NDArray[np.int64], NDArray[np.uint8], np.random.Generator]]:
+        return Ahead(self._read)

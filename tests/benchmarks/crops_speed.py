@@ -106,6 +106,7 @@ def detecting(job: Job, store: Store, runtime: Runtime) -> float:
         assert attempt is not None
         parameters = TrackParameters.model_validate(job.parameters)
         detector = open_detector(Work(job, runtime, store, attempt), parameters)
+        assert detector is not None
         begin = time.process_time()
         with Decoder() as decoder:
             for video in parameters.videos:

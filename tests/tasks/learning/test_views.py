@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import queue
+import threading
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 import torch
 from method_contract import Bench
 
+from vidistill.storage.clips import Clips
 from vidistill.tasks.learning import streams
 from vidistill.tasks.learning.training import Order, TrainingParameters
 from vidistill.tasks.learning.views import PLAIN, RealBatches, cutmix, recolour, smoothed, view
@@ -63,6 +68,43 @@ def test_batches_of_some_rows_are_of_those_rows_alone(bench: Bench) -> None:
     for step in range(5):
         _, targets_BK = draw(step)
         assert sorted(targets_BK.argmax(1).tolist()) == sorted(bench.clips.labels_N[rows_N].tolist())
+
+
+class Watched(Clips):
+    """Tells who reads what."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(bench.store, bench.given.train)
+        self.reads: queue.Queue[tuple[str, list[int]]] = queue.Queue()
+
+    def read(self, rows: Iterable[int], views: Iterable[int] | int = 0) -> np.ndarray:
+        self.reads.put((threading.current_thread().name, sorted(rows)))
+        return super().read(rows, views)
+
+
+def test_a_set_on_the_disk_is_read_a_step_ahead_and_gives_the_same_batches(bench: Bench) -> None:
+    order, parameters = Order(len(bench.clips), 2, 0), TrainingParameters(crop_scale=0.5)
+    held = RealBatches(Clips(bench.store, bench.given.train).preload(), order, bench.device, parameters)
+    watched = Watched(bench)
+    draw = RealBatches(watched, order, bench.device, parameters)
+    for step in (0, 1, 2, 7, 8):
+        for ours, theirs in zip(draw(step), held(step), strict=True):
+            assert torch.equal(ours, theirs)
+        if step in (0, 7):  # nobody knew of it
+            assert watched.reads.get(timeout=30) == ("MainThread", sorted(order.rows(step)))
+        name, rows = watched.reads.get(timeout=30)  # before anybody asks for the next step
+        assert name.startswith("ahead")
+        assert rows == sorted(order.rows(step + 1))
+
+
+def test_a_set_in_memory_is_read_when_it_is_used(bench: Bench) -> None:
+    watched = Watched(bench)
+    watched.preload()
+    while not watched.reads.empty():
+        watched.reads.get()
+    RealBatches(watched, Order(4, 2, 0), bench.device)(0)
+    assert watched.reads.get(timeout=30)[0] == "MainThread"
+    assert watched.reads.empty()
 
 
 def test_small_sets_are_passed_over_more_often() -> None:
