@@ -87,7 +87,10 @@ class FrameAutoencoder(nn.Module):
 
 
 class Pretrained(nn.Module):
-    """Stable Diffusion's `AutoencoderKL` behind the same two functions."""
+    """Stable Diffusion's `AutoencoderKL` behind the same two functions.
+
+    Latents are means, so that a clip's are always the same; Latte's training samples around them.
+    """
 
     def __init__(self, network: Any) -> None:
         super().__init__()

@@ -17,10 +17,15 @@ class SetScorer(nn.Module):
 
     The features and a learned class row pass a linear key; a CNN over the (N + 1)×D image of keys gives the attention
     map, to which the keys are added before it is normalised as a whole; its softmax over the rows and its softmax over
-    the columns weigh the values, and a two-layer classifier scores each row. Two things are ours. The published CNN is
-    GoogLeNet with ImageNet's weights, which averages an image of 1,024 columns down; four 3×3 convolutions, trained
-    from nothing, keep its size, so any D fits. The row positions are left out: frames have an order, clips of a class
-    have none.
+    the columns weigh the values, and a two-layer classifier scores each row. What is ours:
+
+    - The published CNN is GoogLeNet with ImageNet's weights, which averages an image of 1,024 columns down; four 3×3
+      convolutions, trained from nothing, keep its size, so any D fits.
+    - Rows have no positions: frames have an order, clips of a class have none.
+    - The map is normalised by layer norm over the whole of it, where the authors' code has batch norm, and the class
+      row is dropped before the two softmaxes.
+    - Both softmaxes are scaled by the number of what they sum over, so that values keep their size at any N and D.
+    - There is no dropout on the attention (published: 0.6), and the class row begins at zero; other weights as torch's.
 
     Args:
         features: D.

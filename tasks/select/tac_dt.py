@@ -64,7 +64,8 @@ def reduced(emb_ND: Embeddings, dimensions: int) -> Embeddings:
 def birch_clusters(reduced_NM: Embeddings, count: int, threshold: float, branching_factor: int) -> NDArray[np.int64]:
     """A cluster number for each row, exactly `count` of them.
 
-    BIRCH's sub-clusters are joined by Ward's criterion until `count` are left. Where BIRCH finds fewer than that, its
+    BIRCH's sub-clusters are joined by Ward's criterion until `count` are left (by single linkage in TAC-SUM, whose
+    segments may be long chains; a choice of few clips wants compact clusters). Where BIRCH finds fewer than that, its
     threshold is halved and it begins again; where that does not help either, as with equal rows, every row is a
     sub-cluster of its own.
     """

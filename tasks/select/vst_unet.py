@@ -76,6 +76,7 @@ class VSTUNet(Method):
     Training hardens them: the share of the choice that its VPC highest hold rises step by step from that of equal
     scores to `HARD`, where the loss is that of the choice which is kept in the end.
 
+    The latents are those that were sampled; published: clips, encoded again.
     "x_t" of Eq. 2 and f_c of Eq. 1 are fixed vectors here, a class's embeddings less their mean, as unit vectors.
     """
 

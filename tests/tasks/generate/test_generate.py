@@ -270,10 +270,13 @@ def test_released_weights_that_do_not_fit_are_a_wrong_request_before_anything_is
 
 
 def test_a_step_in_parts_whose_maps_are_made_again_is_the_step_at_once(made: Made) -> None:
-    weights = []
+    weights, curves = [], []
     for changed in ({}, {"at_once": 3}, {"recompute": True}):
         parameters = LATTE.model_copy(update={"batch_size": 8, "steps": 3} | changed)
-        weights.append(load_file(made.store.folder(made.do(made.latte(parameters))) / "weights.safetensors"))
+        ref = made.do(made.latte(parameters))
+        weights.append(load_file(made.store.folder(ref) / "weights.safetensors"))
+        curves.append(made.facts(ref, "curve.json")["loss"])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3)
     for other in weights[1:]:
         for name, weight in weights[0].items():
             assert torch.allclose(other[name], weight, atol=2e-4), name

@@ -258,6 +258,15 @@ def test_renumbering_the_videos_renumbers_the_outputs(shape_THW: tuple[int, int,
         assert torch.allclose(there, here[order])
 
 
+def test_a_score_sees_how_a_video_differs_from_the_others_alone() -> None:
+    """What all have in common gives no score: their mean is the bias."""
+    torch.manual_seed(0)
+    network = VSTUNet(4, 3, widths=(4, 8), features=8)
+    score_N, _ = network(3 + torch.randn(6, 4, 4, 6, 6))
+    assert torch.allclose(score_N.mean(), network.score.bias[0], atol=1e-5)
+    assert float(score_N.detach().std()) > 0.1
+
+
 def test_a_video_is_seen_among_the_others() -> None:
     torch.manual_seed(0)
     network = VSTUNet(4, 3, widths=(4, 8), features=8)
