@@ -32,7 +32,7 @@ def machine() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {cores()} cores"
+    return f"{names[0] if names else platform.machine()}, {cores()} core{'' if cores() == 1 else 's'}"
 
 
 @cache

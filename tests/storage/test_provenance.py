@@ -16,4 +16,4 @@ def test_a_process_bound_to_one_core_runs_one_job_at_a_time() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.startswith("1 1 ")
-    assert said.strip().endswith(", 1 cores")
+    assert said.strip().endswith(", 1 core")
