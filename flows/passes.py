@@ -76,7 +76,7 @@ def _frepo(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> fl
 
 def _csta(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> float:  # noqa: ARG001
     """Of a head that sees embeddings alone."""
-    return options["iterations"] / 4
+    return float(options["iterations"] / 4)
 
 
 METHODS: dict[str, Passes] = {

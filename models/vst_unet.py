@@ -63,7 +63,7 @@ class Block(nn.Module):
         if size >= len(x_NCTHW):
             attended: Tensor = self.attention(self._convolved(x_NCTHW, skip_NCTHW))
             return attended
-        parts = zip(x_NCTHW.split(size), outer_NCTHW.split(size), strict=True)  # type: ignore[no-untyped-call]
+        parts = zip(torch.split(x_NCTHW, size), torch.split(outer_NCTHW, size), strict=True)
         made = [forgetful(self._convolved, x, None if skip_NCTHW is None else skip) for x, skip in parts]
         return forgetful(self.attention, torch.cat(made))
 

@@ -175,12 +175,13 @@ class LatentBatches:
 
     def losses(self, network: Latte, step: int) -> Iterator[Tensor]:
         """The loss of a step, part by part: what each adds to the mean over the batch."""
+        import torch
+
         from vidistill.models.diffusion import diffusion_loss, noised
 
         size, velocity = self.parameters.batch_size, bool(self.parameters.velocity)
-        for z_BCTHW, noise_BCTHW, steps_B, labels_B in zip(
-            *(tensor.split(self.parameters.at_once or size) for tensor in self(step)), strict=True
-        ):
+        parts = [torch.split(tensor, self.parameters.at_once or size) for tensor in self(step)]
+        for z_BCTHW, noise_BCTHW, steps_B, labels_B in zip(*parts, strict=True):
             with self.device.autocast():
                 output = network(noised(z_BCTHW, noise_BCTHW, steps_B), steps_B, labels_B)
             loss = diffusion_loss(output, z_BCTHW, noise_BCTHW, steps_B, velocity=velocity)

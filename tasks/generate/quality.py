@@ -138,7 +138,8 @@ def reconstructed(network: nn.Module, work: Work, clips: Clips, device: Device) 
 
 def spread(rows_ND: Features, count: int) -> Features:
     """So many of the rows, evenly from the first to the last."""
-    return rows_ND[np.linspace(0, len(rows_ND) - 1, count).astype(int)]
+    chosen_ND: Features = rows_ND[np.linspace(0, len(rows_ND) - 1, count).astype(int)]
+    return chosen_ND
 
 
 def load_quality(folder: Path) -> Quality:
