@@ -79,6 +79,18 @@ DM, DC, STATIC_DC, MTT, SFVD, SFVD_T, FREPO, IDTD = (
 )
 VDSD = of("tasks/match/test_by_hand.py", "test_dm_vdsd", "test_mtt_vdsd", "test_frepo_vdsd")
 RATED = of("tasks/match/test_by_hand.py", "test_dm_with_a_rate")
+MEMORY = of("tasks/match/test_memory.py")
+LENGTHS, RATES, REFUSED = (
+    of("tasks/match/test_match.py", f"test_{name}")
+    for name in (
+        "experts_are_as_long_as_they_are_read",
+        "a_student_begins_at_the_rate_of_the_experts_or_a_third_of_it",
+        "batch_norm_that_never_saw_a_batch_is_refused",
+    )
+)
+TAPS = of("models/test_networks.py", "test_taps_that_meet_no_pixel_are_left_out_and_nothing_else")
+AT_ITS_RATE = of("tasks/learning/test_evaluate.py", "test_a_student_may_train_at_the_rate_that_its_set_learned")
+BEHIND = of("tasks/report/test_page.py", "test_a_set_that_is_behind_what_it_began_as_says_so")
 LOSSES = of("tasks/match/test_match_losses.py")
 DECODED = of("tasks/videos/test_decode.py")
 SPLITS = of("tasks/videos/test_splits.py")
@@ -333,6 +345,39 @@ MUTATIONS = [
     Mutation("tasks/match/frepo.py", "the ridge ignores the kernel's size", FREPO,
              "ridge * kernel_SS.trace() / size *",
              "ridge *"),
+    Mutation("tasks/match/frepo.py", "the set is embedded in one graph", MEMORY,
+             "size, gradients = core.a_pass(material, len(y_SK)), Learnt()",
+             "size, gradients = len(y_SK), Learnt()"),
+    Mutation("tasks/match/frepo.py", "clips learn from their own pass alone", FREPO,
+             "part.differentiate((emb_BD * by_emb_SD[first : first + size]).sum(), gradients)",
+             "part.differentiate(emb_BD.sum(), gradients)"),
+    Mutation("tasks/match/dc.py", "the network learns the set in one graph", MEMORY,
+             "math.ceil(len(slots_B) / core.a_pass(material, len(slots_B)))",
+             "1"),
+    Mutation("tasks/match/core.py", "a part's gradients are those of the whole set", MEMORY,
+             "leaf = tensor.detach()[place].requires_grad_(tensor.requires_grad and not self._fixed)",
+             "leaf = (tensor.detach() + 0)[place].requires_grad_(tensor.requires_grad and not self._fixed)"),
+    Mutation("models/forms.py", "a pool is copied for each instance", MEMORY,
+             "for of_class in zip(pool_KPCHW, choices, strict=True)",
+             "for of_class in [(pool_KPCHW.repeat_interleave(len(choices[0]), 0)[0], choices[0])] * 2"),
+    Mutation("tasks/match/mtt.py", "experts train longer than they are read", LENGTHS,
+             "return self.max_start_epoch - 1 + self.expert_epochs",
+             "return self.max_start_epoch + self.expert_epochs"),
+    Mutation("tasks/match/mtt.py", "a student begins at the experts' rate", RATES,
+             "(0.3 if adam else 1)",
+             "1"),
+    Mutation("tasks/match/core.py", "batch norm that never saw a batch is the identity", REFUSED,
+             "if parted(name)[1] in BATCH_NORMED:",
+             "if False:"),
+    Mutation("models/minic3d.py", "a tap that meets the map is left out", TAPS,
+             "max(0, padding - (out - 1) * stride), min(kernel, size + padding)",
+             "max(0, padding - (out - 1) * stride), min(kernel, size + padding - 1)"),
+    Mutation("tasks/learning/evaluate.py", "no student trains at its set's rate", AT_ITS_RATE,
+             'if not student.learnt_lr or "lr" not in facts:',
+             "if True:"),
+    Mutation("tasks/report/gather.py", "no set is behind its own start", BEHIND,
+             'if not behind or "moved_in_std"',
+             'if True or "moved_in_std"'),
     Mutation("tasks/match/dsa.py", "clips are mirrored where the data forbid it", LOSSES,
              'if flips or kind != "flip"',
              "if True"),

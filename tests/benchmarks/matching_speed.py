@@ -1,11 +1,12 @@
-"""Speed and memory of an iteration of DM, MTT and DM+VDSD against a plain transcription of the published loops.
+"""Speed and memory of an iteration of DM, MTT, DM+VDSD and FRePo against a plain transcription of the published loops.
 
     python tests/benchmarks/matching_speed.py                              # 8×56², ten classes, one instance each
     python tests/benchmarks/matching_speed.py --frames 16 --size 112 --ipc 5 --methods mtt
     python tests/benchmarks/matching_speed.py --device cuda --frames 16 --size 112 --classes 50
 
-"Plain" is what the published code does: fp32, contiguous clips held in memory, a Python loop over the classes, and for
-MTT all N steps unrolled in one graph. "Ours" is the method's own loss, its clips read from their array. Both sides are
+"Plain" is what the published code does: fp32, contiguous clips held in memory, a Python loop over the classes, for MTT
+all N steps unrolled in one graph and for FRePo the graph of the whole set. "Ours" is the method's own loss on the same
+network (MiniC3D), its clips read from their array; `reuse` is ours with a network of DM used five times. All sides are
 measured in one run, each in a process of its own, in turns. Memory is the peak of an iteration above what the process
 holds between two (resident on a CPU; on a GPU, all that is allocated).
 """
@@ -37,11 +38,12 @@ from vidistill.storage.store import Manifest, Store
 from vidistill.tasks.learning.experts import TRAJECTORY, flat
 from vidistill.tasks.learning.pixels import pixel_range
 from vidistill.tasks.learning.training import Device
-from vidistill.tasks.match import core, dm, mtt, sets, vdsd
+from vidistill.tasks.match import core, dm, frepo, mtt, sets, vdsd
 from vidistill.tasks.methods import Material
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)
-METHODS = ["dm", "mtt", "dm_vdsd"]
+METHODS = ["dm", "mtt", "dm_vdsd", "frepo"]
+NETWORK, REUSE = "minic3d", 5
 MEMORIES = 2  # images, and maps of motion, an instance of VDSD
 Step = Callable[[int], float]
 
@@ -107,7 +109,7 @@ def noise_expert(folder: Path, options: argparse.Namespace) -> Path:
 
 def fresh(options: argparse.Namespace) -> nn.Module:
     torch.manual_seed(0)
-    return build("minic3d", classes=options.classes, frames=options.frames, size=options.size)
+    return build(NETWORK, classes=options.classes, frames=options.frames, size=options.size)
 
 
 def ours(case: Case, clips: Clips, expert: Path, device: Device) -> Step:
@@ -116,20 +118,26 @@ def ours(case: Case, clips: Clips, expert: Path, device: Device) -> Step:
     material = Material(clips, options.ipc, 0, labels, device, lambda: None, lambda _: [expert], lambda *_: None)
     start = sets.start_clips(material, "real")
     learnt = {"clips": core.leaf(start.x_NCTHW)}
+    reuse = REUSE if case.side == "reuse" else 1
     if case.method == "dm":
-        parameters = dm.DMParameters(batch_real=options.clips)
+        parameters = dm.DMParameters(network=NETWORK, batch_real=options.clips, reuse=reuse)
         loss = dm.dm_loss(material, start.labels_N, core.pixels, parameters)
     elif case.method == "dm_vdsd":
-        memories = vdsd.DMVDSDParameters(batch_real=options.clips, memories=MEMORIES)
+        memories = vdsd.DMVDSDParameters(network=NETWORK, batch_real=options.clips, memories=MEMORIES, reuse=reuse)
         images_NCHW = start.x_NCTHW[:, :, 0].repeat_interleave(MEMORIES, dim=0)
         learnt = {
             name: tensor for name, tensor in vdsd.begin(material, memories, images_NCHW).items() if name != "images"
         }
         memory = vdsd.Memory(images_NCHW, MEMORIES, *pixel_range(clips, device))
         loss = dm.dm_loss(material, start.labels_N, memory, memories)
+    elif case.method == "frepo":
+        regression = frepo.FRePoParameters(network=NETWORK, pool=1, batch_real=options.clips * options.classes)
+        labels_NK = frepo.initial_labels(start.labels_N, options.classes, material)
+        learnt["labels"] = core.leaf(labels_NK)
+        loss = frepo.frepo_loss(material, core.pixels, regression, frepo.Pool(material, regression))
     else:
         learnt["lr"] = core.leaf(torch.tensor(0.01, device=device.torch_device))
-        parameters = mtt.MTTParameters(syn_steps=options.steps, max_start_epoch=1)
+        parameters = mtt.MTTParameters(expert={"network": NETWORK}, syn_steps=options.steps, max_start_epoch=1)
         loss = mtt.mtt_loss(material, start.labels_N, core.pixels, parameters)
 
     def step(iteration: int) -> float:
@@ -150,6 +158,8 @@ def plain(case: Case, clips: Clips, expert: Path, device: Device) -> Step:
         return plain_dm(lambda first, last: x[first:last], [x], every_NCTHW, options, place)
     if case.method == "dm_vdsd":
         return plain_vdsd(x.detach()[:, :, 0], every_NCTHW, options, place)
+    if case.method == "frepo":
+        return plain_frepo(x, labels, every_NCTHW, torch.tensor(clips.labels_N, device=place), options, place)
     return plain_mtt(x, labels, expert, options, place)
 
 
@@ -188,6 +198,34 @@ def plain_dm(
     return step
 
 
+def plain_frepo(
+    x: Tensor, labels: Tensor, every_NCTHW: Tensor, owners: Tensor, options: argparse.Namespace, place: torch.device
+) -> Step:  # fmt: skip
+    """A step of the network on the set, features of the real batch, and the regression in one graph."""
+    network, classes = Plain(fresh(options)).to(place), options.classes
+    adam = torch.optim.Adam(network.parameters(), lr=1e-4)
+    y = ((F.one_hot(labels, classes) - 1 / classes) / (classes / 10) ** 0.5).requires_grad_(True)
+    wanted = F.one_hot(owners, classes).double() - 1 / classes
+
+    def step(_iteration: int) -> float:
+        adam.zero_grad()
+        (network(x.detach()) - y.detach()).square().mean().backward()
+        adam.step()
+        with torch.no_grad():
+            parts = every_NCTHW.split(options.clips)
+            real = torch.cat([network.embed(part.to(place)).flatten(1) for part in parts]).double()
+        support = network.embed(x).flatten(1).double()
+        kernel = support @ support.T
+        ridge = 1e-6 * kernel.trace() / len(kernel) * torch.eye(len(kernel), dtype=kernel.dtype, device=place)
+        predicted = real @ support.T @ torch.linalg.solve(kernel + ridge, y.double())
+        top = y.topk(2, dim=1).values
+        loss = (predicted - wanted).square().sum(1).mean() - (top[:, 0] - top[:, 1]).clamp(max=1 / classes).mean()
+        torch.autograd.grad(loss, [x, y])
+        return float(loss.detach())
+
+    return step
+
+
 def plain_mtt(x: Tensor, labels: Tensor, expert: Path, options: argparse.Namespace, place: torch.device) -> Step:
     network = Plain(fresh(options)).to(place)
     shapes = {name: weight.shape for name, weight in network.named_parameters()}
@@ -221,26 +259,27 @@ def at_rest() -> int:
 
 
 def measure(case: Case) -> tuple[float, int, float]:
-    """(median seconds an iteration, peak bytes, the last loss); a first iteration is not measured."""
+    """(mean seconds an iteration, peak bytes, the last loss); the iterations before `REUSE` are not measured."""
     options = case.options
     torch.set_num_threads(options.threads)
     place = compute.resolve_device(options.device)
-    precision = compute.resolve_precision(options.precision, place) if case.side == "ours" else "fp32"
+    fp32 = case.side == "plain" or case.method == "mtt"  # both as by default
+    precision = "fp32" if fp32 else compute.resolve_precision(options.precision, place)
     device = Device(place, precision, options.threads)
     clock = time.process_time if options.cpu_time else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
         clips = noise_clips(Path(folder) / "store", options)
         expert = noise_expert(Path(folder) / "expert", options)
-        step = (ours if case.side == "ours" else plain)(case, clips, expert, device)
-        loss, seconds = step(0), []
+        step = (plain if case.side == "plain" else ours)(case, clips, expert, device)
+        loss, seconds = [step(iteration) for iteration in range(REUSE if case.side == "reuse" else 1)][-1], []
         rest = at_rest()
         with Cost() as cost:
-            for iteration in range(1, options.iterations + 1):
+            for iteration in range(options.iterations):
                 begin = clock()
-                loss = step(iteration)  # a float: the device has finished
+                loss = step(REUSE + iteration)  # a float: the device has finished
                 seconds.append(clock() - begin)
     peak = torch.cuda.max_memory_allocated() if place.type == "cuda" else cost.peak_memory_bytes - rest
-    return statistics.median(seconds), peak, loss
+    return statistics.mean(seconds), peak, loss
 
 
 def main() -> None:
@@ -252,7 +291,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=32, help="real clips a class, all in each batch of DM")
     parser.add_argument("--ipc", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10, help="of MTT's student")
-    parser.add_argument("--iterations", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -261,7 +300,8 @@ def main() -> None:
     options = parser.parse_args()
     for method in options.methods:
         found: dict[str, tuple[float, int, float]] = {}
-        for side in ("plain", "ours") * options.rounds:
+        sides = ("plain", "ours", "reuse") if method.startswith("dm") else ("plain", "ours")
+        for side in sides * options.rounds:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 once = pool.apply(measure, (Case(method, side, options),))
             found[side] = min(once, found.get(side, once))

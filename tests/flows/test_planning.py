@@ -116,7 +116,7 @@ def test_twice_the_work_takes_twice_as_long(method: str, once: dict[str, Any], t
 
 @pytest.mark.parametrize("kind", ["teacher", "expert", "block"])
 def test_more_videos_take_longer(kind: str) -> None:
-    few, more = (sum(seconds(jobs_of({"method": "mtt"}, videos=videos), kind)) for videos in (64, 128))
+    few, more = (sum(seconds(jobs_of({"method": "mtt"}, videos=videos), kind)) for videos in (640, 1280))
     assert more == pytest.approx(2 * few, rel=0.1)
 
 
