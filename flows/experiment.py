@@ -161,9 +161,9 @@ def _row_jobs(graph: Graph, experiment: Experiment, table: IndexTable, data: Dat
 
 
 def _network_used(source: MethodSource, cell: Cell, experiment: Experiment) -> str:
-    """The network that a method matches, follows or asks, by its own parameters or as the teacher; empty for none."""
+    """The network that a method matches, follows or asks: its own or the teacher; empty for none."""
     options = checked(source.method.Parameters, cell.options, f"The method {source.name}")
-    own = getattr(options, "network", "") or getattr(getattr(options, "expert", None), "network", "")
+    own = source.method(options).network
     teacher = experiment.teacher.network if "teacher" in source.method.needs else ""
     return fronted(own, experiment.front) if known(own) else own or teacher
 

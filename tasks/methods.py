@@ -254,6 +254,12 @@ class Method(ABC):
         """Whether its clips stand still, so that a network that sees them `centred` sees nothing."""
         return False
 
+    @property
+    def network(self) -> str:
+        """The network of its own that it matches or follows; empty where it has none, or asks the teacher alone."""
+        expert = getattr(self.parameters, "expert", None)
+        return getattr(self.parameters, "network", "") or getattr(expert, "network", "")
+
     @abstractmethod
     def distil(self, material: Material) -> DistilledSet:
         """Distil `material.ipc` clips for each class in `material.labels`."""

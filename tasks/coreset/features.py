@@ -38,6 +38,10 @@ class FeatureCoreset(Method):
     needs = ("teacher",)
     Parameters = FeatureParameters
 
+    @property
+    def network(self) -> str:
+        return "" if self.parameters.features == "teacher" else super().network
+
     @abstractmethod
     def pick(self, emb_ND: NDArray[np.float64], count: int) -> NDArray[np.int64]:
         """Indices of `count` rows of `emb_ND`, in the order of choice."""

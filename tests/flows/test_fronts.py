@@ -36,6 +36,15 @@ def test_a_front_stands_in_the_name_of_every_network() -> None:
     assert [row.method for row in rows if row.ipc is None] == ["teacher", "expert"]
 
 
+def test_a_coreset_is_made_with_the_network_whose_features_it_measures_in() -> None:
+    asked = experiment("herding")
+    cells = [{"method": "herding"}, {"method": "herding", "variant": "r", "options": {"features": "random"}}]
+    asked = with_front(Experiment.model_validate(asked.model_dump() | {"cells": cells}), "centred")
+    rows = ReportParameters.model_validate(list(build(asked, table()).jobs.values())[-1].parameters).rows
+    made = {row.variant: row.network for row in rows if row.method == "herding"}
+    assert made == {"": "centred:r2plus1d_small", "r": "centred:minic3d"}
+
+
 def test_what_stands_still_has_no_row_where_the_student_sees_what_moves() -> None:
     asked = with_front(experiment("static_dc", "random", "sfvd_t", students=["minic3d"]), "centred")
     parameters = ReportParameters.model_validate(list(build(asked, table()).jobs.values())[-1].parameters)
