@@ -73,7 +73,7 @@ def report_job(
     return report(parameters, inputs, label="report")
 
 
-@stage("report", version=12)
+@stage("report", version=13)
 def report(work: Work) -> None:
     parameters = ReportParameters.model_validate(work.job.parameters)
     data = gather(work, parameters)

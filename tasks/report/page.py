@@ -114,7 +114,8 @@ def render_json(data: ReportData) -> dict[str, Any]:
 
 def render_markdown(data: ReportData) -> str:
     """The summary and the tables as GitHub-flavoured markdown."""
-    blocks = [summary(data)]
+    opening, *results = summary(data)
+    blocks = [opening, "\n".join(f"- {result}" for result in results)] if results else [opening]
     blocks += [f"`{data.command}`"] if data.command else []
     for table in tables(data.rows, len(data.classes)):
         blocks.append(f"## {table.title}")

@@ -197,15 +197,17 @@ def duration(seconds: float) -> str:
 # Summary
 
 
-def summary(data: ReportData) -> str:
-    """The result in words, from the rows alone: the best method of each label kind and budget against its Random."""
+def summary(data: ReportData) -> list[str]:
+    """The result in words, from the rows alone: what is counted; all clips and chance; the best of each kind of labels
+    and budget against its Random.
+    """
     if not data.rows:
-        return "No method was scored."
+        return ["No method was scored."]
     first = data.rows[0]
     same = [row for row in data.rows if (row.dataset, row.split, row.protocol, row.student)
             == (first.dataset, first.split, first.protocol, first.student)]  # fmt: skip
     kinds = ([row for row in same if row.labels == kind and not row.whole] for kind in ("hard", "soft", "online"))
-    sentences = [_kind_sentence(rows, data) for rows in kinds if any(not row.is_random for row in rows)]
+    best = [sentence for rows in kinds for sentence in _kind_sentences(rows, data)]
     full = [f"{row_label(row)} reaches {_spread_percent(row)}." for row in same if row.whole]
     scored = "a held-out fifth of the training split" if first.split == "validation" else "the test split"
     opening = (
@@ -214,14 +216,15 @@ def summary(data: ReportData) -> str:
         "in brackets the paired difference from Random under the same recipe, ± half of its 95 % t interval."
     )
     few = f" Fewer than {LEAST_SEEDS} seeds settle nothing." if all(row.seeds < LEAST_SEEDS for row in same) else ""
-    guessing = f" Guessing reaches {percent(1 / len(data.classes))}{NO_BREAK}%." if data.classes else ""
-    return " ".join([opening, *sentences, *full]) + guessing + few
+    guessing = [f"Guessing reaches {percent(1 / len(data.classes))}{NO_BREAK}%."] if data.classes else []
+    whole = " ".join([*full, *guessing])
+    return [opening + few, *([whole] if whole else []), *best]
 
 
-def _kind_sentence(rows: list[Row], data: ReportData) -> str:
+def _kind_sentences(rows: list[Row], data: ReportData) -> list[str]:
     budgets = sorted({(row.ipc or 0, row.kb or 0) for row in rows})
     clauses = [_budget_clause([row for row in rows if (row.ipc or 0, row.kb or 0) == one], data) for one in budgets]
-    return f"With {rows[0].labels} labels, " + "; ".join(clause for clause in clauses if clause) + "."
+    return [f"With {rows[0].labels} labels, {clause}." for clause in clauses if clause]
 
 
 def _budget_clause(rows: list[Row], data: ReportData) -> str:

@@ -411,22 +411,32 @@ def test_a_table_without_random_says_so(page: str) -> None:
 
 
 def test_the_summary_says_the_result_in_words(data: ReportData) -> None:
-    assert tables.summary(data).replace("\N{NO-BREAK SPACE}", " ") == (
-        "Top-1 accuracy on the test split of sprites with the student minic3d_bn, ± the standard deviation over seeds; "
-        "in brackets the paired difference from Random under the same recipe, ± half of its 95 % t interval. "
-        "With hard labels, TSGF reaches 45.0 ± 2.0 % at 1 per class, 1/40 of the clips, "
-        "against 46.0 ± 2.0 % for Random (−1.0 ± 8.3, not settled by 5 seeds); "
-        "TSGF reaches 70.0 ± 2.0 % at 5 per class, 1/8 of the clips, against 55.0 ± 2.0 % for Random (+21.8 ± 6.7). "
-        "With soft labels, TSGF, the best of 3, reaches 62.1 ± 2.0 % at 1 per class, 1/40 of the clips, "
-        "against 40.3 ± 2.0 % for Random (+21.8 ± 6.7). "
-        "With online labels, SFVD reaches 50.0 ± 2.0 % at 1 per class, 1/40 of the clips. "
-        "Full data reaches 93.0 ± 2.0 %. Guessing reaches 25.0 %."
-    )
+    assert [sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in tables.summary(data)] == [
+        (
+            "Top-1 accuracy on the test split of sprites with the student minic3d_bn, "
+            "± the standard deviation over seeds; in brackets the paired difference from Random under the same recipe, "
+            "± half of its 95 % t interval."
+        ),
+        "Full data reaches 93.0 ± 2.0 %. Guessing reaches 25.0 %.",
+        (
+            "With hard labels, TSGF reaches 45.0 ± 2.0 % at 1 per class, 1/40 of the clips, "
+            "against 46.0 ± 2.0 % for Random (−1.0 ± 8.3, not settled by 5 seeds)."
+        ),
+        (
+            "With hard labels, TSGF reaches 70.0 ± 2.0 % at 5 per class, 1/8 of the clips, "
+            "against 55.0 ± 2.0 % for Random (+21.8 ± 6.7)."
+        ),
+        (
+            "With soft labels, TSGF, the best of 3, reaches 62.1 ± 2.0 % at 1 per class, 1/40 of the clips, "
+            "against 40.3 ± 2.0 % for Random (+21.8 ± 6.7)."
+        ),
+        "With online labels, SFVD reaches 50.0 ± 2.0 % at 1 per class, 1/40 of the clips.",
+    ]
 
 
 def test_the_summary_of_a_holdout_does_not_speak_of_the_test_split(data: ReportData) -> None:
     held_out = replace(data, rows=[row.model_copy(update={"split": "validation"}) for row in data.rows])
-    assert tables.summary(held_out).startswith("Top-1 accuracy on a held-out fifth of the training split of sp")
+    assert tables.summary(held_out)[0].startswith("Top-1 accuracy on a held-out fifth of the training split of sp")
 
 
 def test_json_rows_begin_with_the_fields_that_scripts_read(data: ReportData) -> None:
