@@ -22,7 +22,7 @@ from vidistill.tasks.videos.split_lists import LIST_FOLDERS, Lists, Row, Split
 from vidistill.tasks.videos.splits import Entry as Entry  # part of this module's interface, as is Rejected
 from vidistill.tasks.videos.splits import entry_of, move_to_test, split_notes
 
-Layout = Literal["folders", "ucf101", "hmdb51", "csv", "kinetics", "ssv2"]
+Layout = Literal["folders", "ucf101", "hmdb51", "hmdb51_5236", "csv", "kinetics", "ssv2"]
 
 FLIPPED = frozenset({"hmdb51", "kinetics", "miniucf", "ucf101"})  # data sets where a mirrored clip keeps its class
 TEST_FOLDERS = ("test", "val", "validation")  # the first that is there is scored
@@ -32,12 +32,13 @@ HOLDOUT_FRACTION = 0.2
 class IndexParameters(Parameters):
     """How a folder of videos is read.
 
-    `split`: the number of the official split (UCF101, HMDB51). `test_fraction` and `split_seed`: the seeded split of
-    class folders that have none. `holdout`: drop the test split and score on a group-aware fifth of the training split,
-    for every choice of a parameter. `flips`: auto is on for UCF101, MiniUCF, HMDB51 and Kinetics, off for all else.
+    `split`: the number of the official split (UCF101, HMDB51); `hmdb51_5236` trains, as the common benchmark does, on
+    every clip outside of its test list. `test_fraction` and `split_seed`: the seeded split of class folders that have
+    none. `holdout`: drop the test split and score on a group-aware fifth of the training split, for every choice of a
+    parameter. `flips`: auto is on for UCF101, MiniUCF, HMDB51 and Kinetics, off for all else.
     """
 
-    layout: Literal["auto", "folders", "ucf101", "hmdb51", "csv", "kinetics", "ssv2"] = "auto"
+    layout: Literal["auto", "folders", "ucf101", "hmdb51", "hmdb51_5236", "csv", "kinetics", "ssv2"] = "auto"
     split: int = Field(1, ge=1)
     split_seed: int = 0
     test_fraction: float = Field(0.25, gt=0, lt=1)
@@ -126,7 +127,7 @@ def choose_layout(root: Path, parameters: IndexParameters) -> tuple[Layout, list
     fitting = recognised or ["folders"]
     chosen = fitting[0] if parameters.layout == "auto" else parameters.layout
     others = fitting[1:] if parameters.layout == "auto" else []
-    if parameters.split != 1 and chosen not in ("ucf101", "hmdb51"):
+    if parameters.split != 1 and chosen not in ("ucf101", "hmdb51", "hmdb51_5236"):
         raise RequestError(
             f"split {parameters.split} is an official split of UCF101 or HMDB51; {root} is read as {chosen}"
         )
@@ -152,6 +153,7 @@ def read_layout(root: Path, layout: Layout, parameters: IndexParameters, tree: T
     readers: dict[Layout, Callable[[], Lists]] = {
         "ucf101": lambda: split_lists.read_ucf101(folder, parameters.split),
         "hmdb51": lambda: split_lists.read_hmdb51(folder, parameters.split),
+        "hmdb51_5236": lambda: split_lists.read_hmdb51(folder, parameters.split, rest_is_train=True),
         "kinetics": lambda: split_lists.read_kinetics(folder),
         "ssv2": lambda: split_lists.read_ssv2(folder),
         "csv": lambda: split_lists.read_table(folder, _the_table(root)),

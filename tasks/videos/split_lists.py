@@ -116,11 +116,11 @@ def _class_order(root: Path, rows: list[Row]) -> tuple[str, ...]:
     return classes
 
 
-def read_hmdb51(root: Path, split: int) -> Lists:
-    """`<class>_test_splitN.txt`, where 1 is train, 2 is test and 0 is neither."""
+def read_hmdb51(root: Path, split: int, *, rest_is_train: bool = False) -> Lists:
+    """`<class>_test_splitN.txt`: 1 is train, 2 is test and 0 is neither, or train, as the common benchmark has it."""
     found = find_lists(root, "*_test_split*.txt")
     _require_split(found, r".+_test_split(\d+)\.txt", split, "hmdb51", root)
-    sides: dict[str, Split | None] = {"0": None, "1": "train", "2": "test"}
+    sides: dict[str, Split | None] = {"0": "train" if rest_is_train else None, "1": "train", "2": "test"}
     rows = []
     for path in found:
         label, _, number = path.stem.rpartition("_test_split")
@@ -131,11 +131,19 @@ def read_hmdb51(root: Path, split: int) -> Lists:
     return Lists("hmdb51", tuple(rows), unused=f"on neither side of official split {split}")
 
 
+ARCHIVES = {
+    "ucf101": "UCF101TrainTestSplits-RecognitionTask.zip of https://www.crcv.ucf.edu/data/UCF101.php",
+    "hmdb51": "test_train_splits.rar of https://serre.lab.brown.edu/hmdb51.html",
+}
+
+
 def _require_split(paths: list[Path], pattern: str, split: int, layout: str, root: Path) -> None:
     numbers = {int(match[1]) for path in paths if (match := re.fullmatch(pattern, path.name))}
     if not numbers:
         places = ", ".join(folder or "." for folder in LIST_FOLDERS[:4])
-        raise RequestError(f"{root} has no {layout} lists (looked in {places}); put the official split files there")
+        raise RequestError(
+            f"{root} has no {layout} lists (looked in {places}); put the official split files there: {ARCHIVES[layout]}"
+        )
     if split not in numbers:
         raise RequestError(f"{root} has no list for split {split}, only for {', '.join(map(str, sorted(numbers)))}")
 

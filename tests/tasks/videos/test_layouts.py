@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -513,3 +514,81 @@ def test_a_root_that_is_no_folder_says_so(tmp_path):
         read(tmp_path / "a.mp4")
     with pytest.raises(RequestError, match="is a table: for layout ucf101 name its folder"):
         read(write_table(tmp_path / "t.csv", []), layout="ucf101")
+
+
+@pytest.fixture
+def official(data_root):
+    """The real split files, which are no part of the project."""
+    found = data_root.parent / "splits"
+    if not found.is_dir():
+        pytest.skip(f"no official split files at {found}")
+    return found
+
+
+def names_in(path):
+    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize(("split", "train", "test"), [(1, 9537, 3783), (2, 9586, 3734), (3, 9624, 3696)])
+def test_all_of_ucf101_has_its_published_counts(tmp_path, official, split, train, test):
+    lists = official / "ucf101"
+    videos = [name for kind in ("train", "test") for name in names_in(lists / f"{kind}list01.txt")]
+    lay(tmp_path, [f"UCF-101/{video}" for video in videos])
+    shutil.copytree(lists, tmp_path / "ucfTrainTestlist")
+    listing = read(tmp_path, split=split)
+    assert Counter(splits(listing).values()) == {"train": train, "test": test}
+    assert (listing.dataset, len(listing.classes), listing.flips) == ("ucf101", 101, True)
+    groups = {kind: units(listing, kind) for kind in ("train", "test")}
+    assert not set(groups["train"]) & set(groups["test"])
+
+
+def test_all_of_miniucf_has_its_published_counts(tmp_path, official):
+    table = official / "miniucf_splits1.csv"
+    rows = [line.split(",") for line in table.read_text().splitlines()[1:]]
+    lay(tmp_path, [f"UCF-101/{label}/{name}.avi" for name, label, _ in rows])
+    shutil.copy(table, tmp_path)
+    listing = read(tmp_path)
+    assert Counter(splits(listing).values()) == {"train": 4662, "test": 1861}
+    assert (listing.dataset, len(listing.classes), listing.flips) == ("miniucf", 50, True)
+
+
+@pytest.mark.parametrize(("layout", "train"), [("hmdb51", 3570), ("hmdb51_5236", 5236)])
+def test_all_of_hmdb51_has_its_published_counts(tmp_path, official, layout, train):
+    lists = sorted((official / "hmdb51").glob("*_test_split1.txt"))
+    for path in lists:
+        label = path.stem.removesuffix("_test_split1")
+        lay(tmp_path, [f"{label}/{line.rsplit(None, 1)[0]}" for line in path.read_text().splitlines() if line.strip()])
+    shutil.copytree(official / "hmdb51", tmp_path / "splits")
+    listing = read(tmp_path, layout=layout)
+    assert Counter(splits(listing).values()) == {"train": train, "test": 1530}
+    assert (listing.dataset, len(listing.classes), listing.flips) == ("hmdb51", 51, True)
+
+
+def test_missing_videos_of_kinetics_are_counted(tmp_path, official):
+    labels = (official / "labels" / "kinetics400.txt").read_text().splitlines()
+    assert len(labels) == 400
+    rows = [f"{label},{number:03d}{side}abcdefg,{number},{number + 10},{side}" for number, label in enumerate(labels)
+            for side in ("train", "validate")]  # fmt: skip
+    write_table(tmp_path / "kinetics400.csv", rows, header="label,youtube_id,time_start,time_end,split")
+    kept = [f"{side}/{label}/{number:03d}{side}abcdefg_{number:06d}_{number + 10:06d}.mp4"
+            for number, label in enumerate(labels) for side in ("train", "validate")
+            if side == "train" or number % 10]  # fmt: skip
+    lay(tmp_path, kept)
+    listing = read(tmp_path)
+    assert Counter(splits(listing).values()) == {"train": 400, "test": 360}
+    missing = [one for one in listing.rejected if one.outcome == "failed"]
+    assert len(missing) == 40
+    assert all("but not there" in one.reason for one in missing)
+
+
+def test_something_something_takes_its_real_labels(tmp_path, official):
+    labels = (official / "labels" / "ssv2.txt").read_text().splitlines()
+    assert len(labels) == 174
+    numbers = {label: str(number) for number, label in enumerate(labels)}
+    lay(tmp_path, [f"20bn-something-something-v2/{number}.webm" for number in range(348)])
+    record = [{"id": str(number), "template": labels[number % 174]} for number in range(348)]
+    for name, content in (("train", record[:174]), ("validation", record[174:]), ("labels", numbers)):
+        (tmp_path / f"something-something-v2-{name}.json").write_text(json.dumps(content))
+    listing = read(tmp_path)
+    assert (listing.layout, listing.classes, listing.flips) == ("ssv2", tuple(labels), False)
+    assert Counter(splits(listing).values()) == {"train": 174, "test": 174}

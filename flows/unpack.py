@@ -1,0 +1,131 @@
+"""`vidistill unpack`: shards of WebDataset, or a data set of Hugging Face, as the folders that every command reads."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vidistill.storage.errors import RequestError
+
+SUFFIXES = (".mp4", ".mkv", ".avi", ".webm", ".mov", ".m4v", ".mpg", ".mpeg")
+TRAIN, TEST = "train", "test"
+LABELS = ("cls", "txt", "json")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A video: its bytes or where they lie, its suffix, its class, and its side of the split."""
+
+    content: bytes | Path
+    suffix: str
+    label: str
+    split: str
+
+
+def unpack(source: Path, out: Path) -> dict[str, int]:
+    """Write `out/<train|test>/<class>/<number>.<suffix>`; how many videos of each side.
+
+    A side is told from the name of a shard or a split: train, or test, val and validation; what says neither is train.
+
+    Raises:
+        RequestError: the source is neither, a video has no class, or the folder is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RequestError(f"{out} is not an empty folder: name another --out, so that no files are mixed.")
+    shards = sorted(source.rglob("*.tar")) if source.is_dir() else [source]
+    samples = _of_shards(shards) if shards and shards[0].suffix == ".tar" else _of_datasets(source)
+    counts: Counter[str] = Counter()
+    try:
+        for number, sample in enumerate(samples):
+            if not sample.label.strip() or "/" in sample.label or sample.label in (".", ".."):
+                raise RequestError(f"Video {number} of {source} has the class {sample.label!r}, which names no folder.")
+            path = out / sample.split / sample.label / f"{number:06d}{sample.suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(sample.content, Path):
+                shutil.copyfile(sample.content, path)
+            else:
+                path.write_bytes(sample.content)
+            counts[sample.split] += 1
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    if not counts:
+        raise RequestError(f"{source} holds no videos ({', '.join(SUFFIXES)}).")
+    return dict(counts)
+
+
+def _side(name: str) -> str:
+    return TEST if any(word in name.lower() for word in ("test", "val")) else TRAIN
+
+
+def _of_shards(shards: list[Path]) -> Iterator[Sample]:
+    """Members of one name up to its first point are a sample: a video and cls, txt or json for its class."""
+    for shard in shards:
+        try:
+            with tarfile.open(shard) as tar:
+                group: dict[str, bytes] = {}
+                key = ""
+                for member in (member for member in tar if member.isfile()):
+                    folder, _, name = member.name.rpartition("/")
+                    stem, _, suffix = name.partition(".")
+                    if (named := f"{folder}/{stem}") != key:
+                        yield from _sample(group, shard, key)
+                        group, key = {}, named
+                    file = tar.extractfile(member)
+                    group[suffix.lower()] = file.read() if file else b""
+                yield from _sample(group, shard, key)
+        except tarfile.TarError as error:
+            raise RequestError(f"{shard} is no shard of WebDataset: {error}.") from error
+
+
+def _sample(group: dict[str, bytes], shard: Path, key: str) -> Iterator[Sample]:
+    suffix = next((name for name in group if f".{name.rpartition('.')[2]}" in SUFFIXES), None)
+    if suffix is None:
+        return
+    label = next((_label(kind, group[kind]) for kind in LABELS if kind in group), "")
+    if not label:
+        raise RequestError(f"{key} of {shard} has no class: it is looked for in .cls, .txt and .json (class or label).")
+    yield Sample(group[suffix], f".{suffix.rpartition('.')[2]}", label, _side(shard.stem))
+
+
+def _label(kind: str, content: bytes) -> str:
+    if kind != "json":
+        return content.decode().strip()
+    plain: dict[str, Any] = json.loads(content)
+    return str(plain.get("class", plain.get("label", "")))
+
+
+def _of_datasets(source: Path) -> Iterator[Sample]:
+    """Rows of a data set that `save_to_disk` wrote or that `load_dataset` reads, with a column of videos."""
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError as error:
+        raise RequestError(
+            f"{source} holds no .tar of WebDataset, and Hugging Face's datasets is not installed to look further: "
+            "pip install -e '.[readers]' -c constraints.txt."
+        ) from error
+    try:
+        saved = any((source / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
+        found = datasets.load_from_disk(str(source)) if saved else datasets.load_dataset(str(source))
+    except Exception as error:
+        raise RequestError(f"{source} is no data set of Hugging Face: {' '.join(str(error).split())}.") from error
+    splits = found if isinstance(found, dict) else {TRAIN: found}
+    for name, split in splits.items():
+        video = next((key for key, kind in split.features.items() if isinstance(kind, datasets.Video)), None)
+        label = next((key for key in ("class", "label", "labels") if key in split.features), None)
+        if video is None or label is None:
+            raise RequestError(
+                f"{source} needs a column of the feature Video and one named label; it has {split.features}."
+            )
+        names = getattr(split.features[label], "names", None)
+        for row in split.cast_column(video, datasets.Video(decode=False)):
+            place, content = Path(row[video]["path"] or "video.mp4"), row[video]["bytes"]
+            said = names[row[label]] if names else str(row[label])
+            yield Sample(place if content is None else content, place.suffix or ".mp4", said, _side(str(name)))

@@ -1,0 +1,107 @@
+"""WebDataset shards and Hugging Face data sets as inputs: class folders with the very same videos."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from vidistill.flows.unpack import unpack
+from vidistill.storage.errors import RequestError
+from vidistill.tasks.videos.layouts import IndexParameters, list_videos
+
+
+def shard(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_shards_become_class_folders(tmp_path: Path, videos: Path) -> None:
+    real = sorted((videos / "train").rglob("*.mp4"))
+    left, right = (next(path for path in real if path.parent.name == name).read_bytes() for name in ("left", "right"))
+    shard(tmp_path / "shards" / "train-000.tar", {
+        "a/1.cls": b"left\n", "a/1.mp4": left, "a/2.mp4": right, "a/2.json": json.dumps({"class": "right"}).encode(),
+        "a/3.txt": b"nothing to see",
+    })  # fmt: skip
+    shard(tmp_path / "shards" / "val-000.tar", {"1.mp4": right, "1.txt": b"left", "2.MP4": left, "2.txt": b"right"})
+    assert unpack(tmp_path / "shards", tmp_path / "out") == {"train": 2, "test": 2}
+    assert files(tmp_path / "out") == {
+        "train/left/000000.mp4": left, "train/right/000001.mp4": right,
+        "test/left/000002.mp4": right, "test/right/000003.mp4": left,
+    }  # fmt: skip
+    listing = list_videos(tmp_path / "out", IndexParameters())
+    assert (listing.classes, len(listing.entries)) == (("left", "right"), 4)
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"1.mp4": b"x"}, "1 of .* has no class"),
+        ({"1.mp4": b"x", "1.cls": b"../up"}, "names no folder"),
+        ({"1.png": b"x", "1.cls": b"0"}, "holds no videos"),
+    ],
+)
+def test_what_is_no_sample_is_said_and_nothing_is_left(tmp_path: Path, members: dict[str, bytes], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        unpack(shard(tmp_path / "one.tar", members), tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*"))
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(RequestError, match="not an empty folder"):
+        unpack(tmp_path / "one.tar", tmp_path / "out")
+
+
+def test_what_is_no_tar_is_said(tmp_path: Path) -> None:
+    (tmp_path / "one.tar").write_bytes(b"no tar")
+    with pytest.raises(RequestError, match="is no shard of WebDataset"):
+        unpack(tmp_path / "one.tar", tmp_path / "out")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("datasets") is not None, reason="datasets is installed")
+def test_without_datasets_it_says_what_to_install(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"pip install -e '\.\[readers\]'"):
+        unpack(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["saved", "folder"])
+def test_hugging_face_s_data_sets_become_class_folders(
+    tmp_path: Path, videos: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="pip install -e '.[readers]' -c constraints.txt")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    sides = {}
+    for split, name in (("train", "train"), ("validation", "test")):
+        paths = [next((videos / name / label).glob(f"{label}*.mp4")) for label in ("left", "right")]
+        sides[split] = paths
+    if kind == "saved":
+        features = datasets.Features({"clip": datasets.Video(), "label": datasets.ClassLabel(names=["left", "right"])})
+        made = {split: datasets.Dataset.from_dict({"clip": list(map(str, paths)), "label": [0, 1]}, features=features)
+                for split, paths in sides.items()}  # fmt: skip
+        datasets.DatasetDict(made).save_to_disk(tmp_path / "source")
+    else:
+        for split, paths in sides.items():
+            for path in paths:
+                place = tmp_path / "source" / split / path.parent.name / path.name
+                place.parent.mkdir(parents=True)
+                place.write_bytes(path.read_bytes())
+    assert unpack(tmp_path / "source", tmp_path / "out") == {"train": 2, "test": 2}
+    listing = list_videos(tmp_path / "out", IndexParameters())
+    assert listing.classes == ("left", "right")
+    found = files(tmp_path / "out")
+    for split, name in (("train", "train"), ("validation", "test")):
+        for path in sides[split]:
+            [content] = [data for place, data in found.items() if place.startswith(f"{name}/{path.parent.name}/")]
+            assert content == path.read_bytes()
