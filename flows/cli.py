@@ -78,6 +78,9 @@ def run(
 
 @app.command()
 def plan(
+    asked: Annotated[
+        list[str] | None, typer.Argument(metavar="[benchmark PRESET]", help="Plan a benchmark instead of a run.")
+    ] = None,
     data: Data = "", method: Methods = None, ipc: Budgets = None, kb: Kilobytes = None, layout: Layout = None,
     split: Split = None, frames: Frames = None, size: Size = None, students: Students = None, front: Front = None,
     seeds: Seeds = None, protocol: Protocol = None, store: StoreRoot = None, out: Out = Path("vidistill-report"),
@@ -86,8 +89,14 @@ def plan(
 ) -> None:  # fmt: skip
     """Say what `run` would do with the same arguments, why, and about how long it takes. Writes nothing."""
     del out, verbose  # taken, so that any `run` can be made a `plan`
-    from vidistill.flows import commands
+    from vidistill.flows import commands, use
 
+    if asked:
+        if len(asked) != 2 or asked[0] != "benchmark":
+            raise RequestError(f"plan takes options of run, or `benchmark PRESET`; got {' '.join(asked)!r}.")
+        grid = use.grid_of(asked[1], data, {"layout": layout, "split": split}, settings or [])
+        use.plan_benchmark(grid, store, device)
+        return
     request = _request(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, protocol, preset,
                        settings)  # fmt: skip
     commands.plan(request, store, device)

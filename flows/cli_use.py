@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from vidistill.flows.options import Device, Layout, Split, StoreRoot
+from vidistill.flows.options import Device, Layout, Settings, Split, StoreRoot, Verbose
 from vidistill.storage.errors import RequestError
 
 app = typer.Typer()
@@ -44,6 +44,33 @@ def train(
     request = {"source": source, "network": network, "test": test, "index": given, "labels": labels, "seed": seed,
                "student": nested(settings or [])}  # fmt: skip
     use.train(request, store, out, device)
+
+
+@app.command()
+def benchmark(
+    preset: Annotated[str, typer.Argument(help="sprites, ucf101_10, miniucf … (deployments/presets), or a YAML file.")],
+    data: Annotated[str, typer.Option(help="A folder of labelled videos; `sprites` needs none.")] = "",
+    layout: Layout = None, split: Split = None, settings: Settings = None, store: StoreRoot = None,
+    out: Annotated[Path, typer.Option("--out", help="Where the report, benchmark.md and its plots are written.")]
+    = Path("vidistill-benchmark"),
+    device: Device = "auto", verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Run a grid of methods, budgets, students and fronts; what an earlier one has made is not made again."""
+    from vidistill.flows import use
+
+    grid = use.grid_of(preset, data, {"layout": layout, "split": split}, settings or [])
+    use.benchmark(grid, store, out, device, verbose)
+
+
+@app.command()
+def unpack(
+    source: Annotated[Path, typer.Argument(help="Shards of WebDataset (.tar), or a data set of Hugging Face.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write to.")] = Path("videos"),
+) -> None:
+    """Write the videos of WebDataset shards or of a Hugging Face data set as class folders, for every command."""
+    from vidistill.flows import use
+
+    use.unpack(source, out)
 
 
 def nested(settings: list[str]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def run(plain: dict[str, Any], store: str | None, out: Path, device: str, verbos
             distill(experiment, runtime, out)
         except RowsFailed as error:
             failed = error  # the report of the other rows is written
-    _print_table(json.loads((out / "report.json").read_text()))
+    print_table(json.loads((out / "report.json").read_text()))
     if failed:
         raise failed
     console.print(f"\nThe report is [bold]{out / 'report.html'}[/bold]", soft_wrap=True, highlight=False)
@@ -102,10 +102,10 @@ def pool(plain: dict[str, Any], store: str | None, out: Path, device: str, verbo
 
 def plan(plain: dict[str, Any], store: str | None, device: str) -> None:
     """Print what a run would do; nothing is written."""
-    from vidistill.flows.planning import describe
+    from vidistill.flows.planning import describe, plan_of
 
     experiment = checked(Experiment, plain, "The experiment")
-    describe(experiment, runtime_of(store, device), console)
+    describe(plan_of(experiment, runtime_of(store, device)), console)
 
 
 def runtime_of(store: str | None, device: str) -> Runtime:
@@ -162,7 +162,8 @@ def check_places(runtime: Runtime, out: Path) -> None:
         raise RequestError(f"The folder {out} cannot be written ({why}): name another --out.") from error
 
 
-def _print_table(document: dict[str, Any]) -> None:
+def print_table(document: dict[str, Any]) -> None:
+    """A report's rows, a table for each kind of labels."""
     from rich.table import Table
 
     order, fronts = ("hard", "soft", "online"), {row["front"] for row in document["rows"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import flow
@@ -21,6 +22,7 @@ from vidistill.flows.execution import (
 )
 from vidistill.flows.experiment import Graph, build
 from vidistill.flows.fronts import choose_front
+from vidistill.flows.grid import merged
 from vidistill.flows.own import with_own
 from vidistill.flows.parameters import SPRITES, Experiment
 from vidistill.flows.progress import publishing_progress
@@ -49,26 +51,40 @@ def distill(experiment: Experiment, runtime: Runtime | None = None, out: Path | 
     Raises:
         RowsFailed: some rows could not be made; the report of the others is written, and names them.
     """
-    asked = experiment
-    experiment, runtime = with_own(asked, runtime or Runtime(store=default_location()))
+    ref, failed = carry_out([experiment], runtime or Runtime(store=default_location()), out)
+    if failed:
+        raise RowsFailed(failed)
+    return ref
+
+
+def carry_out(asked: Sequence[Experiment], runtime: Runtime, out: Path | None) -> tuple[ArtifactRef, str]:
+    """Make one report of experiments that differ in nothing but their front.
+
+    Returns:
+        The report's artifact, and a sentence on the rows that could not be made, if any.
+    """
+    named = []
+    for one in asked:
+        own, known = with_own(one, runtime)
+        named.append(own)
+        runtime = known.model_copy(update={"networks": runtime.networks | known.networks})
+        rows_of(own)  # a wrong name ends the run before any work
+    experiment = named[0]
     refuse_inside(experiment, runtime)
-    rows_of(experiment)  # a wrong name ends the run before any work
     with publishing_progress():
         if experiment.data == SPRITES:
             run_graph(Graph({(job := sprites_job(experiment.sprites)).ref: job}), runtime)
         runtime = data_runtime(experiment, runtime)
         table = find_videos(experiment, runtime, WORKERS)
-        settled, front = choose_front(experiment, table, runtime)
-        graph = build(settled, table, front, asked)
+        settled = [choose_front(one, table, runtime) for one in named]
+        graph = merged([build(one, table, front, before) for (one, front), before in zip(settled, asked, strict=True)])
         failed = attempt_graph(graph, runtime)
         if failed:
             graph = _rest(graph, failed)
             run_graph(graph, runtime)
     ref = list(graph.jobs)[-1]
     page = publish(ref, runtime, out)
-    if failed:
-        raise RowsFailed(_what_failed(graph, failed, page))
-    return ref
+    return ref, _what_failed(graph, failed, page) if failed else ""
 
 
 def _rest(graph: Graph, failed: Failed) -> Graph:

@@ -109,7 +109,8 @@ def _data_jobs(graph: Graph, experiment: Experiment, table: IndexTable) -> DataR
     train = graph.add(clips_job(index, experiment.decode, "train", train_blocks))
     test = graph.add(clips_job(index, decode, "test", test_blocks, train))
     teacher = teacher_job(train, experiment.teacher)
-    root = None if experiment.data == SPRITES else Path(experiment.data).expanduser()
+    place = Path(experiment.data).expanduser()
+    root = place if experiment.data != SPRITES and place.exists() else None
 
     @cache
     def pool_jobs() -> list[Job]:

@@ -6,17 +6,20 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidistill.flows.estimates import TASK_SECONDS, Estimates, wall_seconds
 from vidistill.flows.execution import WORKERS, data_runtime, find_videos, refuse_inside
-from vidistill.flows.experiment import build
+from vidistill.flows.experiment import Graph, build
 from vidistill.flows.fronts import GraphOf, Request, expected_graph
+from vidistill.flows.grid import Benchmark, experiments, merged
 from vidistill.flows.own import with_own
-from vidistill.flows.parameters import SPRITES, Experiment
+from vidistill.flows.parameters import SPRITES, DataRequest, Experiment
 from vidistill.flows.reasons import Reasons
 from vidistill.storage.opening import open_store
-from vidistill.storage.store import Store
+from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.stage import Job, Runtime
 from vidistill.tasks.videos.index import IndexTable
 from vidistill.tasks.videos.scan import Video
@@ -65,9 +68,8 @@ class Plan:
         return sum(one.bytes for one in self.todo)
 
 
-def describe(experiment: Experiment, runtime: Runtime, console: Console) -> None:
-    """Print the plan of an experiment: counts a stage, reasons, and an estimate of time and disk."""
-    plan = plan_of(experiment, runtime)
+def describe(plan: Plan, console: Console) -> None:
+    """Print a plan: counts a stage, reasons, and an estimate of time and disk."""
     for kind in dict.fromkeys(one.job.stage for one in plan.planned):
         own = [one for one in plan.planned if one.job.stage == kind]
         todo = [one for one in own if not one.cached]
@@ -76,10 +78,11 @@ def describe(experiment: Experiment, runtime: Runtime, console: Console) -> None
         console.print(f"[bold]{kind:12}[/bold] {', '.join(filter(None, [run, done]))}", highlight=False)
         for why, count in Counter(one.why for one in todo).most_common(3):
             console.print(f"{'':13}{count} × {why}", highlight=False, style="dim", soft_wrap=True)
-    said = f"Everything is cached in {runtime.store}."
+    store = plan.runtime.store
+    said = f"Everything is cached in {store}."
     if plan.todo:
         many = f"{len(plan.todo)} of {len(plan.planned)} jobs to run, {WORKERS} at a time"
-        said = f"{many}: about {duration(plan.seconds)} and {plan.bytes / 1e6:.0f} MB in {runtime.store}"
+        said = f"{many}: about {duration(plan.seconds)} and {plan.bytes / 1e6:.0f} MB in {store}"
     console.print(f"\n{said}", highlight=False, soft_wrap=True)
 
 
@@ -99,22 +102,46 @@ def plan_of(experiment: Experiment, runtime: Runtime) -> Plan:
     Raises:
         RequestError: the experiment asks for what is not there.
     """
-    asked = experiment
-    experiment, runtime = with_own(asked, runtime)
-    return plan_data(experiment, runtime, lambda settled, table, front: build(settled, table, front, asked))
+    own, runtime = with_own(experiment, runtime)
+    return plan_data(own, runtime, partial(_built, experiment))
+
+
+def plan_grid(grid: Benchmark, runtime: Runtime) -> Plan:
+    """Every job of a grid; of data that are not there as many videos as the grid expects.
+
+    Raises:
+        RequestError: the grid asks for what is not there.
+    """
+    store, graphs = open_store(runtime.store), []
+    refuse_inside(grid, runtime)
+    unseen = grid.expect if grid.data != SPRITES and not Path(grid.data).expanduser().exists() else None
+    first, table = _videos(grid, runtime, store) if unseen is None else ([], unseen.table())
+    for asked in experiments(grid):
+        own, _ = with_own(asked, runtime)
+        graphs.append(expected_graph(own, table, store, partial(_built, asked)))
+    jobs = {job.ref: job for graph in graphs for job in list(graph.jobs.values())[:-1]}
+    report = list(merged(graphs).jobs.values())[-1]
+    return plan_jobs([*first, *jobs.values(), report], store, runtime)
+
+
+def _built(asked: Experiment, settled: Experiment, table: IndexTable, front: ArtifactRef | None) -> Graph:
+    return build(settled, table, front, asked)
 
 
 def plan_data(request: Request, runtime: Runtime, graph_of: GraphOf[Request]) -> Plan:
     """Every job that is made of a data set, of sprites as they will be where they are not rendered yet."""
-    store, first = open_store(runtime.store), []
-    if request.data == SPRITES:
-        first = [sprites_job(request.sprites)]
-    if first and not store.has(first[0].ref):
-        table = _expected_sprites(request.sprites)
-    else:
-        table = find_videos(request, data_runtime(request, runtime), workers=2)
+    store = open_store(runtime.store)
+    first, table = _videos(request, runtime, store)
     graph = expected_graph(request, table, store, graph_of)
     return plan_jobs([*first, *graph.jobs.values()], store, runtime)
+
+
+def _videos(request: DataRequest, runtime: Runtime, store: Store) -> tuple[list[Job], IndexTable]:
+    """The jobs that make the videos, and their index."""
+    first = [sprites_job(request.sprites)] if request.data == SPRITES else []
+    if first and not store.has(first[0].ref):
+        return first, _expected_sprites(request.sprites)
+    return first, find_videos(request, data_runtime(request, runtime), workers=2)
 
 
 def _expected_sprites(parameters: SpritesParameters) -> IndexTable:

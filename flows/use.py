@@ -1,16 +1,22 @@
-"""What `train` does and says."""
+"""What `train`, `benchmark` and `unpack` do and say."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from vidistill.flows import server
 from vidistill.flows import train as training
-from vidistill.flows.commands import check_places, runtime_of
+from vidistill.flows.commands import check_places, print_table, runtime_of
 from vidistill.flows.display import showing
-from vidistill.flows.parameters import checked
+from vidistill.flows.parameters import PRESETS, checked, load_preset, override
+from vidistill.storage.errors import RequestError, RowsFailed
+
+if TYPE_CHECKING:
+    from vidistill.flows.grid import Benchmark
 
 console = Console(soft_wrap=True, highlight=False)
 
@@ -26,3 +32,62 @@ def train(plain: dict[str, Any], store: str | None, out: Path, device: str) -> N
         f"{facts['top1']:.1%}, top-5 {facts['top5']:.1%} of {facts['test_clips']} test clips"
     )
     console.print(f"Its weights are {out / training.STUDENT}, its facts {out / training.FACTS}")
+
+
+def grid_of(preset: str, data: str, options: dict[str, Any], settings: list[str]) -> Benchmark:
+    """A benchmark by name or file, with what differs from it.
+
+    Raises:
+        RequestError: there is no such preset, or it is no benchmark.
+    """
+    from vidistill.flows.grid import Benchmark
+
+    own = PRESETS / f"benchmark_{preset}.yaml"
+    plain = load_preset(str(own) if own.is_file() else preset)
+    plain |= {"data": data} if data else {}
+    for name in ("layout", "split"):
+        if options.get(name) is not None:
+            plain.setdefault("index", {})[name] = options[name]
+    plain.setdefault("data", Path(preset).stem if plain.get("expect") else None)
+    if plain["data"] is None:
+        raise RequestError("Which videos? Give --data DIR, or --data sprites for the embedded set.")
+    return checked(Benchmark, override(plain, settings, Benchmark), "The benchmark")
+
+
+def benchmark(grid: Benchmark, store: str | None, out: Path, device: str, verbose: bool) -> None:
+    """Run a grid, and say where everything is."""
+    from vidistill.flows.planning import plan_grid
+
+    runtime, failed = runtime_of(store, device), None
+    if grid.expect and not Path(grid.data).expanduser().exists():
+        raise RequestError(f"There are no videos at {grid.data}: give --data DIR, or price it by `vidistill plan`.")
+    with showing(console) as progress:
+        plan = plan_grid(grid, runtime)
+        check_places(runtime, out)
+        progress.expect(plan)
+        server.connect(verbose)
+        from vidistill.flows import benchmark as flow
+
+        try:
+            flow.benchmark(grid, runtime, out)
+        except RowsFailed as error:
+            failed = error  # the report of the other rows is written
+    print_table(json.loads((out / "report.json").read_text()))
+    if failed:
+        raise failed
+    console.print(f"\nScores and plots are in {out / flow.PAGE}, the report is {out / 'report.html'}")
+
+
+def plan_benchmark(grid: Benchmark, store: str | None, device: str) -> None:
+    """Price a grid, even of data that are not there; nothing is written."""
+    from vidistill.flows.planning import describe, plan_grid
+
+    describe(plan_grid(grid, runtime_of(store, device)), console)
+
+
+def unpack(source: Path, out: Path) -> None:
+    """Write class folders, and say what is in them."""
+    from vidistill.flows.unpack import unpack as write
+
+    counts = write(source.expanduser(), out)
+    console.print(f"{', '.join(f'{count} {split} videos' for split, count in counts.items())} in {out}")

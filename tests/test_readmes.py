@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     page: (ROOT / page).read_text()
     for page in (
-        "README.md", "deployments/README.md", "deployments/using.md", "deployments/presets/README.md",
-        "tests/benchmarks/README.md",
+        "README.md", "deployments/README.md", "deployments/data.md", "deployments/using.md",
+        "deployments/presets/README.md", "tests/benchmarks/README.md",
     )
 }  # fmt: skip
 COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
@@ -83,7 +83,9 @@ def test_a_command_line_asks_for_what_there_is(page: str, line: str, asked: list
             }
             return
     command, arguments = COMMANDS[words[0]], words[1:]
-    if command.name in {"run", "plan", "pool", "demo"} and (arguments or command.name == "demo"):
+    if arguments[:1] == ["benchmark"]:
+        assert (ROOT / "deployments" / "presets" / f"benchmark_{arguments[1]}.yaml").is_file()
+    elif command.name in {"run", "plan", "pool", "demo"} and (arguments or command.name == "demo"):
         cli.app(words, standalone_mode=False)
         check(*asked[-1])
     elif arguments:
@@ -140,9 +142,10 @@ def test_every_preset_has_its_place_and_its_command() -> None:
     presets = {path.stem for path in (ROOT / "deployments" / "presets").glob("*.yaml")}
     text = PAGES["deployments/presets/README.md"]
     assert {name for name in presets if f"({name}.yaml)" in text} == presets
-    assert {
-        name for name in presets - {"demo"} if f"--preset {name}`" in text or f"--preset {name} " in text
-    } == presets - {"demo"}
+    grids = {name for name in presets if name.startswith("benchmark_")}
+    commands = {name: f"--preset {name}" for name in presets - grids - {"demo"}}
+    commands |= {name: f"vidistill benchmark {name.removeprefix('benchmark_')}" for name in grids}
+    assert [name for name, said in commands.items() if f"{said}`" not in text and f"{said} " not in text] == []
 
 
 def test_the_methods_of_the_registry_are_in_the_readme() -> None:

@@ -13,7 +13,7 @@ from vidistill.flows.command_line import command_of
 from vidistill.flows.parameters import PRESETS, Experiment, load_preset
 
 PLAIN = {path.stem: load_preset(path.stem) for path in sorted(PRESETS.glob("*.yaml"))}
-EXPERIMENTS = {name: plain for name, plain in PLAIN.items() if "cells" in plain}
+EXPERIMENTS = {name: plain for name, plain in PLAIN.items() if "cells" in plain and not name.startswith("benchmark_")}
 MIXED: dict[str, Any] = {
     "data": "/somebody/data/my videos",
     "cells": [

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from vidistill.flows.grid import Benchmark
 from vidistill.flows.parameters import PRESETS, Experiment, PoolRequest, checked, load_preset
 from vidistill.flows.rows import rows_of
 
 PLAIN = {path.stem: {"data": "videos"} | load_preset(path.stem) for path in sorted(PRESETS.glob("*.yaml"))}
 POOL_FIELDS = PoolRequest.model_fields
+GRIDS = [name for name in PLAIN if name.startswith("benchmark_")]
 
 
 @pytest.mark.parametrize("name", [name for name, plain in PLAIN.items() if "cells" in plain])
 def test_a_preset_is_an_experiment(name: str) -> None:
-    experiment = checked(Experiment, PLAIN[name], name)
+    experiment = checked(Benchmark if name in GRIDS else Experiment, PLAIN[name], name)
     rows = rows_of(experiment)
     for row in rows:
         if row.source is not None:

@@ -1,0 +1,170 @@
+"""Scores of a benchmark against what their definitions give by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+from method_contract import Bench
+
+from vidistill.storage.opening import open_store
+from vidistill.tasks.report.data import Row
+from vidistill.tasks.report.plots import SHAPES, class_gains, series_of, write_plots
+from vidistill.tasks.report.scores import (
+    area,
+    area_table,
+    augmentation_robust,
+    comparable,
+    label_robust,
+    motion_table,
+    moving_halves,
+    normalised,
+    published,
+    published_table,
+    scores_page,
+)
+from vidistill.tasks.stage import run_job
+from vidistill.tasks.videos.motion import motion_job, motion_of
+
+BARE = "crop_scale 1.0"
+
+
+def row(method: str, top1: float, **more: Any) -> Row:
+    facts: dict[str, Any] = {
+        "dataset": "miniucf", "split": "1", "protocol": "vidistill", "recipe": "hard", "method": method, "variant": "",
+        "ipc": 1, "student": "minic3d", "labels": "hard", "top1_mean": top1, "top1_std": 0.01, "top5_mean": 0.9,
+        "auc_mean": 0.5, "f1_mean": 0.5, "bytes": 4000, "seconds": 2.0, "peak_memory_bytes": 1, "flops": 1, "seeds": 3,
+        "artifact": "a", "per_class": [top1, top1, 0.0, 2 * top1], "top1": [top1] * 3,
+    }  # fmt: skip
+    return Row.model_validate(facts | more)
+
+
+SOFT = {"recipe": "soft", "labels": "soft"}
+ROWS = [
+    row("full", 0.6, ipc=None),
+    row("random", 0.10), row("random", 0.2, **SOFT), row("random", 0.05, variant=BARE, training=BARE),
+    row("dm", 0.15, difference_mean=0.05), row("dm", 0.32, difference_mean=0.12, **SOFT),
+    row("dm", 0.09, variant=BARE, training=BARE),
+]  # fmt: skip
+
+
+def test_the_label_robust_score_is_dd_rankings() -> None:
+    alpha = 0.5 * (0.32 - 0.2) - 0.5 * (0.6 - 0.15)
+    expected = 100 * (math.exp(alpha) - math.exp(-1)) / (math.e - math.exp(-1))
+    assert label_robust(ROWS[4], ROWS) == pytest.approx(expected)
+    assert label_robust(ROWS[4], ROWS[1:]) is None  # all clips are missing
+    assert label_robust(ROWS[5], [ROWS[0], ROWS[2], ROWS[5]]) is None  # hard labels are missing
+    assert (normalised(-1), normalised(1)) == (0, 100)
+
+
+def test_the_augmentation_robust_score_is_dd_rankings() -> None:
+    beta = 0.5 * (0.15 - 0.10) + 0.5 * (0.09 - 0.05)
+    assert augmentation_robust(ROWS[4], ROWS) == pytest.approx(normalised(beta))
+    assert augmentation_robust(ROWS[5], ROWS) is None  # its set has no row without crops
+    assert augmentation_robust(ROWS[6], ROWS) is None
+
+
+def test_an_area_is_the_mean_height_over_the_logarithm() -> None:
+    assert area([(1, 0.2), (100, 0.4)]) == pytest.approx(0.3)
+    assert area([(100, 0.4), (1, 0.2), (10, 0.4)]) == pytest.approx((0.3 + 0.4) / 2)
+    xs, ys = [1, 3, 8, 50], [0.1, 0.4, 0.3, 0.9]
+    expected = np.trapezoid(ys, np.log(xs)) / np.log(50)
+    assert area(zip(xs, ys, strict=True)) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="two points"):
+        area([(2, 0.1), (2, 0.3)])
+    larger = row("dm", 0.35, ipc=5, bytes=40000)
+    assert area_table([*ROWS, larger], 4)[1:] == [["DM", "hard", "minic3d", "1.0–10.0", "2", "25.0"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"protocol": "vdsd"}, "yes"),
+        ({}, "another protocol"),
+        ({"protocol": "vdsd", "split": "2"}, "split 2"),
+        ({"protocol": "vdsd", "student": "centred:minic3d"}, "minic3d in the paper"),
+        ({"protocol": "vdsd", "student": "c3d"}, "minic3d in the paper"),
+        ({"protocol": "vdsd", **SOFT}, "hard labels in the paper"),
+        ({"protocol": "vdsd", "variant": "mine"}, "another variant"),
+    ],
+)
+def test_published_numbers_are_compared_with_their_like_alone(changes: dict[str, Any], said: str) -> None:
+    [theirs] = [one for one in published() if (one["dataset"], one["method"], one["ipc"]) == ("miniucf", "dm", "1")]
+    assert comparable(row("dm", 0.15, **changes), theirs) == said
+
+
+def test_published_numbers_stand_beside_ours_with_their_source() -> None:
+    document = {"dataset": {"dataset": "MiniUCF"}}
+    [line] = [line for line in published_table(document, [row("dm", 0.15)]) if line[0] == "DM"]
+    assert line[4:8] == ["15.0", "15.3", "−0.3", "TSGF, Tables 1 and 2"]
+    ssv2 = published_table({"dataset": {"dataset": "ssv2"}}, [row("dm", 0.01, top5_mean=0.04)])
+    assert ssv2[1][4:7] == ["4.0", "3.6", "+0.4"]
+    assert len(published_table({"dataset": {"dataset": "mine"}}, ROWS)) == 1
+    assert {one["metric"] for one in published()} == {"top1", "top5"}
+
+
+def test_classes_are_static_or_dynamic_by_what_moves() -> None:
+    assert moving_halves([3.0, 1.0, 2.0, 9.0]) == ([1, 2], [0, 3])
+    assert moving_halves([3.0, 1.0, 2.0]) == ([1, 2], [0])
+    table = motion_table([row("dm", 0.2)], ["a", "b", "c", "d"], [3.0, 1.0, 2.0, 9.0])
+    assert table[1] == ["DM", "hard", "1", "minic3d", "10.0", "30.0"]
+    assert table[-1][-2:] == ["b, c", "a, d"]
+    assert motion_table([row("dm", 0.2)], ["a"], []) == []
+
+
+def test_motion_is_the_mean_difference_between_frames(bench: Bench) -> None:
+    ref, _ = run_job(motion_job(bench.given.train), bench.runtime)
+    clips_NTHWC = bench.clips.read(range(len(bench.clips))).astype(float)
+    expected = [np.abs(np.diff(clips_NTHWC[bench.clips.labels_N == label], axis=1)).mean() for label in range(3)]
+    assert motion_of(open_store(bench.runtime.store), ref) == pytest.approx(expected)
+
+
+def document(rows: list[Row]) -> dict[str, Any]:
+    return {"title": "vidistill on x", "classes": ["a", "b", "c", "d"], "dataset": {"dataset": "miniucf"}, "failed": [],
+            "notes": ["A note."], "rows": [json.loads(one.model_dump_json()) for one in rows]}  # fmt: skip
+
+
+def test_plots_tell_methods_apart_without_colours(tmp_path: Path) -> None:
+    rows = [
+        *ROWS,
+        *(row(name, 0.1 + 0.01 * n, ipc=5, bytes=9000) for n, name in enumerate(("dm", "mtt", "dc", "idtd"))),
+    ]
+    names = write_plots(document(rows), tmp_path)
+    text = (tmp_path / "bytes-minic3d-hard-labels.svg").read_text()
+    root = ET.fromstring(text)
+    drawn = list(root.iter("{http://www.w3.org/2000/svg}g"))
+    titles = [group[0].text for group in drawn]
+    assert titles == ["Random", "DM", "MTT", "DC", "IDTD"]
+    marks = ["".join(filter(str.isalpha, group[-2].get("d"))) for group in drawn]  # the key's shape
+    assert len(set(marks)) == len(titles) <= len(SHAPES)
+    assert "all clips" in text
+    assert set(names) == {path.name for path in tmp_path.iterdir()}
+    assert not {"red", "blue", "#0", "#f00"} & set(text.split())
+
+
+def test_a_line_goes_through_a_method_s_budgets() -> None:
+    rows = [row("dm", 0.3, ipc=5), row("dm", 0.2, ipc=1), row("random", 0.1, seconds=0.0)]
+    by_ipc = series_of(rows, lambda one: one.ipc or 0)
+    assert [(one.name, [point[0] for point in one.points]) for one in by_ipc] == [("DM", [1, 5]), ("Random", [1])]
+    assert [one.name for one in series_of(rows, lambda one: one.seconds)] == ["DM"]  # a logarithm has no zero
+
+
+def test_gains_are_those_of_the_row_that_leads_random() -> None:
+    words, gains = class_gains(ROWS, ["a", "b", "c", "d"]) or ("", [])
+    assert words.startswith("DM, soft, 1 a class")
+    assert gains[0] == ("d", pytest.approx(0.24))
+    assert gains[-1] == ("c", 0.0)
+    assert class_gains(ROWS[:2], ["a"]) is None
+
+
+def test_a_page_says_what_there_is() -> None:
+    page = scores_page(document(ROWS), ["a.svg"], [1.0, 2.0, 3.0, 4.0])
+    assert "![a.svg](a.svg)" in page
+    assert "| DM | 1 | minic3d | " in page
+    assert page.rstrip().endswith("A note.")
+    assert "Across architectures" not in page  # there is one
