@@ -57,11 +57,11 @@ def _cells(experiment: Experiment) -> list[str]:
 
 
 def _changes(before: BaseModel, after: BaseModel, prefix: str = "") -> list[tuple[str, Any]]:
-    """Dotted names and values of what differs; a part whose defaults are not its class's is said as a whole."""
+    """Dotted names and values of what differs."""
     found: list[tuple[str, Any]] = []
     for name in type(after).model_fields:
         known, value = getattr(before, name), getattr(after, name)
-        if isinstance(value, BaseModel) and isinstance(known, type(value)) and known == type(value)():
+        if isinstance(value, BaseModel) and isinstance(known, type(value)):
             found += _changes(known, value, f"{prefix}{name}.")
         elif value != known:
             found.append((prefix + name, to_jsonable_python(value)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -80,6 +80,11 @@ class DataRequest(Parameters):
     )
     sprites: SpritesParameters = SpritesParameters()
     pool: PoolParameters = PoolParameters()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        return completed(cls, given) if isinstance(given, dict) else given
 
 
 class PoolRequest(DataRequest):
@@ -238,7 +243,7 @@ def checked(model: type[Model], plain: dict[str, Any], where: str) -> Model:
         RequestError: naming the parameter, what it got and what it allows.
     """
     try:
-        return model.model_validate(plain)
+        return model.model_validate(completed(model, plain))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or where
@@ -249,6 +254,19 @@ def checked(model: type[Model], plain: dict[str, Any], where: str) -> Model:
         wanted = WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
         said = f"{name} is {first['input']!r}: {wanted}" if first["loc"] else str(first["ctx"]["error"])
         raise RequestError(f"{where}: {said}.") from error
+
+
+def completed(model: type[BaseModel], plain: dict[str, Any]) -> dict[str, Any]:
+    """With the rest of every part that is given in part: that of the model's default, not of the part's class."""
+    return plain | _parts(plain, {name: field.default for name, field in model.model_fields.items()})
+
+
+def _parts(plain: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: default.model_dump(mode="json") | plain[name] | _parts(plain[name], dict(default))
+        for name, default in defaults.items()
+        if isinstance(default, BaseModel) and isinstance(plain.get(name), dict)
+    }
 
 
 def fronted_networks(model: Model, front: str) -> Model:

@@ -14,6 +14,8 @@ from vidistill.flows.parameters import Experiment, checked, load_preset
 from vidistill.flows.rows import rows_of
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.coded.method import CodedParameters
+from vidistill.tasks.coded.search import SearchParameters
 from vidistill.tasks.report.data import RowPlan
 from vidistill.tasks.report.gather import ReportParameters
 from vidistill.tasks.stage import Job
@@ -132,3 +134,14 @@ def test_soft_labels_and_features_are_asked_for_in_the_precision_that_is_asked_f
     assert {job.parameters["precision"] for job in plain if job.stage == "relabelled"} == {"auto"}
     (herding,) = (job for job in plain if job.parameters.get("method") == "herding")
     assert "precision" not in herding.parameters["options"]
+
+
+def test_a_part_that_is_given_in_part_keeps_the_rest_of_its_default() -> None:
+    given: dict[str, Any] = {"data": "sprites", "cells": [{"method": "random"}]}
+    asked = Experiment.model_validate(given | {"student": {"optimiser": {"lr": 0.1}}})
+    default = Experiment.model_validate(given).student.optimiser
+    assert default.batch_size != type(default)().batch_size
+    assert asked.student.optimiser == default.model_copy(update={"lr": 0.1})
+    search = checked(CodedParameters, {"search": {"student": {"epochs": 2}}}, "coded").search
+    assert search is not None
+    assert search.student.least_steps == SearchParameters().student.least_steps
