@@ -211,7 +211,8 @@ class DistilledBatches:
         every_NTHWC = distilled.clips_NTHWC
         if distilled.others_VNTHWC is not None:
             every_NTHWC = np.concatenate([every_NTHWC, *distilled.others_VNTHWC])
-        self._x_NCTHW = training.to_input(every_NTHWC, table.mean, table.std, device)
+        self._clips_NTHWC = torch.from_numpy(every_NTHWC).to(device.torch_device)
+        self._mean, self._std = table.mean, table.std
         self._recipe, self._order, self._device, self._teacher = recipe, order, device, teacher
         self._flips, self._student = table.flips, student
         if recipe.labels == "soft" or (recipe.labels == "learned" and distilled.logits_NK is not None):
@@ -224,8 +225,11 @@ class DistilledBatches:
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         import torch
 
+        from vidistill.models import compute
+
         rows = torch.from_numpy(self._order.rows(step)).to(self._device.torch_device)
-        x_BCTHW, targets_BK = self._x_NCTHW[self._variants(rows, step)], self._targets_NK[rows]
+        clips_BTHWC, targets_BK = self._clips_NTHWC[self._variants(rows, step)], self._targets_NK[rows]
+        x_BCTHW = compute.normalise(clips_BTHWC, self._mean, self._std)
         random = training.generator(self._order.seed, step, streams.STUDENT_VIEWS)
         if self._teacher is not None and self._recipe.augmentation != "none":
             mix = GuidedMix.model_validate(self._recipe.settings)
@@ -240,7 +244,7 @@ class DistilledBatches:
         """Rows of clips: of each of these instances one of its variants, drawn at random."""
         import torch
 
-        variants = len(self._x_NCTHW) // self._order.n
+        variants = len(self._clips_NTHWC) // self._order.n
         random = training.generator(self._order.seed, step, streams.STUDENT_VARIANTS)
         drawn_B = torch.from_numpy(random.integers(variants, size=len(rows_B))).to(rows_B)
         return rows_B + self._order.n * drawn_B
