@@ -23,7 +23,7 @@ from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.generate.autoencoder import known_by
 from vidistill.tasks.generate.optimising import AdamParameters, fit, write_curve
-from vidistill.tasks.generate.released import read_checkpoint, settled, start_from
+from vidistill.tasks.generate.released import TuningParameters, read_checkpoint, settled, start_from
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.training import Device, Precision, generator
 from vidistill.tasks.stage import Job, Work, stage
@@ -46,7 +46,7 @@ class LatteParameters(Parameters):
     """The transformer and its training.
 
     Published (methods §9): XL, patches of 2, learned sigma, a constant 1e-4, EMA 0.9999, a million steps of 40 clips.
-    The defaults are for small clips on two cores; those of a fine-tuning are the published ones (`released.PUBLISHED`),
+    The defaults are for small clips on two cores; those of a fine-tuning are the published ones (`tuning`),
     and its size, patch and learned variance are the checkpoint's.
     """
 
@@ -64,6 +64,11 @@ class LatteParameters(Parameters):
     )
     label_dropout: float = Field(0.1, ge=0, lt=1, description="Share of clips trained without their label.")
     pretrained: str = Field("", description="A released checkpoint (.pt or .safetensors) to fine-tune from.")
+    tuning: TuningParameters = Field(
+        TuningParameters(),
+        exclude_if=lambda tuning: tuning == TuningParameters(),
+        description="How a checkpoint is fine-tuned: batch, average and rate, as published.",
+    )
     new_labels: bool = Field(True, description="Fine-tune with a new label table; without: the classes are its own.")
     steps: int = Field(6000, ge=0, description="0: the checkpoint as it is.")
     batch_size: int = Field(16, ge=1, description="Clips a step.")
@@ -103,9 +108,11 @@ def latte_job(
     path = Path(parameters.pretrained).expanduser()
     if not path.is_file():
         raise RequestError(f"There is no checkpoint {path}: give the file of a released Latte, such as ucf101.pt.")
-    asked = {name: getattr(parameters, name) for name in parameters.model_fields_set - {"velocity"}}
-    own = settled(asked | {"pretrained": known_by(parameters.pretrained)}, path, classes, channels, side)
-    job = latte(LatteParameters(**own), inputs, label=f"latte {own['size']}")
+    usual = LatteParameters()
+    changed = {name: value for name, value in parameters if value != getattr(usual, name)}
+    own = settled(parameters.tuning, changed, path, classes, channels, side)
+    own |= {"pretrained": known_by(parameters.pretrained), "tuning": usual.tuning, "velocity": False}
+    job = latte(parameters.model_copy(update=own), inputs, label=f"latte {own['size']}")
     return job.model_copy(update={"places": {PLACE: str(path.absolute())}})
 
 

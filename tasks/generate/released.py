@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from pydantic import Field
+
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.generate.optimising import AdamParameters
@@ -15,11 +17,15 @@ if TYPE_CHECKING:
 
     from vidistill.models.latte import Latte
 
-PUBLISHED: dict[str, Any] = {
-    "batch_size": 40, "at_once": 5, "recompute": True, "ema_decay": 0.9999, "adam": AdamParameters(lr=1e-4),
-    "velocity": False,
-}  # fmt: skip
-"""How it is fine-tuned, where the request does not say otherwise; 5 clips are what one of the eight GPUs took."""
+
+class TuningParameters(Parameters):
+    """How a checkpoint is fine-tuned, as published: instead of the values of these names for training from nothing."""
+
+    batch_size: int = Field(40, ge=1, description="Clips a step.")
+    at_once: int | None = Field(5, ge=1, description="Clips that go through at once; published: 5 on each of 8 GPUs.")
+    recompute: bool = Field(True, description="Keep no block's maps and make them again for the gradient.")
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="Of the averaged weights, which generate.")
+    adam: AdamParameters = AdamParameters(lr=1e-4)
 
 
 class Told(Parameters):
@@ -31,11 +37,14 @@ class Told(Parameters):
     channels: int
 
 
-def settled(asked: Mapping[str, Any], path: Path, classes: int, channels: int, side: int) -> dict[str, Any]:
-    """The parameters of a fine-tuning: what the checkpoint says of itself, and what is published.
+def settled(
+    tuning: TuningParameters, changed: Mapping[str, Any], path: Path, classes: int, channels: int, side: int
+) -> dict[str, Any]:
+    """The parameters of a fine-tuning: what the checkpoint says of itself, and how it is tuned.
 
     Args:
-        asked: the parameters that the request names.
+        tuning: how.
+        changed: what the request has otherwise than by default.
         path: the checkpoint.
         classes: of the data.
         channels: of the latents.
@@ -44,19 +53,22 @@ def settled(asked: Mapping[str, Any], path: Path, classes: int, channels: int, s
     Raises:
         RequestError: the checkpoint is no Latte's, or does not fit the request or the data; says in what.
     """
+    for name in TuningParameters.model_fields:
+        if name in changed:
+            raise RequestError(f"latte.{name} is that of training from nothing: set latte.tuning.{name} to fine-tune.")
     state = read_checkpoint(path, shapes=True)
     found = told(state, path)
     own = found.model_dump(include={"size", "patch", "learned_sigma"})
     for name, value in own.items():
-        if asked.get(name, value) != value:
-            raise RequestError(f"The weights {path} have {name}={value}, not {asked[name]}: leave out latte.{name}.")
+        if changed.get(name, value) != value:
+            raise RequestError(f"The weights {path} have {name}={value}, not {changed[name]}: leave out latte.{name}.")
     if found.channels != channels or side % found.patch:
         raise RequestError(
             f"The weights {path} are of latents of {found.channels} channels in patches of {found.patch}, and these "
             f"latents have {channels} channels and a side of {side}: choose another autoencoder or pool.size."
         )
-    _fits(found, state, path, classes, new_labels=bool(asked.get("new_labels", True)))
-    return {**PUBLISHED, **own, **asked}
+    _fits(found, state, path, classes, new_labels=bool(changed.get("new_labels", True)))
+    return own | {name: getattr(tuning, name) for name in TuningParameters.model_fields}
 
 
 def told(state: Mapping[str, Tensor], path: Path) -> Told:

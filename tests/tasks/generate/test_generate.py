@@ -15,6 +15,7 @@ from method_contract import Bench
 from resuming import killed_and_resumed
 from safetensors.torch import load_file
 
+from vidistill.flows.parameters import PoolRequest, checked, override
 from vidistill.models.latte import SIZES, Latte
 from vidistill.storage.errors import RequestError
 from vidistill.storage.pool import open_latent_array
@@ -29,12 +30,15 @@ from vidistill.tasks.generate.autoencoder import (
 )
 from vidistill.tasks.generate.diffusion import LEAK, LatentBatches, LatteParameters, latte_job, load_latte
 from vidistill.tasks.generate.optimising import AdamParameters, averaged
+from vidistill.tasks.generate.released import TuningParameters
 from vidistill.tasks.stage import Job, Runtime, run_job
 
 pytestmark = pytest.mark.usefixtures("tiny_transformer")
 FAST = AdamParameters(lr=3e-3, warmup_steps=2)
 CODEC = AutoencoderParameters(width=8, steps=8, batch_frames=4, adam=FAST, precision="fp32", checkpoint_steps=3)
 LATTE = LatteParameters(steps=8, batch_size=4, adam=FAST, precision="fp32", checkpoint_steps=3)
+
+TUNED = LatteParameters(steps=8, tuning=TuningParameters(batch_size=4, adam=FAST), precision="fp32", checkpoint_steps=3)
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,12 @@ class Made:
     def latte(self, parameters: LatteParameters) -> Job:
         size = {"classes": len(self.bench.clips.classes), "channels": 4, "side": 6}
         return latte_job(self.bench.given.train, self.latents, parameters, **size)
+
+    def asked(self, path: Path, *settings: str) -> Job:
+        """As the command line asks for a fine-tuning."""
+        own = (f"pool.latte.{setting}" for setting in (f"pretrained={path}", *settings))
+        request = checked(PoolRequest, override({"data": "sprites"}, [*own], PoolRequest), "a request")
+        return self.latte(request.pool.latte)
 
     def facts(self, ref: ArtifactRef, name: str) -> Any:
         return json.loads((self.store.folder(ref) / name).read_text())
@@ -208,7 +218,7 @@ def checkpoint(
 
 def test_fine_tuning_starts_from_the_released_weights_and_warns(made: Made, tmp_path: Path) -> None:
     state = checkpoint(tmp_path / "ucf101.pt", classes=101)
-    ref = made.do(made.latte(LATTE.model_copy(update={"pretrained": str(tmp_path / "ucf101.pt"), "steps": 0})))
+    ref = made.do(made.latte(TUNED.model_copy(update={"pretrained": str(tmp_path / "ucf101.pt"), "steps": 0})))
     loaded = load_latte(made.store, ref, made.bench.device).state_dict()
     table = loaded.pop("y_embedder.embedding_table.weight")
     assert all(torch.equal(weight, state[name]) for name, weight in loaded.items())
@@ -222,17 +232,18 @@ def test_a_checkpoint_says_what_it_is_and_is_tuned_as_published(
     made: Made, tmp_path: Path, patch: int, learned_sigma: bool
 ) -> None:
     checkpoint(tmp_path / "ucf101.pt", 101, "mini", patch, learned_sigma=learned_sigma)
-    own = made.latte(LatteParameters(pretrained=str(tmp_path / "ucf101.pt"), steps=7)).parameters
+    own = made.asked(tmp_path / "ucf101.pt", "steps=7").parameters
     assert (own["size"], own["patch"], own["learned_sigma"]) == ("mini", patch, learned_sigma)
     assert (own["batch_size"], own["at_once"], own["recompute"], own["ema_decay"]) == (40, 5, True, 0.9999)
     assert (own["adam"]["lr"], own["adam"]["decay_share"], own["velocity"], own["steps"]) == (1e-4, 0, False, 7)
-    asked = LatteParameters(pretrained=str(tmp_path / "ucf101.pt"), batch_size=8, adam=FAST, size="mini")
-    own = made.latte(asked).parameters
-    assert (own["batch_size"], own["adam"]["lr"], own["ema_decay"]) == (8, 3e-3, 0.9999)
+    changed = "tuning.batch_size=8", "tuning.adam.lr=0.003", "tuning.recompute=false", "size=mini"
+    own = made.asked(tmp_path / "ucf101.pt", *changed).parameters
+    assert (own["batch_size"], own["adam"]["lr"], own["ema_decay"], own["size"]) == (8, 3e-3, 0.9999, "mini")
+    assert not own.keys() & {"tuning", "recompute"}
 
 
 def test_what_is_new_is_in_no_key_unless_it_is_asked_for(made: Made) -> None:
-    assert not made.latte(LatteParameters()).parameters.keys() & {"at_once", "recompute"}
+    assert not made.latte(LatteParameters()).parameters.keys() & {"at_once", "recompute", "tuning"}
 
 
 def test_released_weights_that_do_not_fit_are_a_wrong_request_before_anything_is_made(
@@ -240,12 +251,13 @@ def test_released_weights_that_do_not_fit_are_a_wrong_request_before_anything_is
 ) -> None:
     path = tmp_path / "ucf101.pt"
     checkpoint(path, classes=101)
-    released = LATTE.model_copy(update={"pretrained": str(path)})
+    released = TUNED.model_copy(update={"pretrained": str(path)})
     for changed, said in {
         "new_labels": (False, r"do not fit: .* ← 102×32"),
         "velocity": (True, "predicts the noise"),
         "size": ("XL", r"have size=micro, not XL: leave out latte.size"),
         "patch": (2, r"have patch=1, not 2: leave out latte.patch"),
+        "batch_size": (8, "latte.batch_size is that of training from nothing: set latte.tuning.batch_size"),
     }.items():
         with pytest.raises(RequestError, match=said[1]):
             made.latte(released.model_copy(update={changed: said[0]}))
