@@ -34,7 +34,10 @@ CURVE, TRAJECTORY = "curve.json", "trajectory"
 
 
 class ExpertParameters(Parameters):
-    """VDSD's `buffer.py` (methods §3.2): plain SGD, no momentum, no decay, no augmentation but the data set's flips."""
+    """VDSD's `buffer.py` (methods §3.2): plain SGD, no momentum, no decay, no augmentation but the data set's flips.
+
+    There each batch is standardised by itself; here clips are, by the data set's statistics, as in every other stage.
+    """
 
     network: str = Field("r2plus1d_small_in", description="Published: minic3d.")
     epochs: int | None = Field(None, ge=1, description="By default as many as are read (published: 50).")
