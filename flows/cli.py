@@ -22,6 +22,7 @@ from vidistill.flows.options import (
     Out,
     Preset,
     Protocol,
+    Runner,
     Seeds,
     Settings,
     Size,
@@ -66,14 +67,14 @@ def run(
     split: Split = None, frames: Frames = None, size: Size = None, students: Students = None, front: Front = None,
     seeds: Seeds = None, protocol: Protocol = None, store: StoreRoot = None, out: Out = Path("vidistill-report"),
     preset: Preset = None, settings: Settings = None,
-    device: Device = "auto", verbose: Verbose = False,
+    device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Distil, score and report. What an earlier run has made is not made again."""
     from vidistill.flows import commands
 
     request = _request(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, protocol, preset,
                        settings)  # fmt: skip
-    commands.run(request, store, out, device, verbose)
+    commands.run(request, store, out, device, runner, verbose)
 
 
 @app.command()
@@ -85,7 +86,7 @@ def plan(
     split: Split = None, frames: Frames = None, size: Size = None, students: Students = None, front: Front = None,
     seeds: Seeds = None, protocol: Protocol = None, store: StoreRoot = None, out: Out = Path("vidistill-report"),
     preset: Preset = None, settings: Settings = None,
-    device: Device = "auto", verbose: Verbose = False,
+    device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Say what `run` would do with the same arguments, why, and about how long it takes. Writes nothing."""
     del out, verbose  # taken, so that any `run` can be made a `plan`
@@ -99,15 +100,17 @@ def plan(
         return
     request = _request(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, protocol, preset,
                        settings)  # fmt: skip
-    commands.plan(request, store, device)
+    commands.plan(request, store, device, runner)
 
 
 @app.command()
-def demo(store: StoreRoot = None, out: Out = Path("vidistill-demo"), verbose: Verbose = False) -> None:
+def demo(
+    store: StoreRoot = None, out: Out = Path("vidistill-demo"), runner: Runner = "threads", verbose: Verbose = False
+) -> None:
     """Render sprites, distil them by TSGF and Random, score both, and name the report. Minutes on two cores."""
     from vidistill.flows import commands
 
-    commands.run(commands.request_of(preset="demo"), store, out, "auto", verbose)
+    commands.run(commands.request_of(preset="demo"), store, out, "auto", runner, verbose)
 
 
 @app.command()
@@ -118,7 +121,7 @@ def pool(
     preset: Preset = None, settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any parameter: pool.sampler.steps=50, pool.latte.size=S.")
     ] = None, out: Annotated[Path, typer.Option("--out", help="Where its quality and contact sheet are written.")]
-    = Path("vidistill-pool"), device: Device = "auto", verbose: Verbose = False,
+    = Path("vidistill-pool"), device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Train a generator on a data set and generate clips from it; more clips of the same one are added."""
     from vidistill.flows import commands
@@ -128,7 +131,7 @@ def pool(
         "decode": {"frames": frames, "size": size},
         "pool": {"clips_a_class": clips},
     }
-    commands.pool(commands.pool_request_of(preset, data, nested, settings or []), store, out, device, verbose)
+    commands.pool(commands.pool_request_of(preset, data, nested, settings or []), store, out, device, runner, verbose)
 
 
 @app.command()
@@ -155,7 +158,7 @@ def report(
 
 @app.command()
 def export(
-    key: Annotated[str, typer.Argument(help="A distilled set's key, or its first letters (see the report).")],
+    key: Annotated[str, typer.Argument(help="A distilled set's key, its first letters, or a name such as latest.")],
     store: StoreRoot = None, out: Annotated[Path, typer.Option("--out", help="The folder to write to.")] = Path("set"),
     fps: Annotated[int, typer.Option(min=1, help="Frames a second of the files.")] = 8,
     kind: Annotated[

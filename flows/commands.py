@@ -11,6 +11,7 @@ from rich.console import Console
 from vidistill.flows import server
 from vidistill.flows.display import showing
 from vidistill.flows.parameters import SPRITES, Experiment, PoolRequest, checked, load_preset, override
+from vidistill.flows.runners import check_runner
 from vidistill.models import parted
 from vidistill.storage.errors import RequestError, RowsFailed
 from vidistill.storage.opening import default_location, open_store
@@ -23,7 +24,7 @@ console = Console()
 def request_of(
     preset: str | None,
     named: dict[str, Any] | None = None,
-    nested: dict[str, dict[str, Any]] | None = None,
+    nested: dict[str, Any] | None = None,
     settings: list[str] | None = None,
 ) -> dict[str, Any]:
     """Plain parameters of an experiment: preset, then named options, then settings.
@@ -37,9 +38,7 @@ def request_of(
     return override(plain, settings or [])
 
 
-def pool_request_of(
-    preset: str | None, data: str, nested: dict[str, dict[str, Any]], settings: list[str]
-) -> dict[str, Any]:
+def pool_request_of(preset: str | None, data: str, nested: dict[str, Any], settings: list[str]) -> dict[str, Any]:
     """Plain parameters of a pool: preset, then named options, then settings.
 
     Raises:
@@ -48,28 +47,37 @@ def pool_request_of(
     return override(_gathered(preset, {"data": data or None}, nested), settings, PoolRequest)
 
 
-def _gathered(preset: str | None, named: dict[str, Any], nested: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    plain = load_preset(preset) if preset else {}
-    plain |= {name: value for name, value in named.items() if value is not None}
-    for group, values in nested.items():
-        given = {name: value for name, value in values.items() if value is not None}
-        if given:
-            plain[group] = plain.get(group, {}) | given
+def _gathered(preset: str | None, named: dict[str, Any], nested: dict[str, Any]) -> dict[str, Any]:
+    plain = merged(merged(load_preset(preset) if preset else {}, named), nested)
     if not plain.get("data"):
         raise RequestError("Which videos? Give --data DIR, or --data sprites for the embedded set.")
     return plain
 
 
-def run(plain: dict[str, Any], store: str | None, out: Path, device: str, verbose: bool) -> None:
+def merged(plain: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """`more` on top of `plain`, group by group; None says nothing."""
+    made = dict(plain)
+    for name, value in more.items():
+        known = made.get(name)
+        if isinstance(value, dict) and (value := merged(known if isinstance(known, dict) else {}, value)) == {}:
+            continue
+        if value is not None:
+            made[name] = value
+    return made
+
+
+def run(plain: dict[str, Any], store: str | None, out: Path, device: str, runner: str, verbose: bool) -> None:
     """Run the flow under Prefect: the server that PREFECT_API_URL names, or one of its own for the time of the run."""
     from vidistill.flows.planning import check
 
     experiment = checked(Experiment, plain, "The experiment")
-    runtime, failed = runtime_of(store, device), None
+    runtime, failed = runtime_of(store, device, runner), None
     with showing(console) as progress:
         plan = check(experiment, runtime)
         check_places(runtime, out)
         progress.expect(plan)
+        if not plan.todo:  # no engine is started for what is there
+            runtime = runtime.model_copy(update={"runner": "threads"})
         server.connect(verbose)
         from vidistill.flows.distill import distill
 
@@ -83,12 +91,12 @@ def run(plain: dict[str, Any], store: str | None, out: Path, device: str, verbos
     console.print(f"\nThe report is [bold]{out / 'report.html'}[/bold]", soft_wrap=True, highlight=False)
 
 
-def pool(plain: dict[str, Any], store: str | None, out: Path, device: str, verbose: bool) -> None:
+def pool(plain: dict[str, Any], store: str | None, out: Path, device: str, runner: str, verbose: bool) -> None:
     """Run the flow `pool` and print what is known of the pool."""
     from rich.markdown import Markdown
 
     request = checked(PoolRequest, plain, "The pool")
-    runtime = runtime_of(store, device)
+    runtime = runtime_of(store, device, runner)
     check_places(runtime, out)
     with showing(console) as progress:
         server.connect(verbose)
@@ -100,21 +108,23 @@ def pool(plain: dict[str, Any], store: str | None, out: Path, device: str, verbo
     console.print(f"\nThe contact sheet is [bold]{out / 'sheet.png'}[/bold]", soft_wrap=True, highlight=False)
 
 
-def plan(plain: dict[str, Any], store: str | None, device: str) -> None:
+def plan(plain: dict[str, Any], store: str | None, device: str, runner: str) -> None:
     """Print what a run would do; nothing is written."""
     from vidistill.flows.planning import describe, plan_of
 
     experiment = checked(Experiment, plain, "The experiment")
-    describe(plan_of(experiment, runtime_of(store, device)), console)
+    describe(plan_of(experiment, runtime_of(store, device, runner)), console)
 
 
-def runtime_of(store: str | None, device: str) -> Runtime:
+def runtime_of(store: str | None, device: str, runner: str = "threads") -> Runtime:
     """Where to run.
 
     Raises:
-        RequestError: there is no such device here.
+        RequestError: there is no such device or runner here.
     """
-    runtime = checked(Runtime, {"store": store or default_location(), "device": device}, "--device")
+    given = {"store": store or default_location(), "device": device, "runner": runner}
+    runtime = checked(Runtime, given, "Where to run")
+    check_runner(runner)
     if runtime.device == "cuda":
         from vidistill.models.compute import resolve_device
 

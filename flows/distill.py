@@ -8,10 +8,8 @@ from pathlib import Path
 
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from vidistill.flows.execution import (
-    WORKERS,
     attempt_graph,
     data_runtime,
     find_videos,
@@ -25,8 +23,8 @@ from vidistill.flows.fronts import choose_front
 from vidistill.flows.grid import merged
 from vidistill.flows.own import with_own
 from vidistill.flows.parameters import SPRITES, Experiment
-from vidistill.flows.progress import publishing_progress
 from vidistill.flows.rows import rows_of
+from vidistill.flows.runners import WORKERS, jobs_done_by
 from vidistill.flows.salvage import Failed, salvaged
 from vidistill.storage.errors import RequestError, RowsFailed, StoreError
 from vidistill.storage.opening import default_location, open_store
@@ -36,7 +34,7 @@ from vidistill.tasks.stage import Runtime
 from vidistill.tasks.videos.sprites_stage import sprites_job
 
 
-@flow(name="distill", task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))  # type: ignore[arg-type]
+@flow(name="distill")
 def distill(experiment: Experiment, runtime: Runtime | None = None, out: Path | None = None) -> ArtifactRef:
     """Distil a labelled video data set by one or several methods, score the sets and write a report.
 
@@ -71,7 +69,7 @@ def carry_out(asked: Sequence[Experiment], runtime: Runtime, out: Path | None) -
         rows_of(own)  # a wrong name ends the run before any work
     experiment = named[0]
     refuse_inside(experiment, runtime)
-    with publishing_progress():
+    with jobs_done_by(runtime):
         if experiment.data == SPRITES:
             run_graph(Graph({(job := sprites_job(experiment.sprites)).ref: job}), runtime)
         runtime = data_runtime(experiment, runtime)

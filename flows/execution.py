@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from vidistill.flows.experiment import Graph
 from vidistill.flows.parameters import SPRITES, DataRequest
+from vidistill.flows.runners import submit
 from vidistill.storage.errors import RequestError, RunError, Stopped, VidistillError
 from vidistill.storage.leases import leased
 from vidistill.storage.opening import open_store
-from vidistill.storage.provenance import cores
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks.stage import Job, Runtime, prefect_task, start_jobs, stop_jobs
+from vidistill.tasks.running.stopping import start_jobs, stop_jobs
+from vidistill.tasks.stage import Job, Runtime
 from vidistill.tasks.videos.index import IndexTable, survey
 from vidistill.tasks.videos.sprites_stage import sprites_job
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from prefect.futures import PrefectFuture
 
 log = logging.getLogger("vidistill")
-WORKERS = cores()
-"""Jobs that a flow runs at a time."""
 
 
 def data_runtime(experiment: DataRequest, runtime: Runtime) -> Runtime:
@@ -126,8 +125,7 @@ def _attempt(graph: Graph, runtime: Runtime) -> dict[ArtifactRef, VidistillError
     with _stopping_jobs_on(signal.SIGINT, signal.SIGTERM):
         while (ready := order.get_ready()) or running:
             for ref in ready:
-                task, inputs = prefect_task(graph.jobs[ref].stage), [submitted[need] for need in needed[ref]]
-                submitted[ref] = task.submit(graph.jobs[ref], runtime, return_state=False, wait_for=inputs)
+                submitted[ref] = submit(graph.jobs[ref], runtime, [submitted[need] for need in needed[ref]])
                 running[submitted[ref]] = ref
                 submitted[ref].add_done_callback(ended.put)
             future = ended.get()

@@ -52,6 +52,10 @@ Settings = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Runner = Annotated[
+    str,
+    typer.Option(help="Who does the jobs: threads, processes, dask, ray; dask:ADDRESS and ray:ADDRESS of a cluster."),
+]
 Front = Annotated[
     str | None,
     typer.Option(

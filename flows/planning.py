@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidistill.flows.estimates import TASK_SECONDS, Estimates, wall_seconds
-from vidistill.flows.execution import WORKERS, data_runtime, find_videos, refuse_inside
+from vidistill.flows.execution import data_runtime, find_videos, refuse_inside
 from vidistill.flows.experiment import Graph, build
 from vidistill.flows.fronts import GraphOf, Request, expected_graph
 from vidistill.flows.grid import Benchmark, experiments, merged
 from vidistill.flows.own import with_own
 from vidistill.flows.parameters import SPRITES, DataRequest, Experiment
 from vidistill.flows.reasons import Reasons
+from vidistill.flows.runners import WORKERS
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.stage import Job, Runtime

@@ -7,15 +7,14 @@ from pathlib import Path
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.task_runners import ThreadPoolTaskRunner
 
-from vidistill.flows.execution import WORKERS, data_runtime, find_videos, refuse_inside, run_graph
+from vidistill.flows.execution import data_runtime, find_videos, refuse_inside, run_graph
 from vidistill.flows.experiment import Graph
 from vidistill.flows.fronts import choose_front
 from vidistill.flows.own import with_own
 from vidistill.flows.parameters import SPRITES, PoolRequest
 from vidistill.flows.planning import Plan, plan_data
-from vidistill.flows.progress import publishing_progress
+from vidistill.flows.runners import WORKERS, jobs_done_by
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef, Store
@@ -31,7 +30,7 @@ from vidistill.tasks.videos.index import IndexTable, index_job
 from vidistill.tasks.videos.sprites_stage import sprites_job
 
 
-@flow(name="pool", task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))  # type: ignore[arg-type]
+@flow(name="pool")
 def pool(request: PoolRequest, runtime: Runtime | None = None, out: Path | None = None) -> ArtifactRef:
     """Generate a pool of clips of a labelled video data set, or the part of it that the store lacks.
 
@@ -45,7 +44,7 @@ def pool(request: PoolRequest, runtime: Runtime | None = None, out: Path | None 
     """
     request, runtime = with_own(request, runtime or Runtime(store=default_location()))
     refuse_inside(request, runtime)
-    with publishing_progress():
+    with jobs_done_by(runtime):
         if request.data == SPRITES:
             run_graph(Graph({(job := sprites_job(request.sprites)).ref: job}), runtime)
         runtime = data_runtime(request, runtime)

@@ -1,58 +1,22 @@
-"""Where a run stands: what the Prefect UI shows of long stages, and the course that a terminal or a log shows."""
+"""Where a run stands: the course that a terminal or a log shows."""
 
 from __future__ import annotations
 
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from uuid import UUID
 
 from vidistill.flows.estimates import TASK_SECONDS, wall_seconds
-from vidistill.flows.execution import WORKERS
 from vidistill.flows.planning import Plan, duration
+from vidistill.flows.runners import WORKERS
 from vidistill.models import FRONT_NAMES
-from vidistill.tasks.stage import Event, Job, listening
+from vidistill.tasks.stage import Event, Job
 
-INTERVAL_SECONDS = 3.0
 FRONT = re.compile(rf"\b(?:{'|'.join(map(re.escape, FRONT_NAMES))}):")
 OBSERVED = 0.1
 """From which share of a job on its own pace says how long it takes."""
-
-
-@contextmanager
-def publishing_progress() -> Iterator[None]:
-    """While open, jobs of this process that take longer than a few seconds show their progress in the UI."""
-    with listening(_Publisher()):
-        yield
-
-
-class _Publisher:
-    def __init__(self) -> None:
-        self._artifacts: dict[str, UUID] = {}
-        self._shown: dict[str, float] = {}
-
-    def __call__(self, label: str, done: int, total: int, note: str) -> None:
-        from prefect.artifacts import create_progress_artifact, update_progress_artifact
-        from prefect.context import TaskRunContext
-
-        if TaskRunContext.get() is None:
-            return
-        now = time.monotonic()
-        last = self._shown.setdefault(label, now)
-        finished = done == total and label in self._artifacts
-        if now - last < INTERVAL_SECONDS and not finished:
-            return
-        self._shown[label] = now
-        percent = 100.0 * done / max(1, total)
-        if label in self._artifacts:
-            update_progress_artifact(self._artifacts[label], progress=percent)
-        else:
-            key = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
-            made = create_progress_artifact(progress=percent, key=key, description=note or label)
-            self._artifacts[label] = made  # type: ignore[assignment]
 
 
 @dataclass

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from vidistill.flows.execution import WORKERS
 from vidistill.flows.housekeeping import existing, set_of
 from vidistill.flows.parameters import checked
+from vidistill.flows.runners import WORKERS
 from vidistill.models import NETWORKS, known
 from vidistill.storage.clips import Clips, ClipTable
 from vidistill.storage.distilled import DistilledSet

@@ -31,6 +31,10 @@ class NotMade(StoreError):
     """An artifact could not be made, because the store could not be read or written."""
 
 
+class StoreUnreachable(StoreError):
+    """The store did not answer, or not with what it has: that may pass."""
+
+
 class ArtifactNotFound(RunError, FileNotFoundError):
     """No such artifact is in the store."""
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from logging import getLogger
 from typing import Any, TypeVar
 
-from vidistill.storage.errors import StoreError
+from vidistill.storage.errors import StoreError, StoreUnreachable
 
 WAITS_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Before the second, third … try; a store that has never answered is tried twice."""
@@ -110,7 +110,8 @@ class Objects:
 
     def _unreachable(self, error: Exception, tries: int) -> StoreError:
         often = f", after {tries} tries" if tries > 1 else ""
-        return StoreError(
+        kind = StoreUnreachable if passing(error) else StoreError
+        return kind(
             f"The store {self.url} cannot be reached ({told(error)}{often}): "
             "check its address, the endpoint and your access."
         )

@@ -7,15 +7,13 @@ alone decides what is cached; Prefect only shows it.
 from __future__ import annotations
 
 import importlib
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from vidistill.storage.errors import ArtifactDamaged, Stopped
 from vidistill.storage.keys import digest
@@ -24,12 +22,21 @@ from vidistill.storage.opening import open_store
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.provenance import commit, cores, machine, versions
 from vidistill.storage.store import CHECKPOINT, ArtifactRef, Attempt, Manifest, Store
+from vidistill.tasks.running.places import gpu_taken, threads_taken
+from vidistill.tasks.running.stopping import go_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from prefect import Task
-    from prefect.client.schemas.objects import State
+
+RUNNERS = ("threads", "processes", "dask", "ray")
+
+
+def known_runner(runner: str) -> str:
+    kind, colon, address = runner.partition(":")
+    if kind not in RUNNERS or (colon and (kind in RUNNERS[:2] or not address)):
+        raise ValueError(f"choose threads, processes, dask, ray, dask:ADDRESS or ray:ADDRESS, not {runner!r}")
+    return runner
 
 
 class Runtime(Parameters):
@@ -44,6 +51,10 @@ class Runtime(Parameters):
     )
     networks: dict[str, str] = Field(default_factory=dict, description="Where users' networks and fronts are, by name.")
     timeout_seconds: float = Field(default=60.0, gt=0, description="Time limit for decoding one video.")
+    runner: Annotated[str, AfterValidator(known_runner)] = Field(
+        default="threads", description="Who does the jobs: threads, processes, dask[:ADDRESS] or ray[:ADDRESS]."
+    )
+    gpu_jobs: int = Field(default=1, ge=1, description="Jobs at a time on one GPU.")
 
 
 class Job(Parameters):
@@ -195,25 +206,35 @@ def run_job(job: Job, runtime: Runtime) -> tuple[ArtifactRef, bool]:
     """
     store = open_store(runtime.store)
     if store.has(job.ref):
-        _tell(job, "cached")
+        tell(job, "cached")
         return job.ref, True
     declared = stage_of(job)
     with store.writing(job.manifest) as attempt:
         if attempt is None:
-            _tell(job, "cached")
+            tell(job, "cached")
             return job.ref, True
         check_inputs(job, store)
         work = Work(job, runtime, store, attempt)
-        with _threads.taken(work.threads, runtime.threads):
-            if work.threads:
-                importlib.import_module("torch")  # which takes seconds: they are not those of the first job
-            with _told(job), Cost() as cost:
-                declared.function(work)
+        with taken(work), _told(job), Cost() as cost:
+            declared.function(work)
         attempt.note(seconds=round(cost.seconds, 3), peak_memory_bytes=cost.peak_memory_bytes)
         work.record(versions=versions(), commit=commit(), machine=machine())
     for ref in work._checkpoints():  # noqa: SLF001
         store.discard(ref)
     return job.ref, False
+
+
+@contextmanager
+def taken(work: Work) -> Iterator[None]:
+    """Hold the threads that a job's networks run on, and a place on a GPU where they run on one."""
+    runtime = work.runtime
+    with threads_taken(work.threads, runtime.threads):
+        if not work.threads:
+            yield
+            return
+        importlib.import_module("torch")  # which takes seconds: they are not those of the first job
+        with gpu_taken(runtime.device, runtime.gpu_jobs):
+            yield
 
 
 def check_inputs(job: Job, store: Store) -> None:
@@ -228,53 +249,6 @@ def check_inputs(job: Job, store: Store) -> None:
             raise ArtifactDamaged(f"{ref}, which {job.ref} needs, is damaged ({problem}): run again to rebuild it.")
 
 
-class _Threads:
-    """The threads that networks of this process have taken."""
-
-    def __init__(self) -> None:
-        self._taken = 0
-        self._changed = threading.Condition()
-        self._next = threading.Lock()  # held by whoever waits: a job of all threads is not overtaken by jobs of one
-
-    @contextmanager
-    def taken(self, count: int, limit: int) -> Iterator[None]:
-        """Wait until `count` of `limit` threads are free, and hold them; those that ask for none do not wait."""
-        if not count:
-            yield
-            return
-        with self._next, self._changed:
-            self._changed.wait_for(lambda: self._taken + count <= limit or self._taken == 0 or _stopping.is_set())
-            go_on()
-            self._taken += count
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._taken -= count
-                self._changed.notify_all()
-
-
-_threads = _Threads()
-
-
-@cache
-def prefect_task(kind: str) -> Task[[Job, Runtime], Any]:
-    """The Prefect task of a stage: named for what it does, never cached by Prefect itself."""
-    from prefect import task
-    from prefect.cache_policies import NO_CACHE
-
-    return task(name=kind, task_run_name="{job.label}", cache_policy=NO_CACHE, persist_result=False)(perform)
-
-
-def perform(job: Job, runtime: Runtime) -> ArtifactRef | State[ArtifactRef]:
-    """A task's body: the artifact's name, in a state called Cached where nothing had to be done."""
-    from prefect.states import Completed
-
-    go_on()
-    ref, cached = run_job(job, runtime)
-    return Completed(name="Cached", data=ref) if cached else ref
-
-
 ProgressListener = Callable[[str, int, int, str], None]
 _listeners: list[ProgressListener] = []
 Event = Literal["began", "made", "cached", "failed", "stopped"]
@@ -282,27 +256,17 @@ Watcher = Callable[[Job, Event], None]
 _watchers: list[Watcher] = []
 
 
-_stopping = threading.Event()
-
-
-def stop_jobs() -> None:
-    """Every job of this process ends at its next progress report; what it had checkpointed stays."""
-    _stopping.set()
-
-
-def start_jobs() -> None:
-    """Undo `stop_jobs`."""
-    _stopping.clear()
-
-
-def go_on() -> None:
-    """Raises Stopped where jobs are to stop."""
-    if _stopping.is_set():
-        raise Stopped("The run was stopped: run the same command again to go on from here.")
-
-
 def report_progress(label: str, done: int, total: int, note: str = "") -> None:
+    """Tell how far a job is.
+
+    Raises:
+        Stopped: it is to go no further.
+    """
     go_on()
+    tell_progress(label, done, total, note)
+
+
+def tell_progress(label: str, done: int, total: int, note: str) -> None:
     for listener in _listeners:
         listener(label, done, total, note)
 
@@ -327,17 +291,17 @@ def watching(watcher: Watcher) -> Iterator[None]:
         _watchers.remove(watcher)
 
 
-def _tell(job: Job, event: Event) -> None:
+def tell(job: Job, event: Event) -> None:
     for watcher in _watchers:
         watcher(job, event)
 
 
 @contextmanager
 def _told(job: Job) -> Iterator[None]:
-    _tell(job, "began")
+    tell(job, "began")
     try:
         yield
     except BaseException as error:
-        _tell(job, "stopped" if isinstance(error, Stopped) else "failed")
+        tell(job, "stopped" if isinstance(error, Stopped) else "failed")
         raise
-    _tell(job, "made")
+    tell(job, "made")

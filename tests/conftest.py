@@ -33,7 +33,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; the processes that tests start inherit it
 
 sys.path.append(str(Path(__file__).resolve().parent))  # what tests share lies in tests/ itself
-pytest.register_assert_rewrite("deployed", "flow_running", "method_contract")
+pytest.register_assert_rewrite("deployed", "flow_running", "method_contract", "terminals")
 pytest_plugins = ["faults", "object_storage", "stumbling"]
 
 from flow_running import BIN, background, environment  # noqa: E402

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from method_contract import Bench, build_bench, sprite_videos
+from terminals import Terminal
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +22,16 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bench(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Bench:
     """Decoded clips and a teacher, for methods."""
     return build_bench(videos, tmp_path_factory)
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
+    opened: list[Terminal] = []
+
+    def start(*arguments: object) -> Terminal:
+        opened.append(Terminal(tmp_path, *arguments))
+        return opened[-1]
+
+    yield start
+    for each in opened:
+        each.close()

@@ -14,7 +14,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from vidistill.flows.execution import attempt_graph, run_graph
 from vidistill.flows.experiment import Graph
-from vidistill.storage.errors import RequestError, RunError, Stopped, VidistillError
+from vidistill.storage.errors import RequestError, RunError, Stopped, StoreError, StoreUnreachable, VidistillError
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.stage import Job, Runtime, Work, stage
@@ -49,6 +49,23 @@ def broken(work: Work) -> None:
 @stage("step-stopped", version=1)
 def stopped(work: Work) -> None:
     raise Stopped("The run was stopped.")
+
+
+tried: list[str] = []
+
+
+@stage("step-flaky", version=1)
+def flaky(work: Work) -> None:
+    """The store does not answer the first time."""
+    tried.append("flaky")
+    if tried.count("flaky") == 1:
+        raise StoreUnreachable("The store s3://bucket cannot be reached (503).")
+
+
+@stage("step-refused", version=1)
+def refused(work: Work) -> None:
+    tried.append("refused")
+    raise StoreError("The store s3://bucket cannot be reached (access denied).")
 
 
 Run = Callable[[list[Job]], None]
@@ -120,6 +137,14 @@ def test_every_failure_is_told_with_what_caused_it(runtime: Runtime) -> None:
         second.ref: "by nothing",
     }
     assert made(runtime, *jobs) == [False, False, True, False]
+
+
+def test_only_a_store_that_does_not_answer_is_tried_again(run: Run, runtime: Runtime) -> None:
+    good, bad = flaky({}), refused({})
+    with pytest.raises(StoreError, match="access denied"):
+        run([good, bad])
+    assert made(runtime, good) == [True]
+    assert sorted(tried) == ["flaky", "flaky", "refused"]
 
 
 def test_a_stop_is_no_failure(run: Run) -> None:

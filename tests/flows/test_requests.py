@@ -103,6 +103,8 @@ def wrong(tmp_path: Path, say: Say) -> Wrong:
         ),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--protocol", "tsgf"), ("'tsgf'", "'vdsd'"), id="unknown protocol"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--device", "tpu"), ("'tpu'", "cuda"), id="unknown device"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--runner", "spark"), ("spark", "dask:ADDRESS"), id="no runner"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--runner", "dask:"), ("dask:ADDRESS",), id="no address"),
         pytest.param(("--preset", "magic"), ("'magic'", "demo"), id="unknown preset"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--magic"), ("--magic", "--help"), id="unknown option"),
         pytest.param(

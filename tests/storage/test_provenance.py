@@ -12,7 +12,7 @@ def test_a_process_bound_to_one_core_runs_one_job_at_a_time() -> None:
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
         "from vidistill.tasks.stage import Runtime; from vidistill.storage.provenance import machine;"
-        "from vidistill.flows.execution import WORKERS; print(Runtime(store='s').threads, WORKERS, machine())"
+        "from vidistill.flows.runners import WORKERS; print(Runtime(store='s').threads, WORKERS, machine())"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.startswith("1 1 ")

@@ -16,7 +16,8 @@ import pytest
 from vidistill.storage import store as store_module
 from vidistill.storage.errors import ArtifactDamaged, RequestError
 from vidistill.storage.opening import open_store
-from vidistill.tasks.stage import Job, Runtime, checkpoint_kind, listening, prefect_task, run_job
+from vidistill.tasks.running.performing import prefect_task
+from vidistill.tasks.stage import Job, Runtime, checkpoint_kind, listening, run_job
 
 MODULE = '''
 import os
