@@ -7,10 +7,8 @@ from pathlib import Path
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from vidistill.flows.distill import carry_out
-from vidistill.flows.execution import WORKERS
 from vidistill.flows.grid import Benchmark, experiments
 from vidistill.storage.errors import RowsFailed
 from vidistill.storage.opening import default_location, open_store
@@ -24,7 +22,7 @@ from vidistill.tasks.videos.motion import motion_job, motion_of
 PAGE = "benchmark.md"
 
 
-@flow(name="benchmark", task_runner=ThreadPoolTaskRunner(max_workers=WORKERS))  # type: ignore[arg-type]
+@flow(name="benchmark")
 def benchmark(grid: Benchmark, runtime: Runtime | None = None, out: Path | None = None) -> ArtifactRef:
     """Run a grid of methods, budgets, students, fronts and seeds on one data set.
 

@@ -14,6 +14,7 @@ from typing import Any
 from flow_running import BIN, background
 
 from vidistill import deployments
+from vidistill.flows.forms import ON_FORM
 
 PREFECT_FILE = Path(next(iter(deployments.__path__))) / "prefect.yaml"
 NAME = "distill/experiment"
@@ -45,13 +46,22 @@ class Deployed:
         assert answer.is_success, answer.text
         return answer.json()
 
-    def deploy(self) -> None:
-        self.prefect("work-pool", "create", "vidistill", "--type", "process", "--overwrite")
-        self.prefect("deploy", "--all", "--prefect-file", str(PREFECT_FILE))
+    def deploy(self, prefect_file: Path = PREFECT_FILE) -> None:
+        template = PREFECT_FILE.parent / "pools" / "process.json"
+        pool = ("vidistill", "--type", "process", "--overwrite", "--base-job-template", str(template))
+        self.prefect("work-pool", "create", *pool)
+        self.prefect("deploy", "--all", "--prefect-file", str(prefect_file))
+
+    def form(self, experiment: dict[str, Any]) -> dict[str, Any]:
+        """An experiment as the form's parameters, with a store of the test's."""
+        shown = {name: value for name, value in experiment.items() if name in ON_FORM}
+        rest = {name: value for name, value in experiment.items() if name not in ON_FORM}
+        advanced = rest | {"runtime": {"store": str(self.folder / "store")}}
+        return {"methods": [], "ipc": [1], "seeds": 0} | shown | {"advanced": advanced}
 
     def start(self, experiment: dict[str, Any]) -> str:
         """Ask for a run; its id."""
-        parameters = {"experiment": experiment, "runtime": {"store": str(self.folder / "store")}}
+        parameters = self.form(experiment)
         deployment = self.ask(f"/deployments/name/{NAME}")
         run_id: str = self.ask(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})["id"]
         return run_id

@@ -11,6 +11,8 @@ from deployed import NAME, PREFECT_FILE, Deployed
 from flow_running import environment
 
 from vidistill.flows.parameters import Experiment
+from vidistill.models import NETWORKS
+from vidistill.tasks.methods import REGISTRY
 
 EXPERIMENT: dict[str, Any] = {
     "data": "sprites",
@@ -43,7 +45,7 @@ def runs(deployed: Deployed) -> tuple[str, str]:
 
 def test_the_deployment_is_what_the_file_says(deployed: Deployed) -> None:
     deployment = deployed.ask(f"/deployments/name/{NAME}")
-    assert deployment["entrypoint"] == "vidistill.flows.distill.distill"
+    assert deployment["entrypoint"] == "vidistill.flows.forms.distill"
     assert deployment["pull_steps"] in (None, [])
     assert deployment["path"] in (None, ".")
     assert deployment["work_pool_name"] == "vidistill"
@@ -62,23 +64,52 @@ def test_it_can_be_deployed_again_from_the_checkout(deployed: Deployed) -> None:
 
 
 def test_its_parameters_are_a_form(deployed: Deployed) -> None:
-    deployment = deployed.ask(f"/deployments/name/{NAME}")
-    schema = deployment["parameter_openapi_schema"]
-    assert set(schema["properties"]) == {"experiment", "runtime", "out"}
-    assert schema["required"] == ["experiment"]
-    assert set(schema["definitions"]["Experiment"]["properties"]) == set(Experiment.model_fields)
-    assert schema["definitions"]["Experiment"]["additionalProperties"] is False
-    Experiment.model_validate(deployment["parameters"]["experiment"])
+    schema = deployed.ask(f"/deployments/name/{NAME}")["parameter_openapi_schema"]
+    shown = schema["properties"]
+    assert list(shown) == [
+        "data", "preset", "methods", "ipc", "kb", "students", "front", "seeds", "runner", "advanced"
+    ]  # fmt: skip
+    assert all(one["description"] for one in shown.values())
+    assert shown["methods"]["items"]["enum"] == ["full", *REGISTRY]
+    assert shown["students"]["items"]["enum"] == list(NETWORKS)
+    assert {"demo", "sprites"} <= set(shown["preset"]["enum"])
+    reached = {*shown, *shown["advanced"]["propertyNames"]["enum"]}
+    assert reached >= set(Experiment.model_fields), "a parameter is neither on the form nor in advanced"
 
 
-def test_a_wrong_parameter_is_refused_before_a_run_is_made(deployed: Deployed) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"methods": ["magic"]},
+        {"students": ["big"]},
+        {"ipc": [0]},
+        {"advanced": {"sedes": 2}},
+        {"runner": "9"},
+    ],
+    ids=str,
+)
+def test_a_wrong_parameter_is_refused_before_a_run_is_made(deployed: Deployed, wrong: dict[str, Any]) -> None:
     import httpx
 
     deployment = deployed.ask(f"/deployments/name/{NAME}")
     url = f"{deployed.env['PREFECT_API_URL']}/deployments/{deployment['id']}/create_flow_run"
-    answer = httpx.post(url, json={"parameters": {"experiment": EXPERIMENT | {"sedes": 2}}})
+    answer = httpx.post(url, json={"parameters": wrong})
     assert answer.status_code == 409
-    assert "sedes" in answer.text
+    assert next(iter(wrong)) in answer.text
+
+
+def test_every_deployment_s_own_parameters_fit_its_form(deployed: Deployed) -> None:
+    from prefect.utilities.schema_tools import validate
+
+    found = [deployed.ask(f"/deployments/name/{name}") for name in (NAME, "pool/generate", "refresh/nightly")]
+    for one in found:
+        validate(one["parameters"], one["parameter_openapi_schema"], raise_on_error=True)
+        assert "vidistill" in one["tags"]
+        assert one["enforce_parameter_schema"]
+
+
+def test_a_run_s_name_says_data_methods_and_budgets(deployed: Deployed, runs: tuple[str, str]) -> None:
+    assert deployed.ask(f"/flow_runs/{runs[0]}")["name"] == "sprites · random, tsgf · ipc 1"
 
 
 def test_the_first_run_does_the_work_and_the_second_finds_it_cached(deployed: Deployed, runs: tuple[str, str]) -> None:

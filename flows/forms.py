@@ -1,0 +1,140 @@
+"""The flows as deployments run them: a form of one page, and everything that is not on it as one object, `advanced`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+from pydantic import Field, WithJsonSchema
+
+from vidistill.flows import distill as experiments
+from vidistill.flows import pool as pools
+from vidistill.flows.commands import merged, pool_request_of, request_of
+from vidistill.flows.parameters import PRESETS, DataRequest, Experiment, PoolRequest, checked
+from vidistill.models import FRONT_NAMES, NETWORKS
+from vidistill.storage.opening import default_location
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.methods import REGISTRY
+from vidistill.tasks.stage import RUNNERS, Runtime
+
+OWN = "default"
+"""Of a list: what the preset says, else what vidistill does by itself."""
+
+
+def _one_of(*names: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "enum": list(names)})
+
+
+def _beyond(model: type[DataRequest], *shown: str) -> WithJsonSchema:
+    """Any of a request's parameters that the form does not show, `runtime` and `out`."""
+    names = sorted({*model.model_fields, "runtime", "out"} - set(shown))
+    return WithJsonSchema({"type": "object", "propertyNames": {"enum": names}})
+
+
+ON_FORM = ("data", "ipc", "kb", "students", "front", "seeds")
+Preset = Annotated[str, _one_of(OWN, *sorted(file.stem for file in PRESETS.glob("*.yaml")))]
+Method = Annotated[str, _one_of(*REGISTRY)]
+Methods = list[Annotated[str, _one_of("full", *REGISTRY)]]
+Ipc = list[Annotated[int, Field(ge=1)]]
+Kilobytes = list[Annotated[float, Field(gt=0)]]
+Students = list[Annotated[str, _one_of(*NETWORKS)]]
+Front = Annotated[str, _one_of(OWN, "auto", *FRONT_NAMES)]
+Number = Annotated[int, Field(ge=0)]
+Runner = Annotated[str, _one_of(*RUNNERS)]
+Advanced = Annotated[dict[str, Any], _beyond(Experiment, *ON_FORM)]
+AdvancedRefresh = Annotated[dict[str, Any], _beyond(Experiment, *ON_FORM, "cells")]
+AdvancedPool = Annotated[dict[str, Any], _beyond(PoolRequest, "data", "front")]
+
+
+def distill_name() -> str:
+    """Data, methods and budgets of the run that begins."""
+    asked = flow_run.parameters
+    methods = asked["methods"] or [cell["method"] for cell in asked["advanced"].get("cells", [])] or [asked["preset"]]
+    budgets = [f"{name} {listed(asked[name])}" for name in ("ipc", "kb") if asked[name]]
+    return " · ".join([_place(asked), ", ".join(methods), *budgets])
+
+
+def pool_name() -> str:
+    asked = flow_run.parameters
+    clips = f"{asked['clips']} clips a class" if asked["clips"] else ""
+    return " · ".join(filter(None, [_place(asked), "pool", clips]))
+
+
+def _place(asked: Mapping[str, Any]) -> str:
+    return Path(asked["data"]).name or asked["preset"]
+
+
+def listed(values: Sequence[object]) -> str:
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+
+
+@flow(name="distill", flow_run_name=distill_name)
+def distill(
+    data: str = "", preset: Preset = OWN, methods: Methods = [], ipc: Ipc = [], kb: Kilobytes = [],  # noqa: B006
+    students: Students = [], front: Front = OWN, seeds: Number = 0, runner: Runner = "threads",  # noqa: B006
+    advanced: Advanced = {},  # noqa: B006
+) -> ArtifactRef:  # fmt: skip
+    """Distil a labelled video data set, score the sets beside Random and write a report; what is made is cached.
+
+    What is left empty, or at `default`, is as the preset says, else as vidistill does it by itself.
+
+    Args:
+        data: A folder of videos or a CSV file that the workers can read, or `sprites`, the set that vidistill renders.
+        preset: An experiment that is shipped; what else is given here changes it.
+        methods: The table's methods; variants, and methods of your own, go to `cells` of advanced.
+        ipc: Budgets in instances (clips) a class.
+        kb: Budgets in kilobytes a class, all included, of the method `coded`.
+        students: Networks that are trained on the distilled sets.
+        front: What networks see first.
+        seeds: How many seeds; 0 is the default, 5.
+        runner: Who does the jobs; `dask:ADDRESS` and `ray:ADDRESS` go to `runtime` of advanced.
+        advanced: Every other parameter, as in a preset, and runtime, such as {"teacher": {"epochs": 20}}.
+    """
+    plain, runtime, out = parted(advanced, runner)
+    named = {
+        "data": data, "cells": [{"method": name} for name in methods], "ipc": ipc, "kb": kb, "students": students,
+        "front": "" if front == OWN else front, "seeds": seeds,
+    }  # fmt: skip
+    request = request_of(None if preset == OWN else preset, given(named), plain)
+    return experiments.distill.fn(checked(Experiment, request, "The experiment"), runtime, out)
+
+
+@flow(name="pool", flow_run_name=pool_name)
+def pool(
+    data: str = "", preset: Preset = OWN, clips: Number = 0, front: Front = OWN, runner: Runner = "threads",
+    advanced: AdvancedPool = {},  # noqa: B006
+) -> ArtifactRef:  # fmt: skip
+    """Generate a pool of clips of a labelled video data set, or the part of it that the store lacks.
+
+    What is left empty, or at `default`, is as the preset says, else as vidistill does it by itself.
+
+    Args:
+        data: A folder of videos or a CSV file that the workers can read, or `sprites`, the set that vidistill renders.
+        preset: A pool that is shipped; what else is given here changes it.
+        clips: Generated clips a class; 0 is the default, 20.
+        front: What networks see first.
+        runner: Who does the jobs; `dask:ADDRESS` and `ray:ADDRESS` go to `runtime` of advanced.
+        advanced: Every other parameter, as in a preset, and runtime, such as {"pool": {"sampler": {"steps": 50}}}.
+    """
+    plain, runtime, out = parted(advanced, runner)
+    if clips:
+        plain = merged(plain, {"pool": {"clips_a_class": clips}})
+    if front != OWN:
+        plain["front"] = front
+    request = pool_request_of(None if preset == OWN else preset, data, plain, [])
+    return pools.pool.fn(checked(PoolRequest, request, "The pool"), runtime, out)
+
+
+def given(named: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in named.items() if value}
+
+
+def parted(advanced: Mapping[str, Any], runner: str) -> tuple[dict[str, Any], Runtime, Path | None]:
+    """The request's own parameters, the runtime, and where the report goes."""
+    plain = dict(advanced)
+    place = {"store": default_location(), "runner": runner} | plain.pop("runtime", {})
+    out = plain.pop("out", None)
+    return plain, checked(Runtime, place, "advanced.runtime"), out and Path(out)

@@ -1,0 +1,146 @@
+"""The form of a deployment asks for what the command line would, and the files beside it are what Prefect reads."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vidistill import deployments
+from vidistill.flows import distill, forms, pool
+from vidistill.flows.commands import merged
+from vidistill.flows.parameters import Experiment, PoolRequest
+from vidistill.storage.errors import RequestError
+from vidistill.tasks.stage import Runtime
+
+FOLDER = Path(next(iter(deployments.__path__)))
+POOLS = sorted(FOLDER.glob("pools/*.json"))
+Asked = Callable[..., tuple[Any, Runtime, Path | None]]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """What a form's flow hands to the flow that does the work."""
+
+    def call(flow: Any, **form: Any) -> tuple[Any, Runtime, Path | None]:
+        taken: list[Any] = []
+        for worker in (distill.distill, pool.pool):
+            monkeypatch.setattr(worker, "fn", lambda *given: taken.extend(given))
+        flow.fn(**form)
+        return taken[0], taken[1], taken[2]
+
+    return call
+
+
+def test_the_form_is_the_command_line_s_experiment(asked: Asked) -> None:
+    advanced = {"teacher": {"epochs": 3}, "runtime": {"store": "here", "device": "cpu"}, "out": "there"}
+    experiment, runtime, out = asked(
+        forms.distill, data="videos", methods=["random", "tsgf"], ipc=[1, 5], seeds=2, front="rgb",
+        students=["minic3d_bn"], runner="processes", advanced=advanced,
+    )  # fmt: skip
+    assert experiment == Experiment.model_validate(
+        {"data": "videos", "cells": [{"method": "random"}, {"method": "tsgf"}], "ipc": (1, 5), "seeds": 2,
+         "front": "rgb", "students": ("minic3d_bn",), "teacher": {"epochs": 3}}
+    )  # fmt: skip
+    assert (runtime.store, runtime.device, runtime.runner, out) == ("here", "cpu", "processes", Path("there"))
+
+
+def test_a_preset_is_changed_by_what_else_the_form_says(asked: Asked) -> None:
+    plain = asked(forms.distill, preset="sprites")[0]
+    assert plain == Experiment.model_validate(yaml.safe_load((FOLDER / "presets" / "sprites.yaml").read_text()))
+    changed = asked(forms.distill, preset="sprites", seeds=1, advanced={"decode": {"views": 2}})[0]
+    assert (changed.seeds, changed.decode.views, changed.decode.size) == (1, 2, 56)
+    assert changed.cells == plain.cells
+
+
+def test_the_pool_s_form(asked: Asked) -> None:
+    request, runtime, _ = asked(forms.pool, data="sprites", clips=7, front="rgb")
+    assert request == PoolRequest.model_validate({"data": "sprites", "pool": {"clips_a_class": 7}, "front": "rgb"})
+    assert runtime.runner == "threads"
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ({"methods": ["random"]}, "Which videos"),
+        ({"data": "sprites"}, "Which method"),
+        ({"data": "sprites", "methods": ["random"], "advanced": {"teacher": {"epcohs": 1}}}, "epcohs"),
+        ({"data": "sprites", "methods": ["random"], "advanced": {"runtime": {"cores": 1}}}, "cores"),
+    ],
+)
+def test_a_wrong_form_is_one_sentence(asked: Asked, form: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        asked(forms.distill, **form)
+
+
+def test_what_is_merged_says_nothing_by_none_and_leaves_its_parts_alone() -> None:
+    plain = {"a": {"b": 1, "c": 2}, "d": 3}
+    assert merged(plain, {"a": {"b": 4, "c": None}, "d": None, "e": {"f": None}}) == {"a": {"b": 4, "c": 2}, "d": 3}
+    assert plain == {"a": {"b": 1, "c": 2}, "d": 3}
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+WORKERS = {
+    "process": "prefect.workers.process:ProcessJobConfiguration",
+    "docker": "prefect_docker.worker:DockerWorkerJobConfiguration",
+    "kubernetes": "prefect_kubernetes.worker:KubernetesWorkerJobConfiguration",
+}
+
+
+@pytest.mark.parametrize("path", POOLS, ids=lambda path: path.stem)
+def test_a_pool_s_template_is_what_its_worker_reads(path: Path, prefect_server: None) -> None:
+    module, _, name = WORKERS[path.stem].partition(":")
+    try:
+        configuration = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        pytest.skip(str(error))
+    template = json.loads(path.read_text())
+    made = asyncio.run(configuration.from_template_and_values(template, {"env": {"VIDISTILL_STORE": "s3://b/p"}}))
+    assert made.env["VIDISTILL_STORE"] == "s3://b/p"
+    assert "{{" not in made.model_dump_json().replace("{{ command }}", "")
+
+
+@pytest.mark.parametrize("path", POOLS, ids=lambda path: path.stem)
+def test_every_variable_of_a_template_is_used_and_described(path: Path) -> None:
+    template = json.loads(path.read_text())
+    used, known = json.dumps(template["job_configuration"]), template["variables"]["properties"]
+    assert all(f"{{{{ {name} }}}}" in used for name in known)
+    assert used.count("{{") >= len(known)
+    assert all(one["title"] and one["description"] for one in known.values())
+
+
+@pytest.mark.parametrize("name", ["automations.yaml", "notify.yaml"])
+def test_the_server_takes_the_automations(name: str, prefect_server: None) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.events.schemas.automations import AutomationCore
+
+    text = (FOLDER / name).read_text().replace("BLOCK", "00000000-0000-4000-8000-000000000000")
+    with get_client(sync_client=True) as client:
+        for plain in yaml.safe_load(text)["automations"]:
+            wanted = AutomationCore.model_validate(plain)
+            assert wanted.enabled
+            answer = client._client.post("/automations/", json=wanted.model_dump(mode="json"))
+            assert answer.status_code == 201, answer.text
+            client._client.delete(f"/automations/{answer.json()['id']}")
+
+
+def test_compose_names_files_and_variables_that_are_there() -> None:
+    compose = yaml.safe_load((FOLDER / "compose.yaml").read_text())
+    services = compose["services"]
+    assert set(services) == {"database", "server", "deploy", "worker", "objects", "bucket"}
+    for service in services.values():
+        assert "image" in service
+        assert set(service.get("depends_on", ())) <= set(services)
+        named = [volume.partition(":")[0] for volume in service.get("volumes", []) if not volume.startswith("$")]
+        assert set(named) <= set(compose["volumes"])
+    for name in ("prefect.yaml", "automations.yaml", "pools/process.json"):
+        assert f"/src/deployments/{name}" in services["deploy"]["command"]
+        assert (FOLDER / name).is_file()
+    assert services["server"]["ports"] == ["127.0.0.1:4200:4200"], "the server has no login"
