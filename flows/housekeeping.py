@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vidistill.storage.errors import ArtifactDamaged, RequestError
+from vidistill.storage.names import names
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.store import ArtifactRef, Found, Store
 from vidistill.tasks.report.export import export_set, said_of_loss
@@ -86,11 +87,13 @@ def _lost(store: Store) -> dict[ArtifactRef, str]:
 
 
 def set_of(store: Store, key: str) -> ArtifactRef:
-    """The set of this key, or of these first letters of it.
+    """The set of this name, of this key, or of these first letters of it.
 
     Raises:
         RequestError: no set has this key, or several begin with it.
     """
+    if (known := names(store).get(key)) is not None:
+        return known.sets[0]
     sets = [ref for kind in SETS for ref, look in store.survey(kind).items() if look.problem is None]
     found = [ref for ref in sets if ref.key.startswith(key)]
     if not found:

@@ -132,13 +132,21 @@ class DistilledSet:
         return list(arrays)
 
     @staticmethod
-    def load(folder: str | Path) -> DistilledSet:
+    def load(folder: str | Path, store: str | None = None) -> DistilledSet:
         """Read a set that `save` wrote (an artifact's folder), or a folder that `vidistill export` wrote.
 
+        Args:
+            folder: the folder, or a name that the flow `refresh` gives, such as `latest`.
+            store: where the name is known; this user's store by default.
+
         Raises:
-            ArtifactNotFound: the folder is neither.
+            ArtifactNotFound: the folder is neither, and there is no such name.
             ArtifactDamaged: what it holds is not what was written.
         """
+        if isinstance(folder, str) and folder.isidentifier() and not Path(folder).exists():
+            from vidistill.storage.names import folder_of
+
+            folder = folder_of(folder, store)
         folder = Path(folder)
         try:
             if not (folder / SET).is_file():

@@ -109,7 +109,7 @@ def test_an_error_keeps_its_file_and_line_across_processes(tmp_path: Path, serve
     given = ("--method", "random,mine.py:Mine", "--store", "store", "--out", "out", "--runner", "processes")
     ended = CommandLine(tmp_path, server.variables)("run", "--data", videos, *TINY, *given)
     assert ended.returncode == 1
-    assert "1 of 3 rows failed" in ended.stderr
+    assert "rows failed" in ended.stderr
     assert "no luck" in ended.stderr
     assert (tmp_path / "out" / "report.json").exists()
 

@@ -1,0 +1,177 @@
+"""The flow `refresh`: distil again when the videos changed, compare with the set in use, put the new one in its place.
+
+It runs on a schedule or on an event, and most of its runs find nothing to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.events import emit_event
+from prefect.runtime import flow_run
+from prefect.states import Completed
+from pydantic import Field
+
+from vidistill.flows import distill as experiments
+from vidistill.flows.commands import request_of
+from vidistill.flows.execution import data_runtime, find_videos, run_graph
+from vidistill.flows.experiment import Graph
+from vidistill.flows.forms import OWN, AdvancedRefresh, Front, Method, Number, Runner, Students, given, listed, parted
+from vidistill.flows.parameters import SPRITES, Experiment, checked
+from vidistill.flows.runners import WORKERS, jobs_done_by
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.errors import RequestError
+from vidistill.storage.keys import digest
+from vidistill.storage.names import Promoted, names, promote
+from vidistill.storage.opening import open_store
+from vidistill.storage.store import ArtifactRef, Store
+from vidistill.tasks.learning.evaluate import evaluate, load_score
+from vidistill.tasks.methods import find_method
+from vidistill.tasks.report.data import RowPlan
+from vidistill.tasks.report.gather import ReportParameters
+from vidistill.tasks.stage import Runtime
+from vidistill.tasks.videos.index import IndexTable, index_job, load_index
+from vidistill.tasks.videos.layouts import data_folder
+
+PROMOTED = "vidistill.set.promoted"
+log = logging.getLogger("vidistill")
+
+
+def refresh_name() -> str:
+    """Data, method and budgets of the run that begins."""
+    asked = flow_run.parameters
+    budgets = [f"{name} {listed([asked[name]])}" for name in ("ipc", "kb") if asked[name]]
+    return " · ".join([Path(asked["data"]).name, asked["method"], *budgets, f"as {asked['name']}"])
+
+
+@flow(name="refresh", flow_run_name=refresh_name)
+def refresh(
+    data: str, method: Method = "tsgf", ipc: Annotated[int, Field(ge=1)] = 1, kb: Annotated[float, Field(ge=0)] = 0,
+    students: Students = [], front: Front = OWN, seeds: Number = 0, name: str = "latest",  # noqa: B006
+    settle_minutes: Annotated[float, Field(ge=0)] = 10, runner: Runner = "threads",
+    advanced: AdvancedRefresh = {},  # noqa: B006
+) -> Any:  # fmt: skip
+    """Distil a folder of videos again where they changed, and have a name stand for the new set.
+
+    Args:
+        data: A folder of videos or a CSV file that the workers can read, to which videos come and from which they go.
+        method: The method; Random is scored beside it.
+        ipc: The budget in instances (clips) a class.
+        kb: The budget in kilobytes a class instead, of the method `coded`; 0 for none.
+        students: Networks that are trained on the sets.
+        front: What networks see first.
+        seeds: How many seeds; 0 is the default, 5. The name stands for the first seed's set.
+        name: What users load: `vidistill export NAME`, `DistilledSet.load(NAME)`.
+        settle_minutes: Videos that came later than this are still coming: the next run looks again.
+        runner: Who does the jobs; `dask:ADDRESS` and `ray:ADDRESS` go to `runtime` of advanced.
+        advanced: Every other parameter, as in a preset, and runtime, such as {"teacher": {"epochs": 20}}.
+
+    Returns:
+        The set that the name stands for; in a state called Unchanged or Waiting where that is the one before.
+    """
+    plain, runtime, out = parted(advanced, runner)
+    experiment = _experiment(plain, given({
+        "data": data, "cells": [{"method": method}], "kb": [kb] if kb else [], "ipc": [ipc], "students": students,
+        "front": "" if front == OWN else front, "seeds": seeds,
+    }), name)  # fmt: skip
+    store, table = open_store(runtime.store), find_videos(experiment, data_runtime(experiment, runtime), WORKERS)
+    index, asked, known = index_job(table, experiment.index).ref, digest(experiment), names(store).get(name)
+    if known and (known.index, known.asked) == (index, asked) and store.has(known.sets[0]):
+        return Completed(name="Unchanged", data=known.sets[0], message=f"The videos are those of {known.since:%F %R}.")
+    if (minutes := _quiet_minutes(Path(experiment.data), table)) < settle_minutes:
+        said = f"The newest video came {minutes:.0f} minutes ago: the next run looks again."
+        return Completed(name="Waiting", data=known and known.sets[0], message=said)
+    report = experiments.distill.fn(experiment, runtime, out)
+    row = _row(store, report, find_method(method).name)
+    made = Promoted(
+        sets=row.sets, report=report, index=index, asked=asked, since=datetime.now(UTC),
+        before=known and known.sets[0],
+    )  # fmt: skip
+    _publish(_compared(store, name, known, made, row, _scored_again(store, known, row, runtime)), out)
+    promote(store, name, made)
+    emit_event(PROMOTED, {"prefect.resource.id": f"vidistill.set.{name}"}, payload={"set": str(made.sets[0])})
+    return made.sets[0]
+
+
+def _experiment(plain: dict[str, Any], named: Mapping[str, Any], name: str) -> Experiment:
+    if named["data"] == SPRITES:
+        raise RequestError("refresh looks for videos that are new, and sprites never are: name a folder as data.")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise RequestError(f"name is {name!r}: a name has small letters, digits and _, and a letter first.")
+    return checked(Experiment, request_of(None, dict(named), plain), "The experiment")
+
+
+def _quiet_minutes(root: Path, table: IndexTable) -> float:
+    """Since when no video came or changed."""
+    folder = data_folder(root.expanduser())
+    newest = max((folder / video.path).stat().st_ctime for video in table.videos)
+    return (time.time() - newest) / 60
+
+
+def _row(store: Store, report: ArtifactRef, method: str) -> RowPlan:
+    rows = ReportParameters.model_validate(store.manifest(report).parameters).rows
+    return next(row for row in rows if row.method == method and row.sets)
+
+
+def _scored_again(store: Store, known: Promoted | None, row: RowPlan, runtime: Runtime) -> list[float]:
+    """Top-1 on today's test videos of the sets in use, trained and scored as the new ones; empty where it cannot be."""
+    jobs = [] if known is None else [
+        evaluate(made.parameters, made.inputs | {"distilled": before}, label=f"score the set in use, seed {seed}")
+        for seed, (before, made) in enumerate(zip(known.sets, map(store.manifest, row.scores), strict=False))
+        if store.has(before) and _classes(store, before) == _classes(store, row.sets[0])
+    ]  # fmt: skip
+    with jobs_done_by(runtime):
+        run_graph(Graph({job.ref: job for job in jobs}), runtime)
+    return [load_score(store.folder(job.ref)).top1 for job in jobs]
+
+
+def _classes(store: Store, ref: ArtifactRef) -> tuple[str, ...]:
+    return DistilledSet.load(store.folder(ref)).classes
+
+
+def _compared(
+    store: Store, name: str, known: Promoted | None, made: Promoted, row: RowPlan, again: Sequence[float]
+) -> str:
+    """The set in use beside the new one, in Markdown."""
+    now = [load_score(store.folder(ref)).top1 for ref in row.scores]
+    if known is None or not store.has(known.index):
+        return f"**{name}** stands for {made.sets[0]}, the first of its name: top-1 {_percent(now)}.\n"
+    tables = [load_index(store, one.index) for one in (known, made)]
+    before = _percent(again) if again else "its classes are others" if store.has(known.sets[0]) else "it is gone"
+    lines = [
+        f"**{name}** stands for {made.sets[0]} instead of {known.sets[0]}. {_changes(*tables)}",
+        "",
+        "| | in use until now | new |",
+        "|---|---|---|",
+        f"| since | {known.since:%F %R} | {made.since:%F %R} |",
+        f"| videos, classes | {' | '.join(f'{len(one.videos)}, {len(one.classes)}' for one in tables)} |",
+        f"| top-1 on today's test videos | {before} | {_percent(now)} |",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _percent(values: Sequence[float]) -> str:
+    spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.1f}{spread} %"
+
+
+def _changes(before: IndexTable, now: IndexTable) -> str:
+    old, new = ({video.path: video.sha256 for video in table.videos} for table in (before, now))
+    changed = sum(old[path] != new[path] for path in old.keys() & new.keys())
+    return f"{len(new.keys() - old.keys())} videos came, {len(old.keys() - new.keys())} went, {changed} changed."
+
+
+def _publish(words: str, out: Path | None) -> None:
+    if out is not None:
+        (out / "refresh.md").write_text(words)
+    create_markdown_artifact(words, key="distill-refresh", description="The set in use and the new one")
+    log.info(words)

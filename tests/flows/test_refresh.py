@@ -1,0 +1,122 @@
+"""The flow `refresh` on videos that come and change: distilled again only then, compared, and promoted by a name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flow_running import CLASSES, CommandLine
+from prefect.client.orchestration import get_client
+from prefect.events.filters import EventFilter, EventNameFilter
+
+from vidistill import DistilledSet
+from vidistill.flows.refresh import refresh
+from vidistill.storage.errors import ArtifactNotFound, RequestError
+from vidistill.storage.names import names
+from vidistill.storage.opening import open_store
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+TINY = {
+    "decode": {"frames": 4, "size": 48, "max_lost_share": 0.5},
+    "teacher": {"epochs": 1, "least_steps": 1, "precision": "fp32"},
+    "student": {"epochs": 1, "least_steps": 3, "precision": "fp32"},
+}
+Refresh = Callable[..., Any]
+
+
+@pytest.fixture
+def growing(tmp_path: Path, videos: Path) -> Path:
+    """A folder of videos that is the test's own."""
+    return Path(shutil.copytree(videos, tmp_path / "growing"))
+
+
+@pytest.fixture
+def again(tmp_path: Path, growing: Path) -> Refresh:
+    """Run the flow; its state."""
+
+    def run(settle_minutes: float = 0, **more: Any) -> Any:
+        advanced = TINY | {"runtime": {"store": str(tmp_path / "store"), "threads": 1}, "out": str(tmp_path / "out")}
+        given = {"method": "herding", "seeds": 2, "front": "rgb", "advanced": advanced} | more
+        return refresh(data=str(growing), settle_minutes=settle_minutes, return_state=True, **given)
+
+    return run
+
+
+def add_video(folder: Path) -> None:
+    first = next((folder / "train" / CLASSES[0]).glob(f"{CLASSES[0]}*"))
+    first.with_stem("new").write_bytes(next((folder / "train" / CLASSES[1]).glob("*.mp4")).read_bytes())
+
+
+def test_it_distils_again_only_when_videos_came_and_promotes_what_it_made(
+    again: Refresh, growing: Path, tmp_path: Path
+) -> None:
+    store = open_store(str(tmp_path / "store"))
+    first = again()
+    assert first.name == "Completed", first
+    begun = names(store)["latest"]
+    assert first.result() == begun.sets[0]
+    assert "the first of its name" in (tmp_path / "out" / "refresh.md").read_text()
+
+    assert again().name == "Unchanged"
+    assert names(store)["latest"] == begun
+
+    add_video(growing)
+    waiting = again(settle_minutes=10)
+    assert (waiting.name, waiting.result()) == ("Waiting", begun.sets[0])
+    assert names(store)["latest"] == begun
+
+    second = again()
+    now = names(store)["latest"]
+    assert (second.result(), now.before) == (now.sets[0], begun.sets[0])
+    assert now.sets[0] != begun.sets[0]
+    assert store.has(begun.sets[0]), "the set that was in use is kept"
+    said = (tmp_path / "out" / "refresh.md").read_text()
+    assert "1 videos came, 0 went, 0 changed." in said
+    (row,) = [line for line in said.split("\n") if line.startswith("| top-1")]
+    assert row.count("±") == 2, "both are scored on today's videos, by every seed"
+    made = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
+    (mean,) = [one["top1_mean"] for one in made if one["method"] == "herding"]
+    assert f"{100 * mean:.1f}" in row.split("|")[3]
+    check_events(growing.name)
+
+
+def check_events(dataset: str) -> None:
+    """The index and the promotion are events that automations can wait for."""
+    with get_client(sync_client=True) as client:
+        told = EventNameFilter(name=["vidistill.data.changed", "vidistill.set.promoted"])
+        deadline = time.monotonic() + 60
+        while True:  # the server takes them in a moment later
+            found = [
+                (one.event, one.resource.id) for one in client.read_events(EventFilter(event=told), limit=50).events
+            ]
+            if found.count(("vidistill.set.promoted", "vidistill.set.latest")) == 2 or time.monotonic() > deadline:
+                break
+            time.sleep(1)
+    assert found.count(("vidistill.set.promoted", "vidistill.set.latest")) == 2
+    assert found.count(("vidistill.data.changed", f"vidistill.data.{dataset}")) == 2
+
+
+def test_users_load_a_set_by_its_name(again: Refresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    again(name="in_use")
+    store = str(tmp_path / "store")
+    loaded = DistilledSet.load("in_use", store=store)
+    assert loaded.classes == tuple(sorted(CLASSES))
+    monkeypatch.setenv("VIDISTILL_STORE", store)
+    assert len(DistilledSet.load("in_use")) == len(loaded)
+    ended = CommandLine(tmp_path)("export", "in_use", "--store", store, "--out", "exported")
+    assert ended.returncode == 0, ended.stderr
+    with pytest.raises(ArtifactNotFound, match=r"no set of that name .* its names are in_use"):
+        DistilledSet.load("latest")
+
+
+@pytest.mark.parametrize(("wrong", "said"), [({"data": "sprites"}, "never are"), ({"name": "a/b"}, "'a/b'")])
+def test_a_wrong_request_is_one_sentence(growing: Path, wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        refresh.fn(**({"data": str(growing)} | wrong))
+    assert os.listdir(growing)
