@@ -53,6 +53,7 @@ def add_video(folder: Path) -> None:
     first.with_stem("new").write_bytes(next((folder / "train" / CLASSES[1]).glob("*.mp4")).read_bytes())
 
 
+@pytest.mark.slow
 def test_it_distils_again_only_when_videos_came_and_promotes_what_it_made(
     again: Refresh, growing: Path, tmp_path: Path
 ) -> None:
@@ -102,6 +103,7 @@ def check_events(dataset: str) -> None:
     assert found.count(("vidistill.data.changed", f"vidistill.data.{dataset}")) == 2
 
 
+@pytest.mark.slow
 def test_users_load_a_set_by_its_name(again: Refresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again(name="in_use")
     store = str(tmp_path / "store")

@@ -37,9 +37,9 @@ def needs(package: str) -> Any:
 
 DASK, RAY = needs("prefect_dask"), needs("prefect_ray")
 ENGINES = [
-    pytest.param("processes", id="processes"),
+    pytest.param("processes", id="processes", marks=pytest.mark.slow),
     pytest.param("dask", id="dask", marks=[DASK, pytest.mark.slow]),
-    pytest.param("dask:ADDRESS", id="a Dask cluster", marks=DASK),
+    pytest.param("dask:ADDRESS", id="a Dask cluster", marks=[DASK, pytest.mark.slow]),
     pytest.param("ray", id="ray", marks=[RAY, pytest.mark.slow]),
 ]
 
@@ -98,12 +98,14 @@ def test_every_runner_makes_the_same_bytes(
     assert ended.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_cached_run_needs_no_engine(on_threads: Path, server: Any, videos: Path) -> None:
     """Nor does it look for the cluster, which is not there."""
     ended = run(on_threads, server, videos, "dask:tcp://127.0.0.1:9" if DASK_IS_THERE else "processes")
     assert "begins" not in ended.stdout
 
 
+@pytest.mark.slow
 def test_an_error_keeps_its_file_and_line_across_processes(tmp_path: Path, server: Any, videos: Path) -> None:
     (tmp_path / "mine.py").write_text(RAISES)
     given = ("--method", "random,mine.py:Mine", "--store", "store", "--out", "out", "--runner", "processes")
@@ -116,7 +118,7 @@ def test_an_error_keeps_its_file_and_line_across_processes(tmp_path: Path, serve
 
 TRAINING = ("--method tsgf --set teacher.epochs=5000 --set teacher.checkpoint_epochs=1", "teacher-checkpoint/*/man*")
 STOPPED = [
-    pytest.param("processes", id="processes"),
+    pytest.param("processes", id="processes", marks=pytest.mark.slow),
     pytest.param("dask", id="dask", marks=[DASK, pytest.mark.slow]),
     pytest.param("ray", id="ray", marks=[RAY, pytest.mark.slow]),
 ]
