@@ -113,6 +113,6 @@ def test_what_people_see(place: Deployed, nights: list[dict[str, Any]], tmp_path
         tab.picture(pictures / "form.png", 2 * SCREEN)
         tab.open(f"{site}/runs/flow-run/{nights[0]['id']}", nights[0]["name"], "Completed")
         tab.picture(pictures / "run.png")
-        tab.open(f"{site}/artifacts/artifact/{report['id']}", "test split of sprites", "Herding")
+        tab.open(f"{site}/artifacts/artifact/{report['id']}", "test split of sprites", "Random")
         tab.picture(pictures / "report.png")
     assert all((pictures / name).stat().st_size > 20_000 for name in ("form.png", "run.png", "report.png"))
