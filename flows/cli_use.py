@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from vidistill.flows.options import Device, Layout, Settings, Split, StoreRoot, Verbose
+from vidistill.flows.options import Device, Layout, Runner, Settings, Split, StoreRoot, Verbose
 from vidistill.storage.errors import RequestError
 
 app = typer.Typer()
@@ -53,13 +53,13 @@ def benchmark(
     layout: Layout = None, split: Split = None, settings: Settings = None, store: StoreRoot = None,
     out: Annotated[Path, typer.Option("--out", help="Where the report, benchmark.md and its plots are written.")]
     = Path("vidistill-benchmark"),
-    device: Device = "auto", verbose: Verbose = False,
+    device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Run a grid of methods, budgets, students and fronts; what an earlier one has made is not made again."""
     from vidistill.flows import use
 
     grid = use.grid_of(preset, data, {"layout": layout, "split": split}, settings or [])
-    use.benchmark(grid, store, out, device, verbose)
+    use.benchmark(grid, store, out, device, runner, verbose)
 
 
 @app.command()

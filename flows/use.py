@@ -54,11 +54,11 @@ def grid_of(preset: str, data: str, options: dict[str, Any], settings: list[str]
     return checked(Benchmark, override(plain, settings, Benchmark), "The benchmark")
 
 
-def benchmark(grid: Benchmark, store: str | None, out: Path, device: str, verbose: bool) -> None:
+def benchmark(grid: Benchmark, store: str | None, out: Path, device: str, runner: str, verbose: bool) -> None:
     """Run a grid, and say where everything is."""
     from vidistill.flows.planning import plan_grid
 
-    runtime, failed = runtime_of(store, device), None
+    runtime, failed = runtime_of(store, device, runner), None
     if grid.expect and not Path(grid.data).expanduser().exists():
         raise RequestError(f"There are no videos at {grid.data}: give --data DIR, or price it by `vidistill plan`.")
     with showing(console) as progress:
