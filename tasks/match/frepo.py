@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-CHUNK = 64  # real clips a forward pass
+CHUNK = 64  # real clips that are drawn together
 FLOOR = 1e-4  # of a learnt label read as a probability
 
 
@@ -254,15 +254,17 @@ def frepo_loss(material: Material, clips_of: Parametrisation, parameters: FRePoL
 def _real_features(
     network: nn.Module, real: RealClips, material: Material, count: int, iteration: int
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings and labels of a random batch, as many clips of each class, a few classes a pass."""
+    """Embeddings and labels of a random batch, as many clips of each class, a few clips a pass."""
     import torch
 
     per_class = max(1, count // len(material.labels))
     at_once = max(1, CHUNK // per_class)
     features, labels = [], []
     for first in range(0, len(material.labels), at_once):
-        x_BCTHW, labels_B = real.batch(iteration, material.labels[first : first + at_once], per_class)
-        with torch.no_grad(), material.device.autocast():
-            features.append(network.embed(x_BCTHW).float())  # type: ignore[operator]
-        labels.append(torch.from_numpy(labels_B).to(x_BCTHW.device))
+        own = material.labels[first : first + at_once]
+        size = core.a_pass(material, per_class * len(own))
+        for x_BCTHW, labels_B in real.chunks(iteration, own, per_class, size):
+            with torch.no_grad(), material.device.autocast():
+                features.append(network.embed(x_BCTHW).float())  # type: ignore[operator]
+            labels.append(torch.from_numpy(labels_B).to(x_BCTHW.device))
     return torch.cat(features), torch.cat(labels)
