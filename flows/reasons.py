@@ -11,6 +11,8 @@ from vidistill.tasks.stage import Job
 
 NOTHING = "no artifact of this kind yet"
 NOTHING_LIKE_IT = "no artifact like it of this data yet"
+FEW = 8
+"""Sets of videos, of which a union is remembered; `clips` are made of hundreds, once."""
 IDENTITY = {
     "clips": ("split",), "teacher": ("network", "seed"), "expert": ("seed",),
     "distilled": ("method", "ipc", "kb", "seed", "labels"), "score": ("network", "seed"), "relabelled": ("seed",),
@@ -30,13 +32,17 @@ class Reasons:
     def __init__(self, jobs: Sequence[Job], known: Sequence[Manifest]) -> None:
         self._nodes = {manifest.ref: manifest for manifest in known} | {job.ref: job.manifest for job in jobs}
         self._videos: dict[ArtifactRef, frozenset[str]] = {}
+        self._unions: dict[frozenset[int], frozenset[str]] = {}
         self._indexed: dict[ArtifactRef, set[str]] = defaultdict(set)
         for ref, node in self._nodes.items():
             if node.kind == "clips":
                 self._indexed[node.inputs["index"][0]] |= self._videos_of(ref)
         self._known: dict[str, list[Manifest]] = defaultdict(list)
+        self._blocks: dict[tuple[str, str], list[Manifest]] = defaultdict(list)
         for manifest in known:
             self._known[manifest.kind].append(manifest)
+            for video in _own_videos(manifest):
+                self._blocks[manifest.kind, video].append(manifest)
 
     def of(self, job: Job, missing: set[ArtifactRef]) -> str:
         """Why a job whose artifact is not there has to run: changed inputs, changed parameters, a newer stage, or
@@ -45,7 +51,9 @@ class Reasons:
         needed = sorted({ref.kind for refs in job.inputs.values() for ref in refs if ref in missing})
         if not self._known[job.stage]:
             return NOTHING
-        alike = [made for made in self._known[job.stage] if self._same(made, job.manifest)]
+        own = [self._blocks[job.stage, video] for video in _own_videos(job.manifest)]
+        near = {made.ref: made for block in own for made in block}.values() if own else self._known[job.stage]
+        alike = [made for made in near if self._same(made, job.manifest)]
         if not alike:
             return NOTHING_LIKE_IT
         if needed:
@@ -81,19 +89,27 @@ class Reasons:
         """The content of the videos that an artifact was made of; empty for what was made of none."""
         if ref not in self._videos:
             node = self._nodes.get(ref)
-            self._videos[ref] = frozenset() if node is None else frozenset(self._found(node))
+            self._videos[ref] = frozenset() if node is None else self._found(node)
         return self._videos[ref]
 
-    def _found(self, node: Manifest) -> Iterator[str]:
-        if node.kind == "index":
-            yield from self._indexed[node.ref]
-        videos = node.parameters.get("videos")
-        if isinstance(videos, list | tuple):
-            yield from (video["sha256"] for video in videos)
-        for name, refs in node.inputs.items():
-            if name != "index" or node.kind != "clips":
-                for ref in refs:
-                    yield from self._videos_of(ref)
+    def _found(self, node: Manifest) -> frozenset[str]:
+        """Most jobs see the same few sets of videos: each of those is held once, however many see it."""
+        own = {*_own_videos(node), *(self._indexed[node.ref] if node.kind == "index" else ())}
+        needs = [ref for name, refs in node.inputs.items() if name != "index" or node.kind != "clips" for ref in refs]
+        above = {id(videos): videos for videos in map(self._videos_of, needs) if videos}
+        if own or len(above) > FEW:
+            return frozenset(own.union(*above.values()))
+        seen = frozenset(above)
+        if seen not in self._unions:
+            self._unions[seen] = next(iter(above.values())) if len(above) == 1 else frozenset().union(*above.values())
+        return self._unions[seen]
+
+
+def _own_videos(node: Manifest) -> Iterator[str]:
+    """The content of the videos that a block's own parameters name."""
+    videos = node.parameters.get("videos")
+    if isinstance(videos, list | tuple):
+        yield from (video["sha256"] for video in videos)
 
 
 def differences(manifest: Manifest, job: Job) -> Iterator[str]:

@@ -10,6 +10,7 @@ import importlib
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -77,10 +78,16 @@ class Job(Parameters):
     label: str = ""
     places: dict[str, str] = Field(default_factory=dict)
 
-    @property
+    @cached_property
     def ref(self) -> ArtifactRef:
         keys = {name: [str(ref) for ref in refs] for name, refs in self.inputs.items()}
         return ArtifactRef(kind=self.stage, key=digest([self.stage, self.version, self.parameters, keys]))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Job:
+        """A copy, whose key is its own."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("ref", None)
+        return copy
 
     @property
     def manifest(self) -> Manifest:

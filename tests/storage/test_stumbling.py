@@ -15,6 +15,7 @@ from stumbling import Stumbling
 
 from vidistill.storage import mirror, object_locks, objects
 from vidistill.storage.errors import RequestError, StoreError
+from vidistill.storage.leases import leased
 from vidistill.storage.store import ArtifactRef, Manifest, Store
 
 REF = ArtifactRef(kind="thing", key="k")
@@ -54,6 +55,19 @@ def test_a_store_that_stumbles_is_asked_again(host, stumbling: Stumbling, fault,
     ref = make(a)
     assert contents(b, ref) == FILES
     assert a.refs() == b.refs() == [ref]
+
+
+def test_credentials_are_in_nothing_that_is_written_or_said(host, s3, bucket, stumbling, monkeypatch, caplog, tmp_path):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "sesame-opens")
+    stumbling.fault = first(1, "503")
+    with leased(a := host("a"), [make(a)]):
+        written = [s3.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys(s3, bucket)]
+    written += [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    stumbling.fault = lambda method, path: "403"
+    with pytest.raises(StoreError) as error:
+        a.has(REF)
+    assert len(written) > 10
+    assert b"sesame" not in b"".join([*written, caplog.text.encode(), str(error.value).encode()])
 
 
 def test_a_slow_store_is_waited_for(host, stumbling: Stumbling):
