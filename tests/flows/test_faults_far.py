@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from faults import kill_after, made, start, wait_for, whole
+from flow_running import BIN, background, environment
 from stumbling import Stumbling
 
 from vidistill.storage.store import Store
@@ -96,6 +98,32 @@ def test_a_run_whose_server_is_killed_loses_nothing(tmp_path: Path, videos: Path
     code = run.wait(timeout=120)
     said = (tmp_path / "said").read_text()
     print(code, said)
+    assert "Traceback" not in said, said
+    before = made(store)
+    assert start(tmp_path, videos, {}).wait(timeout=300) == 0
+    assert before.items() <= made(store).items(), "a committed artifact was made again"
+    assert whole(store) == whole(unbroken)
+
+
+@pytest.mark.slow
+def test_a_run_whose_named_server_is_killed_ends_with_a_sentence(tmp_path: Path, videos: Path, unbroken: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    variables = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_CLIENT_MAX_RETRIES": "1"}
+    store = tmp_path / "store"
+    with background(command, tmp_path, environment(tmp_path / "server")) as server:
+        deadline = time.monotonic() + 180
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert time.monotonic() < deadline, "the Prefect server did not start"
+            time.sleep(0.3)
+        run = start(tmp_path, videos, variables)
+        assert wait_for(store, len(whole(unbroken)) // 2, run)
+        os.killpg(server.pid, signal.SIGKILL)
+        assert run.wait(timeout=300) == 1
+    said = (tmp_path / "said").read_text()
+    assert "vidistill: The Prefect server no longer answers (" in said, said
     assert "Traceback" not in said, said
     before = made(store)
     assert start(tmp_path, videos, {}).wait(timeout=300) == 0
