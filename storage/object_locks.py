@@ -104,7 +104,7 @@ class _Claim:
         try:
             self.objects.invalidate_cache(self.path.rpartition("/")[0])
             tag = self.objects.info(self.path).get("ETag")
-            return tag, bytes(self.objects.cat_file(self.path))
+            return tag, self.objects.content(self.path)
         except FileNotFoundError:
             return None, b""
 

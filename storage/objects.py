@@ -49,6 +49,7 @@ class Objects:
         s3 = self.url.startswith(("s3://", "s3a://"))
         own = {"config_kwargs": PATIENCE} if s3 else {}
         self._files, self.prefix = fsspec.core.url_to_fs(self.url, **own)  # type: ignore[no-untyped-call]
+        self._single = {"max_concurrency": 1} if s3 else {}  # else s3fs asks for the size before it reads
         self._files.retries = 1  # those of s3fs would multiply ours
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -66,13 +67,21 @@ class Objects:
         with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="objects") as pool:
             list(pool.map(function, items))
 
+    def content(self, path: str) -> bytes:
+        """The content of one small object.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        return bytes(self.cat_file(path, **self._single))
+
     def read(self, paths: list[str]) -> dict[str, bytes]:
         """The content of those objects that are there, read side by side."""
         found: dict[str, bytes] = {}
 
         def one(path: str) -> None:
             try:
-                found[path] = self.cat_file(path)
+                found[path] = self.content(path)
             except FileNotFoundError:
                 return
 

@@ -193,7 +193,7 @@ class RemoteStore(Store):
         content = b""
         for _ in range(TRIES):
             try:
-                content = bytes(self._objects.cat_file(f"{self._remote(ref)}/{MANIFEST}"))
+                content = self._objects.content(f"{self._remote(ref)}/{MANIFEST}")
                 Manifest.model_validate_json(content)
             except FileNotFoundError:
                 return None

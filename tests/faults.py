@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,10 @@ def kill_after(process: subprocess.Popen[bytes], store: Path | Store, manifests:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return True
+
+
+def task_runs(url: str, since: str) -> list[dict[str, str]]:
+    body = json.dumps({"task_runs": {"start_time": {"after_": since}}, "limit": 200}).encode()
+    asked = urllib.request.Request(f"{url}/task_runs/filter", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        return json.load(answer)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
 import signal
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 from deployed import Deployed, kill_with_children
-from faults import ARGUMENTS, EXPERIMENT, kill_after, made, start, wait_for, whole
+from faults import ARGUMENTS, EXPERIMENT, kill_after, made, start, task_runs, wait_for, whole
 from flow_running import CommandLine, environment
 
 
@@ -141,10 +139,3 @@ def test_two_runs_at_once_do_the_work_once(tmp_path: Path, videos: Path, server,
     assert whole(first / "store") == whole(unbroken)
     done = [run["name"] for run in task_runs(server.url, since) if run["state_name"] == "Completed"]
     assert len(done) == len(set(done)) > 10, "some stage was done twice"
-
-
-def task_runs(url: str, since: str) -> list[dict[str, str]]:
-    body = json.dumps({"task_runs": {"start_time": {"after_": since}}, "limit": 200}).encode()
-    asked = urllib.request.Request(f"{url}/task_runs/filter", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(asked, timeout=30) as answer:
-        return json.load(answer)
