@@ -18,6 +18,7 @@ from vidistill.flows.options import (
     Front,
     Kilobytes,
     Layout,
+    Log,
     Methods,
     Out,
     Preset,
@@ -66,7 +67,7 @@ def run(
     data: Data = "", method: Methods = None, ipc: Budgets = None, kb: Kilobytes = None, layout: Layout = None,
     split: Split = None, frames: Frames = None, size: Size = None, students: Students = None, front: Front = None,
     seeds: Seeds = None, protocol: Protocol = None, store: StoreRoot = None, out: Out = Path("vidistill-report"),
-    preset: Preset = None, settings: Settings = None,
+    preset: Preset = None, settings: Settings = None, log: Log = "",
     device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Distil, score and report. What an earlier run has made is not made again."""
@@ -74,7 +75,7 @@ def run(
 
     request = _request(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, protocol, preset,
                        settings)  # fmt: skip
-    commands.run(request, store, out, device, runner, verbose)
+    commands.run(request, store, out, device, runner, verbose, log)
 
 
 @app.command()
@@ -85,11 +86,11 @@ def plan(
     data: Data = "", method: Methods = None, ipc: Budgets = None, kb: Kilobytes = None, layout: Layout = None,
     split: Split = None, frames: Frames = None, size: Size = None, students: Students = None, front: Front = None,
     seeds: Seeds = None, protocol: Protocol = None, store: StoreRoot = None, out: Out = Path("vidistill-report"),
-    preset: Preset = None, settings: Settings = None,
+    preset: Preset = None, settings: Settings = None, log: Log = "",
     device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Say what `run` would do with the same arguments, why, and about how long it takes. Writes nothing."""
-    del out, verbose  # taken, so that any `run` can be made a `plan`
+    del out, verbose, log  # taken, so that any `run` can be made a `plan`
     from vidistill.flows import commands, use
 
     if asked:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from vidistill.flows.options import Device, Layout, Runner, Settings, Split, StoreRoot, Verbose
+from vidistill.flows.options import Device, Layout, Log, Runner, Settings, Split, StoreRoot, Verbose
 from vidistill.storage.errors import RequestError
 
 app = typer.Typer()
@@ -35,7 +35,7 @@ def train(
     store: StoreRoot = None,
     out: Annotated[Path, typer.Option("--out", help="Where student.safetensors and train.json are written.")]
     = Path("student"),
-    device: Device = "auto",
+    device: Device = "auto", log: Log = "",
 ) -> None:  # fmt: skip
     """Train a video classifier on a distilled set, score it on real videos, and keep its weights."""
     from vidistill.flows import use
@@ -43,7 +43,7 @@ def train(
     given = {name: value for name, value in {"layout": layout, "split": split}.items() if value is not None}
     request = {"source": source, "network": network, "test": test, "index": given, "labels": labels, "seed": seed,
                "student": nested(settings or [])}  # fmt: skip
-    use.train(request, store, out, device)
+    use.train(request, store, out, device, log)
 
 
 @app.command()
@@ -53,13 +53,13 @@ def benchmark(
     layout: Layout = None, split: Split = None, settings: Settings = None, store: StoreRoot = None,
     out: Annotated[Path, typer.Option("--out", help="Where the report, benchmark.md and its plots are written.")]
     = Path("vidistill-benchmark"),
-    device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
+    device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False, log: Log = "",
 ) -> None:  # fmt: skip
     """Run a grid of methods, budgets, students and fronts; what an earlier one has made is not made again."""
     from vidistill.flows import use
 
     grid = use.grid_of(preset, data, {"layout": layout, "split": split}, settings or [])
-    use.benchmark(grid, store, out, device, runner, verbose)
+    use.benchmark(grid, store, out, device, runner, verbose, log)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from vidistill.flows import server
+from vidistill.flows import loggers, server
 from vidistill.flows.display import showing
 from vidistill.flows.parameters import SPRITES, Experiment, PoolRequest, checked, load_preset, override
 from vidistill.flows.runners import check_runner
@@ -66,12 +66,16 @@ def merged(plain: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def run(plain: dict[str, Any], store: str | None, out: Path, device: str, runner: str, verbose: bool) -> None:
+def run(
+    plain: dict[str, Any], store: str | None, out: Path, device: str, runner: str, verbose: bool, log: str = ""
+) -> None:
     """Run the flow under Prefect: the server that PREFECT_API_URL names, or one of its own for the time of the run."""
     from vidistill.flows.planning import check
 
     experiment = checked(Experiment, plain, "The experiment")
     runtime, failed = runtime_of(store, device, runner), None
+    if log:
+        loggers.check(log)
     with showing(console) as progress:
         plan = check(experiment, runtime)
         check_places(runtime, out)
@@ -85,7 +89,11 @@ def run(plain: dict[str, Any], store: str | None, out: Path, device: str, runner
             distill(experiment, runtime, out)
         except RowsFailed as error:
             failed = error  # the report of the other rows is written
-    print_table(json.loads((out / "report.json").read_text()))
+    document = json.loads((out / "report.json").read_text())
+    print_table(document)
+    if log:
+        said = loggers.write(log, loggers.of_report(document), out)
+        console.print(f"\nLogged to {said}", soft_wrap=True, highlight=False)
     if failed:
         raise failed
     console.print(f"\nThe report is [bold]{out / 'report.html'}[/bold]", soft_wrap=True, highlight=False)

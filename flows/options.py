@@ -70,4 +70,8 @@ Protocol = Annotated[
         "number beside a paper's. [dim]\\[default: vidistill][/dim]"
     ),
 ]
+Log = Annotated[
+    str,
+    typer.Option("--log", help="tensorboard, mlflow or wandb (offline): what was found goes there too, below --out."),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show Prefect's log and full tracebacks.")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from vidistill.flows import server
+from vidistill.flows import loggers, server
 from vidistill.flows import train as training
 from vidistill.flows.commands import check_places, print_table, runtime_of
 from vidistill.flows.display import showing
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 console = Console(soft_wrap=True, highlight=False)
 
 
-def train(plain: dict[str, Any], store: str | None, out: Path, device: str) -> None:
+def train(plain: dict[str, Any], store: str | None, out: Path, device: str, log: str) -> None:
     """Train, and say what came of it."""
     request, runtime = checked(training.TrainRequest, plain, "The training"), runtime_of(store, device)
     check_places(runtime, out)
+    if log:
+        loggers.check(log)
     with showing(console):
         facts = training.train(request, runtime, out)
     console.print(
@@ -32,6 +34,8 @@ def train(plain: dict[str, Any], store: str | None, out: Path, device: str) -> N
         f"{facts['top1']:.1%}, top-5 {facts['top5']:.1%} of {facts['test_clips']} test clips"
     )
     console.print(f"Its weights are {out / training.STUDENT}, its facts {out / training.FACTS}")
+    if log:
+        console.print(f"Logged to {loggers.write(log, loggers.of_training(facts), out)}")
 
 
 def grid_of(preset: str, data: str, options: dict[str, Any], settings: list[str]) -> Benchmark:
@@ -54,11 +58,13 @@ def grid_of(preset: str, data: str, options: dict[str, Any], settings: list[str]
     return checked(Benchmark, override(plain, settings, Benchmark), "The benchmark")
 
 
-def benchmark(grid: Benchmark, store: str | None, out: Path, device: str, runner: str, verbose: bool) -> None:
+def benchmark(grid: Benchmark, store: str | None, out: Path, device: str, runner: str, verbose: bool, log: str) -> None:
     """Run a grid, and say where everything is."""
     from vidistill.flows.planning import plan_grid
 
     runtime, failed = runtime_of(store, device, runner), None
+    if log:
+        loggers.check(log)
     if grid.expect and not Path(grid.data).expanduser().exists():
         raise RequestError(f"There are no videos at {grid.data}: give --data DIR, or price it by `vidistill plan`.")
     with showing(console) as progress:
@@ -72,7 +78,10 @@ def benchmark(grid: Benchmark, store: str | None, out: Path, device: str, runner
             flow.benchmark(grid, runtime, out)
         except RowsFailed as error:
             failed = error  # the report of the other rows is written
-    print_table(json.loads((out / "report.json").read_text()))
+    document = json.loads((out / "report.json").read_text())
+    print_table(document)
+    if log:
+        console.print(f"\nLogged to {loggers.write(log, loggers.of_report(document), out)}")
     if failed:
         raise failed
     console.print(f"\nScores and plots are in {out / flow.PAGE}, the report is {out / 'report.html'}")
