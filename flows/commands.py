@@ -193,8 +193,9 @@ def print_table(document: dict[str, Any]) -> None:
         title = f"{kind} labels" + ("" if recipe == kind else f", recipe {recipe}") + seen
         table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for name in ("method", "student", "budget", "top-1 %", "− random", "bytes", "time", "seeds"):
-            justify: Literal["left", "right"] = "left" if name in {"method", "student"} else "right"
-            table.add_column(name, justify=justify, no_wrap=name != "method")
+            words = name in {"method", "student"}  # a narrow terminal breaks these, and cuts nothing off
+            justify: Literal["left", "right"] = "left" if words else "right"
+            table.add_column(name, justify=justify, no_wrap=not words, overflow="fold", min_width=8 if words else None)
         for row in sorted(
             rows,
             key=lambda row: (_budget(row) == "all", row["ipc"] or 0, row["kb"] or 0, row["student"], -row["top1_mean"]),
@@ -213,7 +214,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['method']} {row['variant']}".strip(),
         row["student"],
         _budget(row),
-        f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}",
+        f"{100 * row['top1_mean']:.1f}" + (f" ± {100 * row['top1_std']:.1f}" if row["seeds"] > 1 else ""),
         difference,
         f"{kept / 1e6:.2f} MB" if kept >= 1e6 else f"{kept / 1e3:.1f} KB",
         f"{row['seconds']:.0f} s",
