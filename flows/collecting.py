@@ -16,6 +16,7 @@ from vidistill.flows.housekeeping import console, counted, existing, short_key
 from vidistill.storage.errors import RequestError, StoreError
 from vidistill.storage.files import size_of
 from vidistill.storage.leases import Lease, collecting, leases, remove
+from vidistill.storage.names import names
 from vidistill.storage.store import ArtifactRef, Found, Store
 from vidistill.tasks.report.tables import size
 
@@ -63,7 +64,8 @@ def collect(
     store = existing(location)
     with collecting(store) if yes else nullcontext(leases(store)) as others:
         survey = store.survey(content=True)
-        found = sort_out(survey, [lease for lease in others if not lease.collecting], keep, limits)
+        named = {ref for one in names(store).values() for ref in (*one.sets, one.report)}
+        found = sort_out(survey, [lease for lease in others if not lease.collecting], keep, limits, named)
         _say(store, survey, found)
         garbage = [ref for refs in found.garbage.values() for ref in refs]
         if yes:
@@ -102,8 +104,10 @@ def amount(text: str | None) -> float:
     return float(told[1]) * SIZES[told[2]]
 
 
-def sort_out(survey: Survey, others: Iterable[Lease], keep: timedelta, limits: Limits = Limits()) -> Sorted:
-    """Say of every artifact that no report or pool rests on why it stays or goes.
+def sort_out(
+    survey: Survey, others: Iterable[Lease], keep: timedelta, limits: Limits, named: AbstractSet[ArtifactRef]
+) -> Sorted:
+    """Say of every artifact that no report, pool or name (storage/names.py) rests on why it stays or goes.
 
     What is damaged goes, but what it was made from stays, so that it can be made again.
     """
@@ -116,7 +120,7 @@ def sort_out(survey: Survey, others: Iterable[Lease], keep: timedelta, limits: L
         (holding if kept else held_once).update(dict.fromkeys(_claimed(survey, lease), words))
         if not kept:
             made.expired.append(lease)
-    reached, past = _kept(survey, limits, set(holding))
+    reached, past = _kept(survey, limits, set(holding), named)
     for ref, found in survey.items():
         parent = ref.parent
         if parent in survey and survey[parent].problem is None:
@@ -132,16 +136,18 @@ def sort_out(survey: Survey, others: Iterable[Lease], keep: timedelta, limits: L
     return made
 
 
-def _kept(survey: Survey, limits: Limits, held: set[ArtifactRef]) -> tuple[set[ArtifactRef], set[ArtifactRef]]:
-    """What pools and reports within the limits rest on, and the reports past them, which are the oldest."""
+def _kept(
+    survey: Survey, limits: Limits, held: set[ArtifactRef], named: AbstractSet[ArtifactRef]
+) -> tuple[set[ArtifactRef], set[ArtifactRef]]:
+    """What pools, names and reports within the limits rest on, and the reports past them, which are the oldest."""
     made = {ref: found.manifest.created for ref, found in survey.items() if ref.kind == "report" and found.manifest}
     oldest = "" if limits.older_than is None else (datetime.now(UTC) - limits.older_than).isoformat()
-    reached = _reachable(survey, (ref for ref in survey if ref.kind in ROOTS and ref not in made))
+    reached = _reachable(survey, [*named, *(ref for ref in survey if ref.kind in ROOTS and ref not in made)])
     past: set[ArtifactRef] = set()
     for number, ref in enumerate(sorted(made, key=lambda ref: made[ref], reverse=True)):
         more = _reachable(survey, [ref], reached)
         large = sum(survey[one].bytes for one in reached | more | held) > limits.max_bytes
-        if number and (past or large or made[ref] < oldest):
+        if number and ref not in named and (past or large or made[ref] < oldest):
             past.add(ref)
         else:
             reached |= more

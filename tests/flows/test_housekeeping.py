@@ -23,6 +23,7 @@ from vidistill.flows.cli import main
 from vidistill.flows.collecting import collect
 from vidistill.storage.errors import RequestError
 from vidistill.storage.leases import leased, leases
+from vidistill.storage.names import Promoted, promote
 from vidistill.storage.store import ArtifactRef, Manifest, Store
 
 SLOW_TEACHER = shlex.split("--set teacher.epochs=120 --set teacher.checkpoint_epochs=2 --set tsgf.iterations=2")
@@ -289,6 +290,16 @@ def test_what_a_run_needs_counts_and_stays_whatever_the_limit(store: Store, gc: 
         assert store.has(old)
     gc(yes=True, older_than="5d")
     assert not store.has(old)
+
+
+def test_what_a_name_stands_for_stays_however_old(store: Store, gc: Callable[..., str]) -> None:
+    chosen = make(store, "distilled", "chosen")
+    report, _ = dated(store, 50, chosen), dated(store, 1)
+    index = make(store, "index", "i")
+    promote(store, "latest", Promoted(sets=(chosen,), report=report, index=index, asked="", since=datetime.now(UTC)))
+    gc(yes=True, older_than="5d", max_size="0MB")
+    assert store.has(chosen)
+    assert store.has(report)
 
 
 @pytest.mark.parametrize("told", ["much", "-1GB", "1e9", "5KB"])
