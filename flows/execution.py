@@ -82,15 +82,20 @@ def run_graph(graph: Graph, runtime: Runtime) -> None:
         VidistillError: the first that failed; errors of others are logged.
     """
     errors = list(attempt_graph(graph, runtime).values())
-    log_failures([error for error in errors if str(error) != str(errors[0])])
+    log_failures([error for error in errors if _why(error) != _why(errors[0])])
     if errors:
         raise errors[0]
 
 
 def log_failures(errors: Iterable[VidistillError]) -> None:
-    """Each sentence once, with the way there that its notes show."""
-    for sentence, error in {str(error): error for error in errors}.items():
-        log.error("\n".join([sentence, *getattr(error, "__notes__", [])]))
+    """Each reason once, with the way there that its notes show."""
+    for error in {_why(error): error for error in errors}.values():
+        log.error("\n".join([str(error), *getattr(error, "__notes__", [])]))
+
+
+def _why(error: VidistillError) -> str:
+    """Without the artifact's name, where a store cannot be written (`NotMade`): one full disk is one reason."""
+    return str(error).rpartition(" could not be made: ")[2]
 
 
 def attempt_graph(graph: Graph, runtime: Runtime) -> dict[ArtifactRef, VidistillError]:

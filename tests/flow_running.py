@@ -56,7 +56,7 @@ class CommandLine:
 def check_refusal(ended: subprocess.CompletedProcess[str], code: int, *said: str, store: Path, out: Path) -> None:
     """One line, with everything that it must name; no report, and nothing in staging."""
     assert ended.returncode == code, ended.stdout + ended.stderr
-    assert ended.stderr.startswith("vidistill: ")
+    assert ended.stderr.startswith("vidistill: "), repr(ended.stderr)
     assert ended.stderr.count("\n") == 1, ended.stderr
     for part in said:
         assert part in ended.stderr

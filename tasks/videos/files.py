@@ -137,6 +137,8 @@ class Finder:
         if (path := self._paths.get(unicodedata.normalize("NFC", name))) or exact:
             return path
         wanted = _parts(name)
+        if not wanted:
+            return None
         found = [path for path in self._by_stem[wanted[-1]] if _parts(path)[-len(wanted) :] == wanted]
         same_suffix = [path for path in found if PurePosixPath(path).suffix == PurePosixPath(name).suffix]
         found = same_suffix if len(found) > 1 and same_suffix else found

@@ -34,6 +34,7 @@ def seeded(seed: int, share: float) -> Callable[[str, str], str | None]:
     return fault
 
 
+@pytest.mark.slow
 def test_a_run_on_a_store_that_stumbles_is_killed_and_resumed(
     host: Callable[[str], Store], stumbling: Stumbling, tmp_path: Path, videos: Path, server: Any, unbroken: Path
 ) -> None:
@@ -63,6 +64,7 @@ def named(host: str) -> tuple[str, ...]:
     return prefix
 
 
+@pytest.mark.slow
 def test_two_hosts_that_run_the_same_do_the_work_once(
     host: Callable[[str], Store], s3: Any, tmp_path: Path, videos: Path, server: Any, unbroken: Path
 ) -> None:

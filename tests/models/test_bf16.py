@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vidistill.flows.parameters import PRESETS, Experiment, load_preset
+from vidistill.flows.grid import Benchmark
+from vidistill.flows.parameters import PRESETS, load_preset
 from vidistill.models import build, compute, parted
 from vidistill.models.minic3d import Conv3d
 
@@ -47,7 +48,7 @@ def of_presets() -> list[tuple[str, int, int]]:
         plain = {"data": "videos", "front": "rgb"} | load_preset(path.stem)
         if "cells" not in plain:
             continue
-        experiment = Experiment.model_validate(plain)
+        experiment = Benchmark.model_validate(plain)
         students = {*experiment.students, *(name for cell in experiment.cells for name in cell.students or ())}
         own = {cell.options["network"] for cell in experiment.cells if "network" in cell.options}
         for name in {experiment.teacher.network, "minic3d", *students, *own}:

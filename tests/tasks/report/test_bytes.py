@@ -73,13 +73,17 @@ def test_equal_factors_are_equal_lengths():
 
 
 def test_the_page_shows_them_with_what_the_search_tried():
-    searches = {"coded, kb 2, hard": [{"crf": 46, "scale": 0.75, "clips": 7, "bytes": 3900, "top1": 0.31}]}
+    searches = {"coded, kb 2, hard": [
+        {"crf": 46, "scale": 0.75, "frames": 0.5, "clips": 7, "bytes": 3900, "students": 4, "top1": 0.31}
+    ]}  # fmt: skip
     data = ReportData("t", "now", {}, ["a", "b"], ROWS, searches=searches)
     page = render_html(data)
     section = page[page.index('<section id="bytes">') : page.index("</section>", page.index('<section id="bytes">'))]
     assert section.count("<circle") == 7
     assert '<a href="#bytes">' in page
-    assert re.search(r"<td>46</td><td>75.0 %</td><td>7</td><td>3.9 kB</td><td>31.0</td>", section)
+    assert re.search(
+        r"<td>46</td><td>75.0 %</td><td>50.0 %</td><td>7</td><td>3.9 kB</td><td>4</td><td>31.0</td>", section
+    )
     assert render_json(data)["searches"] == searches
     assert render_json(data)["rows"][2]["bytes_coded"] == 5_000
 
