@@ -96,7 +96,7 @@ def _rest(graph: Graph, failed: Failed) -> Graph:
     rest = None if ending else salvaged(graph, failed)
     if rest is None:
         first = (ending or errors)[0]
-        log_failures(error for error in errors if str(error) != str(first))
+        log_failures(errors, said=[first])
         raise first
     log_failures(errors)
     return rest

@@ -82,14 +82,15 @@ def run_graph(graph: Graph, runtime: Runtime) -> None:
         VidistillError: the first that failed; errors of others are logged.
     """
     errors = list(attempt_graph(graph, runtime).values())
-    log_failures([error for error in errors if _why(error) != _why(errors[0])])
+    log_failures(errors[1:], said=errors[:1])
     if errors:
         raise errors[0]
 
 
-def log_failures(errors: Iterable[VidistillError]) -> None:
-    """Each reason once, with the way there that its notes show."""
-    for error in {_why(error): error for error in errors}.values():
+def log_failures(errors: Iterable[VidistillError], said: Iterable[VidistillError] = ()) -> None:
+    """Each reason once, but for those that are said elsewhere, with the way there that its notes show."""
+    elsewhere = {_why(error) for error in said}
+    for error in {why: error for error in errors if (why := _why(error)) not in elsewhere}.values():
         log.error("\n".join([str(error), *getattr(error, "__notes__", [])]))
 
 
