@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from vidistill.storage.errors import StoreError
-from vidistill.storage.locks import gone, this_process
+from vidistill.storage.locks import beating, gone, this_process
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Store
 
@@ -133,29 +133,20 @@ def _write(store: Store, lease: Lease, **changes: Any) -> None:
 @contextmanager
 def _renewed(store: Store, lease: Lease) -> Iterator[None]:
     """Write a lease and confirm it every 20 s from a thread; it has ended when the block raises."""
-    stop = threading.Event()
 
-    def beat() -> None:
+    def beat(stop: threading.Event) -> None:
         while not stop.wait(BEAT_SECONDS):
             with suppress(OSError):  # a disk that is full for a moment; the next beat may succeed
                 _write(store, lease)
 
     _write(store, lease)
-    thread = threading.Thread(target=beat, daemon=True, name="lease")
-    thread.start()
     try:
-        yield
+        with beating(beat, "lease"):
+            yield
     except BaseException:
-        _stop(stop, thread)
         with suppress(OSError):  # the error that ended the block is the one to hear of
             _write(store, lease, ended=True)
         raise
-    _stop(stop, thread)
-
-
-def _stop(stop: threading.Event, thread: threading.Thread) -> None:
-    stop.set()
-    thread.join()
 
 
 def _wait_for_collectors(store: Store) -> None:

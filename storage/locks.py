@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,25 @@ def locked(path: Path) -> Iterator[None]:
     owner, watch = this_process() | {"id": uuid.uuid4().hex}, _Watch()
     while not _take(path, owner, watch):
         time.sleep(POLL_SECONDS)
+    try:
+        with beating(lambda stop: _beat(path, stop), f"heartbeat {path.name}"):
+            yield
+    finally:
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+@contextmanager
+def beating(beat: Callable[[threading.Event], None], name: str) -> Iterator[None]:
+    """Have a thread beat until the event that it is given is set, which is when the block ends."""
     stop = threading.Event()
-    beat = threading.Thread(target=_beat, args=(path, stop), daemon=True, name=f"heartbeat {path.name}")
-    beat.start()
+    thread = threading.Thread(target=beat, args=(stop,), daemon=True, name=name)
+    thread.start()
     try:
         yield
     finally:
         stop.set()
-        beat.join()
-        with suppress(FileNotFoundError):
-            path.unlink()
+        thread.join()
 
 
 def _take(path: Path, owner: dict[str, object], watch: _Watch) -> bool:

@@ -17,7 +17,7 @@ from logging import getLogger
 from typing import Any
 
 from vidistill.storage.errors import StoreError
-from vidistill.storage.locks import gone, this_process
+from vidistill.storage.locks import beating, gone, this_process
 from vidistill.storage.objects import Objects
 
 BEAT_SECONDS = 10.0
@@ -42,14 +42,10 @@ def locked_for_all(objects: Objects, path: str) -> Iterator[None]:
             raise
         yield  # a store that knows no conditions, and says so
         return
-    stop = threading.Event()
-    beat = threading.Thread(target=claim.beat, args=(stop,), daemon=True, name=f"heartbeat {path}")
-    beat.start()
     try:
-        yield
+        with beating(claim.beat, f"heartbeat {path}"):
+            yield
     finally:
-        stop.set()
-        beat.join()
         with suppress(StoreError):  # a lock that stays is one of a dead owner; the work is done
             claim.release()
 
