@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
@@ -17,6 +18,9 @@ from vidistill.storage.errors import RequestError, RowsFailed
 from vidistill.storage.opening import default_location, open_store
 from vidistill.tasks.stage import Runtime
 from vidistill.tasks.videos.layouts import IndexParameters
+
+if TYPE_CHECKING:
+    from vidistill.flows.planning import Plan
 
 console = Console()
 
@@ -72,23 +76,47 @@ def run(
     """Run the flow under Prefect: the server that PREFECT_API_URL names, or one of its own for the time of the run."""
     from vidistill.flows.planning import check
 
-    experiment = checked(Experiment, plain, "The experiment")
-    runtime, failed = runtime_of(store, device, runner), None
+    experiment, runtime = checked(Experiment, plain, "The experiment"), runtime_of(store, device, runner)
+
+    def start(runtime: Runtime) -> None:
+        from vidistill.flows.distill import distill
+
+        distill(experiment, runtime, out)
+
+    reported(lambda: check(experiment, runtime), start, runtime, out, verbose, log)
+    console.print(f"\nThe report is [bold]{out / 'report.html'}[/bold]", soft_wrap=True, highlight=False)
+
+
+def reported(
+    plan: Callable[[], Plan], start: Callable[[Runtime], None], runtime: Runtime, out: Path, verbose: bool, log: str
+) -> None:
+    """Run a flow that writes a report, and print its table.
+
+    Args:
+        plan: what there is to do.
+        start: imports the flow, once a server is named, and runs it.
+        runtime: where to run.
+        out: where the report goes.
+        verbose: whether Prefect's own lines are shown.
+        log: the logger, if any.
+
+    Raises:
+        RowsFailed: some rows could not be made; the report of the others is written, printed and logged.
+    """
+    failed = None
     if log:
         loggers.check(log)
     with showing(console) as progress:
-        plan = check(experiment, runtime)
+        planned = plan()
         check_places(runtime, out)
-        progress.expect(plan)
-        if not plan.todo:  # no engine is started for what is there
+        progress.expect(planned)
+        if not planned.todo:  # no engine is started for what is there
             runtime = runtime.model_copy(update={"runner": "threads"})
         server.connect(verbose)
-        from vidistill.flows.distill import distill
-
         try:
-            distill(experiment, runtime, out)
+            start(runtime)
         except RowsFailed as error:
-            failed = error  # the report of the other rows is written
+            failed = error
     document = json.loads((out / "report.json").read_text())
     print_table(document)
     if log:
@@ -96,7 +124,6 @@ def run(
         console.print(f"\nLogged to {said}", soft_wrap=True, highlight=False)
     if failed:
         raise failed
-    console.print(f"\nThe report is [bold]{out / 'report.html'}[/bold]", soft_wrap=True, highlight=False)
 
 
 def pool(plain: dict[str, Any], store: str | None, out: Path, device: str, runner: str, verbose: bool) -> None:

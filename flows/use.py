@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from vidistill.flows import loggers, server
+from vidistill.flows import loggers
 from vidistill.flows import train as training
-from vidistill.flows.commands import check_places, print_table, runtime_of
+from vidistill.flows.commands import check_places, reported, runtime_of
 from vidistill.flows.display import showing
 from vidistill.flows.parameters import PRESETS, checked, load_preset, override
-from vidistill.storage.errors import RequestError, RowsFailed
+from vidistill.storage.errors import RequestError
+from vidistill.tasks.stage import Runtime
 
 if TYPE_CHECKING:
     from vidistill.flows.grid import Benchmark
@@ -62,29 +62,19 @@ def benchmark(grid: Benchmark, store: str | None, out: Path, device: str, runner
     """Run a grid, and say where everything is."""
     from vidistill.flows.planning import plan_grid
 
-    runtime, failed = runtime_of(store, device, runner), None
-    if log:
-        loggers.check(log)
+    runtime = runtime_of(store, device, runner)
     if grid.expect and not Path(grid.data).expanduser().exists():
         raise RequestError(f"There are no videos at {grid.data}: give --data DIR, or price it by `vidistill plan`.")
-    with showing(console) as progress:
-        plan = plan_grid(grid, runtime)
-        check_places(runtime, out)
-        progress.expect(plan)
-        server.connect(verbose)
-        from vidistill.flows import benchmark as flow
 
-        try:
-            flow.benchmark(grid, runtime, out)
-        except RowsFailed as error:
-            failed = error  # the report of the other rows is written
-    document = json.loads((out / "report.json").read_text())
-    print_table(document)
-    if log:
-        console.print(f"\nLogged to {loggers.write(log, loggers.of_report(document), out)}")
-    if failed:
-        raise failed
-    console.print(f"\nScores and plots are in {out / flow.PAGE}, the report is {out / 'report.html'}")
+    def start(runtime: Runtime) -> None:
+        from vidistill.flows.benchmark import benchmark
+
+        benchmark(grid, runtime, out)
+
+    reported(lambda: plan_grid(grid, runtime), start, runtime, out, verbose, log)
+    from vidistill.flows.benchmark import PAGE
+
+    console.print(f"\nScores and plots are in {out / PAGE}, the report is {out / 'report.html'}")
 
 
 def plan_benchmark(grid: Benchmark, store: str | None, device: str) -> None:
