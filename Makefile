@@ -11,7 +11,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "vidistill needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -e '.[dev,crops,pool,s3,dask]' -c constraints.txt
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -e '.[dev,crops,pool,s3,dask,tune]' -c constraints.txt
 	# ultralytics brings opencv-python, which writes over opencv-contrib-python's files and takes the CSRT tracker with it
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps opencv-contrib-python -c constraints.txt
 	mkdir -p build/typing/vidistill

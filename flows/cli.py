@@ -31,6 +31,7 @@ from vidistill.flows.options import (
     StoreRoot,
     Students,
     Verbose,
+    request_from,
 )
 from vidistill.flows.stopping import STOPPED, Stopping
 from vidistill.storage.errors import RequestError, Stopped, VidistillError
@@ -73,7 +74,7 @@ def run(
     """Distil, score and report. What an earlier run has made is not made again."""
     from vidistill.flows import commands
 
-    request = _request(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, protocol, preset,
+    request = request_from(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, protocol, preset,
                        settings)  # fmt: skip
     commands.run(request, store, out, device, runner, verbose, log)
 
@@ -99,7 +100,7 @@ def plan(
         grid = use.grid_of(asked[1], data, {"layout": layout, "split": split}, settings or [])
         use.plan_benchmark(grid, store, device)
         return
-    request = _request(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, protocol, preset,
+    request = request_from(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, protocol, preset,
                        settings)  # fmt: skip
     commands.plan(request, store, device, runner)
 
@@ -231,52 +232,6 @@ def doctor(
     from vidistill.flows import doctor
 
     doctor.examine(store, thorough=thorough)
-
-
-def _request(
-    data: str, method: list[str] | None, ipc: str | None, kb: str | None, layout: str | None, split: int | None,
-    frames: int | None, size: int | None, students: str | None, front: str | None, seeds: int | None,
-    protocol: str | None, preset: str | None, settings: list[str] | None,
-) -> dict[str, Any]:  # fmt: skip
-    """The experiment as plain data: the preset, then the named options, then --set."""
-    from vidistill.flows import commands
-
-    nested: dict[str, dict[str, Any]] = {
-        "index": {"layout": layout, "split": split},
-        "decode": {"frames": frames, "size": size},
-    }
-    named = {
-        "data": data or None,
-        "cells": [{"method": name} for each in method or [] for name in _listed(each, "--method")] or None,
-        "ipc": None if ipc is None else [_number(value, "--ipc") for value in _listed(ipc, "--ipc")],
-        "kb": None if kb is None else [_kilobytes(value) for value in _listed(kb, "--kb")],
-        "students": None if students is None else _listed(students, "--students"),
-        "front": front,
-        "seeds": seeds,
-        "protocol": protocol,
-    }
-    return commands.request_of(preset, named, nested, settings or [])
-
-
-def _listed(value: str, option: str) -> list[str]:
-    names = [name.strip() for name in value.split(",")]
-    if not all(names):
-        raise RequestError(f"{option} {value!r} has an empty place: write its values with one comma between them.")
-    return names
-
-
-def _number(value: str, option: str) -> int:
-    try:
-        return int(value)
-    except ValueError as error:
-        raise RequestError(f"{option} takes whole numbers separated by commas, such as 1,5; got {value!r}.") from error
-
-
-def _kilobytes(value: str) -> float:
-    try:
-        return float(value)
-    except ValueError as error:
-        raise RequestError(f"--kb takes numbers separated by commas, such as 2,10; got {value!r}.") from error
 
 
 app.add_typer(cli_use.app)

@@ -8,7 +8,27 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from vidistill.flows.options import Device, Layout, Log, Runner, Settings, Split, StoreRoot, Verbose
+from vidistill.flows.options import (
+    Budgets,
+    Data,
+    Device,
+    Frames,
+    Front,
+    Kilobytes,
+    Layout,
+    Log,
+    Methods,
+    Preset,
+    Runner,
+    Seeds,
+    Settings,
+    Size,
+    Split,
+    StoreRoot,
+    Students,
+    Verbose,
+    request_from,
+)
 from vidistill.storage.errors import RequestError
 
 app = typer.Typer()
@@ -60,6 +80,35 @@ def benchmark(
 
     grid = use.grid_of(preset, data, {"layout": layout, "split": split}, settings or [])
     use.benchmark(grid, store, out, device, runner, verbose, log)
+
+
+@app.command()
+def tune(
+    data: Data = "", method: Methods = None, ipc: Budgets = None, kb: Kilobytes = None, layout: Layout = None,
+    split: Split = None, frames: Frames = None, size: Size = None, students: Students = None, front: Front = None,
+    seeds: Seeds = None, store: StoreRoot = None, preset: Preset = None, settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Where to look: mtt.lr=0.003..0.1:log, dm.iterations=50..500, coded.pick='random|herding'; one value "
+            "is one for all trials.",
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="How many values are tried.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
+    out: Annotated[Path, typer.Option("--out", help="Where tune.md and best.json are written.")]
+    = Path("vidistill-tune"), device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Search a method's settings by Optuna on a fifth of the training split; a study that was stopped goes on."""
+    from vidistill.flows import use
+    from vidistill.flows.ranges import is_range
+
+    given = settings or []
+    ranges = dict(one.split("=", 1) for one in given if is_range(one.partition("=")[2]))
+    fixed = [one for one in given if one.partition("=")[0] not in ranges]
+    request = request_from(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, None, preset,
+                          fixed)  # fmt: skip
+    use.tune(request, ranges, trials, seed, store, out, device, runner, verbose)
 
 
 @app.command()

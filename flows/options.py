@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from vidistill.storage.errors import RequestError
 
 Data = Annotated[
     str, typer.Option("--data", help="A folder of labelled videos, a CSV of path,label,split, or `sprites`.")
@@ -75,3 +77,53 @@ Log = Annotated[
     typer.Option("--log", help="tensorboard, mlflow or wandb (offline): what was found goes there too, below --out."),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show Prefect's log and full tracebacks.")]
+
+
+def request_from(
+    data: str, method: list[str] | None, ipc: str | None, kb: str | None, layout: str | None, split: int | None,
+    frames: int | None, size: int | None, students: str | None, front: str | None, seeds: int | None,
+    protocol: str | None, preset: str | None, settings: list[str] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The experiment that options ask for, as plain data: the preset, then the named options, then --set.
+
+    Raises:
+        RequestError: an option is not what it should be, or nothing says which data or which method.
+    """
+    from vidistill.flows import commands
+
+    nested: dict[str, dict[str, Any]] = {
+        "index": {"layout": layout, "split": split},
+        "decode": {"frames": frames, "size": size},
+    }
+    named = {
+        "data": data or None,
+        "cells": [{"method": name} for each in method or [] for name in listed(each, "--method")] or None,
+        "ipc": None if ipc is None else [_number(value, "--ipc") for value in listed(ipc, "--ipc")],
+        "kb": None if kb is None else [_kilobytes(value) for value in listed(kb, "--kb")],
+        "students": None if students is None else listed(students, "--students"),
+        "front": front,
+        "seeds": seeds,
+        "protocol": protocol,
+    }
+    return commands.request_of(preset, named, nested, settings or [])
+
+
+def listed(value: str, option: str) -> list[str]:
+    names = [name.strip() for name in value.split(",")]
+    if not all(names):
+        raise RequestError(f"{option} {value!r} has an empty place: write its values with one comma between them.")
+    return names
+
+
+def _number(value: str, option: str) -> int:
+    try:
+        return int(value)
+    except ValueError as error:
+        raise RequestError(f"{option} takes whole numbers separated by commas, such as 1,5; got {value!r}.") from error
+
+
+def _kilobytes(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError as error:
+        raise RequestError(f"--kb takes numbers separated by commas, such as 2,10; got {value!r}.") from error

@@ -160,7 +160,7 @@ def override(plain: dict[str, Any], settings: list[str], model: type[DataRequest
         if not equals:
             raise RequestError(f"--set {setting!r} has no '=': write --set key=value, e.g. --set teacher.epochs=20.")
         try:
-            _put(plain, key.strip().split("."), yaml.safe_load(value), model)
+            put(plain, key.strip(), yaml.safe_load(value), model)
         except yaml.YAMLError as error:
             raise RequestError(
                 f"--set {setting!r}: {value!r} is not a YAML value, such as 3, [1, 5] or text."
@@ -168,13 +168,19 @@ def override(plain: dict[str, Any], settings: list[str], model: type[DataRequest
     return plain
 
 
-def _put(plain: dict[str, Any], path: list[str], value: Any, model: type[DataRequest]) -> None:
+def put(plain: dict[str, Any], name: str, value: Any, model: type[DataRequest] = Experiment) -> None:
+    """Set one of them.
+
+    Raises:
+        RequestError: there is no such parameter.
+    """
+    path = name.split(".")
     if path[0] not in model.model_fields:
         cells = [cell for cell in _cells(plain) if cell["method"].rpartition(":")[2].lower() == path[0]]
         if not cells or len(path) < 2:
             known = ", ".join(model.model_fields)
             raise RequestError(
-                f"--set knows no parameter {'.'.join(path)!r}, and {path[0]!r} is no method of this run: "
+                f"--set knows no parameter {name!r}, and {path[0]!r} is no method of this run: "
                 f"choose one of {known}, or a method and its option."
             )
         for cell in cells:

@@ -1,4 +1,4 @@
-"""What `train`, `benchmark` and `unpack` do and say."""
+"""What `train`, `benchmark`, `tune` and `unpack` do and say."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from vidistill.flows import loggers
+from vidistill.flows import loggers, server
 from vidistill.flows import train as training
 from vidistill.flows.commands import check_places, reported, runtime_of
 from vidistill.flows.display import showing
-from vidistill.flows.parameters import PRESETS, checked, load_preset, override
+from vidistill.flows.parameters import PRESETS, Experiment, checked, load_preset, override
+from vidistill.flows.ranges import checked_request
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.stage import Runtime
 
@@ -82,6 +83,25 @@ def plan_benchmark(grid: Benchmark, store: str | None, device: str) -> None:
     from vidistill.flows.planning import describe, plan_grid
 
     describe(plan_grid(grid, runtime_of(store, device)), console)
+
+
+def tune(
+    plain: dict[str, Any], ranges: dict[str, str], trials: int, seed: int, store: str | None, out: Path, device: str,
+    runner: str, verbose: bool,
+) -> None:  # fmt: skip
+    """Try values, and print what each reached on the held-out fifth."""
+    from rich.markdown import Markdown
+
+    experiment, runtime = checked(Experiment, plain, "The experiment"), runtime_of(store, device, runner)
+    checked_request(experiment, ranges)
+    with showing(console):
+        check_places(runtime, out)
+        server.connect(verbose)
+        from vidistill.flows import tune as studies
+
+        studies.tune(experiment, ranges, trials, seed, runtime, out)
+    console.print(Markdown((out / studies.PAGE).read_text()))
+    console.print(f"\nThe page is {out / studies.PAGE}")
 
 
 def unpack(source: Path, out: Path) -> None:

@@ -1,0 +1,89 @@
+"""Where a setting is looked for: `0.001..0.1:log`, `10..200`, `a|b|c`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from vidistill.flows.parameters import Experiment, checked, put
+from vidistill.flows.rows import rows_of
+from vidistill.storage.errors import RequestError
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+RANGE = re.compile(r"(?P<low>[-+.\w]+?)\.\.(?P<high>[-+.\w]+?)(?P<log>:log)?")
+
+
+def within(name: str, text: str) -> BaseDistribution:
+    """The distribution that a range stands for.
+
+    Raises:
+        RequestError: it is none, or Optuna is not installed.
+    """
+    try:
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    except ImportError as error:
+        raise RequestError("tune needs Optuna: pip install 'vidistill[tune]'.") from error
+    if "|" in text:
+        return CategoricalDistribution([yaml.safe_load(choice) for choice in text.split("|")])
+    found = RANGE.fullmatch(text)
+    try:
+        if not found:
+            raise ValueError("it has no ..")
+        low, high = found["low"], found["high"]
+        whole = all(re.fullmatch(r"[-+]?\d+", end) for end in (low, high))
+        if whole:
+            return IntDistribution(int(low), int(high), log=bool(found["log"]))
+        return FloatDistribution(float(low), float(high), log=bool(found["log"]))
+    except ValueError as error:
+        raise RequestError(
+            f"{name}={text} is no range ({error}): write 0.001..0.1, 0.001..0.1:log, 10..200, or a|b|c."
+        ) from error
+
+
+def _some(distribution: BaseDistribution) -> Any:
+    """A value of it."""
+    return distribution.choices[0] if hasattr(distribution, "choices") else distribution.low  # type: ignore[attr-defined]
+
+
+def is_range(text: str) -> bool:
+    """Whether a setting says where to look instead of a value."""
+    return "|" in text or RANGE.fullmatch(text) is not None
+
+
+def checked_request(
+    experiment: Experiment, ranges: Mapping[str, str]
+) -> tuple[Experiment, dict[str, BaseDistribution]]:
+    """The experiment on the group-aware fifth of the training split, and where each setting is looked for.
+
+    Raises:
+        RequestError: there is nothing to look for, there are several methods, or a setting is none of the method's.
+    """
+    if len(experiment.cells) != 1:
+        raise RequestError("tune takes one method at a time: --method mtt.")
+    if not ranges:
+        raise RequestError("tune needs a range to look in, such as --set mtt.lr=0.003..0.1:log.")
+    space = {name: within(name, text) for name, text in ranges.items()}
+    held = experiment.model_copy(update={"index": experiment.index.model_copy(update={"holdout": True})})
+    trial_of(held, {name: _some(one) for name, one in space.items()})
+    return held, space
+
+
+def trial_of(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
+    """The experiment with these values.
+
+    Raises:
+        RequestError: it has no such setting, or does not take such a value.
+    """
+    plain = experiment.model_dump(mode="json", exclude_unset=True)
+    for name, value in values.items():
+        put(plain, name, value)
+    asked = checked(Experiment, plain, "The experiment")
+    for row in rows_of(asked):
+        if row.source is not None:
+            checked(row.source.method.Parameters, row.cell.options, f"The method {row.source.name}")
+    return asked
