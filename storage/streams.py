@@ -39,10 +39,12 @@ class Codec:
     encoder: str
     decoder: str
 
-    def options(self, crf: int, preset: int) -> dict[str, str]:
+    def options(self, crf: int, preset: int, even: bool) -> dict[str, str]:
         if self.encoder == "libsvtav1":
-            return {"crf": str(crf), "preset": str(preset), "svtav1-params": "lp=1"}
-        return {"crf": str(crf), "b": "0", "deadline": "good", "cpu-used": str(min(preset, 5)), "row-mt": "0"}
+            params = "lp=1:rc=0:aq-mode=0:use-fixed-qindex-offsets=1:key-frame-qindex-offset=0" if even else "lp=1"
+            return {"crf": str(crf), "preset": str(preset), "svtav1-params": params}
+        own = {"crf": str(crf), "b": "0", "deadline": "good", "cpu-used": str(min(preset, 5)), "row-mt": "0"}
+        return own | ({"qmin": str(crf), "qmax": str(crf)} if even else {})
 
 
 CODECS = {"av1": Codec("libsvtav1", "libdav1d"), "vp9": Codec("libvpx-vp9", "vp9")}
@@ -156,7 +158,9 @@ def best_codec() -> str:
     )
 
 
-def encode(clips_NTHWC: NDArray[np.uint8], crf: int, preset: int = 4, size: int | None = None) -> Stream:
+def encode(
+    clips_NTHWC: NDArray[np.uint8], crf: int, preset: int = 4, size: int | None = None, *, even: bool = False
+) -> Stream:
     """Clips as compressed video, each by itself, so that any of them can be left out.
 
     Args:
@@ -164,6 +168,8 @@ def encode(clips_NTHWC: NDArray[np.uint8], crf: int, preset: int = 4, size: int 
         crf: the quantiser, 1 (fine) to 63 (coarse).
         preset: the encoder's effort: 0 takes minutes, 4 is a good default, 12 is quick.
         size: the longer side of the coded pictures where it is to be smaller; they are scaled up when decoded.
+        even: every frame at this quantiser, where encoders otherwise spend more on the first, which the others are
+            predicted from: of what moves more is left, of what stands still less.
 
     Raises:
         RequestError: a quantiser or preset that there is not, or too many frames.
@@ -177,7 +183,7 @@ def encode(clips_NTHWC: NDArray[np.uint8], crf: int, preset: int = 4, size: int 
         raise RequestError(f"A stream holds at most {MOST_FRAMES} frames; got {frames}: keep fewer clips together.")
     longer = min(1, Fraction(size, max(height, width))) if size else 1
     coded_HW = (max(1, round(height * longer)), max(1, round(width * longer)))
-    coded = [_packets(name, padded(_shrunk(clip, coded_HW), LEAST_SIDE), crf, preset) for clip in clips_NTHWC]
+    coded = [_packets(name, padded(_shrunk(clip, coded_HW), LEAST_SIDE), crf, preset, even) for clip in clips_NTHWC]
     sequence = next((sequence_of(packets[0]) for packets in coded if name == "av1"), b"")
     clips = tuple(_joined(name, packets, sequence) for packets in coded)
     return Stream(name, (frames, height, width), coded_HW, sequence, clips)
@@ -241,7 +247,7 @@ def _shrunk(clip_THWC: NDArray[np.uint8], coded_HW: tuple[int, int]) -> NDArray[
     return np.stack([np.asarray(Image.fromarray(frame).resize(side, Image.Resampling.LANCZOS)) for frame in clip_THWC])
 
 
-def _packets(name: str, clip_THWC: NDArray[np.uint8], crf: int, preset: int) -> list[bytes]:
+def _packets(name: str, clip_THWC: NDArray[np.uint8], crf: int, preset: int, even: bool) -> list[bytes]:
     import av
 
     os.environ.setdefault("SVT_LOG", "1")  # its warnings say that small pictures do without some tools
@@ -251,7 +257,7 @@ def _packets(name: str, clip_THWC: NDArray[np.uint8], crf: int, preset: int) -> 
     context.time_base, context.framerate = Fraction(1, 25), Fraction(25)
     context.thread_count, context.gop_size = 1, max(frames, 1)
     context.color_range, context.colorspace = FULL_RANGE, BT601
-    context.options = CODECS[name].options(crf, preset)
+    context.options = CODECS[name].options(crf, preset, even)
     made: list[bytes] = []
     for time, planes in enumerate(zip(*to_planes(clip_THWC), strict=True)):
         frame = av.VideoFrame(width, height, "yuv420p")

@@ -34,14 +34,17 @@ class Coding(Parameters):
         crf: the quantiser, 1 (fine) to 63 (coarse).
         preset: the encoder's effort, 0 to 12; 4 writes some 45 clips of 8×56² a second on one thread.
         scale: the side of the coded picture as a share of the clip's.
+        even: every frame at the quantiser, the first as well.
     """
 
     crf: int = Field(50, ge=1, le=WORST_CRF)
     preset: int = Field(4, ge=0, le=12)
     scale: float = Field(1.0, gt=0, le=1)
+    even: bool = Field(False, exclude_if=lambda even: not even)
 
     def encode(self, clips_NTHWC: NDArray[np.uint8]) -> Stream:
-        return encode(clips_NTHWC, self.crf, self.preset, round(self.scale * max(clips_NTHWC.shape[2:4])))
+        size = round(self.scale * max(clips_NTHWC.shape[2:4]))
+        return encode(clips_NTHWC, self.crf, self.preset, size, even=self.even)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,11 @@ class CodedParameters(Parameters):
         exclude_if=lambda together: not together,
         description="All clips in one stream, each predicted from those before it.",
     )
+    even: bool = Field(
+        False,
+        exclude_if=lambda even: not even,
+        description="Every frame at the quantiser, the first as well: more of what moves, for the front `centred`.",
+    )
     preset: int = Field(4, ge=0, le=12, description="The encoder's effort: 0 is the most.")
     scale: float | None = Field(
         None, gt=0, le=1, description="Side of the coded picture as a share, scaled up when decoded; usual: 1."
@@ -93,7 +98,7 @@ class Coded(Method):
         made |= _dense(given, [options.frames or 1.0] if grid is None else list(grid.frames))
         if grid is None:
             return made
-        names = ("pick", "preset", "views", "view_scale", "together")
+        names = ("pick", "preset", "even", "views", "view_scale", "together")
         trial = TrialParameters(
             kb=given.kb, recipe=given.recipe, search=grid, **{name: getattr(options, name) for name in names}
         )
@@ -137,7 +142,7 @@ class Coded(Method):
         if search is not None:
             crf, scale, frames = search.best.crf, search.best.scale, search.best.frames
         footage = Footage(material.clips, frames, material.more_clips("dense"))
-        coder = Coder(footage, Coding(preset=options.preset, scale=scale), together=options.together)
+        coder = Coder(footage, Coding(preset=options.preset, scale=scale, even=options.even), together=options.together)
         for one in [crf, *(coarser for coarser in COARSER if coarser > crf and not options.crf)]:
             try:
                 return coder, kept(coder, orders, one, budget, finest=options.crf or FINEST_CRF)

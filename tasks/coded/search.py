@@ -78,6 +78,7 @@ class TrialParameters(Parameters):
     views: int
     view_scale: float
     together: bool = Field(False, exclude_if=lambda together: not together)
+    even: bool = Field(False, exclude_if=lambda even: not even)
     search: SearchParameters
 
 
@@ -148,7 +149,7 @@ class Trials:
         self.coders = {
             (scale, frames): Coder(
                 Footage(self.clips, frames, dense),
-                Coding(preset=parameters.preset, scale=scale),
+                Coding(preset=parameters.preset, scale=scale, even=parameters.even),
                 together=parameters.together,
             )
             for frames in self.asked.frames

@@ -95,6 +95,21 @@ def test_vp9_serves_where_av1_cannot_be_written(monkeypatch):
     assert len(units(stream, 1)) >= 12
 
 
+@pytest.mark.parametrize("name", ["av1", "vp9"])
+def test_an_even_quantiser_spends_less_on_the_first_frame(monkeypatch, name):
+    if name == "vp9":
+        monkeypatch.setitem(CODECS, "av1", Codec("no-such-encoder", "libdav1d"))
+    clips = moving(1, 8, 64, 64)
+    usual, even = encode(clips, crf=40), encode(clips, crf=40, even=True)
+    assert (usual.codec, even.codec) == (name, name)
+
+    def first(stream):
+        sizes = [len(unit) for unit in units(stream, 0)]
+        return sizes[0] / sum(sizes)
+
+    assert first(even) < first(usual)
+
+
 @pytest.mark.parametrize("wrong", [{"crf": 0}, {"crf": 64}, {"crf": 50, "preset": 13}])
 def test_a_quantiser_that_there_is_not_is_a_wrong_request(wrong):
     with pytest.raises(RequestError, match=f"got crf {wrong['crf']}"):

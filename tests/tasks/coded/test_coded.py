@@ -202,6 +202,14 @@ def test_what_is_left_of_a_budget_is_spent_on_a_finer_quantiser(bench):
     assert coded_facts(bench, kb, crf=50)["crf"] == 50
 
 
+def test_every_frame_at_the_quantiser_is_asked_of_search_and_set_alike(bench, monkeypatch):
+    asked = set()
+    encode = Coding.encode
+    monkeypatch.setattr(Coding, "encode", lambda self, clips: (asked.add(self.even), encode(self, clips))[1])
+    facts = coded_facts(bench, 8, search=SEARCH, even=True)
+    assert (asked, facts["even"]) == ({True}, True)
+
+
 def test_clips_are_coded_once_at_each_quantiser(bench, monkeypatch):
     coder = Coder(Footage(bench.clips), Coding(preset=10))
     asked: list[tuple[int, int]] = []
