@@ -209,6 +209,21 @@ def test_tables_know_kilobytes_and_intervals() -> None:
     assert "| coded random | soft | 2 KB |" in tables.tables({"rows": rows, "notes": []})
 
 
+def test_a_table_of_ways_to_train_has_a_column_a_budget() -> None:
+    rows = [
+        ROW | {"training": "lr 0.1", "ipc": 5, "top1_mean": 0.3},
+        ROW | {"training": ""},
+        ROW | {"training": "lr 0.1", "method": "full", "ipc": None},
+        ROW | {"training": "", "ipc": 5, "top1_mean": 0.2},
+    ]
+    assert write_tables().trained({"rows": rows}).splitlines() == [
+        "| student | trained | 1 | 5 | all |",
+        "|---" * 5 + "|",
+        "| c3d | lr 0.1 |  | **30.0 ± 1.0** | **10.0 ± 1.0** |",
+        "| c3d | as it is | **10.0 ± 1.0** | 20.0 ± 1.0 |  |",
+    ]
+
+
 def test_a_table_by_bytes_shows_what_nobody_beats_with_as_many(tmp_path: Path) -> None:
     tables = write_tables()
     page = tmp_path / "page.md"

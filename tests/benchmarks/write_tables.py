@@ -5,12 +5,14 @@
 Wherever one of the pages says `<!-- table NAME -->` … `<!-- end -->`, the rows of that report and its notes stand
 between the two afterwards, and nothing else. Between `<!-- best NAME -->` and `<!-- end -->` stands the best method of
 each kind of labels and budget, beside Random and all clips; after `<!-- bytes NAME -->` the rows by kilobytes a class,
-those in bold that none of their kind of labels beats with as many bytes.
+those in bold that none of their kind of labels beats with as many bytes; after `<!-- trained NAME -->` a row a way of
+training students, a column a budget.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -105,7 +107,26 @@ def by_bytes(document: Document) -> str:
     return "\n".join([*parts, ""])
 
 
-MADE: dict[str, Callable[[Document], str]] = {"table": tables, "best": best, "bytes": by_bytes}
+def trained(document: Document) -> str:
+    """Top-1 of one method's clips, and of all clips, by how students were trained; the best of each budget in bold."""
+    rows: list[Row] = document["rows"]
+    budgets = list(dict.fromkeys(budget(row) for row in sorted(rows, key=lambda row: row["ipc"] or math.inf)))
+    ways: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        ways.setdefault((row["student"], row["training"] or "as it is"), {})[budget(row)] = row
+    best = {name: max(own[name]["top1_mean"] for own in ways.values() if name in own) for name in budgets}
+
+    def shown(own: dict[str, Row], name: str) -> str:
+        if name not in own:
+            return ""
+        bold = "**" * (own[name]["top1_mean"] == best[name])
+        return f"{bold}{top1(own[name])}{bold}"
+
+    lines = [line([*way, *(shown(own, name) for name in budgets)]) for way, own in ways.items()]
+    return "\n".join([line(["student", "trained", *budgets]), "|---" * (len(budgets) + 2) + "|", *lines, ""])
+
+
+MADE: dict[str, Callable[[Document], str]] = {"table": tables, "best": best, "bytes": by_bytes, "trained": trained}
 
 
 def same(one: Row, other: Row, *names: str) -> bool:
