@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -81,6 +82,8 @@ def submit(job: Job, runtime: Runtime, after: Sequence[PrefectFuture[Any]]) -> P
 
 
 def _started(kind: str, address: str, held: ExitStack) -> Any:
+    if kind in {"processes", "dask"}:
+        resource_tracker.ensure_running()  # else the engine starts it, which ends a hold of interrupts
     try:
         with _interrupts_held():
             engine = held.enter_context(_engine(kind, address))
@@ -100,11 +103,13 @@ def _engine(kind: str, address: str) -> Any:
         return DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=DASK)
     if kind == "ray":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if not address:
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # the default, which unset is told in a line each time
         from prefect_ray import RayTaskRunner
 
         logging.getLogger("ray").setLevel(logging.ERROR)
-
-        return RayTaskRunner(address=address) if address else RayTaskRunner("local", RAY | {"num_cpus": WORKERS})
+        place = {"address": address} if address else {"address": "local", "num_cpus": WORKERS}
+        return RayTaskRunner(init_kwargs=RAY | place)  # its own `address="auto"` starts a Ray where there is none
     from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
     if kind == "threads":

@@ -53,12 +53,14 @@ class Terminal:
         return (self.folder / "stderr").read_text()
 
     def left(self) -> list[int]:
-        """Processes of this home, whose ends are not waited for."""
+        """Processes of this home, or of this folder where they have renamed themselves over their environment (Ray's);
+        their ends are not waited for.
+        """
         mark, found = f"HOME={self.home}\0".encode(), []
-        for place in Path("/proc").glob("[0-9]*/environ"):
+        for place in Path("/proc").glob("[0-9]*"):
             try:
-                if mark in place.read_bytes():
-                    found.append(int(place.parent.name))
+                if mark in (place / "environ").read_bytes() or (place / "cwd").readlink() == self.folder:
+                    found.append(int(place.name))
             except OSError:  # ended meanwhile
                 continue
         return found

@@ -7,15 +7,13 @@ import json
 import os
 import shlex
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flow_running import TINY, WRONG, CommandLine, background, environment
+from engines import DASK, ENGINES, OWN, engine
+from flow_running import TINY, WRONG, CommandLine
 from terminals import CTRL_C, Terminal, check_alone, check_stopped
 
 METHODS = ("--method", "random,tsgf", "--set", "tsgf.iterations=2", "--set", "tsgf.precision=fp32")
@@ -28,20 +26,6 @@ class Mine(Method):
 
 
 DASK_IS_THERE = importlib.util.find_spec("prefect_dask") is not None
-
-
-def needs(package: str) -> Any:
-    absent = importlib.util.find_spec(package) is None
-    return pytest.mark.skipif(absent, reason=f"{package} is not installed (an extra of vidistill)")
-
-
-DASK, RAY = needs("prefect_dask"), needs("prefect_ray")
-ENGINES = [
-    pytest.param("processes", id="processes", marks=pytest.mark.slow),
-    pytest.param("dask", id="dask", marks=[DASK, pytest.mark.slow]),
-    pytest.param("dask:ADDRESS", id="a Dask cluster", marks=[DASK, pytest.mark.slow]),
-    pytest.param("ray", id="ray", marks=[RAY, pytest.mark.slow]),
-]
 
 
 def run(folder: Path, server: Any, videos: Path, runner: str, *more: object) -> subprocess.CompletedProcess[str]:
@@ -65,34 +49,12 @@ def on_threads(tmp_path_factory: pytest.TempPathFactory, server: Any, videos: Pa
     return folder
 
 
-@contextmanager
-def cluster(folder: Path) -> Iterator[str]:
-    """A Dask scheduler and two workers, each a process of one thread; the scheduler's address."""
-    file, env = folder / "scheduler.json", environment(folder / "home")
-    scheduler = ["-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
-    worker = ["-m", "distributed.cli.dask_worker", "--nworkers", "2", "--nthreads", "1", "--no-dashboard"]
-    with background([sys.executable, *scheduler, "--scheduler-file", str(file)], folder, env):
-        until(file.exists)
-        with background([sys.executable, *worker, "--scheduler-file", str(file)], folder, env):
-            yield json.loads(file.read_text())["address"]
-
-
-def until(reached: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 @pytest.mark.parametrize("runner", ENGINES)
 def test_every_runner_makes_the_same_bytes(
     runner: str, on_threads: Path, tmp_path: Path, server: Any, videos: Path
 ) -> None:
-    if runner.endswith("ADDRESS"):
-        with cluster(tmp_path) as address:
-            ended = run(tmp_path, server, videos, f"dask:{address}")
-    else:
-        ended = run(tmp_path, server, videos, runner)
+    with engine(runner, tmp_path) as address:
+        ended = run(tmp_path, server, videos, address)
     assert checksums(tmp_path / "store") == checksums(on_threads / "store")
     assert "teacher: done in" in ended.stdout, "the flow does not hear of its jobs"
     assert ended.stderr == ""
@@ -117,11 +79,6 @@ def test_an_error_keeps_its_file_and_line_across_processes(tmp_path: Path, serve
 
 
 TRAINING = ("--method tsgf --set teacher.epochs=5000 --set teacher.checkpoint_epochs=1", "teacher-checkpoint/*/man*")
-STOPPED = [
-    pytest.param("processes", id="processes", marks=pytest.mark.slow),
-    pytest.param("dask", id="dask", marks=[DASK, pytest.mark.slow]),
-    pytest.param("ray", id="ray", marks=[RAY, pytest.mark.slow]),
-]
 
 
 @pytest.fixture
@@ -132,14 +89,14 @@ def training(terminal: Callable[..., Terminal], videos: Path, request: pytest.Fi
     return made
 
 
-@pytest.mark.parametrize("training", STOPPED, indirect=True)
+@pytest.mark.parametrize("training", OWN, indirect=True)
 def test_ctrl_c_stops_every_worker(training: Terminal) -> None:
     training.press(CTRL_C)
     check_stopped(training)
     assert any(training.store.glob(TRAINING[1]))
 
 
-@pytest.mark.parametrize("training", STOPPED, indirect=True)
+@pytest.mark.parametrize("training", OWN, indirect=True)
 def test_a_killed_flow_takes_its_workers_along(training: Terminal) -> None:
     os.kill(training.pid, 9)
     assert training.ended()[0] == -9
