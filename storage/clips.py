@@ -98,7 +98,8 @@ class Clips:
 
     @property
     def shape_THWC(self) -> tuple[int, int, int, int]:
-        _, *shape = self._array(0).shape
+        self._open({0})
+        _, *shape = self._arrays[0].shape
         return tuple(shape)  # type: ignore[return-value]
 
     def rows_of(self, label: int) -> NDArray[np.int64]:
@@ -111,17 +112,18 @@ class Clips:
         picked = [views] * len(rows) if isinstance(views, int) else list(views)
         if self._loaded is not None:
             return self._loaded[np.array(rows, dtype=np.int64), np.array(picked, dtype=np.int64)]
+        self._open({self.table.videos[row].block for row in rows})
         clips_NTHWC = np.empty((len(rows), *self.shape_THWC), dtype=np.uint8)
         for slot, (row, view) in enumerate(zip(rows, picked, strict=True)):
             video = self.table.videos[row]
-            clips_NTHWC[slot] = self._array(video.block)[video.row + view]
+            clips_NTHWC[slot] = self._arrays[video.block][video.row + view]
         return clips_NTHWC
 
-    def _array(self, block: int) -> zarr.Array[Any]:
-        """A block's array, opened when it is first read."""
-        if block not in self._arrays:
-            self._arrays[block] = open_clip_array(self._store.folder(self._blocks[block]))
-        return self._arrays[block]
+    def _open(self, blocks: set[int]) -> None:
+        """Open the arrays of those blocks that nothing was read from yet."""
+        new = sorted(blocks - self._arrays.keys())
+        for block, folder in zip(new, self._store.folders(self._blocks[block] for block in new), strict=True):
+            self._arrays[block] = open_clip_array(folder)
 
     @property
     def in_memory(self) -> bool:

@@ -32,6 +32,7 @@ TAKEN = {"PreconditionFailed", "412"}
 _answered: set[str] = set()
 log = getLogger("vidistill")
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Objects:
@@ -47,7 +48,7 @@ class Objects:
 
         self.url = url.rstrip("/")
         s3 = self.url.startswith(("s3://", "s3a://"))
-        own = {"config_kwargs": PATIENCE} if s3 else {}
+        own = {"config_kwargs": PATIENCE | {"max_pool_connections": SIDE_BY_SIDE}} if s3 else {}
         self._files, self.prefix = fsspec.core.url_to_fs(self.url, **own)  # type: ignore[no-untyped-call]
         self._single = {"max_concurrency": 1} if s3 else {}  # else s3fs asks for the size before it reads
         self._files.retries = 1  # those of s3fs would multiply ours
@@ -62,10 +63,10 @@ class Objects:
 
         return call
 
-    def each(self, function: Callable[[T], None], items: Iterable[T]) -> None:
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """Call a function with each item, 16 at a time."""
         with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="objects") as pool:
-            list(pool.map(function, items))
+            return list(pool.map(function, items))
 
     def content(self, path: str) -> bytes:
         """The content of one small object.

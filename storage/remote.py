@@ -50,6 +50,9 @@ class RemoteStore(Store):
     def location(self) -> str:
         return self._objects.url
 
+    def folders(self, refs: Iterable[ArtifactRef]) -> list[Path]:
+        return self._objects.each(self.folder, refs)
+
     def problem(self, ref: ArtifactRef, *, thorough: bool = False) -> str | None:
         published = self._published(ref)
         if published is None:

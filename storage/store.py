@@ -79,6 +79,10 @@ class Store:
             raise ArtifactNotFound(f"{ref} is not in the store {self.location}: run the experiment that makes it.")
         raise ArtifactDamaged(f"{ref} in the store {self.location} is damaged ({problem}): run again to rebuild it.")
 
+    def folders(self, refs: Iterable[ArtifactRef]) -> list[Path]:
+        """The same of several, which come side by side where they come from elsewhere."""
+        return [self.folder(ref) for ref in refs]
+
     def has(self, ref: ArtifactRef) -> bool:
         return self.problem(ref) is None
 

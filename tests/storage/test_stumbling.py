@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from object_storage import FILES, contents, keys, make
 from stumbling import Stumbling
 
 from vidistill.storage import mirror, object_locks, objects
+from vidistill.storage.clips import TABLE, Clips, create_clip_array
 from vidistill.storage.errors import RequestError, StoreError
 from vidistill.storage.leases import leased
 from vidistill.storage.store import ArtifactRef, Manifest, Store
@@ -201,14 +203,12 @@ def test_a_lock_is_gone_afterwards_also_where_its_answer_was_lost(host, stumblin
     assert not [key for key in keys(s3, bucket) if "/.locks/" in key]
 
 
-def test_files_are_fetched_side_by_side(host, stumbling: Stumbling):
-    a, b = host("a"), host("b")
-    files = {f"{number}": b"part" for number in range(32)}
-    ref = make(a, files=files)
+def at_once(stumbling: Stumbling, part: str) -> list[int]:
+    """How many requests for such objects were on their way when each of them came."""
     now, most, lock = [], [], threading.Lock()
 
     def count(method: str, path: str) -> str | None:
-        if method != "GET" or "/thing/k/" not in path:
+        if method != "GET" or part not in path:
             return None
         with lock:
             now.append(path)
@@ -219,8 +219,43 @@ def test_files_are_fetched_side_by_side(host, stumbling: Stumbling):
         return None
 
     stumbling.fault = count
+    return most
+
+
+def test_files_are_fetched_side_by_side(host, stumbling: Stumbling):
+    a, b = host("a"), host("b")
+    files = {f"{number}": b"part" for number in range(32)}
+    ref = make(a, files=files)
+    most = at_once(stumbling, "/thing/k/")
     assert contents(b, ref) == files
+    assert max(most) > 10, "botocore's own limit"
+
+
+def test_the_blocks_of_a_batch_are_fetched_side_by_side(host, stumbling: Stumbling):
+    a, b = host("a"), host("b")
+    clips = tiny_clips_in(a, blocks=12)
+    most = at_once(stumbling, "/block/")
+    assert Clips(b, clips).read(range(12))[:, 0, 0, 0, 0].tolist() == list(range(12))
     assert max(most) >= 8
+
+
+def tiny_clips_in(store: Store, blocks: int) -> ArtifactRef:
+    """Clips of one level each, a block each."""
+    refs = []
+    for number in range(blocks):
+        block = Manifest(kind="block", key=f"{number}", version=1, parameters={}, inputs={})
+        with store.writing(block) as attempt:
+            create_clip_array(attempt.folder, (1, 2, 4, 4, 3), one_shard=True)[:] = number
+        refs.append(block.ref)
+    videos = [
+        {"path": str(row), "label": 0, "group": None, "duration_seconds": None, "block": row, "row": 0}
+        for row in range(blocks)
+    ]
+    plain = {"classes": ["any"], "flips": False, "views": 1, "mean": [0.5] * 3, "std": [0.2] * 3, "rejected": []}
+    whole = Manifest(kind="clips", key="c", version=1, parameters={}, inputs={"blocks": refs})
+    with store.writing(whole) as attempt:
+        (attempt.folder / TABLE).write_text(json.dumps(plain | {"videos": videos}))
+    return whole.ref
 
 
 def large(store: Store, name: str) -> ArtifactRef:
