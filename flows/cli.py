@@ -167,7 +167,8 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="mkv or folders (FFV1), webdataset, hf, npz and, of coded sets, coded lose nothing; mp4 is lossy.",
+            help="mkv or folders (FFV1), webdataset, hf, npz and, of coded sets, coded and coded_class lose nothing; "
+            "mp4 is lossy.",
         ),
     ] = "mkv",
 ) -> None:  # fmt: skip

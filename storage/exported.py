@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import tarfile
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,7 @@ def load_exported(folder: Path) -> DistilledSet:
     stored: dict[str, NDArray[Any]] = {}
     kept = [video for video, one in zip(videos, files, strict=True) if one["variant"] == 0]
     first = [one for one in files if one["variant"] == 0]
-    if facts["format"] == "coded":
+    if "coded_size" in facts:
         boxes_NV3 = np.array(facts["boxes"], dtype=np.uint8).reshape(len(kept), -1, coded.BOX_BYTES)
         made = variants(coded.shown(np.stack(kept), boxes_NV3, shape_NTHWC[1]))
         clips_NTHWC, others = made["clips_NTHWC"], made.get("others_VNTHWC")
@@ -88,10 +90,14 @@ def load_exported(folder: Path) -> DistilledSet:
 def _videos(folder: Path, facts: dict[str, Any]) -> list[NDArray[np.uint8]]:
     """The clip (or mosaic) of each file, in the order of `files`."""
     frames, height, width, _ = facts["video_shape"]
-    if facts["format"] == "coded":
+    if "coded_size" in facts:
         frames, coded_HW = facts.get("coded_frames", frames), tuple(facts["coded_size"])
-        paths = [_inside(folder, one["file"]) for one in facts["files"]]
-        return [read_packets(path, (frames, height, width), coded_HW) for path in paths]
+        held = Counter(one["file"] for one in facts["files"])
+        clips = {
+            name: iter(read_packets(_inside(folder, name), count, (frames, height, width), coded_HW))
+            for name, count in held.items()
+        }
+        return [next(clips[one["file"]]) for one in facts["files"]]
     if facts["format"] == "npz":
         with np.load(folder / ARRAYS) as arrays:
             return list(arrays["videos"])
@@ -158,23 +164,26 @@ def write_lossless(path: Path, clip_THWC: NDArray[np.uint8], fps: int) -> None:
         container.mux(stream.encode())
 
 
-def write_packets(path: Path, stream: Stream, number: int, fps: int) -> None:
-    """A coded clip's own packets in Matroska, not coded again."""
+def write_packets(path: Path, stream: Stream, numbers: Sequence[int], fps: int) -> None:
+    """The packets of coded clips in Matroska, one clip after the other, not coded again."""
     import av
 
     height, width = stream.picture_HW
     with av.open(str(path), "w", format="matroska", options={"fflags": "+bitexact"}) as container:
         video = container.add_mux_stream(stream.codec, rate=fps, width=width, height=height)
-        for time, unit in enumerate(units(stream, number)):
+        shown = [(place == 0, unit) for number in numbers for place, unit in enumerate(units(stream, number))]
+        for time, (begins, unit) in enumerate(shown):
             packet = av.Packet(unit)
             packet.pts = packet.dts = time
             packet.duration, packet.time_base, packet.stream = 1, Fraction(1, fps), video
-            packet.is_keyframe = time == 0
+            packet.is_keyframe = begins
             container.mux(packet)
 
 
-def read_packets(path: Path, shape_THW: tuple[int, int, int], coded_HW: tuple[int, int]) -> NDArray[np.uint8]:
-    """The clip of a file that `write_packets` wrote, uint8 (T, H, W, 3): the pixels that the set itself gives.
+def read_packets(
+    path: Path, clips: int, shape_THW: tuple[int, int, int], coded_HW: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """The clips of a file that `write_packets` wrote, uint8 (N, T, H, W, 3): the pixels that the set itself gives.
 
     Raises:
         ArtifactDamaged: it cannot be read, or holds other frames.
@@ -187,6 +196,7 @@ def read_packets(path: Path, shape_THW: tuple[int, int, int], coded_HW: tuple[in
             frames = list(container.decode(video=0))
     except (OSError, IndexError, ValueError) as error:
         raise ArtifactDamaged(f"{path} cannot be read ({error}): export the set again.") from error
-    if len(frames) != shape_THW[0]:
-        raise ArtifactDamaged(f"{path} holds {len(frames)} frames instead of {shape_THW[0]}: export the set again.")
-    return pictures(frames, shape_THW, coded_HW)
+    frames_THW = (clips * shape_THW[0], *shape_THW[1:])
+    if len(frames) != frames_THW[0]:
+        raise ArtifactDamaged(f"{path} holds {len(frames)} frames instead of {frames_THW[0]}: export the set again.")
+    return pictures(frames, frames_THW, coded_HW).reshape(clips, *shape_THW, 3)

@@ -36,9 +36,11 @@ FORMATS = {
     "webdataset": "the same in shards of WebDataset, with labels and logits beside each clip",
     "hf": "the same as a folder that Hugging Face's load_dataset reads, with its card",
     "npz": "one NumPy archive, bit by bit",
-    "coded": "a coded set's own packets in Matroska, not coded again",
+    "coded": "a coded set's own packets in Matroska, not coded again: a file a clip, or one of one stream",
+    "coded_class": "the same, a file a class",
     "mp4": "H.264, crf 18, half of the colour resolution: lossy",
 }
+CODED = ("coded", "coded_class")
 
 
 def export_set(store: Store, ref: ArtifactRef, out: Path, fps: int, kind: str) -> dict[str, Any]:
@@ -55,10 +57,8 @@ def export_set(store: Store, ref: ArtifactRef, out: Path, fps: int, kind: str) -
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out} is not an empty folder: name another --out, so that no files are mixed.")
     made, origin = DistilledSet.load(store.folder(ref)), Origin.of(store, ref)
-    if kind == "coded" and made.form != coded.FORM:
+    if kind in CODED and made.form != coded.FORM:
         raise RequestError(f"{ref} keeps no compressed video: choose mkv, npz or mp4, or make a coded set (README).")
-    if kind == "coded" and len(_stream(made).clips) * made.clips_an_instance != len(made):
-        raise RequestError(f"{ref} keeps all clips in one stream, and not a file each: choose mkv, npz or mp4.")
     out.mkdir(parents=True, exist_ok=True)
     try:
         facts = write_set(made, out, fps, kind) | origin.facts(made.logits_NK is not None)
@@ -83,7 +83,7 @@ def write_set(made: DistilledSet, out: Path, fps: int, kind: str) -> dict[str, A
     Of a set of mosaics the mosaics are written: `clips_a_file` says how many clips a student cuts from each. Of a set
     whose clips have variants every variant is written.
     """
-    videos, share = _videos(made, kind), made.clips_an_instance if made.form == "regions" or kind == "coded" else 1
+    videos, share = _videos(made, kind), made.clips_an_instance if made.form == "regions" or kind in CODED else 1
     count, folders = len(made) // share, folder_names(made.classes)
     suffix = "mp4" if kind == "mp4" else "mkv"
     files = []
@@ -108,8 +108,8 @@ def write_set(made: DistilledSet, out: Path, fps: int, kind: str) -> dict[str, A
         "facts": made.facts,
         "files": files,
     }
-    if kind == "coded":
-        return facts | _write_coded(made, out, files, fps)
+    if kind in CODED:
+        return facts | _write_coded(made, out, files, fps, apart=kind == "coded")
     if kind == "npz":
         np.savez_compressed(out / ARRAYS, videos=np.stack(videos))
         for one in files:
@@ -137,19 +137,33 @@ def _stream(made: DistilledSet) -> Stream:
     return Stream.from_bytes(made.stored["stream"].tobytes())
 
 
-def _write_coded(made: DistilledSet, out: Path, files: list[dict[str, Any]], fps: int) -> dict[str, Any]:
-    """The packets of each clip in a file; what a reader needs to know of the pictures in them."""
+def _write_coded(
+    made: DistilledSet, out: Path, files: list[dict[str, Any]], fps: int, *, apart: bool
+) -> dict[str, Any]:
+    """The packets of clips, a file each or a file a class; what a reader needs to know of the pictures in them.
+
+    Clips that share a file follow each other in it as they do in `files`.
+    """
     stream = _stream(made)
-    for number, one in enumerate(files):
-        (out / one["file"]).parent.mkdir(parents=True, exist_ok=True)
-        write_packets(out / one["file"], stream, number, fps)
-    size = {"coded_frames": stream.shape_THW[0], "coded_size": list(stream.coded_HW)}
+    if len(stream.clips) < len(files):  # each clip is predicted from those before it
+        files[:] = [one | {"file": "clips.mkv"} for one in files]
+        held = {"clips.mkv": [0]}
+    else:
+        held = {}
+        for number, one in enumerate(files):
+            one["file"] = one["file"] if apart else f"{Path(one['file']).parent}.mkv"
+            held.setdefault(one["file"], []).append(number)
+    for name, numbers in held.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        write_packets(out / name, stream, numbers, fps)
+    frames = stream.shape_THW[0] * len(stream.clips) // len(files)
+    size = {"coded_frames": frames, "coded_size": list(stream.coded_HW)}
     return {"codec": stream.codec, **size, "boxes": made.stored["boxes"].tolist()}
 
 
 def _videos(made: DistilledSet, kind: str) -> list[NDArray[np.uint8]]:
     """What is written as a file each: mosaics, clips and after them their variants, or clips without their views."""
-    if kind == "coded":
+    if kind in CODED:
         return list(made.clips_NTHWC[:: made.clips_an_instance])
     if made.form == "regions":
         return list(made.stored["mosaics"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -42,13 +43,13 @@ def done(bench: Bench, job: Job) -> ArtifactRef:
     return run_job(job, bench.runtime)[0]
 
 
-def made_of(bench: Bench, **options: object) -> ArtifactRef:
-    """A coded set of one clip a class with its teacher's labels."""
+def made_of(bench: Bench, ipc: int = 1, **options: Any) -> ArtifactRef:
+    """A coded set of so many clips a class with its teacher's labels."""
     source = find_method("coded")
     parameters = source.method.Parameters(preset=10, **options)
     given = replace(bench.given)
     inputs = {"clips": [given.train], **source.method(parameters).inputs(given)}
-    (job,) = distil_jobs(source, parameters, 1, 4, len(bench.clips.classes), inputs, "coded")
+    (job,) = distil_jobs(source, parameters, ipc, 4, len(bench.clips.classes), inputs, "coded")
     return done(bench, relabel_job(done(bench, job), given.train, bench.teacher, Recipe(labels="soft"), 4, "label"))
 
 
@@ -57,7 +58,7 @@ def made_of(bench: Bench, **options: object) -> ArtifactRef:
     [{"crf": 40}, {"crf": 30, "scale": 0.7, "views": 3}, {"crf": 30, "frames": 2, "views": 2}, {"frames": 0.5}],
     ids=["plain", "views", "dense", "half"],
 )
-def test_it_reads_back_to_the_pixel(bench: Bench, tmp_path: Path, options: dict[str, object]) -> None:
+def test_it_reads_back_to_the_pixel(bench: Bench, tmp_path: Path, options: dict[str, Any]) -> None:
     ref = made_of(bench, **options)
     facts = export_set(bench.store, ref, tmp_path / "out", 8, "coded")
     made, back = DistilledSet.load(bench.store.folder(ref)), DistilledSet.load(tmp_path / "out")
@@ -91,13 +92,29 @@ def test_a_set_that_was_recoded_leaves_too(bench: Bench, tmp_path: Path) -> None
         export_set(bench.store, job.ref, tmp_path / "other", 8, "coded")
 
 
-def test_one_stream_of_all_clips_leaves_as_other_files(bench: Bench, tmp_path: Path) -> None:
-    ref = made_of(bench, crf=40, together=True)
-    with pytest.raises(RequestError, match=r"keeps all clips in one stream.*: choose mkv, npz or mp4"):
-        export_set(bench.store, ref, tmp_path / "out", 8, "coded")
-    export_set(bench.store, ref, tmp_path / "out", 8, "mkv")
+@pytest.mark.parametrize("options", [{"crf": 40, "together": True}, {"crf": 40, "together": True, "frames": 0.5}])
+def test_one_stream_of_all_clips_is_one_file(bench: Bench, tmp_path: Path, options: dict[str, Any]) -> None:
+    ref = made_of(bench, **options)
+    export_set(bench.store, ref, tmp_path / "out", 8, "coded")
     made, back = DistilledSet.load(bench.store.folder(ref)), DistilledSet.load(tmp_path / "out")
     np.testing.assert_array_equal(back.clips_NTHWC, made.clips_NTHWC)
+    assert [path.name for path in (tmp_path / "out").glob("**/*.mkv")] == ["clips.mkv"]
+    with av.open(str(tmp_path / "out" / "clips.mkv")) as container:
+        assert [packet.is_keyframe for packet in container.demux(video=0) if packet.size][:3] == [True, False, False]
+
+
+def test_a_file_a_class_holds_its_clips_one_after_the_other(bench: Bench, tmp_path: Path) -> None:
+    ref = made_of(bench, ipc=2, crf=40)
+    facts = export_set(bench.store, ref, tmp_path / "out", 8, "coded_class")
+    assert sorted(path.name for path in (tmp_path / "out").glob("**/*.mkv")) == ["grow.mkv", "left.mkv", "right.mkv"]
+    made, back = DistilledSet.load(bench.store.folder(ref)), DistilledSet.load(tmp_path / "out")
+    np.testing.assert_array_equal(back.clips_NTHWC, made.clips_NTHWC)
+    np.testing.assert_array_equal(back.labels_N, made.labels_N)
+    stream = Stream.from_bytes(made.stored["stream"].tobytes())
+    with av.open(str(tmp_path / "out" / facts["files"][2]["file"])) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    assert [bytes(packet) for packet in packets] == [*units(stream, 2), *units(stream, 3)]
+    assert [place for place, packet in enumerate(packets) if packet.is_keyframe] == [0, len(units(stream, 2))]
 
 
 def test_a_file_that_was_cut_is_named(bench: Bench, tmp_path: Path) -> None:
@@ -105,7 +122,7 @@ def test_a_file_that_was_cut_is_named(bench: Bench, tmp_path: Path) -> None:
     file = tmp_path / "out" / facts["files"][0]["file"]
     frames, height, width, _ = facts["video_shape"]
     with pytest.raises(ArtifactDamaged, match="holds 4 frames instead of 5"):
-        read_packets(file, (frames + 1, height, width), (height, width))
+        read_packets(file, 1, (frames + 1, height, width), (height, width))
     file.write_bytes(b"no video")
     with pytest.raises(ArtifactDamaged, match=r"00000\.mkv cannot be read"):
         DistilledSet.load(tmp_path / "out")
