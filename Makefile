@@ -24,7 +24,7 @@ demo: install
 
 # Two processes, each on one thread; tests/conftest.py says what they share. What is marked `slow` runs in test-all alone:
 # ten kills, Ctrl-C at every moment, the mutations, the teachers that must not learn from single frames.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 test: install lint
 	$(PYTEST)
