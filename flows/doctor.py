@@ -125,8 +125,11 @@ def _zarr() -> str:
 
 
 def _prefect() -> str:
-    """A fastapi ≥ 0.155 breaks the server of Prefect 3.8 when it is imported, one ≥ 0.151 `prefect deploy`."""
-    return f"{_fitting('prefect', 'vidistill')}, fastapi {_fitting('fastapi', 'vidistill')}"
+    """A fastapi ≥ 0.155 breaks the server of Prefect 3.8 when it is imported, one ≥ 0.151 `prefect deploy`; with a
+    sqlalchemy ≥ 2.1 its schedules plan no run.
+    """
+    beside = ", ".join(f"{name} {_fitting(name, 'vidistill')}" for name in ("fastapi", "sqlalchemy"))
+    return f"{_fitting('prefect', 'vidistill')}, {beside}"
 
 
 def _server() -> str:

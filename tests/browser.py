@@ -67,11 +67,12 @@ def browser(folder: Path) -> Iterator[Browser]:
     from websockets.sync.client import connect
 
     profile = folder / "chromium"
+    told = profile / "DevToolsActivePort"
     command = [str(chromium()), "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
                f"--user-data-dir={profile}", f"--window-size={WIDTH},{HEIGHT}", "about:blank"]  # fmt: skip
     with background(command, folder, environment(folder / "home")):
-        _until((profile / "DevToolsActivePort").exists, lambda: "Chromium does not start")
-        port = (profile / "DevToolsActivePort").read_text().split()[0]
+        _until(lambda: told.exists() and bool(told.read_text()), lambda: "Chromium does not start")
+        port = told.read_text().split()[0]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=60) as answer:
             (page, *_) = [one for one in json.loads(answer.read()) if one["type"] == "page"]
         with connect(page["webSocketDebuggerUrl"], max_size=None) as connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,6 +62,29 @@ def test_it_can_be_deployed_again_from_the_checkout(deployed: Deployed) -> None:
     deployed.prefect("deploy", "--all", "--prefect-file", "deployments/prefect.yaml", folder=root)
     after = deployed.ask(f"/deployments/name/{NAME}")
     assert (after["id"], len(after["schedules"])) == (before["id"], 1)
+
+
+def test_a_schedule_that_is_switched_on_plans_runs(deployed: Deployed) -> None:
+    """In a week or so; `test_schedule.py` waits for runs that begin."""
+    import httpx
+
+    deployment = deployed.ask(f"/deployments/name/{NAME}")
+    switch = (
+        f"{deployed.env['PREFECT_API_URL']}/deployments/{deployment['id']}/schedules/{deployment['schedules'][0]['id']}"
+    )
+    chosen = {
+        "deployments": {"id": {"any_": [deployment["id"]]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+    httpx.patch(switch, json={"active": True}).raise_for_status()
+    try:
+        deadline = time.monotonic() + 120
+        while not (planned := deployed.ask("/flow_runs/filter", chosen)) and time.monotonic() < deadline:
+            time.sleep(1)
+    finally:
+        httpx.patch(switch, json={"active": False}).raise_for_status()
+    assert planned
+    assert planned[0]["auto_scheduled"]
 
 
 def test_its_parameters_are_a_form(deployed: Deployed) -> None:

@@ -63,6 +63,7 @@ def test_nothing_slow_is_loaded_and_nothing_made(tmp_path: Path) -> None:
         ("torch", "2.13.0", ("torch 2.13.0 is installed", ">=2.14", "constraints.txt")),
         ("torchvision", "0.29.2+cu126", ("0.29.2+cu126", "2.14.1+cpu")),
         ("fastapi", "0.155.0", ("fastapi 0.155.0", "<0.151")),
+        ("sqlalchemy", "2.1.0", ("sqlalchemy 2.1.0", "<2.1")),
     ],
 )
 def test_a_package_that_does_not_fit(
@@ -74,7 +75,7 @@ def test_a_package_that_does_not_fit(
     install(tmp_path / "other", name, found)
     monkeypatch.syspath_prepend(tmp_path / "other")
     code, findings, stderr = doctor()
-    check = "Prefect" if name == "fastapi" else name
+    check = "Prefect" if name in {"fastapi", "sqlalchemy"} else name
     assert code == 1
     assert findings[check].startswith("ill")
     for part in said:

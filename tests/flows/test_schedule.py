@@ -19,10 +19,10 @@ from browser import browser, chromium
 from deployed import NAME, PREFECT_FILE, Deployed
 from flow_running import BIN, background, environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # it waits for minutes to begin
 SCREEN = 1080
 PATIENCE_SECONDS = 1200
-EVERY_MINUTE = [{"cron": "* * * * *", "timezone": "UTC", "active": True}]
+EVERY_MINUTE = {"cron": "* * * * *", "timezone": "UTC", "active": True}
 SMALL = {
     "sprites": {"size": 48, "frames": 12, "train_per_class": 2, "test_per_class": 1},
     "decode": {"size": 48, "frames": 4, "views": 1},
@@ -49,13 +49,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
 
 
 def scheduled(folder: Path) -> Path:
-    """The shipped file, but for when it runs and how much there is to do."""
+    """The shipped file with a schedule of the test's own, whose runs have little to do."""
     plain = yaml.safe_load(PREFECT_FILE.read_text())
     experiment = next(one for one in plain["deployments"] if one["name"] == "experiment")
-    experiment["schedules"] = EVERY_MINUTE
     advanced = SMALL | {"runtime": {"store": str(folder / "store")}}
-    shown = {"methods": ["random", "herding"], "ipc": [1], "seeds": 1, "front": "rgb"}
-    experiment["parameters"] |= shown | {"advanced": advanced}
+    asked = {"methods": ["random", "herding"], "ipc": [1], "seeds": 1, "front": "rgb", "advanced": advanced}
+    experiment["schedules"] = [EVERY_MINUTE | {"parameters": asked}]
     path = folder / "prefect.yaml"
     path.write_text(yaml.safe_dump(plain))
     return path
