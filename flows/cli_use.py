@@ -112,6 +112,36 @@ def tune(
 
 
 @app.command()
+def segment(
+    data: Annotated[str, typer.Option(help="A folder of features in the layout of 50Salads, or `sprites`.")] = "",
+    method: Annotated[
+        str | None, typer.Option(help="full, mean, random, herding, tsgf, comma-separated. [dim]\\[default: all][/dim]")
+    ] = None,
+    points: Annotated[
+        str | None, typer.Option(help="Feature vectors a segment, comma-separated: 1,4. [dim]\\[default: 1][/dim]")
+    ] = None,
+    split: Split = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds. [dim]\\[default: 5][/dim]")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any parameter: sample_rate=2, tcn.epochs=20, labels=[hard].")
+    ] = None,
+    store: StoreRoot = None,
+    out: Annotated[Path, typer.Option("--out", help="Where segment.md and segment.json are written.")]
+    = Path("vidistill-segment"),
+    device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Distil frame-wise features of long videos for temporal action segmentation, and score what is learned of them."""
+    from vidistill.flows import use
+
+    if not data:
+        raise RequestError("Which features? Give --data DIR, or --data sprites for the set that is rendered.")
+    lists = {"methods": method, "points": points}
+    named = {name: value.split(",") for name, value in lists.items() if value is not None}
+    numbers = {name: value for name, value in {"split": split, "seeds": seeds}.items() if value is not None}
+    use.segment({"data": data} | named | numbers | nested(settings or []), store, out, device, runner, verbose)
+
+
+@app.command()
 def unpack(
     source: Annotated[Path, typer.Argument(help="Shards of WebDataset (.tar), or a data set of Hugging Face.")],
     out: Annotated[Path, typer.Option("--out", help="The folder to write to.")] = Path("videos"),

@@ -20,7 +20,7 @@ from vidistill.storage.names import names
 from vidistill.storage.store import ArtifactRef, Found, Store
 from vidistill.tasks.report.tables import size
 
-ROOTS = ("report", "pool", "pool-quality", "pool-part", "latte", "sprites")
+ROOTS = ("report", "pool", "pool-quality", "pool-part", "latte", "sprites", "segment-report")
 """Kinds that are kept, with what they were made from: reports, and what may have taken days to generate."""
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 SIZES = {"": 1e9, "MB": 1e6, "GB": 1e9, "TB": 1e12}

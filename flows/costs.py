@@ -328,4 +328,5 @@ COSTS: dict[str, Callable[[Manifest, Look], tuple[float, float]]] = {
 }  # fmt: skip
 WITHOUT_NETWORK = {
     "sprites", "index", "block", "clips", "joined", "recoded", "pool", "report", "pool-part-resized", "tracks", "front",
+    "action-sprites", "sequences", "segment-report",
 }  # fmt: skip

@@ -1,7 +1,8 @@
-"""What `train`, `benchmark`, `tune` and `unpack` do and say."""
+"""What `train`, `benchmark`, `tune`, `segment` and `unpack` do and say."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,45 @@ def tune(
         studies.tune(experiment, ranges, trials, seed, runtime, out)
     console.print(Markdown((out / studies.PAGE).read_text()))
     console.print(f"\nThe page is {out / studies.PAGE}")
+
+
+def segment(plain: dict[str, Any], store: str | None, out: Path, device: str, runner: str, verbose: bool) -> None:
+    """Run the flow `segment`, and print its tables."""
+    from vidistill.flows.segments import SegmentRequest, plan_segments
+
+    request, runtime = checked(SegmentRequest, plain, "The request"), runtime_of(store, device, runner)
+    with showing(console) as progress:
+        planned = plan_segments(request, runtime)
+        check_places(runtime, out)
+        progress.expect(planned)
+        if not planned.todo:  # no engine is started for what is there
+            runtime = runtime.model_copy(update={"runner": "threads"})
+        server.connect(verbose)
+        from vidistill.flows.segment import segment
+
+        segment(request, runtime, out)
+    print_segments(json.loads((out / "segment.json").read_text()))
+    console.print(f"\nThe tables are in {out / 'segment.md'}, their numbers in {out / 'segment.json'}")
+
+
+def print_segments(document: dict[str, Any]) -> None:
+    """The means of a report of segments, a table for each kind of labels."""
+    from rich.table import Table
+
+    from vidistill.tasks.report.segments import SHOWN
+    from vidistill.tasks.report.tables import size
+
+    for labels in dict.fromkeys(row["labels"] for row in document["rows"]):
+        table = Table(title=f"{labels} labels", title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for name in ("method", "points", *SHOWN.values(), "bytes", "seeds"):
+            table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+        for row in document["rows"]:
+            if row["labels"] == labels:
+                means = (f"{100 * row[f'{name}_mean']:.1f}" for name in SHOWN)
+                points = "all" if row["points"] is None else str(row["points"])
+                table.add_row(row["method"], points, *means, size(row["bytes"]), str(row["seeds"]))
+        console.print()
+        console.print(table)
 
 
 def unpack(source: Path, out: Path) -> None:

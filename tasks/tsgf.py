@@ -66,22 +66,22 @@ class TSGFParameters(Parameters):
 def batch_norm_losses(network: nn.Module) -> Iterator[list[Tensor]]:
     """Collect, at each forward pass, the terms of Eq. 5, a term a layer: ‖μ_l − RM_l‖₂ + ‖σ²_l − RV_l‖₂.
 
-    μ and σ² (biased) are over clips, frames and pixels of the layer's input. Clear the list before each pass.
+    μ and σ² (biased) are over clips, frames and, where there are any, pixels. Clear the list before each pass.
 
     Raises:
         RequestError: the network has no batch norm.
     """
     import torch
 
-    layers = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm3d)]
+    layers = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm3d | torch.nn.BatchNorm1d)]
     if not layers:
         raise RequestError("tsgf needs a teacher with batch norm (S3, Eq. 5): set teacher.network=minic3d_bn.")
     terms: list[Tensor] = []
 
     def note(layer: Any, inputs: tuple[Tensor, ...]) -> None:
-        variance_C, mean_C = torch.var_mean(
-            inputs[0].to(torch.promote_types(inputs[0].dtype, torch.float32)), dim=(0, 2, 3, 4), correction=0
-        )
+        (x,) = inputs
+        dims = [0, *range(2, x.dim())]
+        variance_C, mean_C = torch.var_mean(x.to(torch.promote_types(x.dtype, torch.float32)), dim=dims, correction=0)
         terms.append((mean_C - layer.running_mean).norm() + (variance_C - layer.running_var).norm())
 
     handles = [layer.register_forward_pre_hook(note) for layer in layers]

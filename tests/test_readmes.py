@@ -24,6 +24,7 @@ PAGES = {
     page: (ROOT / page).read_text()
     for page in (
         "README.md", "deployments/README.md", "deployments/data.md", "deployments/using.md",
+        "deployments/segmentation.md",
         "deployments/presets/README.md", "tests/benchmarks/README.md",
     )
 }  # fmt: skip

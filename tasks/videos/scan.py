@@ -100,9 +100,7 @@ def scan(
             rejected.append(identity)
         else:
             found[entry.path] = identity
-    contents = examine_all(
-        found, memo or user_cache_path("vidistill") / "files.sqlite", workers, timeout_seconds, progress
-    )
+    contents = examine_all(found, memo or memo_path(), workers, timeout_seconds, progress)
     rejected += [_failed(path, answer) for path, answer in contents.items() if isinstance(answer, str)]
     labels = {name: label for label, name in enumerate(listing.classes)}
     videos = [
@@ -111,6 +109,11 @@ def scan(
         if isinstance(answer := contents.get(entry.path), Content)
     ]
     return sorted(videos, key=lambda video: video.path), sorted(rejected, key=lambda item: item.video)
+
+
+def memo_path() -> Path:
+    """This user's memo."""
+    return user_cache_path("vidistill") / "files.sqlite"
 
 
 def identify(folder: Path, path: str) -> Identity | Rejected:
@@ -219,19 +222,29 @@ class Memo:
             self._give_up(error)
 
     def recall(self, identity: Identity) -> Content | None:
+        text = self.recall_text(identity)
+        try:
+            return Content.model_validate_json(text) if text else None
+        except ValueError as error:
+            self._give_up(error)
+            return None
+
+    def recall_text(self, identity: Identity) -> str | None:
         if self._database is None:
             return None
         try:
             wanted = (identity.path, identity.bytes, identity.mtime_ns, self._reader)
             row = self._database.execute(SELECT, wanted).fetchone()
-            return Content.model_validate_json(row[0]) if row else None
-        except (sqlite3.Error, ValueError) as error:
+        except sqlite3.Error as error:
             self._give_up(error)
             return None
+        return str(row[0]) if row else None
 
     def note(self, identity: Identity, content: Content) -> None:
-        row = (identity.path, identity.bytes, identity.mtime_ns, self._reader, content.model_dump_json())
-        self._rows.append(row)
+        self.note_text(identity, content.model_dump_json())
+
+    def note_text(self, identity: Identity, text: str) -> None:
+        self._rows.append((identity.path, identity.bytes, identity.mtime_ns, self._reader, text))
         if len(self._rows) >= ROWS_A_WRITE:
             self._write()
 

@@ -1,0 +1,44 @@
+"""The flow `segment`: sets of sequences for temporal action segmentation, and what networks learn from them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from vidistill.flows.execution import run_graph
+from vidistill.flows.runners import jobs_done_by
+from vidistill.flows.segments import SegmentRequest, graph_of
+from vidistill.storage.opening import default_location, open_store
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.report.segments import JSON, MARKDOWN
+from vidistill.tasks.stage import Runtime
+
+
+@flow(name="segment")
+def segment(request: SegmentRequest, runtime: Runtime | None = None, out: Path | None = None) -> ArtifactRef:
+    """Distil frame-wise features of long videos, train a network on each set, and report how well it names frames.
+
+    Args:
+        request: the data, the methods, the budgets and everything that changes the result.
+        runtime: store, device, threads and time limits; the store of this user by default.
+        out: a folder for segment.md and segment.json; the store alone where it is not given.
+
+    Returns:
+        The report's artifact.
+    """
+    runtime = runtime or Runtime(store=default_location())
+    runtime = runtime.model_copy(update={"data": str(Path(request.data).expanduser().absolute())})
+    with jobs_done_by(runtime):
+        graph = graph_of(request)
+        run_graph(graph, runtime)
+    ref = list(graph.jobs)[-1]
+    folder = open_store(runtime.store).folder(ref)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (JSON, MARKDOWN):
+            shutil.copyfile(folder / name, out / name)
+    create_markdown_artifact((folder / MARKDOWN).read_text(), key="segment", description=f"Segments {ref.key}")
+    return ref
