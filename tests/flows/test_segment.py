@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from deployed import PREFECT_FILE
 from flow_running import WRONG, CommandLine, check_refusal, environment
 from segments import DIMENSIONS, TRAIN, write_layout
 
@@ -170,6 +173,14 @@ def test_sprites_are_planned_before_they_are_rendered(tmp_path: Path) -> None:
     assert kinds.count("segment-set") == kinds.count("segment-relabelled") == 2 * 2 + 2
     assert kinds.count("segment-score") == 2 * (1 + 2 * 4)
     assert not (tmp_path / "store").exists()
+
+
+def test_the_deployment_asks_for_what_there_is() -> None:
+    (deployed,) = [one for one in yaml.safe_load(PREFECT_FILE.read_text())["deployments"] if one["name"] == "actions"]
+    request = SegmentRequest.model_validate(deployed["parameters"]["request"])
+    assert (request.data, request.points) == ("sprites", (1, 4))
+    module, _, name = deployed["entrypoint"].rpartition(".")
+    assert getattr(importlib.import_module(module), name).name == "segment"
 
 
 def test_the_teacher_is_trained_for_those_that_need_it() -> None:
