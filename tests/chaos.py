@@ -12,6 +12,7 @@ blocks, clips, teacher, TSGF, students and report, through the store, its locks,
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import random
 import shutil
@@ -84,6 +85,8 @@ class World:
     troubles: dict[str, Callable[[random.Random], Any]]
     store: Store
     flip: Callable[[random.Random, ArtifactRef], str]
+    hurt: set[str] = field(default_factory=set)
+    """What was flipped in the store, and may be made again, now or by the first host that fetches it."""
 
 
 @dataclass
@@ -134,6 +137,7 @@ def bucket(folder: Path) -> Iterator[World]:
     import moto.server
     import s3fs
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     s3fs.S3FileSystem.clear_instance_cache()  # they hold the endpoint of the world before
     server = moto.server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -146,7 +150,7 @@ def bucket(folder: Path) -> Iterator[World]:
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     os.environ["AWS_ENDPOINT_URL"] = proxy.url
     os.environ["XDG_CACHE_HOME"] = str(folder / "here")
-    store = open_store("s3://chaos/store")
+    store = open_store(f"s3://chaos/{folder.name}")  # its own: moto keeps a bucket as long as the process lives
 
     def stumbles(draw: random.Random) -> None:
         share, lot = draw.uniform(0.05, 0.4), random.Random(draw.random())
@@ -168,7 +172,8 @@ def bucket(folder: Path) -> Iterator[World]:
         if mirrored and draw.random() < 0.5:
             flipped(draw, draw.choice(mirrored))
             return ""  # the bucket's is whole: nothing is to be made again
-        listed = client.list_objects_v2(Bucket="chaos", Prefix=f"store/{ref.kind}/{ref.key}/")["Contents"]
+        prefix = f"{folder.name}/{ref.kind}/{ref.key}/"
+        listed = client.list_objects_v2(Bucket="chaos", Prefix=prefix)["Contents"]
         key = draw.choice(sorted(one["Key"] for one in listed if one["Size"]))
         content = bytearray(client.get_object(Bucket="chaos", Key=key)["Body"].read())
         content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
@@ -208,9 +213,8 @@ def manifests(store: Store) -> dict[ArtifactRef, bytes]:
 def one_round(world: World, data: Path, expected: dict[ArtifactRef, str], draw: random.Random, tally: Tally) -> None:
     """Flip, run, trouble, run again, look."""
     before = manifests(world.store)
-    hurt = []
     if before and draw.random() < 0.8:
-        hurt = [world.flip(draw, draw.choice(sorted(before, key=str)))]
+        world.hurt.add(world.flip(draw, draw.choice(sorted(before, key=str))))
         tally.events["a flipped bit"] += 1
     runs = [
         begin(world, data, host, number)
@@ -232,7 +236,7 @@ def one_round(world: World, data: Path, expected: dict[ArtifactRef, str], draw: 
     last = begin(world, data, world.hosts[0], 9)
     if ended(world, last, 9, tally) != GOOD:
         tally.wrong.append(f"{world.name}: a run that nothing happened to failed: {said(world, 9)}")
-    look(world, before, hurt, expected, tally)
+    look(world, before, expected, tally)
 
 
 def ended(world: World, run: subprocess.Popen[bytes], number: int, tally: Tally) -> int:
@@ -252,13 +256,11 @@ def said(world: World, number: int) -> str:
     return " ".join((world.folder / f"said{number}").read_text().split())[-600:]
 
 
-def look(
-    world: World, before: dict[ArtifactRef, bytes], hurt: list[str], expected: dict[ArtifactRef, str], tally: Tally
-) -> None:
+def look(world: World, before: dict[ArtifactRef, bytes], expected: dict[ArtifactRef, str], tally: Tally) -> None:
     """After the last run everything is there, whole, with the right bytes, and what was there before is as it was."""
     after = manifests(world.store)
     for ref, content in before.items():
-        if after.get(ref) != content and str(ref) not in hurt:
+        if after.get(ref) != content and str(ref) not in world.hurt:
             tally.wrong.append(f"{world.name}: {ref} was committed and is {'another' if ref in after else 'gone'}")
     for ref in after:
         problem = world.store.problem(ref, thorough=True)
@@ -296,7 +298,8 @@ def chaos(minutes: float, seed: int, folder: Path) -> Tally:
             for _ in range(draw.choice([2, 3, 4])):
                 one_round(world, data, expected, draw, tally)
                 tally.rounds += 1
-                print(f"{time.monotonic() - start:6.0f} s  {tally.rounds} rounds, {len(tally.wrong)} wrong", flush=True)
+                wrong = " · ".join(tally.wrong) or "nothing"
+                print(f"{time.monotonic() - start:6.0f} s  {tally.rounds} rounds, wrong: {wrong}", flush=True)
         shutil.rmtree(place, ignore_errors=True)
     tally.seconds = time.monotonic() - start
     return tally
