@@ -60,7 +60,7 @@ def verify(location: str | None) -> None:
     store = existing(location)
     refs = store.refs()
     with ThreadPoolExecutor(CHECKS) as pool:
-        problems = dict(zip(refs, pool.map(lambda ref: store.problem(ref, thorough=True), refs), strict=True))
+        problems = dict(zip(refs, pool.map(store.audit, refs), strict=True))
     gone = "no artifact"  # a checkpoint that a run has removed meanwhile
     damaged = {ref: problem for ref, problem in problems.items() if problem not in {None, gone}} | _lost(store)
     for ref, problem in damaged.items():

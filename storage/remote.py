@@ -9,6 +9,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ FETCH_TO_CHECK_BYTES = 8 << 20
 objects, until they are read."""
 TRIES = 3
 """At what comes over the network and is not what it should be."""
+
+log = getLogger("vidistill")
 
 
 class RemoteStore(Store):
@@ -62,6 +65,19 @@ class RemoteStore(Store):
             if glance.problem is not None or glance.bytes > FETCH_TO_CHECK_BYTES:
                 return glance.problem
         return self._here(ref, published, thorough)
+
+    def audit(self, ref: ArtifactRef) -> str | None:
+        """By the objects themselves. What is damaged there, and whole in the mirror, is uploaded again."""
+        published = self._published(ref)
+        if published is None:
+            return "no artifact"
+        problem = self._damage(ref, published)
+        if problem is None or not self._current(ref, published, thorough=True):
+            return problem
+        self._publish(ref)
+        log.warning("%s was damaged in %s (%s): its copy on this host was whole, and is there now.", ref,
+                    self.location, problem)  # fmt: skip
+        return None
 
     def problem_once(self, ref: ArtifactRef) -> str | None:
         return self._present(ref) or super().problem_once(ref)
@@ -204,6 +220,23 @@ class RemoteStore(Store):
                 continue
             break
         return content
+
+    def _damage(self, ref: ArtifactRef, published: bytes) -> str | None:
+        """What is wrong with an artifact's objects."""
+
+        def problem(name: str) -> str | None:
+            try:
+                content = self._objects.content(f"{self._remote(ref)}/{name}")
+            except FileNotFoundError:
+                return f"{name} is missing"
+            whole = hashlib.sha256(content).hexdigest() == manifest.files[name].sha256
+            return None if whole else f"{name} does not have its checksum"
+
+        try:
+            manifest = Manifest.model_validate_json(published)
+        except ValidationError:
+            return f"{MANIFEST} cannot be read"
+        return next(filter(None, self._objects.each(problem, manifest.files)), None)
 
     def _current(self, ref: ArtifactRef, published: bytes, thorough: bool) -> bool:
         """Whether the mirror holds what the remote manifest describes."""

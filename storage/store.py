@@ -93,6 +93,10 @@ class Store:
         """What is wrong with an artifact: None, or a few words. `thorough` reads every byte, whatever its size."""
         return (self._look(ref, "read") if thorough else self._look(ref, "once", FULL_CHECK_BYTES)).problem
 
+    def audit(self, ref: ArtifactRef) -> str | None:
+        """What is wrong with an artifact, by every byte as the store itself keeps it."""
+        return self.problem(ref, thorough=True)
+
     def survey(self, kind: str | None = None, *, content: bool = False) -> dict[ArtifactRef, Found]:
         """A look at every artifact, damaged ones too, sorted by kind and key.
 

@@ -12,6 +12,7 @@ import time
 import pytest
 from object_storage import FILES, contents, keys, make
 
+from vidistill.flows.housekeeping import verify
 from vidistill.storage import store as store_module
 from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, StoreError
 from vidistill.storage.opening import open_store
@@ -116,6 +117,26 @@ def test_a_damaged_object_is_noticed_by_the_next_host_and_made_again(host, s3, b
         b.folder(ref)
     make(b)
     assert contents(b, ref) == contents(host("c"), ref) == FILES
+
+
+def test_verify_looks_at_the_objects_and_mends_them_from_a_whole_mirror(host, s3, bucket, caplog):
+    a, damaged = host("a"), {"Bucket": bucket, "Key": object_of("clips/c/0/0"), "Body": bytes(10240)}
+    ref = make(a)
+    s3.put_object(**damaged)
+    verify(a.location)
+    assert f"{ref} was damaged in {a.location} (clips/c/0/0 does not have its checksum)" in caplog.text
+    b = host("b")
+    assert contents(b, ref) == FILES
+    s3.put_object(**damaged)
+    host("c")
+    with pytest.raises(ArtifactDamaged, match="1 of 1 artifacts"):
+        verify(a.location)
+    s3.delete_object(Bucket=bucket, Key=object_of("curve.json"))
+    assert host("c").audit(ref) in {"curve.json is missing", "clips/c/0/0 does not have its checksum"}
+    s3.put_object(Bucket=bucket, Key=object_of("manifest.json"), Body=b'{"kind": "th')
+    assert b.audit(ref) == "manifest.json cannot be read"
+    s3.delete_object(Bucket=bucket, Key=object_of("manifest.json"))
+    assert b.audit(ref) == "no artifact"
 
 
 def test_a_damaged_mirror_is_fetched_again(host, monkeypatch):
