@@ -17,6 +17,7 @@ from vidistill.tasks.report.data import Row, RowPlan
 from vidistill.tasks.report.pictures import LEFT, PANEL_WIDTH, RIGHT, Axis, Tick, vertical
 from vidistill.tasks.report.tables import budget_of, percent, row_label, spread
 
+CODED_TOO = " · coded"
 COLUMNS = ("Method", "kB a class", "Budget", "Top-1 %", "of full %")
 KINDS = ("hard", "soft", "online")
 
@@ -82,10 +83,13 @@ class LogAxis:
 
 @dataclass(frozen=True)
 class Point:
+    """A row; a square where its clips are compressed video."""
+
     colour: str
     title: str
     x: float
     y: float
+    square: bool
     on_front: bool
 
 
@@ -99,17 +103,19 @@ class BytesChart:
     points: list[Point]
     front: str
     full: tuple[float, str] | None
-    legend: list[tuple[str, str]]
+    legend: list[tuple[str, bool, str]]
     lines: list[tuple[bool, list[str]]]
 
 
-def bytes_charts(rows: Sequence[Row], classes: int, colours: Mapping[str, str]) -> list[BytesChart]:
+def bytes_charts(rows: Sequence[Row], classes: int) -> list[BytesChart]:
     """A chart for each student, its training and kind of labels that has rows of a budget: these are ranked apart."""
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if not row.whole and row.bytes:
             groups.setdefault((row.student, row.training, row.labels), []).append(row)
     whole = {(row.student, row.training): row for row in rows if row.method == "full"}
+    names = dict.fromkeys(_drawn_as(row) for group in groups.values() for row in group)
+    colours = {name: f"c{index % 8}" for index, name in enumerate(name for name in names if name != "Random")}
     return [
         _chart(", ".join(filter(None, [*trained, f"{kind} labels"])), groups[*trained, kind], whole.get(trained),
                classes, colours)
@@ -118,18 +124,26 @@ def bytes_charts(rows: Sequence[Row], classes: int, colours: Mapping[str, str]) 
     ]  # fmt: skip
 
 
+def _drawn_as(row: Row) -> str:
+    """A method's clips and the same as compressed video are of one colour."""
+    return row_label(row).removesuffix(CODED_TOO)
+
+
 def _chart(heading: str, rows: list[Row], full: Row | None, classes: int, colours: Mapping[str, str]) -> BytesChart:
     sizes = [kilobytes(row, classes) for row in rows]
     x_axis = LogAxis(min(sizes) / 1.3, max(sizes) * 1.3)
     y_axis = vertical(0.0, 1.1 * max([row.top1_mean for row in (*rows, *([full] if full else []))] + [0.01]))
     best = front(rows, classes)
     points = [
-        Point(colours.get(row_label(row), "c0"), f"{row_label(row)}, {budget_of(row)}: {size:.1f} kB a class, "
-              f"{percent(row.top1_mean)} %", x_axis.at(size), y_axis.at(row.top1_mean), row in best)
+        Point(colours.get(_drawn_as(row), "random"), f"{row_label(row)}, {budget_of(row)}: {size:.1f} kB a class, "
+              f"{percent(row.top1_mean)} %", x_axis.at(size), y_axis.at(row.top1_mean), row.bytes_coded is not None,
+              row in best)
         for row, size in zip(rows, sizes, strict=True)
     ]  # fmt: skip
     line = None if full is None else (y_axis.at(full.top1_mean), f"all clips: {percent(full.top1_mean)} %")
-    legend = dict.fromkeys((colours.get(row_label(row), "c0"), row_label(row)) for row in rows)
+    legend = dict.fromkeys(
+        (colours.get(_drawn_as(row), "random"), row.bytes_coded is not None, row_label(row)) for row in rows
+    )
     ordered = sorted(rows, key=lambda row: kilobytes(row, classes))
     lines = [(row in best, _cells(row, full, classes)) for row in ordered]
     return BytesChart(

@@ -78,7 +78,7 @@ def render_html(data: ReportData) -> str:
         columns=COLUMNS,
         matrices=matrices(data.confusions, data.classes),
         failed=[failed_cells(row) for row in data.failed],
-        bytes_charts=bytes_charts(data.rows, len(data.classes), colours),
+        bytes_charts=bytes_charts(data.rows, len(data.classes)),
         bytes_columns=BYTES_COLUMNS,
         vdsd=any(row.protocol == "vdsd" for row in data.rows),
     )

@@ -47,7 +47,7 @@ def test_the_front_is_what_nobody_beats_with_as_many_bytes():
 
 
 def test_hard_and_soft_are_apart_and_all_clips_are_a_line():
-    charts = bytes_charts(ROWS, 2, {})
+    charts = bytes_charts(ROWS, 2)
     assert [chart.heading for chart in charts] == [f"minic3d, {kind} labels" for kind in ("hard", "soft", "online")]
     hard, soft, _ = charts
     assert len(hard.points) == 5
@@ -65,6 +65,15 @@ def test_hard_and_soft_are_apart_and_all_clips_are_a_line():
     ]
 
 
+def test_a_method_has_one_colour_and_its_compressed_video_is_square():
+    hard, soft, _ = bytes_charts(ROWS, 2)
+    shown = {name: (colour, square) for chart in (hard, soft) for colour, square, name in chart.legend}
+    assert shown["TSGF"] == (shown["TSGF · coded"][0], False)
+    assert [name for name, (_, square) in shown.items() if square] == ["Coded", "Coded · random", "TSGF · coded"]
+    assert shown["Random"] == ("random", False)
+    assert len({colour for colour, _ in shown.values()}) == 4
+
+
 def test_equal_factors_are_equal_lengths():
     axis = LogAxis(1.0, 100.0)
     assert axis.at(10) - axis.at(1) == pytest.approx(axis.at(100) - axis.at(10), abs=0.2)
@@ -79,7 +88,7 @@ def test_the_page_shows_them_with_what_the_search_tried():
     data = ReportData("t", "now", {}, ["a", "b"], ROWS, searches=searches)
     page = render_html(data)
     section = page[page.index('<section id="bytes">') : page.index("</section>", page.index('<section id="bytes">'))]
-    assert section.count("<circle") == 7
+    assert section.count("<rect") == 7
     assert '<a href="#bytes">' in page
     assert re.search(
         r"<td>46</td><td>75.0 %</td><td>50.0 %</td><td>7</td><td>3.9 kB</td><td>4</td><td>31.0</td>", section
