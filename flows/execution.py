@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -54,21 +55,23 @@ def discard_damaged(graph: Graph, store: Store) -> list[str]:
         A sentence an artifact.
     """
     said: list[str] = []
+    checked: set[ArtifactRef] = set()
     for job in reversed(list(graph.jobs.values())):
-        if _drop(store, job.ref, thorough=False, said=said) or not store.has(job.ref):
+        if _absent(store, job.ref, thorough=False, said=said):
             for need in _needs(job):
-                if need in graph.jobs:
-                    _drop(store, need, thorough=True, said=said)
+                if need in graph.jobs and need not in checked:
+                    checked.add(need)
+                    _absent(store, need, thorough=True, said=said)
     return said
 
 
-def _drop(store: Store, ref: ArtifactRef, *, thorough: bool, said: list[str]) -> bool:
+def _absent(store: Store, ref: ArtifactRef, *, thorough: bool, said: list[str]) -> bool:
+    """Whether an artifact has to be made: one that is not whole is removed."""
     problem = store.problem(ref, thorough=thorough)
-    if problem is None or problem == "no artifact":
-        return False
-    store.discard(ref)
-    said.append(f"{ref} was damaged ({problem}) and is made again.")
-    return True
+    if problem is not None and problem != "no artifact":
+        store.discard(ref)
+        said.append(f"{ref} was damaged ({problem}) and is made again.")
+    return problem is not None
 
 
 def _needs(job: Job) -> Iterable[ArtifactRef]:
@@ -152,6 +155,11 @@ def _error_of(job: Job, future: PrefectFuture[Any]) -> VidistillError | None:
         future.result()
     except VidistillError as error:
         return error
+    except BrokenExecutor:
+        return RunError(
+            "A process that did jobs of this run has ended, killed or out of memory: run the same command again to go "
+            "on from here."
+        )
     except Exception as error:  # noqa: BLE001
         failure = _unforeseen(job, error)
         failure.__cause__ = error
