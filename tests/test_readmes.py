@@ -234,10 +234,13 @@ def test_a_table_by_bytes_shows_what_nobody_beats_with_as_many(tmp_path: Path) -
         ROW | {"method": "coded", "ipc": None, "kb": 10, "bytes": 2e4, "bytes_coded": 2e4, "top1_mean": 0.3},
         ROW | {"method": "dm", "variant": "coded", "kb": None, "bytes_coded": 3e4, "top1_mean": 0.2},
         ROW | {"method": "full", "ipc": None},
+        ROW | {"method": "dm", "variant": "lr 1", "training": "lr 1", "bytes": 1e4},
     ]
     assert tables.write([page], "a", {"rows": rows, "classes": ["x", "y"], "notes": []}) == 1
     assert [line for line in page.read_text().splitlines() if line.startswith("| ") and "c3d" in line] == [
         "| **10.0** | **coded** | **10 KB** | **hard** | **c3d** | **30.0 ± 1.0** |",
         "| 15.0 | dm coded | 1 | hard | c3d | 20.0 ± 1.0 |",
         "| 50.0 | random | 1 | hard | c3d | 10.0 ± 1.0 |",
+        "| **5.0** | **dm lr 1** | **1** | **hard** | **c3d** | **10.0 ± 1.0** |",
     ]
+    assert "**hard labels, lr 1**" in page.read_text()

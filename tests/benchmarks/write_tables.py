@@ -76,8 +76,8 @@ def tables(document: Document) -> str:
 def best(document: Document) -> str:
     """One row for each kind of labels and budget: the method that is ahead, with what it is measured against."""
     rows, lines = document["rows"], []
-    for kind, name in dict.fromkeys((row["labels"], budget(row)) for row in sorted(rows, key=order) if not random(row)):
-        rivals = [row for row in rows if (row["labels"], budget(row)) == (kind, name)]
+    for kind, name in dict.fromkeys((taught(row), budget(row)) for row in sorted(rows, key=order) if not random(row)):
+        rivals = [row for row in rows if (taught(row), budget(row)) == (kind, name)]
         first = max((row for row in rivals if not random(row)), key=lambda row: row["top1_mean"])
         of_its_recipe = [row for row in rivals if random(row) and same(row, first, "recipe", "student", "training")]
         whole = [row for row in rows if row["method"] == "full" and same(row, first, "student", "training")]
@@ -90,10 +90,10 @@ def best(document: Document) -> str:
 
 
 def by_bytes(document: Document) -> str:
-    """A table of each kind of labels, the smallest set first."""
+    """A table of each kind of labels and way of training, the smallest set first."""
     parts = []
-    for kind in KINDS:
-        rows = [row for row in document["rows"] if row["labels"] == kind and budget(row) != "all"]
+    for kind in dict.fromkeys(map(taught, sorted(document["rows"], key=order))):
+        rows = [row for row in document["rows"] if taught(row) == kind and budget(row) != "all"]
         ahead, lines = 0.0, []
         for kilobytes, row in sorted(
             ((kept(row) / len(document["classes"]) / 1000, row) for row in rows),
@@ -103,7 +103,9 @@ def by_bytes(document: Document) -> str:
             front, ahead = row["top1_mean"] > ahead, max(ahead, row["top1_mean"])
             lines.append(line([f"**{value}**" if front else value for value in values]))
         if rows:
-            parts += [f"**{kind} labels**", "", *header(BYTES_COLUMNS, rows), *lines, ""]
+            labels, _, training = kind.partition(", ")
+            parts += [f"**{', '.join(filter(None, [f'{labels} labels', training]))}**", ""]
+            parts += [*header(BYTES_COLUMNS, rows), *lines, ""]
     return "\n".join([*parts, ""])
 
 
@@ -127,6 +129,11 @@ def trained(document: Document) -> str:
 
 
 MADE: dict[str, Callable[[Document], str]] = {"table": tables, "best": best, "bytes": by_bytes, "trained": trained}
+
+
+def taught(row: Row) -> str:
+    """The labels, and how students were trained where that differs: what is not ranked together."""
+    return ", ".join(filter(None, [row["labels"], row.get("training")]))
 
 
 def same(one: Row, other: Row, *names: str) -> bool:
