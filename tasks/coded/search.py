@@ -87,10 +87,12 @@ class Point(Parameters):
 
     Attributes:
         crf: the quantiser that says how many clips have room.
+        coarsest: the coarsest one that keeps as many of the clips that were searched; of all clips it may keep more.
         clips, bytes: of the first student's set.
     """
 
     crf: int
+    coarsest: int
     scale: float
     frames: float
     clips: int
@@ -172,8 +174,9 @@ class Trials:
                 continue
             clips = len(made.rows_N)
             size = self.budget.size(made.stream, clips)
-            point = Point(crf=crf, scale=scale, frames=frames, clips=clips, bytes=size)
-            found.setdefault((scale, frames, clips), point)
+            point = Point(crf=crf, coarsest=crf, scale=scale, frames=frames, clips=clips, bytes=size)
+            first = found.setdefault((scale, frames, clips), point)
+            found[scale, frames, clips] = first.model_copy(update={"coarsest": crf})
         if not found and problem is not None:
             raise problem
         return list(found.values())
@@ -218,7 +221,7 @@ def dense_clips(work: Work) -> Clips | None:
     return Clips(work.store, work.ref("dense")) if work.refs("dense") else None
 
 
-@stage("coded-search", version=3, threads="one")
+@stage("coded-search", version=4, threads="one")
 def search(work: Work) -> None:
     trials = Trials(work, TrialParameters.model_validate(work.job.parameters))
     points = trials.points()

@@ -364,7 +364,18 @@ def searched(bench: Bench, kb: float, labels: str) -> Found:
 def test_points_that_keep_the_same_clips_are_tried_once(bench):
     made_of(bench, 500.0, search=SEARCH)
     points = searched(bench, 500.0, "hard").points
-    assert sorted((point.crf, point.scale) for point in points) == [(20, 0.5), (20, 1.0)]
+    assert sorted((point.crf, point.coarsest, point.scale) for point in points) == [(20, 63, 0.5), (20, 63, 1.0)]
+
+
+def test_of_quantisers_that_tied_the_one_is_taken_that_keeps_more_of_all_clips(bench):
+    """Four fifths have one clip a class, with room at 20 as at 63; all of them have two, with room at 63 alone."""
+    fine, coarse = (made_of(bench, 1e3, crf=crf, search=None)[1] for crf in (20, 63))
+    assert coarse < 0.7 * fine
+    ref, _ = made_of(bench, 0.7 * fine / 3000, search=SEARCH | {"scales": [1.0]})
+    facts = DistilledSet.facts_of(bench.store.folder(ref))
+    assert [(one["crf"], one["coarsest"], one["clips"]) for one in facts["search"]] == [(20, 63, 3)]
+    assert facts["coded"]["clips"] == 6
+    assert 20 < facts["coded"]["crf"] < 63
 
 
 def test_what_is_given_is_not_searched(bench):
@@ -413,7 +424,7 @@ def test_students_go_to_the_points_that_score_best(bench, monkeypatch):
         seeds.append((point.crf, point.scale, seed))
         return tops[point.crf, point.scale]
 
-    grid = [Point(crf=crf, scale=scale, frames=1, clips=3, bytes=9) for crf, scale in tops]
+    grid = [Point(crf=crf, coarsest=crf, scale=scale, frames=1, clips=3, bytes=9) for crf, scale in tops]
     monkeypatch.setattr(search_module.Trials, "points", lambda _: grid)
     monkeypatch.setattr(search_module.Trials, "score", score)
     made_of(bench, 1.9, search=SEARCH | {"steps": 32})
@@ -439,7 +450,7 @@ def test_every_stored_view_of_a_clip_is_looked_at(bench):
 
 def test_the_better_half_goes_on_and_ties_go_to_more_clips():
     def point(crf: int, clips: int, students: int, top1: float) -> Point:
-        return Point(crf=crf, scale=1, frames=1, clips=clips, bytes=9, students=students, top1=top1)
+        return Point(crf=crf, coarsest=crf, scale=1, frames=1, clips=clips, bytes=9, students=students, top1=top1)
 
     points = [point(40, 3, 4, 0.50), point(46, 6, 4, 0.495), point(52, 9, 4, 0.48), point(58, 99, 2, 0.9)]
     assert best(points, held=100).crf == 46
