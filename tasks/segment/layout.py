@@ -93,7 +93,7 @@ def open_features(root: Path, name: str) -> NDArray[np.floating]:
     """A video's features (D, T), which are read as they are used."""
     path = _features(root, name)
     try:
-        features_DT: NDArray[np.floating] = np.load(path, mmap_mode="r", allow_pickle=False)
+        features_DT: NDArray[np.floating] = np.load(path, mmap_mode="r")
     except FileNotFoundError as error:
         raise RequestError(f"There is no file {path}, which a list of splits names.") from error
     except (OSError, ValueError) as error:

@@ -45,6 +45,7 @@ def test_ten_kills(tmp_path: Path, videos: Path, server, unbroken: Path) -> None
     kill_and_resume(tmp_path, videos, server.variables, whole(unbroken), kills=10, seed=1)
 
 
+@pytest.mark.slow  # a minute
 def test_a_killed_worker_loses_nothing(tmp_path: Path, videos: Path, server, unbroken: Path) -> None:
     """The dead run is said to have crashed, as in the UI, which frees its place at once (else within five minutes)."""
     deployed, experiment = Deployed(tmp_path, environment(tmp_path / "home", **server.variables)), dict(EXPERIMENT)

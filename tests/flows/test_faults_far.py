@@ -92,6 +92,7 @@ def own_server(process: subprocess.Popen[bytes]) -> int:
     raise AssertionError("the run started no server")
 
 
+@pytest.mark.slow  # a minute
 def test_a_run_whose_server_is_killed_loses_nothing(tmp_path: Path, videos: Path, unbroken: Path) -> None:
     store = tmp_path / "store"
     run = start(tmp_path, videos, {})

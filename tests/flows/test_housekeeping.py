@@ -107,6 +107,7 @@ def test_gc_says_what_it_leaves_to_a_run_and_takes_the_rest(collected: Collected
     assert ArtifactRef(kind="teacher", key="of-nobody") not in collected.store.refs()
 
 
+@pytest.mark.slow  # most of a minute
 def test_the_work_of_a_killed_run_is_kept_and_gone_on_with(tmp_path: Path, videos: Path, server: Any) -> None:
     vidistill, store = CommandLine(tmp_path, server.variables), Store(tmp_path / "store")
     run = start(tmp_path, videos, server.variables)
