@@ -27,6 +27,7 @@ from vidistill.flows.options import (
     StoreRoot,
     Students,
     Verbose,
+    listed,
     request_from,
 )
 from vidistill.storage.errors import RequestError
@@ -105,7 +106,7 @@ def tune(
 
     given = settings or []
     ranges = dict(one.split("=", 1) for one in given if is_range(one.partition("=")[2]))
-    fixed = [one for one in given if one.partition("=")[0] not in ranges]
+    fixed = [one for one in given if not is_range(one.partition("=")[2])]
     request = request_from(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, None, preset,
                           fixed)  # fmt: skip
     use.tune(request, ranges, trials, seed, store, out, device, runner, verbose)
@@ -135,8 +136,8 @@ def segment(
 
     if not data:
         raise RequestError("Which features? Give --data DIR, or --data sprites for the set that is rendered.")
-    lists = {"methods": method, "points": points}
-    named = {name: value.split(",") for name, value in lists.items() if value is not None}
+    lists = {"methods": (method, "--method"), "points": (points, "--points")}
+    named = {name: listed(value, option) for name, (value, option) in lists.items() if value is not None}
     numbers = {name: value for name, value in {"split": split, "seeds": seeds}.items() if value is not None}
     use.segment({"data": data} | named | numbers | nested(settings or []), store, out, device, runner, verbose)
 

@@ -106,17 +106,10 @@ def reported(
     failed = None
     if log:
         loggers.check(log)
-    with showing(console) as progress:
-        planned = plan()
-        check_places(runtime, out)
-        progress.expect(planned)
-        if not planned.todo:  # no engine is started for what is there
-            runtime = runtime.model_copy(update={"runner": "threads"})
-        server.connect(verbose)
-        try:
-            start(runtime)
-        except RowsFailed as error:
-            failed = error
+    try:
+        performed(plan, start, runtime, out, verbose)
+    except RowsFailed as error:
+        failed = error
     document = json.loads((out / "report.json").read_text())
     print_table(document)
     if log:
@@ -124,6 +117,20 @@ def reported(
         console.print(f"\nLogged to {said}", soft_wrap=True, highlight=False)
     if failed:
         raise failed
+
+
+def performed(
+    plan: Callable[[], Plan], start: Callable[[Runtime], None], runtime: Runtime, out: Path, verbose: bool
+) -> None:
+    """Plan, see that everything can be written, and run a flow beside its progress; the arguments are `reported`'s."""
+    with showing(console) as progress:
+        planned = plan()
+        check_places(runtime, out)
+        progress.expect(planned)
+        if not planned.todo:  # no engine is started for what is there
+            runtime = runtime.model_copy(update={"runner": "threads"})
+        server.connect(verbose)
+        start(runtime)
 
 
 def pool(plain: dict[str, Any], store: str | None, out: Path, device: str, runner: str, verbose: bool) -> None:

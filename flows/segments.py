@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from vidistill.flows.experiment import Graph
 from vidistill.flows.parameters import SPRITES
 from vidistill.flows.planning import Plan, plan_jobs
+from vidistill.flows.rows import FULL, RANDOM
 from vidistill.storage.opening import open_store
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
@@ -23,7 +24,6 @@ from vidistill.tasks.segment.sprites import SPLIT, ActionSpritesParameters, acti
 from vidistill.tasks.segment.tsgf import SegmentTSGFParameters
 from vidistill.tasks.stage import Runtime
 
-FULL, RANDOM = "full", "random"
 Labels = Literal["hard", "soft"]
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from vidistill.flows import loggers, server
 from vidistill.flows import train as training
-from vidistill.flows.commands import check_places, reported, runtime_of
+from vidistill.flows.commands import check_places, performed, reported, runtime_of
 from vidistill.flows.display import showing
 from vidistill.flows.parameters import PRESETS, Experiment, checked, load_preset, override
 from vidistill.flows.ranges import checked_request
@@ -110,16 +110,13 @@ def segment(plain: dict[str, Any], store: str | None, out: Path, device: str, ru
     from vidistill.flows.segments import SegmentRequest, plan_segments
 
     request, runtime = checked(SegmentRequest, plain, "The request"), runtime_of(store, device, runner)
-    with showing(console) as progress:
-        planned = plan_segments(request, runtime)
-        check_places(runtime, out)
-        progress.expect(planned)
-        if not planned.todo:  # no engine is started for what is there
-            runtime = runtime.model_copy(update={"runner": "threads"})
-        server.connect(verbose)
+
+    def start(runtime: Runtime) -> None:
         from vidistill.flows.segment import segment
 
         segment(request, runtime, out)
+
+    performed(lambda: plan_segments(request, runtime), start, runtime, out, verbose)
     print_segments(json.loads((out / "segment.json").read_text()))
     console.print(f"\nThe tables are in {out / 'segment.md'}, their numbers in {out / 'segment.json'}")
 

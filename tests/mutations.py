@@ -747,7 +747,7 @@ MUTATIONS = [
              "return high // 2 + bisect_left(",
              "return high // 2 + 1 + bisect_left("),
     Mutation("tasks/coded/method.py", "of tied quantisers the finest is taken", CODED,
-             "if len(made.rows_N) < sum(map(len, orders)):", "if False:"),
+             "if one < coarsest and len(made.rows_N) < sum(map(len, orders)):", "if False:"),
     Mutation("tasks/coded/search.py", "the search codes otherwise than the set", CODED,
              "scale=scale, even=parameters.even)", "scale=scale)"),
     Mutation("tasks/coded/method.py", "the first frame is finer all the same", CODED,

@@ -143,16 +143,16 @@ class Coded(Method):
             crf, scale, frames = search.best.crf, search.best.scale, search.best.frames
         footage = Footage(material.clips, frames, material.more_clips("dense"))
         coder = Coder(footage, Coding(preset=options.preset, scale=scale, even=options.even), together=options.together)
-        if search is not None and search.best.coarsest > crf:
-            made = kept(coder, orders, crf, budget)
-            if len(made.rows_N) < sum(map(len, orders)):  # of the clips that were searched all had room
-                made = max(made, kept(coder, orders, search.best.coarsest, budget), key=lambda one: len(one.rows_N))
-            return coder, made
+        coarsest = crf if search is None else search.best.coarsest
         for one in [crf, *(coarser for coarser in COARSER if coarser > crf and not options.crf)]:
             try:
-                return coder, kept(coder, orders, one, budget, finest=options.crf or FINEST_CRF)
+                made = kept(coder, orders, one, budget, finest=options.crf or FINEST_CRF)
             except RequestError as error:
                 problem = error
+                continue
+            if one < coarsest and len(made.rows_N) < sum(map(len, orders)):  # those that were searched all had room
+                made = max(made, kept(coder, orders, coarsest, budget), key=lambda one: len(one.rows_N))
+            return coder, made
         raise problem
 
 

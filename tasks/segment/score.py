@@ -8,7 +8,9 @@ Legend: T frames, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,13 +69,13 @@ def segment_score(work: Work) -> None:
     seed = training.role_seed(parameters.seed, streams.STUDENT_WEIGHTS)
     rows, classes = sequences.rows("train"), len(sequences.classes)
     network = build(parameters.tcn, sequences.dimensions, classes, seed, norm=False)
+    video: Callable[[int], Video]
     if work.refs("set"):
-        made, size = SegmentSet.load(work.input("set")), _size(work.input("set"))
-        curve = train(network, lambda n: shown_video(made, sequences, n), len(rows), parameters.tcn, device, seed, work)
+        size = _size(work.input("set"))
+        video = partial(shown_video, SegmentSet.load(work.input("set")), sequences)
     else:
-        size = _size_of_all(sequences)
-        real = lambda n: real_video(sequences, rows[n])  # noqa: E731
-        curve = train(network, real, len(rows), parameters.tcn, device, seed, work)
+        size, video = _size_of_all(sequences), lambda n: real_video(sequences, rows[n])
+    curve = train(network, video, len(rows), parameters.tcn, device, seed, work)
     tests = sequences.rows("test")
     found = [predicted(network.eval(), sequences, row, device) for row in tests]
     true = [sequences.all_labels(row) for row in tests]

@@ -378,6 +378,16 @@ def test_of_quantisers_that_tied_the_one_is_taken_that_keeps_more_of_all_clips(b
     assert 20 < facts["coded"]["crf"] < 63
 
 
+def test_where_the_quantiser_of_a_tie_has_no_room_for_this_draw_a_coarser_one_is_taken(bench, monkeypatch):
+    fine, coarse = (made_of(bench, 1e3, crf=crf, search=None)[1] for crf in (20, 63))
+    tied = Point(crf=20, coarsest=40, scale=1, frames=1, clips=3, bytes=9)
+    monkeypatch.setattr("vidistill.tasks.coded.method.load_search", lambda folder: Found(points=(tied,), best=tied))
+    assert coarse < 0.45 * fine
+    facts = coded_facts(bench, 0.45 * fine / 3000, search=SEARCH | {"scales": [1.0]})
+    assert facts["crf"] > 20
+    assert facts["clips"] >= 3
+
+
 def test_what_is_given_is_not_searched(bench):
     made_of(bench, 501.0, search=SEARCH, scale=0.75, frames=0.5)
     assert {(point.scale, point.frames) for point in searched(bench, 501.0, "hard").points} == {(0.75, 0.5)}
