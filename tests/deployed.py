@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 from flow_running import BIN, background
 
 from vidistill import deployments
@@ -34,15 +35,17 @@ class Deployed:
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout
 
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        import httpx
-
-        url = f"{self.env['PREFECT_API_URL']}{path}"
+    def answer(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        """What the server says; one that says 503, its SQLite being busy, is asked again, as Prefect's client does."""
         for _ in range(20):
-            answer = httpx.get(url, timeout=60) if body is None else httpx.post(url, json=body, timeout=60)
-            if answer.status_code != 503:  # its SQLite is busy; Prefect's own client asks again, too
+            answer = httpx.request(method, f"{self.env['PREFECT_API_URL']}{path}", json=body, timeout=60)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                 break
             time.sleep(0.5)
+        return answer
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        answer = self.answer("GET" if body is None else "POST", path, body)
         assert answer.is_success, answer.text
         return answer.json()
 

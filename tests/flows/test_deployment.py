@@ -66,23 +66,19 @@ def test_it_can_be_deployed_again_from_the_checkout(deployed: Deployed) -> None:
 
 def test_a_schedule_that_is_switched_on_plans_runs(deployed: Deployed) -> None:
     """In a week or so; `test_schedule.py` waits for runs that begin."""
-    import httpx
-
     deployment = deployed.ask(f"/deployments/name/{NAME}")
-    switch = (
-        f"{deployed.env['PREFECT_API_URL']}/deployments/{deployment['id']}/schedules/{deployment['schedules'][0]['id']}"
-    )
+    switch = f"/deployments/{deployment['id']}/schedules/{deployment['schedules'][0]['id']}"
     chosen = {
         "deployments": {"id": {"any_": [deployment["id"]]}},
         "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
     }
-    httpx.patch(switch, json={"active": True}).raise_for_status()
+    assert deployed.answer("PATCH", switch, {"active": True}).is_success
     try:
         deadline = time.monotonic() + 120
         while not (planned := deployed.ask("/flow_runs/filter", chosen)) and time.monotonic() < deadline:
             time.sleep(1)
     finally:
-        httpx.patch(switch, json={"active": False}).raise_for_status()
+        assert deployed.answer("PATCH", switch, {"active": False}).is_success
     assert planned
     assert planned[0]["auto_scheduled"]
 
@@ -113,11 +109,8 @@ def test_its_parameters_are_a_form(deployed: Deployed) -> None:
     ids=str,
 )
 def test_a_wrong_parameter_is_refused_before_a_run_is_made(deployed: Deployed, wrong: dict[str, Any]) -> None:
-    import httpx
-
     deployment = deployed.ask(f"/deployments/name/{NAME}")
-    url = f"{deployed.env['PREFECT_API_URL']}/deployments/{deployment['id']}/create_flow_run"
-    answer = httpx.post(url, json={"parameters": wrong})
+    answer = deployed.answer("POST", f"/deployments/{deployment['id']}/create_flow_run", {"parameters": wrong})
     assert answer.status_code == 409
     assert next(iter(wrong)) in answer.text
 
