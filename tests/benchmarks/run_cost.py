@@ -1,10 +1,10 @@
 """What a run costs beside its work, and what of it grows with the videos: a task run, the database, memory, a plan.
 
-    python tests/benchmarks/run_cost.py [--videos 100 1000] [--classes 20]
+    python tests/benchmarks/run_cost.py [--videos 100 1000] [--classes 20] [--seeds 100]
 
 Two methods, two budgets and two seeds on tiny sprites, few files under many names: an empty Prefect flow, a first run,
 the same again, and its plan. CPU seconds are those of all processes that a command starts, the Prefect server of the
-run included.
+run included. A task run alone is the difference between cached runs of one seed and of many.
 """
 
 from __future__ import annotations
@@ -61,6 +61,27 @@ def database(home: Path) -> tuple[int, int]:
     return path.stat().st_size, runs  # its log is in it once the last connection is closed
 
 
+def measure_task_run(folder: Path, source: list[Path], seeds: int) -> None:
+    """What a stage that is cached takes: a set and a score a seed, random clips of two classes."""
+    lay(folder / "data", source, 20, 2)
+    env = environment(folder / "home", PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="180")
+    asked = ["--data", str(folder / "data"), *REQUEST, "--method", "random", "--ipc", "1"]
+    found = []
+    for number in (seeds, seeds, 1):  # the first makes what the others find
+        places = ["--store", str(folder / "store"), "--out", str(folder / "out")]
+        made = cost([str(BIN / "vidistill"), "run", *asked, "--seeds", str(number), *places], env)
+        found.append((made, *database(folder / "home")))
+    (_, *at_first), (many, *after_many), (one, *after_one) = found
+    task_runs = 2 * (seeds - 1)
+    changes = zip(at_first, after_many, after_one, strict=True)
+    size, recorded = (2 * there - before - after for before, there, after in changes)
+    print(
+        f"A task run: {1000 * (many.seconds - one.seconds) / task_runs:.0f} ms, "
+        f"{1000 * (many.cpu_seconds - one.cpu_seconds) / task_runs:.0f} ms of CPU, {size / task_runs / 1000:.0f} KB of "
+        f"the database; the mean of {task_runs}, {recorded} of them recorded before the run's own server ended."
+    )
+
+
 def measure(folder: Path, source: list[Path], videos: int, classes: int) -> None:
     lay(folder / "data", source, videos, classes)
     env = environment(folder / "home", PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="180")
@@ -83,6 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, nargs="*", default=[100, 1000])
     parser.add_argument("--classes", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=100)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         render_sprites(Path(folder, "sprites"), SpritesParameters(size=32, frames=12, train_per_class=1))
@@ -91,6 +113,7 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|")
         for videos in given.videos:
             measure(Path(folder, str(videos)), source, videos, given.classes)
+        measure_task_run(Path(folder, "task runs"), source, given.seeds)
 
 
 if __name__ == "__main__":
