@@ -35,6 +35,10 @@ ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    # one transaction for many states, not for each: else the database is busy, and a short run's own server ends before
+    # it has written what it was told
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     "PREFECT_CLI_PROMPT": "false",
     "OMP_WAIT_POLICY": "passive",  # on a busy machine, spinning at barriers makes two threads an eighth as fast as one
 }

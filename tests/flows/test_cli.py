@@ -6,8 +6,10 @@ import json
 import re
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,6 +131,21 @@ def test_a_second_run_does_nothing_and_loads_no_torch(session: Session) -> None:
     assert again.stdout.splitlines()[-1] == "False"
     assert _artifacts(session.store) == before
     assert json.loads((session.vidistill.folder / "again" / "report.json").read_text()) == document
+
+
+@pytest.mark.slow  # a machine that has much to do may stop the server before its last second is written
+def test_prefect_keeps_every_task_run_of_a_run_that_takes_a_moment(session: Session) -> None:
+    """The server of the run's own ends with it."""
+    before = _task_runs(session)
+    again = session.vidistill("run", *session.arguments, "--out", "kept")
+    assert again.returncode == 0, again.stderr
+    assert _task_runs(session) == before + len(list(session.store.glob("*/*/manifest.json")))
+
+
+def _task_runs(session: Session) -> int:
+    with closing(sqlite3.connect(session.vidistill.folder / "home" / "prefect" / "prefect.db")) as database:
+        (count,) = database.execute("select count(*) from task_run where state_type = 'COMPLETED'").fetchone()
+    return int(count)
 
 
 def test_plan_after_a_run_finds_everything_cached(session: Session) -> None:
