@@ -29,10 +29,10 @@ from scale_speed import lay
 
 from vidistill.tasks.videos.sprites import SpritesParameters, render_sprites
 
-REQUEST = shlex.split(
-    "--method random,herding --ipc 1,2 --seeds 2 --frames 4 --size 32 --set front=rgb --set decode.views=1"
-    " --set teacher.epochs=1 --set teacher.precision=fp32 --set student.epochs=1 --set student.least_steps=3"
-    " --set student.precision=fp32"
+TABLE = shlex.split("--method random,herding --ipc 1,2 --seeds 2")
+TINY = shlex.split(
+    "--frames 4 --size 32 --set front=rgb --set decode.views=1 --set teacher.epochs=1"
+    " --set teacher.precision=fp32 --set student.epochs=1 --set student.least_steps=3 --set student.precision=fp32"
 )
 
 
@@ -61,31 +61,34 @@ def database(home: Path) -> tuple[int, int]:
     return path.stat().st_size, runs  # its log is in it once the last connection is closed
 
 
+def prepared(folder: Path, source: list[Path], videos: int, classes: int) -> tuple[dict[str, str], list[str]]:
+    """A user's environment, and the arguments that name their videos, tiny clips and a store."""
+    lay(folder / "data", source, videos, classes)
+    env = environment(folder / "home", PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="180")
+    return env, ["--data", str(folder / "data"), *TINY, "--store", str(folder / "store")]
+
+
 def measure_task_run(folder: Path, source: list[Path], seeds: int) -> None:
     """What a stage that is cached takes: a set and a score a seed, random clips of two classes."""
-    lay(folder / "data", source, 20, 2)
-    env = environment(folder / "home", PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="180")
-    asked = ["--data", str(folder / "data"), *REQUEST, "--method", "random", "--ipc", "1"]
+    env, asked = prepared(folder, source, 20, 2)
+    run = [str(BIN / "vidistill"), "run", *asked, "--method", "random", "--ipc", "1", "--out", str(folder / "out")]
     found = []
     for number in (seeds, seeds, 1):  # the first makes what the others find
-        places = ["--store", str(folder / "store"), "--out", str(folder / "out")]
-        made = cost([str(BIN / "vidistill"), "run", *asked, "--seeds", str(number), *places], env)
+        made = cost([*run, "--seeds", str(number)], env)
         found.append((made, *database(folder / "home")))
     (_, *at_first), (many, *after_many), (one, *after_one) = found
     task_runs = 2 * (seeds - 1)
     changes = zip(at_first, after_many, after_one, strict=True)
     size, recorded = (2 * there - before - after for before, there, after in changes)
     print(
-        f"A task run: {1000 * (many.seconds - one.seconds) / task_runs:.0f} ms, "
-        f"{1000 * (many.cpu_seconds - one.cpu_seconds) / task_runs:.0f} ms of CPU, {size / task_runs / 1000:.0f} KB of "
-        f"the database; the mean of {task_runs}, {recorded} of them recorded before the run's own server ended."
+        f"A task run: {1000 * (many.cpu_seconds - one.cpu_seconds) / task_runs:.0f} ms of CPU, "
+        f"{size / task_runs / 1000:.0f} KB of the database; the mean of {task_runs}, {recorded} of them recorded."
     )
 
 
 def measure(folder: Path, source: list[Path], videos: int, classes: int) -> None:
-    lay(folder / "data", source, videos, classes)
-    env = environment(folder / "home", PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="180")
-    asked = ["--data", str(folder / "data"), *REQUEST, "--store", str(folder / "store")]
+    env, tiny = prepared(folder, source, videos, classes)
+    asked = [*tiny, *TABLE]
     run = [str(BIN / "vidistill"), "run", *asked, "--out", str(folder / "out")]
     commands = {"an empty flow": [sys.executable, "-c", EMPTY], "first run": run, "cached run": run,
                 "plan": [str(BIN / "vidistill"), "plan", *asked]}  # fmt: skip
