@@ -82,7 +82,7 @@ def test_a_failed_cell_stays_a_cell(ran: Any, document: dict[str, Any]) -> None:
 
 
 def test_what_fronts_share_is_made_once(user: CommandLine, ran: Any, document: dict[str, Any]) -> None:
-    made = Counter(path.parent.parent.name for path in (user.folder / "store").glob("*/*/manifest.json"))
+    made = Counter(path.parent.parent.name for path in (user.folder / "store").glob("[!.]*/*/manifest.json"))
     assert (made["index"], made["clips"], made["report"], made["motion"]) == (1, 2, 1, 1)
     random = {row["artifact"] for row in document["rows"] if row["method"] == "random" and row["ipc"] == 1}
     assert len(random) == 1  # Random sees nothing: one set for all fronts and students

@@ -139,7 +139,7 @@ def test_prefect_keeps_every_task_run_of_a_run_that_takes_a_moment(session: Sess
     before = _task_runs(session)
     again = session.vidistill("run", *session.arguments, "--out", "kept")
     assert again.returncode == 0, again.stderr
-    assert _task_runs(session) == before + len(list(session.store.glob("*/*/manifest.json")))
+    assert _task_runs(session) == before + len(list(session.store.glob("[!.]*/*/manifest.json")))
 
 
 def _task_runs(session: Session) -> int:
