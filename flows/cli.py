@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from vidistill.flows import cli_use
 from vidistill.flows.options import (
     Budgets,
+    Clips,
     Data,
     Device,
     Frames,
@@ -82,12 +83,13 @@ def run(
 @app.command()
 def plan(
     asked: Annotated[
-        list[str] | None, typer.Argument(metavar="[benchmark PRESET]", help="Plan a benchmark instead of a run.")
+        list[str] | None,
+        typer.Argument(metavar="[benchmark PRESET | pool]", help="Plan a benchmark or a pool instead of a run."),
     ] = None,
     data: Data = "", method: Methods = None, ipc: Budgets = None, kb: Kilobytes = None, layout: Layout = None,
     split: Split = None, frames: Frames = None, size: Size = None, students: Students = None, front: Front = None,
     seeds: Seeds = None, protocol: Protocol = None, store: StoreRoot = None, out: Out = Path("vidistill-report"),
-    preset: Preset = None, settings: Settings = None, log: Log = "",
+    preset: Preset = None, settings: Settings = None, log: Log = "", clips: Clips = None,
     device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Say what `run` would do with the same arguments, why, and about how long it takes. Writes nothing."""
@@ -95,11 +97,13 @@ def plan(
     from vidistill.flows import commands, use
 
     if asked:
-        if len(asked) != 2 or asked[0] != "benchmark":
-            raise RequestError(f"plan takes options of run, or `benchmark PRESET`; got {' '.join(asked)!r}.")
-        grid = use.grid_of(asked[1], data, {"layout": layout, "split": split}, settings or [])
-        use.plan_benchmark(grid, store, device)
+        given = {"data": data, "method": method, "ipc": ipc, "kb": kb, "layout": layout, "split": split,
+                 "frames": frames, "size": size, "students": students, "front": front, "seeds": seeds,
+                 "protocol": protocol, "preset": preset, "set": settings, "clips": clips}  # fmt: skip
+        use.plan_another(asked, {name: value for name, value in given.items() if value}, store, device, runner)
         return
+    if clips is not None:
+        raise RequestError("--clips is an option of `vidistill plan pool`: for a run write --set pool.clips_a_class=N.")
     request = request_from(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, protocol, preset,
                        settings)  # fmt: skip
     commands.plan(request, store, device, runner)
@@ -109,7 +113,7 @@ def plan(
 def demo(
     store: StoreRoot = None, out: Out = Path("vidistill-demo"), runner: Runner = "threads", verbose: Verbose = False
 ) -> None:
-    """Render sprites, distil them by TSGF and Random, score both, and name the report. Minutes on two cores."""
+    """Render sprites, distil them beside Random, score all, and name the report. Minutes on two cores."""
     from vidistill.flows import commands
 
     commands.run(commands.request_of(preset="demo"), store, out, "auto", runner, verbose)
@@ -117,23 +121,18 @@ def demo(
 
 @app.command()
 def pool(
-    data: Data = "",
-    clips: Annotated[int | None, typer.Option(help="Generated clips a class. [dim]\\[default: 20][/dim]")] = None,
-    layout: Layout = None, split: Split = None, frames: Frames = None, size: Size = None, store: StoreRoot = None,
-    preset: Preset = None, settings: Annotated[
+    data: Data = "", clips: Clips = None, layout: Layout = None, split: Split = None, frames: Frames = None,
+    size: Size = None, store: StoreRoot = None, preset: Preset = None, settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any parameter: pool.sampler.steps=50, pool.latte.size=S.")
     ] = None, out: Annotated[Path, typer.Option("--out", help="Where its quality and contact sheet are written.")]
     = Path("vidistill-pool"), device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Train a generator on a data set and generate clips from it; more clips of the same one are added."""
-    from vidistill.flows import commands
+    from vidistill.flows import commands, use
 
-    nested: dict[str, dict[str, Any]] = {
-        "index": {"layout": layout, "split": split},
-        "decode": {"frames": frames, "size": size},
-        "pool": {"clips_a_class": clips},
-    }
-    commands.pool(commands.pool_request_of(preset, data, nested, settings or []), store, out, device, runner, verbose)
+    given = {"data": data, "layout": layout, "split": split, "frames": frames, "size": size, "clips": clips,
+             "preset": preset, "set": settings}  # fmt: skip
+    commands.pool(use.pool_asked(given), store, out, device, runner, verbose)
 
 
 @app.command()

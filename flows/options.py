@@ -24,6 +24,7 @@ Budgets = Annotated[
 Kilobytes = Annotated[
     str | None, typer.Option("--kb", help="Kilobytes a class, all included, for coded sets, comma-separated: 2,10.")
 ]
+Clips = Annotated[int | None, typer.Option(help="Of a pool: generated clips a class. [dim]\\[default: 20][/dim]")]
 Layout = Annotated[str | None, typer.Option(help="folders, ucf101, hmdb51, csv …; recognised where it is not given.")]
 Split = Annotated[int | None, typer.Option(help="Number of the official split. [dim]\\[default: 1][/dim]")]
 Frames = Annotated[int | None, typer.Option(help="Frames a clip. [dim]\\[default: 16][/dim]")]

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from vidistill.flows import loggers, server
 from vidistill.flows import train as training
-from vidistill.flows.commands import check_places, performed, reported, runtime_of
+from vidistill.flows.commands import check_places, performed, pool_request_of, reported, runtime_of
 from vidistill.flows.display import showing
-from vidistill.flows.parameters import PRESETS, Experiment, checked, load_preset, override
+from vidistill.flows.parameters import PRESETS, Experiment, PoolRequest, checked, load_preset, override
 from vidistill.flows.ranges import checked_request
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.stage import Runtime
@@ -79,11 +79,49 @@ def benchmark(grid: Benchmark, store: str | None, out: Path, device: str, runner
     console.print(f"\nScores and plots are in {out / PAGE}, the report is {out / 'report.html'}")
 
 
-def plan_benchmark(grid: Benchmark, store: str | None, device: str) -> None:
-    """Price a grid, even of data that are not there; nothing is written."""
+TAKEN = {
+    "benchmark": {"data", "layout", "split", "set"},
+    "pool": {"data", "layout", "split", "frames", "size", "clips", "preset", "set"},
+}
+"""Which options of `plan` are those of another command than `run`."""
+
+
+def plan_another(asked: list[str], given: dict[str, Any], store: str | None, device: str, runner: str) -> None:
+    """Price a benchmark, even of data that are not there, or a pool; nothing is written.
+
+    Raises:
+        RequestError: there is no such command, or it does not take what is given.
+    """
     from vidistill.flows.planning import describe, plan_grid
 
-    describe(plan_grid(grid, runtime_of(store, device)), console)
+    command, runtime = asked[0], runtime_of(store, device, runner)
+    if command not in TAKEN or len(asked) != 1 + (command == "benchmark"):
+        said = " ".join(asked)
+        raise RequestError(f"plan takes the options of run, or `benchmark PRESET` or `pool` with theirs; got {said!r}.")
+    if wrong := sorted(f"--{name}" for name in set(given) - TAKEN[command]):
+        takes = ", ".join(f"--{name}" for name in sorted(TAKEN[command]))
+        raise RequestError(f"`vidistill {command}` takes {takes}, not {', '.join(wrong)}: leave it out.")
+    if command == "pool":
+        from vidistill.flows.pool import plan_pool
+
+        describe(plan_pool(checked(PoolRequest, pool_asked(given), "The pool"), runtime), console)
+        return
+    grid = grid_of(asked[1], given.get("data", ""), given, given.get("set", []))
+    describe(plan_grid(grid, runtime), console)
+
+
+def pool_asked(given: dict[str, Any]) -> dict[str, Any]:
+    """Plain parameters of a pool by the options that `vidistill pool` takes.
+
+    Raises:
+        RequestError: nothing says which data.
+    """
+    nested = {
+        "index": {name: given.get(name) for name in ("layout", "split")},
+        "decode": {name: given.get(name) for name in ("frames", "size")},
+        "pool": {"clips_a_class": given.get("clips")},
+    }
+    return pool_request_of(given.get("preset"), given.get("data", ""), nested, given.get("set") or [])
 
 
 def tune(

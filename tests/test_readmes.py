@@ -86,6 +86,9 @@ def test_a_command_line_asks_for_what_there_is(page: str, line: str, asked: list
     command, arguments = COMMANDS[words[0]], words[1:]
     if arguments[:1] == ["benchmark"]:
         assert (ROOT / "deployments" / "presets" / f"benchmark_{arguments[1]}.yaml").is_file()
+    elif arguments[:1] == ["pool"]:
+        cli.app(words[1:], standalone_mode=False)
+        check(*asked[-1])
     elif command.name in {"run", "plan", "pool", "demo"} and (arguments or command.name == "demo"):
         cli.app(words, standalone_mode=False)
         check(*asked[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,28 @@ def wrong(tmp_path: Path, say: Say) -> Wrong:
 )
 def test_a_wrong_request(wrong: Wrong, videos: Path, arguments: tuple[str, ...], said: tuple[str, ...]) -> None:
     wrong(*(str(videos) if word == "VIDEOS" else word for word in arguments), said=said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param(("fish",), ("'fish'", "benchmark PRESET", "pool"), id="no command that is planned"),
+        pytest.param(("benchmark",), ("'benchmark'", "benchmark PRESET"), id="which benchmark"),
+        pytest.param(("benchmark", "sprites", "--seeds", "2"), ("`vidistill benchmark`", "--seeds"), id="not a grid's"),
+        pytest.param(("pool", "--data", "sprites", "--ipc", "1"), ("`vidistill pool`", "--clips", "--ipc"), id="pool"),
+        pytest.param(("pool",), ("--data",), id="a pool of what"),
+        pytest.param(("--data", "sprites", *RANDOM, "--clips", "3"), ("--clips", "plan pool"), id="not a run's"),
+    ],
+)
+def test_a_wrong_plan(say: Say, tmp_path: Path, arguments: tuple[str, ...], said: tuple[str, ...]) -> None:
+    check_refusal(say("plan", "--store", "store", *arguments), WRONG, *said, store=tmp_path / "store", out=tmp_path)
+
+
+def test_a_pool_is_priced(say: Say, tmp_path: Path) -> None:
+    planned = say("plan", "pool", "--data", "sprites", "--clips", 40, "--store", "store")
+    assert planned.returncode == 0, planned.stderr
+    assert re.search(r"^pool-part +32 to run", planned.stdout, re.MULTILINE)  # 8 classes, 10 clips a part
+    assert not (tmp_path / "store").exists()
 
 
 def test_data_that_is_not_there(wrong: Wrong) -> None:
