@@ -13,6 +13,18 @@ from torchvision.models.video import r3d_18
 from vidistill.models.minic3d import Conv3d
 
 
+def _guard(network: nn.Module) -> None:
+    """Make every 3D convolution one that knows what CPUs get wrong."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv3d) and not isinstance(child, Conv3d):
+                guarded = Conv3d(
+                    child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding, bias=False
+                )
+                guarded.load_state_dict(child.state_dict())
+                module.register_module(name, guarded)
+
+
 class R3D18(nn.Module):
     """33.2 M weights and 513·K; its stem takes any number of channels.
 
@@ -32,6 +44,7 @@ class R3D18(nn.Module):
         self.net = r3d_18(weights=None, num_classes=classes)
         stem = self.net.stem[0]
         self.net.stem[0] = Conv3d(channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=False)
+        _guard(self.net)
         self.features: int = self.net.fc.in_features
         self.begun = False
 

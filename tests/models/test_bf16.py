@@ -19,14 +19,14 @@ def channels_last(network: torch.nn.Module) -> torch.nn.Module:
 
 
 SHAPES = [("minic3d_bn", 4, 48), ("minic3d_bn", 8, 32), ("minic3d_bn", 8, 56), ("minic3d_bn", 2, 64)]
-SHAPES += [("r2plus1d_small", 8, 32), ("r2plus1d_small", 8, 56), ("r2plus1d_small", 2, 16)]
+SHAPES += [("r2plus1d_small", 8, 32), ("r2plus1d_small", 8, 56), ("r2plus1d_small", 2, 16), ("r3d_18", 16, 32)]
 
 
 @pytest.mark.parametrize(("name", "frames", "size"), SHAPES)
 def test_bf16_gradients_are_finite_and_near_those_of_fp32(name: str, frames: int, size: int) -> None:
     torch.manual_seed(0)
     network = channels_last(build(name, classes=3, frames=frames, size=size)).eval()
-    for batch in (2, 3, 8) * 3:
+    for batch in (2,) if name == "r3d_18" else (2, 3, 8) * 3:
         x_BCTHW = torch.randn(batch, frames, size, size, 3).permute(0, 4, 1, 2, 3)
         gradients = []
         for precision in ("bf16", "fp32"):
