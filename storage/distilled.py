@@ -188,6 +188,11 @@ class DistilledSet:
         return facts
 
     @staticmethod
+    def sources_of(folder: Path) -> tuple[str, ...]:
+        """Where a stored set's clips began, without reading them."""
+        return tuple(json.loads((folder / SET).read_text())["sources"])
+
+    @staticmethod
     def training_bytes(folder: Path, *, logits: bool = True) -> int:
         """Bytes on disk of what a student needs: clips or what makes them, labels, logits, compressed as stored."""
         left_out = ["extra_"] if logits else ["extra_", "logits"]

@@ -204,7 +204,10 @@ def with_differences(rows: list[Row]) -> list[Row]:
 def _begun(store: Store, plan: RowPlan, row: Row) -> Row:
     """A row whose sets began as Random's clips of their seeds says so where they teach less than these do."""
     behind = row.difference_mean is not None and row.difference_mean < 0 and (row.settled or row.seeds < LEAST_SEEDS)
-    if not behind or "moved_in_std" not in DistilledSet.facts_of(store.folder(plan.sets[0])):
+    if not behind:
+        return row
+    folder = store.folder(plan.sets[0])
+    if "moved_in_std" not in DistilledSet.facts_of(folder) or not any(DistilledSet.sources_of(folder)):
         return row
     told = f"behind its own start, Random's clips, by {-100 * (row.difference_mean or 0):.1f} points"
     return row.model_copy(update={"mark": "; ".join(filter(None, [row.mark, told]))})

@@ -468,20 +468,21 @@ def test_a_learning_rate_that_a_set_learned_has_a_panel_beside_its_loss(data: Re
     assert render_json(replace(data, losses=[learnt]))["losses"][0]["alpha"] == [0.03, 0.02]
 
 
-@pytest.mark.parametrize(("top1", "facts", "said"), [
-    ([0.1, 0.2, 0.1], {"moved_in_std": 0.1}, "behind its own start, Random's clips, by 36.7 points"),
-    ([0.1, 0.9, 0.2], {"moved_in_std": 0.1}, ""),
-    ([0.6, 0.7, 0.6], {"moved_in_std": 0.1}, ""),
-    ([0.1, 0.2, 0.1], {}, ""),
+@pytest.mark.parametrize(("top1", "facts", "source", "said"), [
+    ([0.1, 0.2, 0.1], {"moved_in_std": 0.1}, "a.mp4", "behind its own start, Random's clips, by 36.7 points"),
+    ([0.1, 0.9, 0.2], {"moved_in_std": 0.1}, "a.mp4", ""),
+    ([0.6, 0.7, 0.6], {"moved_in_std": 0.1}, "a.mp4", ""),
+    ([0.1, 0.2, 0.1], {}, "a.mp4", ""),
+    ([0.1, 0.2, 0.1], {"moved_in_std": 0.1}, "", ""),
 ])  # fmt: skip
 def test_a_set_that_is_behind_what_it_began_as_says_so(
-    tmp_path: Path, top1: list[float], facts: dict[str, float], said: str
+    tmp_path: Path, top1: list[float], facts: dict[str, float], source: str, said: str
 ) -> None:
     """Where seeds settle it, and where the set began as Random's clips at all."""
     store = Store(tmp_path)
     with store.writing(Manifest(kind="distilled", key="d" * 24, version=1, parameters={}, inputs={})) as attempt:
         assert attempt is not None
-        (attempt.folder / "set.json").write_text(json.dumps({"facts": facts}))
+        (attempt.folder / "set.json").write_text(json.dumps({"facts": facts, "sources": [source]}))
     made = [row("random", "hard", 0.5), row("mtt", "hard", 0.5)]
     made = [one.model_copy(update={"top1": seeds}) for one, seeds in zip(made, ([0.5, 0.5, 0.5], top1), strict=True)]
     plans = [RowPlan(method=one.method, variant="", recipe="hard", labels="hard", ipc=1, student=one.student, scores=(),
