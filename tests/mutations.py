@@ -53,6 +53,7 @@ SHIFTS = of("storage/test_coded.py", "test_frames_of_other_counts")
 R2PLUS1D = ("tests/models/test_r2plus1d.py",)
 ENSEMBLE = ("tests/models/test_ensemble.py",)
 SWIN = ("tests/models/test_students.py::test_each_pair_of_tokens_of_a_small_window_has_the_bias_of_its_own_offset",)
+R3D = of("models/test_bf16.py", "test_bf16_gradients_are_finite_and_near_those_of_fp32")
 BF16 = ("tests/models/test_bf16.py::test_a_convolution_to_one_pixel_is_not_done_in_bf16",)
 VIEWS = ("tests/tasks/learning/test_views.py",)
 TRIALS = ("tests/tasks/learning/test_trial.py",)
@@ -80,6 +81,8 @@ DM, DC, STATIC_DC, MTT, SFVD, SFVD_T, FREPO, IDTD = (
 VDSD = of("tasks/match/test_by_hand.py", "test_dm_vdsd", "test_mtt_vdsd", "test_frepo_vdsd")
 RATED = of("tasks/match/test_by_hand.py", "test_dm_with_a_rate")
 MEMORY = of("tasks/match/test_memory.py")
+NETWORK_PARTS = of("tasks/match/test_frepo.py", "test_a_networks_step_is_the_same_in_parts")
+EXACT = of("tasks/match/test_match.py", "test_trajectories_are_matched_in_fp32")
 LENGTHS, RATES, REFUSED = (
     of("tasks/match/test_match.py", f"test_{name}")
     for name in (
@@ -353,6 +356,15 @@ MUTATIONS = [
     Mutation("tasks/match/frepo.py", "the set is embedded in one graph", MEMORY,
              "size, gradients = core.a_pass(material, len(y_SK)), Learnt()",
              "size, gradients = len(y_SK), Learnt()"),
+    Mutation("tasks/match/frepo.py", "a network learns the set in one graph", MEMORY,
+             "np.array_split(slots_B, math.ceil(len(slots_B) / core.a_pass(material, len(slots_B))))",
+             "[slots_B]"),
+    Mutation("tasks/match/frepo.py", "a network learns from the last part alone", NETWORK_PARTS,
+             "(predicted_BK.float() - y_BK).square().mean(1).sum().backward()",
+             "(adam.zero_grad(), (predicted_BK.float() - y_BK).square().mean(1).sum().backward())"),
+    Mutation("tasks/match/vdsd.py", "trajectories are matched in bf16", EXACT,
+             "    precision: Precision = FP32\n",
+             ""),
     Mutation("tasks/match/frepo.py", "clips learn from their own pass alone", FREPO,
              "part.differentiate((emb_BD * by_emb_SD[first : first + size]).sum(), gradients)",
              "part.differentiate(emb_BD.sum(), gradients)"),
@@ -381,8 +393,11 @@ MUTATIONS = [
              'if not student.learnt_lr or "lr" not in facts:',
              "if True:"),
     Mutation("tasks/report/gather.py", "no set is behind its own start", BEHIND,
-             'if not behind or "moved_in_std"',
-             'if True or "moved_in_std"'),
+             "    if not behind:",
+             "    if True:"),
+    Mutation("tasks/report/gather.py", "a set that began as noise is behind clips that it never was", BEHIND,
+             " or not any(DistilledSet.sources_of(folder))",
+             ""),
     Mutation("tasks/match/dsa.py", "clips are mirrored where the data forbid it", LOSSES,
              'if flips or kind != "flip"',
              "if True"),
@@ -642,6 +657,9 @@ MUTATIONS = [
     Mutation("models/video_swin.py", "small windows get torchvision's positions", SWIN,
              "index[:t, :h, :w, :t, :h, :w].reshape(t * h * w, t * h * w)",
              "self.relative_position_index[: t * h * w, : t * h * w]"),
+    Mutation("models/r3d.py", "torchvision's convolutions have infinite gradients in bf16", R3D,
+             "        _guard(self.net)\n",
+             ""),
     Mutation("models/minic3d.py", "bf16 where AMX units err", BF16,
              " <= 2 or one_wide:",
              " <= 2:"),

@@ -42,7 +42,7 @@ EXPERTS = {"epochs": 2, "batch_size": 8}
 TRAJECTORIES = {
     "iterations": 2, "experts": 1, "max_start_epoch": 1, "syn_steps": 2, "expert": EXPERTS,
 }  # fmt: skip
-STATIC = {"iterations": 2, "batch_real": 2, "depth": 3, "lr": 0.1}
+STATIC = {"iterations": 2, "batch_real": 2, "depth": 3, "lr": 0.1, "precision": "fp32"}
 BRIEF = {"epochs": 1, "least_steps": 3, "precision": "fp32"}
 OPTIONS: dict[str, dict[str, object]] = {
     "tsgf": {"iterations": 3, "group_classes": 4, "lr": 0.2},

@@ -13,6 +13,7 @@ K classes, D features. `x_BCTHW` is normalised.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,7 +23,6 @@ from pydantic import Field
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.learning import streams, training
-from vidistill.tasks.learning.loop import descend
 from vidistill.tasks.learning.training import Precision, generator
 from vidistill.tasks.match import core, sets
 from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, Part, Valued
@@ -40,7 +40,7 @@ FLOOR = 1e-4  # of a learnt label read as a probability
 class FRePoLossParameters(Parameters):
     """VDSD's settings, where its code states them (methods §3.3)."""
 
-    network: str = Field("r2plus1d_small_in", description="Published with VDSD: minic3d.")
+    network: core.Fresh = Field("r2plus1d_small_in", description="Published with VDSD: minic3d.")
     pool: int = Field(10, ge=1, description="Networks at a time; each takes three times its weights in memory.")
     age: int = Field(100, ge=1, description="Steps after which a network begins anew.")
     lr_network: float = Field(1e-4, gt=0, description="Adam; the code's default is 1e-3, its scripts say 1e-4.")
@@ -63,7 +63,7 @@ class FRePoParameters(FRePoLossParameters):
 class FRePo(Method):
     """Learn clips and labels from which kernel ridge regression predicts the real ones."""
 
-    version = 2  # since networks' rates follow a cosine
+    version = 3  # since networks learn from a large set in parts
     Parameters = FRePoParameters
     recipes = ("learned",)
 
@@ -165,17 +165,31 @@ class Pool:
     def pick(self, iteration: int) -> int:
         return int(generator(self.material.seed, iteration, streams.FREPO_PICK).integers(self.parameters.pool))
 
-    def train(self, number: int, iteration: int, x_BCTHW: Tensor, y_BK: Tensor) -> None:
-        """One step of network `number` by regression on clips of the set; then perhaps another takes its place."""
+    def train(self, number: int, iteration: int, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """One step of network `number` by regression on clips of the set; then perhaps another takes its place.
+
+        Args:
+            number: of the network.
+            iteration: of the set, by which dropout is drawn.
+            parts: as many clips (B, C, T, H, W) as go through the network together, and their labels (B, K).
+        """
         from vidistill.models.dropout import seed_dropout
 
         network, adam = self.networks[number].train(), self.adams[number]
         seed_dropout(network, int(generator(self.material.seed, iteration, streams.FREPO_DROPOUT).integers(2**31)))
         for group in adam.param_groups:
             group["lr"] = self.rate(self.steps[number])
-        with self.material.device.autocast():
-            predicted_BK = network(x_BCTHW)
-        descend(adam, (predicted_BK.float() - y_BK).square().mean())
+        clips = 0
+        for x_BCTHW, y_BK in parts:
+            with self.material.device.autocast():
+                predicted_BK = network(x_BCTHW)
+            (predicted_BK.float() - y_BK).square().mean(1).sum().backward()  # type: ignore[no-untyped-call]
+            clips += len(x_BCTHW)
+        for weight in network.parameters():
+            if weight.grad is not None:
+                weight.grad /= clips
+        adam.step()
+        adam.zero_grad(set_to_none=True)
         network.eval()
         self.ages[number] += 1
         self.steps[number] += 1
@@ -214,16 +228,18 @@ def frepo_loss(material: Material, clips_of: Parametrisation, parameters: FRePoL
 
     real = RealClips(material.clips, material.seed, material.device)
 
+    def shown(iteration: int, learnt: Learnt) -> Iterator[tuple[Tensor, Tensor]]:
+        """What a network learns from: clips of the set with their labels, a pass at a time."""
+        y_SK, order = learnt["labels"].detach(), generator(material.seed, iteration, streams.FREPO_ROWS)
+        slots_B = order.permutation(len(y_SK))[: parameters.batch_network]
+        random = generator(material.seed, iteration, streams.FREPO_VARIANTS)
+        for own_B in np.array_split(slots_B, math.ceil(len(slots_B) / core.a_pass(material, len(slots_B)))):
+            yield clips_of(Part(learnt, fixed=True), own_B, random), y_SK[own_B]
+
     def loss(iteration: int, learnt: Learnt) -> Valued:
         y_SK = learnt["labels"]
         if iteration:
-            slots_B = generator(material.seed, iteration, streams.FREPO_ROWS).permutation(len(y_SK))[
-                : parameters.batch_network
-            ]
-            with torch.no_grad():
-                random = generator(material.seed, iteration, streams.FREPO_VARIANTS)
-                x_BCTHW = clips_of(Part(learnt, fixed=True), slots_B, random)
-            pool.train(pool.pick(iteration - 1), iteration, x_BCTHW.detach(), y_SK.detach()[slots_B])
+            pool.train(pool.pick(iteration - 1), iteration, shown(iteration, learnt))
         network = pool.networks[pool.pick(iteration)]
         emb_BD, labels_B = _real_features(network, real, material, parameters.batch_real, iteration)
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 KEPT_BYTES = {"cpu": 2**28, "cuda": 2**33}
 """Of graphs of a student's steps; what does not fit is made twice."""
+FP32: Any = Field("fp32", description="bf16 was a tenth off in the gradient, and no faster.")
+"""The precision of trajectories."""
 
 
 class MTTLossParameters(Parameters):
@@ -62,7 +64,7 @@ class MTTLossParameters(Parameters):
     momentum_lr: float = Field(0.5, ge=0, lt=1, description="Of SGD over α.")
     lr_min: float = Field(0.001, gt=0, description="α stays above it.")
     iterations: int = Field(200, ge=0, description="Published: 8,000 (images: 5,000); 200 fit two cores.")
-    precision: Precision = Field("fp32", description="bf16 was a tenth off in the gradient, and no faster.")
+    precision: Precision = FP32
 
     @property
     def last_epoch(self) -> int:

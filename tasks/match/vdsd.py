@@ -32,7 +32,7 @@ from vidistill.tasks.match import core, sets
 from vidistill.tasks.match.core import Group, Learnt, Loop, Part
 from vidistill.tasks.match.dm import DMLossParameters, dm_loss
 from vidistill.tasks.match.frepo import FRePoLossParameters, Pool, as_logits, cosine, frepo_loss, initial_labels
-from vidistill.tasks.match.mtt import MTTLossParameters, expert_inputs, match_trajectories
+from vidistill.tasks.match.mtt import FP32, MTTLossParameters, expert_inputs, match_trajectories
 from vidistill.tasks.match.sets import Start
 from vidistill.tasks.match.static_dc import StaticDCParameters
 from vidistill.tasks.methods import Given, Material, Method, find_method
@@ -63,7 +63,7 @@ class MemoryParameters(Parameters):
     )
     lr_hallucinator: float | None = Field(None, ge=0, description="By default 0.001, or the published one.")
     momentum: float = Field(0.95, ge=0, lt=1, description="Of SGD.")
-    precision: Precision = "auto"
+    precision: Precision = Field("auto", description="Of stage 2.")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class VDSD(Method):
 
 def static_of(parameters: MemoryParameters) -> StaticDCParameters:
     """Static-DC's settings for the images of stage 1."""
-    return parameters.static.model_copy(update={"images": parameters.memories, "precision": parameters.precision})
+    return parameters.static.model_copy(update={"images": parameters.memories})
 
 
 def begin(material: Material, parameters: MemoryParameters, images_NCHW: Tensor) -> Learnt:
@@ -177,11 +177,13 @@ class MTTVDSDParameters(MemoryParameters, MTTLossParameters):
     """MTT+VDSD; published rates (1e4, 1e-3), 10 steps of the student for IPC 1, 5 of 128 clips and α held for IPC 5."""
 
     momentum_lr: float = Field(0.9, ge=0, lt=1, description="Of SGD over α.")
+    precision: Precision = FP32
 
 
 class MTTVDSD(VDSD):
     """Stage 2 by MTT."""
 
+    version = 4  # since trajectories are fp32
     Parameters = MTTVDSDParameters
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
@@ -204,6 +206,7 @@ class FRePoVDSDParameters(MemoryParameters, FRePoLossParameters):
 class FRePoVDSD(VDSD):
     """Stage 2 by FRePo, with learnt labels."""
 
+    version = 4  # since networks learn from a large set in parts
     Parameters = FRePoVDSDParameters
     recipes = ("learned",)
 

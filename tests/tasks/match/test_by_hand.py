@@ -317,7 +317,7 @@ def test_idtd(given: tiny.Tiny) -> None:
 # --- VDSD --------------------------------------------------------------------------------------------------------
 
 M = 2  # images, and motion maps, an instance
-STATIC = {"iterations": 1, "batch_real": 2, "depth": 2, "lr": 3.0, **SGD}
+STATIC = {"iterations": 1, "batch_real": 2, "depth": 2, "lr": 3.0, **SGD, **FP32}
 VDSD: dict[str, Any] = {"iterations": 4, "memories": M, "momentum": 0.9, "static": STATIC, **SGD}
 
 

@@ -135,11 +135,11 @@ def test_networks_begin_anew_at_their_age_one_after_the_other(bench: Bench) -> N
     assert pool.ages == [0, 2]
     x_BCTHW, y_BK = torch.randn(3, 3, 4, 48, 48), torch.randn(3, 3)
     fresh = weights(pool.networks[1])
-    pool.train(1, 0, x_BCTHW, y_BK)
+    pool.train(1, 0, [(x_BCTHW, y_BK)])
     trained = weights(pool.networks[1])
     assert not torch.equal(fresh, trained)
     assert torch.equal(weights(pool_of(bench, pool=2, age=4).networks[1]), fresh)
-    pool.train(1, 1, x_BCTHW, y_BK)
+    pool.train(1, 1, [(x_BCTHW, y_BK)])
     assert (pool.ages, pool.births) == ([0, 0], [0, 1])
     assert not torch.equal(weights(pool.networks[1]), trained)
     assert not torch.equal(weights(pool.networks[1]), fresh)
@@ -152,22 +152,32 @@ def test_a_networks_step_is_adams_on_squared_errors(bench: Bench) -> None:
     network = pool.networks[0]
     before = weights(network)
     x_BCTHW, y_BK = torch.randn(3, 3, 4, 48, 48), torch.randn(3, 3)
-    pool.train(0, 0, x_BCTHW, y_BK)
+    pool.train(0, 0, [(x_BCTHW, y_BK)])
     moved = (weights(network) - before).abs()
     assert moved.max().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
     assert ((moved < 1e-9) | (moved > 0.5e-3)).float().mean() > 0.9
     assert not network.training
 
 
+def test_a_networks_step_is_the_same_in_parts(bench: Bench) -> None:
+    x_BCTHW, y_BK = torch.randn(3, 3, 4, 48, 48), torch.randn(3, 3)
+    whole, parted = (pool_of(bench, pool=1, lr_network=0.1, warmup=1, precision="fp32") for _ in range(2))
+    begun = weights(whole.networks[0])
+    whole.train(0, 0, [(x_BCTHW, y_BK)])
+    parted.train(0, 0, zip(x_BCTHW.split(2), y_BK.split(2), strict=True))
+    moved, alike = weights(whole.networks[0]) - begun, weights(parted.networks[0]) - begun
+    assert torch.nn.functional.cosine_similarity(moved, alike, dim=0) > 0.999
+
+
 def test_a_pool_is_restored_with_its_ages_and_its_adams(bench: Bench) -> None:
     x_BCTHW, y_BK = torch.randn(3, 3, 4, 48, 48), torch.randn(3, 3)
     pool, other = (pool_of(bench, pool=2, age=3) for _ in range(2))
     for step in range(2):
-        pool.train(step, step, x_BCTHW, y_BK)
+        pool.train(step, step, [(x_BCTHW, y_BK)])
     other.load_state_dict(copy.deepcopy(pool.state_dict()))
     for one in (pool, other):
-        one.train(0, 2, x_BCTHW, y_BK)
-        one.train(1, 3, x_BCTHW, y_BK)
+        one.train(0, 2, [(x_BCTHW, y_BK)])
+        one.train(1, 3, [(x_BCTHW, y_BK)])
     assert (pool.ages, pool.births) == (other.ages, other.births)
     assert torch.equal(weights(pool.networks[0]), weights(other.networks[0]))
     assert torch.equal(weights(pool.networks[1]), weights(other.networks[1]))

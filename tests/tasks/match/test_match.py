@@ -332,10 +332,15 @@ def test_few_iterations_move_a_set_by_few_hundredths_whatever_its_size(bench: Be
     assert 0.002 < moved < 0.05
 
 
-@pytest.mark.parametrize("name", ["dm", "dc", "idtd", "dm_vdsd"])
+@pytest.mark.parametrize("name", ["dm", "dc", "idtd", "frepo", "dm_vdsd", "frepo_vdsd"])
 def test_batch_norm_that_never_saw_a_batch_is_refused(name: str) -> None:
     with pytest.raises(RequestError, match=r"network is 'rgb:minic3d_bn': .*batch norm has no statistics"):
         checked(find_method(name).method.Parameters, {"network": "rgb:minic3d_bn"}, name)
+
+
+@pytest.mark.parametrize("name", ["mtt", "sfvd", "sfvd_t", "mtt_vdsd"])
+def test_trajectories_are_matched_in_fp32(name: str) -> None:
+    assert find_method(name).method.Parameters().precision == "fp32"
 
 
 def test_mtt_says_that_its_experts_are_too_short(bench: Bench) -> None:

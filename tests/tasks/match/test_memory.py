@@ -39,7 +39,7 @@ def a_set(clips: int) -> tuple[core.Learnt, np.ndarray]:
 
 def of_frepo(given: tiny.Tiny, clips: int) -> Callable[[], Any]:
     learnt, _ = a_set(clips)
-    parameters = frepo.FRePoParameters(pool=1, batch_real=2, batch_network=PASS, precision="fp32")
+    parameters = frepo.FRePoParameters(pool=1, batch_real=2, precision="fp32")
     pool = frepo.Pool(given.material(), parameters)
     loss = frepo.frepo_loss(given.material(), core.pixels, parameters, pool)
     return lambda: loss(1, learnt)

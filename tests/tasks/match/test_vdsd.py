@@ -23,7 +23,7 @@ from vidistill.tasks.learning.views import PLAIN
 from vidistill.tasks.match import core, vdsd
 from vidistill.tasks.methods import HARD, find_method
 
-STATIC = {"iterations": 2, "batch_real": 1, "depth": 2}
+STATIC = {"iterations": 2, "batch_real": 1, "depth": 2, "precision": "fp32"}
 EXPERT = {"epochs": 2, "batch_size": 3, "precision": "fp32"}
 SHARED: dict[str, Any] = {"static": STATIC, "iterations": 2, "lr_dynamic": 0.1, "precision": "fp32"}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -186,7 +186,7 @@ def test_methods_that_ask_for_the_same_images_share_them(bench: Bench) -> None:
     assert images_of(bench, "mtt_vdsd") == shared
     others = [images_of(bench, "mtt_vdsd", ipc=2), images_of(bench, "mtt_vdsd", seed=1),
               images_of(bench, "dm_vdsd", memories=1), images_of(bench, "dm_vdsd", static=STATIC | {"lr": 0.2}),
-              images_of(bench, "dm_vdsd", precision="bf16")]  # fmt: skip
+              images_of(bench, "dm_vdsd", static=STATIC | {"precision": "bf16"})]  # fmt: skip
     assert len({shared, *others}) == 6
 
 
@@ -196,7 +196,7 @@ def test_images_of_an_instance_begin_in_one_clip_and_are_those_of_static_dc(benc
     assert not np.array_equal(made.stored["images"][0], made.stored["images"][1])
     np.testing.assert_array_equal(made_by(bench, "dm_vdsd", ipc=2).stored["images"], made.stored["images"])
     static = find_method("static_dc").method
-    alone = static(static.Parameters(**STATIC, images=1, precision="fp32")).distil(bench.material((0, 1, 2), 1, 0))
+    alone = static(static.Parameters(**STATIC, images=1)).distil(bench.material((0, 1, 2), 1, 0))
     single = DistilledSet.load(bench.store.folder(images_of(bench, "frepo_vdsd")))
     np.testing.assert_array_equal(alone.stored["images"], single.stored["images"])
     odd = static(static.Parameters(**STATIC, images=2))
