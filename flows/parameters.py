@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -184,7 +185,8 @@ def put(plain: dict[str, Any], name: str, value: Any, model: type[DataRequest] =
                 f"choose one of {known}, or a method and its option."
             )
         for cell in cells:
-            put_nested(cell if path[1] == "store" else cell.setdefault("options", {}), path[1:], value)
+            cell["options"] = copy.deepcopy(cell.get("options", {}))  # an *alias is the anchor's own object
+            put_nested(cell if path[1] == "store" else cell["options"], path[1:], value)
     else:
         put_nested(plain, path, value)
 
