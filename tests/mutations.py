@@ -79,6 +79,10 @@ DM, DC, STATIC_DC, MTT, SFVD, SFVD_T, FREPO, IDTD = (
     for name in ("dm", "dc", "static_dc", "mtt", "sfvd", "sfvd_t", "frepo", "idtd")
 )
 VDSD = of("tasks/match/test_by_hand.py", "test_dm_vdsd", "test_mtt_vdsd", "test_frepo_vdsd")
+VDSD_RATES, VDSD_ALPHA = (
+    of("tasks/match/test_vdsd.py", f"test_published_steps_{name}")
+    for name in ("have_the_rates_of_the_method_and_budget", "hold_alpha_above_one_instance")
+)
 RATED = of("tasks/match/test_by_hand.py", "test_dm_with_a_rate")
 MEMORY = of("tasks/match/test_memory.py")
 NETWORK_PARTS = of("tasks/match/test_frepo.py", "test_a_networks_step_is_the_same_in_parts")
@@ -410,6 +414,24 @@ MUTATIONS = [
     Mutation("tasks/match/vdsd.py", "clips are matched beyond black and white", VDSD,
              "return x_BCTHW.clamp(self.low_C, self.high_C)",
              "return x_BCTHW"),
+    Mutation("tasks/match/vdsd.py", "DM+VDSD has the rates of the other budget", VDSD_RATES,
+             "(1e-4, 1e-5) if material.ipc == 1 else (1e3, 1e-6)",
+             "(1e-4, 1e-5) if material.ipc != 1 else (1e3, 1e-6)"),
+    Mutation("tasks/match/vdsd.py", "MTT+VDSD has the rates of FRePo+VDSD", VDSD_RATES,
+             "groups_of(learnt, parameters, (1e4, 1e-3))",
+             "groups_of(learnt, parameters, (1e2, 1e-3))"),
+    Mutation("tasks/match/vdsd.py", "FRePo+VDSD has the rates of MTT+VDSD", VDSD_RATES,
+             "groups_of(learnt, parameters, (1e2, 1e-3))",
+             "groups_of(learnt, parameters, (1e4, 1e-3))"),
+    Mutation("tasks/match/vdsd.py", "the hallucinator has the rate of the motion maps", VDSD_RATES,
+             "core.rate(p.lr_hallucinator, p.step, core.WEIGHTS, published[1])",
+             "core.rate(p.lr_hallucinator, p.step, core.WEIGHTS, published[0])"),
+    Mutation("tasks/match/vdsd.py", "α is learnt at every budget", VDSD_ALPHA,
+             "parameters.lr_lr is None and material.ipc > 1:",
+             "parameters.lr_lr is None and material.ipc < 1:"),
+    Mutation("tasks/match/vdsd.py", "α is held at every budget", VDSD_ALPHA,
+             'parameters.step == "published" and parameters.lr_lr is None and material.ipc > 1:',
+             'parameters.step == "published" and parameters.lr_lr is None:'),
     Mutation("models/hallucinator.py", "the motion map is left out", VDSD,
              "torch.cat([still_BCTHW, dynamic_BCTHW], dim=1)",
              "torch.cat([still_BCTHW, 0 * dynamic_BCTHW], dim=1)"),

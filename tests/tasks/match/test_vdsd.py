@@ -162,6 +162,52 @@ def test_copying_begins_with_the_images_themselves(bench: Bench) -> None:
     assert apart < np.abs(made_by(bench, "dm_vdsd", iterations=0).clips_NTHWC - still_NTHWC).mean() / 2
 
 
+# --- rates -------------------------------------------------------------------------------------------------------
+
+
+def rates_of(bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str, ipc: int, **changes: Any) -> dict[str, float]:
+    """The learning rate of each thing that stage 2 learns, as it begins."""
+    rates: dict[str, float] = {}
+    optimise = core.optimise
+
+    def listened(learnt: core.Learnt, loss: Any, optimiser: torch.optim.Optimizer, *given: Any) -> Any:
+        names = {id(tensor): name for name, tensor in learnt.items()}
+        rates.update({names[id(one)]: group["lr"] for group in optimiser.param_groups for one in group["params"]})
+        return optimise(learnt, loss, optimiser, *given)
+
+    monkeypatch.setattr(core, "optimise", listened)
+    made_by(bench, name, ipc, **{"iterations": 0, "lr_dynamic": None, "lr_hallucinator": None} | changes)
+    return rates
+
+
+@pytest.mark.parametrize(("name", "ipc", "published"), [
+    ("dm_vdsd", 1, (1e-4, 1e-5)), ("dm_vdsd", 2, (1e3, 1e-6)), ("mtt_vdsd", 1, (1e4, 1e-3)),
+    ("mtt_vdsd", 2, (1e4, 1e-3)), ("frepo_vdsd", 1, (1e2, 1e-3)), ("frepo_vdsd", 2, (1e2, 1e-3)),
+])  # fmt: skip
+def test_published_steps_have_the_rates_of_the_method_and_budget(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str, ipc: int, published: tuple[float, float]
+) -> None:
+    """(motion, hallucinator); whatever is asked for goes before, and Adam has rates of its own."""
+    cases = {
+        published: {"step": "published"},
+        (7.0, 0.5): {"step": "published", "lr_dynamic": 7.0, "lr_hallucinator": 0.5},
+        (0.01, 1e-3): {},
+    }
+    for (motion, layer), changes in cases.items():
+        rates = rates_of(bench, monkeypatch, name, ipc, **changes)
+        assert (rates["motion"], rates["weight"], rates["bias"]) == (motion, layer, layer)
+
+
+@pytest.mark.parametrize(("ipc", "changes", "rate"), [
+    (1, {"step": "published"}, 1e-5), (2, {"step": "published"}, 0.0), (2, {"step": "published", "lr_lr": 0.1}, 0.1),
+    (2, {}, 3e-4),
+])  # fmt: skip
+def test_published_steps_hold_alpha_above_one_instance(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, ipc: int, changes: dict[str, Any], rate: float
+) -> None:
+    assert rates_of(bench, monkeypatch, "mtt_vdsd", ipc, **changes)["lr"] == pytest.approx(rate)
+
+
 # --- stages, storage ---------------------------------------------------------------------------------------------
 
 
