@@ -6,23 +6,29 @@ Legend: B clips, C channels, T frames, H height, W width, D features, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 from torch import Tensor, nn
 from torchvision.models.video import r3d_18
 
 from vidistill.models.minic3d import Conv3d
 
+Triple = tuple[int, int, int]
+
 
 def _guard(network: nn.Module) -> None:
-    """Make every 3D convolution one that knows what CPUs get wrong."""
+    """Put our convolution in the place of each of torchvision's."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Conv3d) and not isinstance(child, Conv3d):
-                guarded = Conv3d(
-                    child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding, bias=False
-                )
-                guarded.load_state_dict(child.state_dict())
-                module.register_module(name, guarded)
+                module.register_module(name, _like(child, child.in_channels))
+                module.get_submodule(name).load_state_dict(child.state_dict())
+
+
+def _like(conv: nn.Conv3d, channels: int) -> Conv3d:
+    """A convolution without bias of the same shape, of so many channels, that knows what CPUs get wrong."""
+    kernel, stride, padding = (cast("Triple", axes) for axes in (conv.kernel_size, conv.stride, conv.padding))
+    return Conv3d(channels, conv.out_channels, kernel, stride, padding, bias=False)
 
 
 class R3D18(nn.Module):
@@ -42,8 +48,7 @@ class R3D18(nn.Module):
     def __init__(self, classes: int, channels: int = 3) -> None:
         super().__init__()
         self.net = r3d_18(weights=None, num_classes=classes)
-        stem = self.net.stem[0]
-        self.net.stem[0] = Conv3d(channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=False)
+        self.net.stem[0] = _like(self.net.stem[0], channels)
         _guard(self.net)
         self.features: int = self.net.fc.in_features
         self.begun = False

@@ -183,7 +183,7 @@ class Pool:
         for x_BCTHW, y_BK in parts:
             with self.material.device.autocast():
                 predicted_BK = network(x_BCTHW)
-            (predicted_BK.float() - y_BK).square().mean(1).sum().backward()  # type: ignore[no-untyped-call]
+            (predicted_BK.float() - y_BK).square().mean(1).sum().backward()
             clips += len(x_BCTHW)
         for weight in network.parameters():
             if weight.grad is not None:
