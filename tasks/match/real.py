@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RealClips:
-    """Random real clips of a class, read from the array when they are needed.
+    """Random real clips of a class, from memory where the whole set takes at most 1 GiB, else read when needed.
 
     Attributes:
         clips: the training split.
@@ -33,6 +33,9 @@ class RealClips:
     clips: Clips
     seed: int
     device: Device
+
+    def __post_init__(self) -> None:
+        self.clips.preload()
 
     def rows(self, iteration: int, label: int, count: int) -> NDArray[np.int64]:
         """`count` rows of the class without replacement; all of them, in random order, where it has fewer."""

@@ -13,6 +13,7 @@ import torch
 from method_contract import Bench, MethodContract
 
 from vidistill.flows.parameters import checked
+from vidistill.storage import clips as clips_module
 from vidistill.storage.distilled import DistilledSet, joined
 from vidistill.storage.errors import RequestError, RunError
 from vidistill.tasks.distil import distil_jobs
@@ -87,7 +88,9 @@ def test_real_clips_are_of_their_class_and_their_seed(bench: Bench) -> None:
     assert torch.equal(x_BCTHW[1:], alone)
 
 
-def test_the_whole_set_is_never_held(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_set_is_read_clip_by_clip(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clips_module, "PRELOAD_BYTES", 0)
+    monkeypatch.setattr(bench.clips, "_loaded", None)
     reads: list[int] = []
     read = type(bench.clips).read
 
@@ -100,7 +103,13 @@ def test_the_whole_set_is_never_held(bench: Bench, monkeypatch: pytest.MonkeyPat
     method = find_method("dc").method
     method(method.Parameters(**OPTIONS["dc"])).distil(bench.material((0, 1, 2), 1, 0))
     assert reads == [3, 1, 1, 1]  # the start, then a clip of each class
-    assert bench.clips._loaded is None
+    assert not bench.clips.in_memory
+
+
+def test_a_small_set_is_matched_from_memory(bench: Bench) -> None:
+    method = find_method("dm").method
+    method(method.Parameters(**OPTIONS["dm"])).distil(bench.material((0, 1, 2), 1, 0))
+    assert bench.clips.in_memory
 
 
 # --- the loop ----------------------------------------------------------------------------------------------------
