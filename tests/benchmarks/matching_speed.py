@@ -4,11 +4,11 @@
     python tests/benchmarks/matching_speed.py --frames 16 --size 112 --ipc 5 --methods mtt
     python tests/benchmarks/matching_speed.py --device cuda --frames 16 --size 112 --classes 50
 
-"Plain" is what the published code does: fp32, contiguous clips held in memory, a Python loop over the classes, for MTT
-all N steps unrolled in one graph and for FRePo the graph of the whole set. "Ours" is the method's own loss on the same
-network (MiniC3D), its clips held in memory too, as small sets are; `reuse` is ours with a network of DM used five times. All sides are
-measured in one run, each in a process of its own, in turns. Memory is the peak of an iteration above what the process
-holds between two (resident on a CPU; on a GPU, all that is allocated).
+"Plain" is what the published code does: fp32, contiguous clips, a Python loop over the classes, for MTT all N steps
+unrolled in one graph and for FRePo the graph of the whole set. "Ours" is the method's own loss on the same network
+(MiniC3D); both hold their clips in memory; `reuse` is ours with a network of DM used five times. All sides are measured
+in one run, each in a process of its own, in turns. Memory is the peak of an iteration above what the process holds
+between two (resident on a CPU; on a GPU, all that is allocated).
 """
 
 from __future__ import annotations
