@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from vidistill.flows.planning import Plan, duration
-from vidistill.flows.progress import Course, StageCourse
+from vidistill.flows.progress import Course, Running, StageCourse
 from vidistill.tasks.stage import Event, Job, listening, watching
 
 BETWEEN_SECONDS = 30.0
@@ -50,7 +50,7 @@ class Lines:
     def heard(self, job: Job, event: Event) -> None:
         with self._lock:
             stage = self.course.heard(job, event)
-            if event == "began" and stage.since == stage.running[job.label].since:
+            if event == "began" and stage.since == stage.running[job.ref].since:
                 self._said[stage.kind] = stage.since
                 self.began(stage)
             if event in ("made", "failed", "cached") and stage.ended and stage.since is not None:
@@ -58,11 +58,11 @@ class Lines:
 
     def told(self, label: str, done: int, total: int, note: str) -> None:
         with self._lock:
-            stage = self.course.told(label, done, total, note)
-            name, now = stage.kind if stage else label, self.course.clock()
+            told = self.course.told(label, done, total, note)
+            name, now = told[0].kind if told else label, self.course.clock()
             if now - self._said.setdefault(name, now) >= BETWEEN_SECONDS:
                 self._said[name] = now
-                self.say(self._between(stage, label) if stage else f"{label}: {done} of {total}, {note}")
+                self.say(self._between(*told) if told else f"{label}: {done} of {total}, {note}")
 
     def began(self, stage: StageCourse) -> None:
         many = f", {stage.total} jobs" if stage.total > 1 else ""
@@ -75,9 +75,8 @@ class Lines:
         failed = f", {stage.failed} failed," if stage.failed else ""
         self.say("; ".join(filter(None, [f"{stage.kind}: {what}{failed} in {taken}", self.course.words])))
 
-    def _between(self, stage: StageCourse, label: str) -> str:
-        own = stage.running[label]
-        many = f"{stage.made + stage.failed} of {stage.total} done, {label} at " if stage.total > 1 else ""
+    def _between(self, stage: StageCourse, own: Running) -> str:
+        many = f"{stage.made + stage.failed} of {stage.total} done, {own.job.label} at " if stage.total > 1 else ""
         note = f", {own.note}" if own.note else ""
         return "; ".join(filter(None, [f"{stage.kind}: {many}{own.share:.0%}{note}", self.course.words]))
 
@@ -112,18 +111,18 @@ class Bars(Lines):
         self._show(self.course.stages[job.stage])
 
     def told(self, label: str, done: int, total: int, note: str) -> None:
-        stage = self.course.told(label, done, total, note)
-        if stage is None:
+        told = self.course.told(label, done, total, note)
+        if told is None:
             self._bar(label, done / max(1, total), f"{done}/{total} {note}", visible=done < total)
         else:
-            self._show(stage)
+            self._show(told[0])
 
     def began(self, stage: StageCourse) -> None:
         """Its bar says so."""
 
     def _show(self, stage: StageCourse) -> None:
         count = f"{stage.made + stage.failed}/{stage.total}" if stage.total > 1 else ""
-        note = next((f"{label} {own.note}" for label, own in reversed(list(stage.running.items()))), "")
+        note = next((f"{own.job.label} {own.note}" for own in reversed(list(stage.running.values()))), "")
         self._bar(stage.kind, stage.share, f"{count} {note}".strip(), visible=bool(stage.running))
         now = self.course.clock()
         if now - self._updated > 1:

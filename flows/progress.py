@@ -12,6 +12,7 @@ from vidistill.flows.estimates import TASK_SECONDS, wall_seconds
 from vidistill.flows.planning import Plan, duration
 from vidistill.flows.runners import WORKERS
 from vidistill.models import FRONT_NAMES
+from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.stage import Event, Job
 
 FRONT = re.compile(rf"\b(?:{'|'.join(map(re.escape, FRONT_NAMES))}):")
@@ -49,7 +50,7 @@ class StageCourse:
     made: int = 0
     failed: int = 0
     since: float | None = None
-    running: dict[str, Running] = field(default_factory=dict)
+    running: dict[ArtifactRef, Running] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -71,7 +72,8 @@ class Course:
         self.clock, self.begin = clock, clock()
         self.stages: dict[str, StageCourse] = {}
         self.plan: Plan | None = None
-        self._left: dict[tuple[str, str], Job] = {}
+        self._left: dict[ArtifactRef, Job] = {}
+        self._ended: set[ArtifactRef] = set()
         self._lock = threading.RLock()
 
     def expect(self, plan: Plan) -> None:
@@ -83,35 +85,53 @@ class Course:
                 stage.total += not one.cached
                 stage.cached += one.cached
                 if not one.cached:
-                    self._left[_name(one.job)] = one.job
+                    self._left[one.job.ref] = one.job
 
     def heard(self, job: Job, event: Event) -> StageCourse:
         """Take in that a job has begun or ended; its stage."""
         with self._lock:
-            stage, now = self._stage(job), self.clock()
+            stage, now, expected = self._stage(job), self.clock(), self._planned(job)
             if event == "began":
                 stage.since = now if stage.since is None else stage.since
-                stage.running[job.label] = Running(job, now)
-                if _name(job) not in self._left:  # not in the plan, or once more after it failed
-                    self._left[_name(job)] = job
-                    stage.total += 1
+                stage.running[job.ref] = Running(job, now)
+                self._left[job.ref] = job
+                stage.total += not expected
                 return stage
-            expected, running = self._left.pop(_name(job), None), stage.running.pop(job.label, None)
+            self._left.pop(job.ref, None)
+            self._ended.add(job.ref)
+            running = stage.running.pop(job.ref, None)
             stage.made += event == "made"
             stage.failed += event == "failed"
-            if event == "cached" and expected is not None:
+            if event == "cached" and expected:
                 stage.total, stage.cached = stage.total - 1, stage.cached + 1
             if event == "made" and running is not None and self.plan is not None:
                 self.plan.estimates.finished(job, now - running.since)
             return stage
 
-    def told(self, label: str, done: int, total: int, note: str) -> StageCourse | None:
-        """Take in what a job says of its progress; its stage."""
+    def _planned(self, job: Job) -> bool:
+        """Whether a job is one of the plan's that have not ended; the plan's own of its name gives it its place.
+
+        Sprites that are not rendered yet have no keys to go by, and what networks see first may have been decided after
+        the plan was made; jobs of several fronts may have one name.
+        """
+        if job.ref in self._left or job.ref in self._ended:
+            return job.ref in self._left
+        running = self.stages[job.stage].running
+        alike = (ref for ref, one in self._left.items() if ref not in running and _name(one) == _name(job))
+        planned = next(alike, None)
+        if planned is not None:
+            del self._left[planned]
+            self._left[job.ref] = job
+        return planned is not None
+
+    def told(self, label: str, done: int, total: int, note: str) -> tuple[StageCourse, Running] | None:
+        """Take in what a job says of its progress; its stage, and where it stands."""
         with self._lock:
             for stage in self.stages.values():
-                if label in stage.running:
-                    stage.running[label].told(self.clock(), done / max(1, total), note)
-                    return stage
+                for one in stage.running.values():
+                    if one.job.label == label:
+                        one.told(self.clock(), done / max(1, total), note)
+                        return stage, one
         return None
 
     @property
@@ -121,11 +141,11 @@ class Course:
             if self.plan is None:
                 return None
             now = self.clock()
-            running = {_name(one.job): one for stage in self.stages.values() for one in stage.running.values()}
-            jobs = sorted(self._left.values(), key=lambda job: _name(job) not in running)
+            running = {ref: one for stage in self.stages.values() for ref, one in stage.running.items()}
+            jobs = sorted(self._left.values(), key=lambda job: job.ref not in running)
             seconds = {job.ref: self.plan.estimates.of(job).seconds + TASK_SECONDS for job in jobs}
-            for job in jobs[: len(running)]:
-                seconds[job.ref] = running[_name(job)].left(now, seconds[job.ref])
+            for ref, one in running.items():
+                seconds[ref] = one.left(now, seconds[ref])
             return wall_seconds(jobs, seconds, self.plan.runtime, WORKERS)
 
     @property
@@ -156,7 +176,5 @@ class Course:
 
 
 def _name(job: Job) -> tuple[str, str]:
-    """A job's name in its run: sprites that are not rendered yet have no keys to go by, and what networks see first may
-    have been decided after the plan was made.
-    """
+    """A job's name in its run, whatever its networks see first."""
     return job.stage, FRONT.sub("", job.label)

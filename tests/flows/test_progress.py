@@ -113,6 +113,24 @@ def test_a_job_is_the_planned_one_whatever_its_network_sees_first(log: Log) -> N
     assert log.about("sprites")[-1] == "[0:05] sprites: done in 5 s; 100% of the run, about 0 s left"
 
 
+def test_jobs_of_several_fronts_may_have_one_name(log: Log) -> None:
+    jobs = [job.model_copy(update={"label": "label coded soft kb 2 seed 0"}) for job in renders(3)]
+    log.lines.expect(plan(jobs))
+    for job in jobs[:2]:
+        log.lines.heard(job, "began")
+        log.lines.told(jobs[0].label, 0, 2, "")
+    log.clock.now = 5
+    log.lines.told(jobs[0].label, 1, 2, "")
+    assert log.lines.course.left == pytest.approx(15, abs=0.2)  # of the first 5, then the third
+    for job in jobs[:2]:
+        log.lines.heard(job, "made")
+    assert 5 < log.lines.course.left <= 10.1
+    log.lines.heard(jobs[2], "began")
+    log.lines.heard(jobs[2], "made")
+    assert log.lines.course.counts == (3, 3, 0)
+    assert log.lines.course.left == 0
+
+
 def test_a_job_that_fails_is_counted_apart(log: Log) -> None:
     jobs = renders(3)
     log.lines.expect(plan(jobs))
