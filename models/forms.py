@@ -56,9 +56,11 @@ def fused(stored: dict[str, NDArray[Any]], shape_NTHWC: tuple[int, ...]) -> NDAr
     """IDTD: a `pool` a class, uint8 (K, P, H, W, 3), read by `choice` (N, F, P), through `weight` and `bias`."""
     pool_KPCHW = _normalised(stored, "pool").transpose(1, 2)
     choices = torch.split(torch.from_numpy(stored["choice"]), shape_NTHWC[0] // len(pool_KPCHW))
-    keys_NCFHW = torch.cat([select(*of_class) for of_class in zip(pool_KPCHW, choices, strict=True)])
     weight, bias = torch.from_numpy(stored["weight"]), torch.from_numpy(stored["bias"])
-    return _pixels(fuse(keys_NCFHW, shape_NTHWC[1], weight, bias), stored)
+    return np.concatenate([
+        _pixels(fuse(select(*of_class), shape_NTHWC[1], weight, bias), stored)
+        for of_class in zip(pool_KPCHW, choices, strict=True)
+    ])  # fmt: skip
 
 
 def _normalised(stored: dict[str, NDArray[Any]], name: str) -> Tensor:

@@ -47,8 +47,11 @@ def to_pixels(x_BCTHW: Tensor, clips: Clips) -> np.ndarray:
     import torch
 
     mean_C, std_C = (torch.tensor(values, device=x_BCTHW.device) for values in (clips.table.mean, clips.table.std))
-    pixels_NTHWC = (x_BCTHW.permute(0, 2, 3, 4, 1) * std_C + mean_C) * 255
-    return pixels_NTHWC.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    made = []
+    for x_CTHW in x_BCTHW:  # one by one: a large set has no room for copies of itself
+        pixels_THWC = (x_CTHW.permute(1, 2, 3, 0) * std_C + mean_C) * 255
+        made.append(pixels_THWC.round().clamp(0, 255).to(torch.uint8).cpu().numpy())
+    return np.stack(made)
 
 
 def total_variation(x_BCTHW: Tensor) -> Tensor:

@@ -182,7 +182,11 @@ def stepper(step: Step, groups: list[Group], momentum: float) -> torch.optim.Opt
     """Adam, whose steps are as large as its rate whatever the size of clips and gradients, or SGD."""
     import torch
 
-    return torch.optim.Adam(groups, eps=1e-15) if step == "adam" else torch.optim.SGD(groups, momentum=momentum)
+    return (
+        torch.optim.Adam(groups, eps=1e-15, fused=True)
+        if step == "adam"
+        else torch.optim.SGD(groups, momentum=momentum)
+    )
 
 
 def with_rate(loss: Loss, rate: float) -> Loss:
@@ -242,12 +246,13 @@ def optimise(learnt: Learnt, loss: Loss, optimiser: torch.optim.Optimizer, mater
             group["lr"] = rate * loop.schedule(iteration)
         value, gradients = loss(iteration, learnt)
         for name, tensor in learnt.items():
-            tensor.grad = gradients.get(name)
+            tensor.grad = gradients.pop(name, None)
         optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
             loop.project(learnt)
         for name, tensor in learnt.items():
-            if math.isfinite(value) and not bool(tensor.isfinite().all()):
+            if math.isfinite(value) and not math.isfinite(tensor.detach().sum()):
                 raise stopped(f"The learnt {name} are no longer finite", iteration, state)
         return float(value)
 

@@ -81,7 +81,8 @@ def norm_arrays(material: Material) -> dict[str, NDArray[np.float32]]:
 
 def finished(material: Material, start: Start, x_NCTHW: Tensor, curve: Curve, **facts: Any) -> DistilledSet:
     """The set of these clips as uint8, with the loss for the report and how far the clips moved."""
-    moved = float((x_NCTHW.detach() - start.x_NCTHW).abs().mean())
+    pairs = zip(x_NCTHW.detach(), start.x_NCTHW, strict=True)
+    moved = float(np.mean([float((x_CTHW - begun_CTHW).abs().mean()) for x_CTHW, begun_CTHW in pairs]))
     return DistilledSet(
         clips_NTHWC=to_pixels(x_NCTHW.detach(), material.clips),
         labels_N=start.labels_N,
