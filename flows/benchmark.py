@@ -45,7 +45,7 @@ def benchmark(grid: Benchmark, runtime: Runtime | None = None, out: Path | None 
     store = open_store(runtime.store)
     document = json.loads((store.folder(ref) / JSON).read_text())
     moving, _ = run_job(motion_job(store.manifest(ref).inputs["train"][0]), runtime)
-    plots = write_plots(document, out) if out is not None else []
+    plots = write_plots(document, out) if out is not None else {}
     page = scores_page(document, plots, motion_of(store, moving))
     if out is not None:
         (out / PAGE).write_text(page, encoding="utf-8")

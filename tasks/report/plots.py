@@ -29,36 +29,37 @@ class Series:
     points: tuple[tuple[float, float, float], ...]
 
 
-def write_plots(document: dict[str, Any], out: Path) -> list[str]:
-    """Write every plot for which a report has two rows or more; the names of the files."""
-    rows, classes = rows_in(document), document["classes"]
-    written = []
-    for name, svg in _plots(rows, classes).items():
-        (out / name).write_text(svg, encoding="utf-8")
-        written.append(name)
-    return written
+def write_plots(document: dict[str, Any], out: Path) -> dict[str, list[str]]:
+    """Write every plot for which a report has two budgets of a method; the names of the files by student and labels."""
+    plots = _plots(rows_in(document), document["classes"])
+    for of_student in plots.values():
+        for name, svg in of_student.items():
+            (out / name).write_text(svg, encoding="utf-8")
+    return {title: list(of_student) for title, of_student in plots.items()}
 
 
-def _plots(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, str]:
+def _plots(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, dict[str, str]]:
     kinds: dict[str, tuple[str, Callable[[Row], float]]] = {
         "bytes": ("kilobytes a class", lambda row: kilobytes(row, len(classes))),
         "seconds": ("seconds to make the set", lambda row: row.seconds),
         "instances": ("clips a class", lambda row: row.ipc or 0),
     }
-    found: dict[str, str] = {}
+    plots: dict[str, dict[str, str]] = {}
     for student, training, labels in dict.fromkeys((row.student, row.training, row.labels) for row in rows):
         of_student = [row for row in rows if (row.student, row.training) == (student, training)]
         full = next((row for row in of_student if row.method == "full"), None)
         own = [row for row in of_student if row.labels == labels and not row.whole]
-        title = ", ".join(filter(None, [student, training, f"{labels} labels"]))
+        title, found = ", ".join(filter(None, [student, training, f"{labels} labels"])), dict[str, str]()
         for kind, (words, place) in kinds.items():
             series = series_of(own, place)
-            if sum(len(one.points) for one in series) > 1:
+            if any(len(one.points) > 1 for one in series):
                 found[f"{kind}-{_slug(title)}.svg"] = curve_svg(title, words, series, full.top1_mean if full else None)
         gains = class_gains(own, classes)
-        if gains:
+        if found and gains:
             found[f"gains-{_slug(title)}.svg"] = bars_svg(*gains, title)
-    return found
+        if found:
+            plots[title] = found
+    return plots
 
 
 def series_of(rows: Sequence[Row], place: Callable[[Row], float]) -> list[Series]:

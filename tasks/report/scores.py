@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,27 +28,34 @@ def rows_in(document: dict[str, Any]) -> list[Row]:
     return [Row.model_validate(row) for row in document["rows"]]
 
 
-def scores_page(document: dict[str, Any], plots: Sequence[str] = (), motion: Sequence[float] = ()) -> str:
+def scores_page(
+    document: dict[str, Any], plots: Mapping[str, Sequence[str]] | None = None, motion: Sequence[float] = ()
+) -> str:
     """Every table of a benchmark, in Markdown, and its plots.
 
     Args:
         document: a report's JSON.
-        plots: names of SVG files beside the page.
+        plots: names of SVG files beside the page, by student and labels.
         motion: how much moves in each class, for the groups of static and dynamic ones.
     """
     rows, classes = rows_in(document), document["classes"]
-    parts = [f"# {document['title']}: benchmark", "", *(f"![{name}]({name})" for name in plots), ""]
+    seeds, clip = max((row.seeds for row in rows), default=0), document["dataset"]["clip"]
+    said = f"{len(classes)} classes, chance {percent(1 / len(classes))} %, clips of {clip}, at most {seeds} seeds."
+    parts = [f"# {document['title']}: benchmark", "", said, ""]
+    failed = [f"- {row['method']} {row['variant']}: {row['error']}" for row in document["failed"]]
+    parts += ["## Cells that failed", "", *failed, ""] if failed else []
     for title, words, table in (
-        ("Robust scores", _ROBUST, robust_table(rows)),
+        ("Accuracy", _ACCURACY, accuracy_table(rows)),
         ("Area under accuracy against bytes", _AREA, area_table(rows, len(classes))),
-        ("Across architectures", _ACROSS, architectures_table(rows)),
+        ("Robust scores", _ROBUST, robust_table(rows)),
         ("Static and dynamic classes", _MOTION, motion_table(rows, classes, motion)),
         ("Beside published numbers", _PUBLISHED, published_table(document, rows)),
     ):
         if len(table) > 1:
             parts += [f"## {title}", "", words, "", *_markdown(table), ""]
-    failed = [f"- {row['method']} {row['variant']}: {row['error']}" for row in document["failed"]]
-    parts += ["## Cells that failed", "", *failed, ""] if failed else []
+    parts += ["## Plots", ""] if plots else []
+    for title, names in (plots or {}).items():
+        parts += [f"### {title}", "", *(f"![{name}]({name})" for name in names), ""]
     return "\n".join([*parts, *document["notes"], ""])
 
 
@@ -160,16 +167,17 @@ def area_table(rows: Sequence[Row], classes: int) -> Table:
     return table
 
 
-# Architectures and groups of classes
+# Accuracy, and groups of classes
 
-_ACROSS = "Top-1 % of students of other architectures on the same sets; † where a method used another network itself."
+_ACCURACY = (
+    "Top-1 %, mean ± standard deviation over seeds, of every student on the same sets; † where a method used another "
+    "network than the student itself (cross-architecture)."
+)
 
 
-def architectures_table(rows: Sequence[Row]) -> Table:
-    """A line a set, a column a student; nothing where there is only one."""
+def accuracy_table(rows: Sequence[Row]) -> Table:
+    """A line a set, a column a student."""
     students = list(dict.fromkeys(row.student for row in rows if not row.whole))
-    if len(students) < 2:
-        return []
     table = [["method", "recipe", "budget", *students]]
     lines: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in rows:

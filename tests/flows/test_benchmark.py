@@ -91,7 +91,7 @@ def test_what_fronts_share_is_made_once(user: CommandLine, ran: Any, document: d
 def test_its_page_has_every_score_and_plot(user: CommandLine, ran: Any, document: dict[str, Any]) -> None:
     out = user.folder / "out"
     page = (out / "benchmark.md").read_text()
-    for heading in ("Robust scores", "Area under accuracy", "Across architectures", "Static and dynamic", "Cells that"):
+    for heading in ("Cells that", "Accuracy", "Area under accuracy", "Robust scores", "Static and dynamic", "Plots"):
         assert f"## {heading}" in page
     plots = re.findall(r"!\[[^]]*\]\(([^)]+)\)", page)
     assert {name.partition("-")[0] for name in plots} == {"bytes", "seconds", "instances", "gains"}

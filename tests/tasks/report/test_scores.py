@@ -125,7 +125,8 @@ def test_motion_is_the_mean_difference_between_frames(bench: Bench) -> None:
 
 
 def document(rows: list[Row]) -> dict[str, Any]:
-    return {"title": "vidistill on x", "classes": ["a", "b", "c", "d"], "dataset": {"dataset": "miniucf"}, "failed": [],
+    dataset = {"dataset": "miniucf", "clip": "8 frames of 56×56"}
+    return {"title": "vidistill on x", "classes": ["a", "b", "c", "d"], "dataset": dataset, "failed": [],
             "notes": ["A note."], "rows": [json.loads(one.model_dump_json()) for one in rows]}  # fmt: skip
 
 
@@ -143,7 +144,8 @@ def test_plots_tell_methods_apart_without_colours(tmp_path: Path) -> None:
     marks = ["".join(filter(str.isalpha, group[-2].get("d"))) for group in drawn]  # the key's shape
     assert len(set(marks)) == len(titles) <= len(SHAPES)
     assert "all clips" in text
-    assert set(names) == {path.name for path in tmp_path.iterdir()}
+    assert list(names) == ["minic3d, hard labels"]
+    assert set(names["minic3d, hard labels"]) == {path.name for path in tmp_path.iterdir()}
     assert not {"red", "blue", "#0", "#f00"} & set(text.split())
 
 
@@ -163,8 +165,9 @@ def test_gains_are_those_of_the_row_that_leads_random() -> None:
 
 
 def test_a_page_says_what_there_is() -> None:
-    page = scores_page(document(ROWS), ["a.svg"], [1.0, 2.0, 3.0, 4.0])
+    page = scores_page(document(ROWS), {"minic3d, hard labels": ["a.svg"]}, [1.0, 2.0, 3.0, 4.0])
     assert "![a.svg](a.svg)" in page
     assert "| DM | 1 | minic3d | " in page
     assert page.rstrip().endswith("A note.")
-    assert "Across architectures" not in page  # there is one
+    assert page.index("## Accuracy") < page.index("## Robust") < page.index("### minic3d, hard labels")
+    assert "4 classes, chance 25.0 %, clips of 8 frames of 56×56" in page
