@@ -165,7 +165,7 @@ def test_a_killed_writer_leaves_no_artifact_and_the_next_sweeps_its_folder(kille
     assert [path.name for path in (killed.root / ".staging").rglob("half.bin")] == ["half.bin"]
     begin = time.monotonic()
     make(killed)
-    assert time.monotonic() - begin < 2  # nobody waits for the dead
+    assert time.monotonic() - begin < 20  # nobody waits a minute for the dead
     assert remains(killed.root) == sorted(
         [
             "thing",
