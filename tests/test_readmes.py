@@ -213,6 +213,14 @@ def test_tables_know_kilobytes_and_intervals() -> None:
     assert "| coded random | soft | 2 KB |" in tables.tables({"rows": rows, "notes": []})
 
 
+def test_a_row_of_another_network_than_the_student_s_is_marked() -> None:
+    rows = [ROW | {"network": name} for name in ("c3d", "rgb:c3d", "", "minic3d")]
+    shown = [
+        line.split("|")[4].strip() for line in write_tables().tables({"rows": rows, "notes": []}).splitlines()[4:8]
+    ]
+    assert shown == ["c3d", "c3d", "c3d", "c3d †"]
+
+
 def test_a_table_of_ways_to_train_has_a_column_a_budget() -> None:
     rows = [
         ROW | {"training": "lr 0.1", "ipc": 5, "top1_mean": 0.3},

@@ -83,7 +83,7 @@ def best(document: Document) -> str:
         whole = [row for row in rows if row["method"] == "full" and same(row, first, "student", "training")]
         if name != "all":
             lines.append(
-                line([kind, name, label(first), first["student"], top1(first), difference(first),
+                line([kind, name, label(first), student(first), top1(first), difference(first),
                       *(top1(found[0]) if found else "" for found in (of_its_recipe, whole)), size(first)])
             )  # fmt: skip
     return "\n".join([*header(BEST_COLUMNS, rows), *lines, ""])
@@ -99,7 +99,7 @@ def by_bytes(document: Document) -> str:
             ((kept(row) / len(document["classes"]) / 1000, row) for row in rows),
             key=lambda pair: (pair[0], -pair[1]["top1_mean"]),
         ):
-            values = [f"{kilobytes:.1f}", label(row), budget(row), row["recipe"], row["student"], top1(row)]
+            values = [f"{kilobytes:.1f}", label(row), budget(row), row["recipe"], student(row), top1(row)]
             front, ahead = row["top1_mean"] > ahead, max(ahead, row["top1_mean"])
             lines.append(line([f"**{value}**" if front else value for value in values]))
         if rows:
@@ -167,7 +167,7 @@ def cells(row: Row) -> list[str]:
         label(row),
         row["recipe"],
         budget(row),
-        row["student"],
+        student(row),
         top1(row),
         difference(row),
         f"{100 * row['top5_mean']:.1f}",
@@ -195,6 +195,12 @@ def kept(row: Row) -> int:
 
 def label(row: Row) -> str:
     return f"{row['method']} {row['variant']}".strip()
+
+
+def student(row: Row) -> str:
+    """Marked where the method itself used a network of another body."""
+    used, own = ((row.get(name) or "").rpartition(":")[2] for name in ("network", "student"))
+    return row["student"] + (" †" if used and used != own else "")
 
 
 def top1(row: Row) -> str:
