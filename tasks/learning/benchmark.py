@@ -4,9 +4,10 @@ A student takes 501 passes by SGD at 0.01 (momentum 0.9, decay 5e-4) in batches 
 middle on; clips are neither cropped nor mixed, and flipped only where real ones are. Every batch is standardised over
 all of its elements, in training and in test. Every test video counts three times, by three clips, each flipped or not.
 
-Two of its habits are not copied: optimisers are not made anew in the middle, and a set is scored once, when it is
-finished, where the benchmark reports the best of several checkpoints, chosen on the test split. Its random starts of
-test clips are three evenly spread ones here.
+Three of its habits are not copied: optimisers are not made anew in the middle; students of MTT and MTT+VDSD train at
+0.01 as all others do, not at the rate that was learned with their set; and a set is scored once, when it is finished,
+where the benchmark reports the best of several checkpoints, chosen on the test split. Its random starts of test clips
+are three evenly spread ones here.
 
 Shapes: B clips a batch, V views a video. `x_BCTHW` is normalised.
 """
