@@ -84,7 +84,9 @@ class Course:
                 stage = self._stage(one.job)
                 stage.total += not one.cached
                 stage.cached += one.cached
-                if not one.cached:
+                if one.cached:
+                    self._ended.add(one.job.ref)
+                else:
                     self._left[one.job.ref] = one.job
 
     def heard(self, job: Job, event: Event) -> StageCourse:

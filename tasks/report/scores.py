@@ -39,8 +39,8 @@ def scores_page(
         motion: how much moves in each class, for the groups of static and dynamic ones.
     """
     rows, classes = rows_in(document), document["classes"]
-    seeds, clip = max((row.seeds for row in rows), default=0), document["dataset"]["clip"]
-    said = f"{len(classes)} classes, chance {percent(1 / len(classes))} %, clips of {clip}, at most {seeds} seeds."
+    seeds, clip = max((row.seeds for row in rows if not row.whole), default=0), document["dataset"]["clip"]
+    said = f"{len(classes)} classes, chance {percent(1 / len(classes))} %, clips of {clip}, {seeds} seeds."
     parts = [f"# {document['title']}: benchmark", "", said, ""]
     failed = [f"- {row['method']} {row['variant']}: {row['error']}" for row in document["failed"]]
     parts += ["## Cells that failed", "", *failed, ""] if failed else []

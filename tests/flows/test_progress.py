@@ -131,6 +131,16 @@ def test_jobs_of_several_fronts_may_have_one_name(log: Log) -> None:
     assert log.lines.course.left == 0
 
 
+def test_a_cached_job_takes_no_other_s_place_that_has_its_name(log: Log) -> None:
+    jobs = [job.model_copy(update={"label": "score full hard seed 0"}) for job in renders(2)]
+    log.lines.expect(plan(jobs, cached=1))
+    log.lines.heard(jobs[0], "cached")
+    assert log.lines.course.counts == (0, 1, 1)
+    log.lines.heard(jobs[1], "began")
+    log.lines.heard(jobs[1], "made")
+    assert log.lines.course.counts == (1, 1, 1)
+
+
 def test_a_job_that_fails_is_counted_apart(log: Log) -> None:
     jobs = renders(3)
     log.lines.expect(plan(jobs))
