@@ -13,7 +13,7 @@ import pytest
 CLASSES, IPC, FRAMES, SIZE = 50, 10, 16, 112
 SET_BYTES = 4 * 3 * CLASSES * IPC * FRAMES * SIZE**2
 """Of the clips as float32."""
-BOUND_BYTES = 10e9
+BOUND_BYTES = 11e9
 OPTIONS = {
     "dm": {"batch_real": 1, "iterations": 1},
     "dc": {"batch_real": 1, "iterations": 1, "outer": 2, "inner": 1},
@@ -56,8 +56,8 @@ print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_set_of_the_papers_size_takes_less_than_10_gb(tmp_path: Path, name: str) -> None:
-    """Seven sets of 1.2 GB: its start, itself, its gradient, Adam's two moments, and two while Adam steps."""
+def test_a_set_of_the_papers_size_takes_less_than_11_gb(tmp_path: Path, name: str) -> None:
+    """Seven sets of 1.2 GB (its start, itself, its gradient, Adam's two moments, two while Adam steps) and the passes."""
     paths = os.pathsep.join(sys.path)
     command = [sys.executable, "-c", PROGRAM, name, json.dumps(OPTIONS[name] | {"precision": "fp32"})]
     ended = subprocess.run(
