@@ -57,7 +57,7 @@ print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_set_of_the_papers_size_takes_less_than_11_gb(tmp_path: Path, name: str) -> None:
-    """Seven sets of 1.2 GB (its start, itself, its gradient, Adam's two moments, two while Adam steps) and the passes."""
+    """Seven sets of 1.2 GB (start, set, gradient, Adam's two moments, two while it steps) and what passes hold."""
     paths = os.pathsep.join(sys.path)
     command = [sys.executable, "-c", PROGRAM, name, json.dumps(OPTIONS[name] | {"precision": "fp32"})]
     ended = subprocess.run(
