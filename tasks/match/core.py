@@ -182,11 +182,7 @@ def stepper(step: Step, groups: list[Group], momentum: float) -> torch.optim.Opt
     """Adam, whose steps are as large as its rate whatever the size of clips and gradients, or SGD."""
     import torch
 
-    return (
-        torch.optim.Adam(groups, eps=1e-15, fused=True)
-        if step == "adam"
-        else torch.optim.SGD(groups, momentum=momentum)
-    )
+    return torch.optim.Adam(groups, eps=1e-15) if step == "adam" else torch.optim.SGD(groups, momentum=momentum)
 
 
 def with_rate(loss: Loss, rate: float) -> Loss:
