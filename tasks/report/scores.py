@@ -176,7 +176,7 @@ _ACCURACY = (
 
 
 def accuracy_table(rows: Sequence[Row]) -> Table:
-    """A line a set, a column a student."""
+    """A line a set, a column a student; a student of several such sets, by different networks, has a line for each."""
     students = list(dict.fromkeys(row.student for row in rows if not row.whole))
     table = [["method", "recipe", "budget", *students]]
     lines: dict[tuple[str, str, str], dict[str, str]] = {}
@@ -184,8 +184,10 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
         if row.student in students and row.method != "teacher":
             budget = "all" if row.whole else budget_of(row)
             crossed = row.network and parted(row.network)[1] != parted(row.student)[1]
-            name = (row_label(row), row.recipe, budget)
-            lines.setdefault(name, {})[row.student] = spread(row) + (" †" if crossed else "")
+            name, shown = (row_label(row), row.recipe, budget), spread(row) + (" †" if crossed else "")
+            if lines.setdefault(name, {}).get(row.student, shown) != shown:
+                name = (f"{row_label(row)}, by {row.network}", row.recipe, budget)
+            lines.setdefault(name, {})[row.student] = shown
     return [*table, *([*name, *(found.get(one, "–") for one in students)] for name, found in lines.items())]
 
 

@@ -16,6 +16,7 @@ from vidistill.storage.opening import open_store
 from vidistill.tasks.report.data import Row
 from vidistill.tasks.report.plots import SHAPES, class_gains, series_of, write_plots
 from vidistill.tasks.report.scores import (
+    accuracy_table,
     area,
     area_table,
     augmentation_robust,
@@ -162,6 +163,12 @@ def test_gains_are_those_of_the_row_that_leads_random() -> None:
     assert gains[0] == ("d", pytest.approx(0.24))
     assert gains[-1] == ("c", 0.0)
     assert class_gains(ROWS[:2], ["a"]) is None
+
+
+def test_one_student_of_two_fronts_sets_has_a_line_for_each() -> None:
+    rows = [row("herding", top1, network=name) for top1, name in ((0.2, "c3d"), (0.3, "centred:c3d"), (0.3, "x"))]
+    assert [line[0] for line in accuracy_table(rows)[1:]] == ["Herding", "Herding, by centred:c3d", "Herding, by x"]
+    assert len(accuracy_table([rows[0]] * 2)) == 2
 
 
 def test_a_page_says_what_there_is() -> None:
