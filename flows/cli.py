@@ -100,7 +100,9 @@ def plan(
         given = {"data": data, "method": method, "ipc": ipc, "kb": kb, "layout": layout, "split": split,
                  "frames": frames, "size": size, "students": students, "front": front, "seeds": seeds,
                  "protocol": protocol, "preset": preset, "set": settings, "clips": clips}  # fmt: skip
-        use.plan_another(asked, {name: value for name, value in given.items() if value}, store, device, runner)
+        use.plan_another(
+            asked, {name: value for name, value in given.items() if value not in (None, "")}, store, device, runner
+        )
         return
     if clips is not None:
         raise RequestError("--clips is an option of `vidistill plan pool`: for a run write --set pool.clips_a_class=N.")

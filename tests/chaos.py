@@ -33,13 +33,13 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent))
 
-from faults import EXPERIMENT, whole
+from faults import EXPERIMENT, manifests, whole
 from object_storage import SETTINGS
 from stumbling import Stumbling
 
 from vidistill.storage.errors import VidistillError
 from vidistill.storage.opening import open_store
-from vidistill.storage.store import MANIFEST, ArtifactRef, Store
+from vidistill.storage.store import ArtifactRef, Store
 
 EXPERIMENT = EXPERIMENT | {"index": {"layout": "folders"}}
 DISK_BYTES, RUN_SECONDS = 24 << 20, 900
@@ -202,12 +202,6 @@ def begin(world: World, data: Path, host: dict[str, str], number: int) -> subpro
     with (world.folder / f"said{number}").open("wb") as said:
         env = os.environ | host | {"OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, env=env, stdout=said, stderr=said, start_new_session=True)
-
-
-def manifests(store: Store) -> dict[ArtifactRef, bytes]:
-    """Every committed artifact that is no checkpoint, with its manifest's bytes, which change when it is made again."""
-    kept = [ref for ref in store.refs() if not ref.kind.endswith("-checkpoint")]
-    return store.contents(kept, MANIFEST)
 
 
 def one_round(world: World, data: Path, expected: dict[ArtifactRef, str], draw: random.Random, tally: Tally) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from flow_running import BIN, CommandLine, environment
 
-from vidistill.storage.store import ArtifactRef, Store
+from vidistill.storage.store import MANIFEST, ArtifactRef, Store
 
 ARGUMENTS = shlex.split(
     "--method random,tsgf --ipc 1 --seeds 1 --frames 4 --size 48 --set front=rgb --set teacher.epochs=4"
@@ -46,6 +46,12 @@ def made(store: Path | Store) -> dict[ArtifactRef, str]:
     """When each artifact was committed: it changes when one is made again."""
     opened = Store(store) if isinstance(store, Path) else store
     return {ref: opened.manifest(ref).model_dump_json() for ref in whole(opened)}
+
+
+def manifests(store: Store) -> dict[ArtifactRef, bytes]:
+    """Every committed artifact that is no checkpoint, with its manifest's bytes, which change when it is made again."""
+    kept = [ref for ref in store.refs() if not ref.kind.endswith("-checkpoint")]
+    return store.contents(kept, MANIFEST)
 
 
 @pytest.fixture(scope="session")

@@ -144,6 +144,11 @@ def a_pass(material: Material, size: int) -> int:
     return math.ceil(size / max(1, round(size / wanted)))
 
 
+def passes(material: Material, slots_B: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """These clips of the set, as many at a time as go through a network together."""
+    return np.array_split(slots_B, math.ceil(len(slots_B) / a_pass(material, len(slots_B))))
+
+
 def at_once(network: nn.Module, material: Material, size: int) -> int:
     """The same, but all of them where the network takes statistics over a batch."""
     over_batch = network.training and any("running_mean" in name for name, _ in network.named_buffers())

@@ -5,7 +5,6 @@ Shapes: B clips a batch, N clips of the set, C colours, T frames, H height, W wi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -172,7 +171,7 @@ def _train(
     for turn in range(inner * order.steps_an_epoch):
         random = generator(material.seed, step, turn, streams.DC_INNER)
         slots_B, gradients = np.sort(order.rows(turn)), [torch.zeros_like(weight) for weight in weights]
-        for own_B in np.array_split(slots_B, math.ceil(len(slots_B) / core.a_pass(material, len(slots_B)))):
+        for own_B in core.passes(material, slots_B):
             x_BCTHW = clips_of(Part(learnt, fixed=True), own_B, random)
             omegas = [
                 dsa.draw(parameters.augmentation, flips, material.seed, step, turn, slot) for slot in own_B.tolist()

@@ -233,7 +233,7 @@ def frepo_loss(material: Material, clips_of: Parametrisation, parameters: FRePoL
         y_SK, order = learnt["labels"].detach(), generator(material.seed, iteration, streams.FREPO_ROWS)
         slots_B = order.permutation(len(y_SK))[: parameters.batch_network]
         random = generator(material.seed, iteration, streams.FREPO_VARIANTS)
-        for own_B in np.array_split(slots_B, math.ceil(len(slots_B) / core.a_pass(material, len(slots_B)))):
+        for own_B in core.passes(material, slots_B):
             yield clips_of(Part(learnt, fixed=True), own_B, random), y_SK[own_B]
 
     def loss(iteration: int, learnt: Learnt) -> Valued:

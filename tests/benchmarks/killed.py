@@ -15,26 +15,26 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-def finished(store: Path) -> dict[Path, bytes]:
-    """Whole artifacts with their manifests, which change when they are made anew; checkpoints come and go."""
-    manifests = store.glob("[!.]*/*/manifest.json")
-    return {path: path.read_bytes() for path in manifests if not path.parts[-3].endswith("-checkpoint")}
+from faults import manifests
+
+from vidistill.storage.store import Store
 
 
-def attempt(command: list[str], store: Path, seconds: float | None) -> str:
+def attempt(command: list[str], store: Store, seconds: float | None) -> str:
     """Run for so long at most; what became of it."""
-    before, begin = len(finished(store)), time.monotonic()
+    before, begin = len(manifests(store)), time.monotonic()
     run = subprocess.Popen(command, start_new_session=True)
     try:
         ended = f"Ended with {run.wait(timeout=seconds)}"
-        whole = now = finished(store)
+        whole = now = manifests(store)
     except subprocess.TimeoutExpired:
-        whole = finished(store)
+        whole = manifests(store)
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
-        ended, now = "Killed", finished(store)
-    lost = [path for path, manifest in whole.items() if now.get(path) != manifest]
+        ended, now = "Killed", manifests(store)
+    lost = [ref for ref, manifest in whole.items() if now.get(ref) != manifest]
     taken = (time.monotonic() - begin) / 60
     return f"{ended} after {taken:.1f} min: {len(whole) - before} artifacts more, {len(lost)} lost."
 
@@ -42,8 +42,8 @@ def attempt(command: list[str], store: Path, seconds: float | None) -> str:
 def main() -> None:
     if len(sys.argv) < 4:
         sys.exit(__doc__)
-    store, minutes, arguments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
-    command = [str(Path(sys.executable).with_name("vidistill")), "benchmark", *arguments, "--store", str(store)]
+    store, minutes, arguments = Store(Path(sys.argv[1])), sys.argv[2], sys.argv[3:]
+    command = [str(Path(sys.executable).with_name("vidistill")), "benchmark", *arguments, "--store", sys.argv[1]]
     for stop in [*(60 * float(one) for one in minutes.split(",")), None]:
         said = attempt(command, store, stop)
         print(said, flush=True)

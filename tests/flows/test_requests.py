@@ -133,6 +133,7 @@ def test_a_wrong_request(wrong: Wrong, videos: Path, arguments: tuple[str, ...],
         pytest.param(("benchmark", "sprites", "--seeds", "2"), ("`vidistill benchmark`", "--seeds"), id="not a grid's"),
         pytest.param(("pool", "--data", "sprites", "--ipc", "1"), ("`vidistill pool`", "--clips", "--ipc"), id="pool"),
         pytest.param(("pool",), ("--data",), id="a pool of what"),
+        pytest.param(("pool", "--data", "sprites", "--clips", "0"), ("clips_a_class is 0",), id="a pool of nothing"),
         pytest.param(("--data", "sprites", *RANDOM, "--clips", "3"), ("--clips", "plan pool"), id="not a run's"),
     ],
 )

@@ -12,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from faults import manifests
 from flow_running import BIN, CLASSES, TINY, CommandLine
 from terminals import CTRL_C, SOON_SECONDS, Terminal, check_alone, check_stopped
+
+from vidistill.storage.store import Store
 
 ASLEEP = """
 import time
@@ -57,17 +60,12 @@ def test_ctrl_c(terminal: Callable[..., Terminal], request: pytest.FixtureReques
     folder = request.getfixturevalue(data)
     run = terminal(command, "--data", folder, *TINY, *shlex.split(options))
     run.until(lambda: any(run.store.glob(reached)))
-    finished = _finished(run.store)
+    finished = manifests(Store(run.store)).keys()
     run.press(CTRL_C)
     check_stopped(run)
-    assert finished <= _finished(run.store)
+    assert finished <= manifests(Store(run.store)).keys()
     assert any(run.store.glob(reached))
     assert not (run.folder / "vidistill-report" / "report.json").exists()
-
-
-def _finished(store: Path) -> set[Path]:
-    """Whole artifacts, but for checkpoints: the next one replaces the one before it."""
-    return {path for path in store.glob("[!.]*/*/manifest.json") if not path.parts[-3].endswith("-checkpoint")}
 
 
 @pytest.mark.slow
