@@ -105,7 +105,7 @@ def test_heavy_packages_are_imported_where_they_are_used(path):
 
 SHARED = {"stage", "methods", "distil", "learning", "videos"}
 """What every family of tasks may import; `distil` is for sets that are made of another method's."""
-MADE_OF = {"select": {"generate"}, "coded": {"coreset"}, "segment": {"coreset", "tsgf"}}
+MADE_OF = {"coded": {"coreset"}, "segment": {"coreset", "tsgf"}}
 LAZY = {("vidistill.storage.distilled", "vidistill.storage.exported")}
 """One door opens both kinds of folders, and what the one reads is made of what the other is."""
 MODULES = {"vidistill." + ".".join(path.with_suffix("").relative_to(REPOSITORY).parts): path for path in FILES}

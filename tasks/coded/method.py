@@ -18,8 +18,9 @@ from vidistill.storage.store import ArtifactRef
 from vidistill.storage.streams import WORST_CRF, decode
 from vidistill.tasks.coded.allocate import allocated
 from vidistill.tasks.coded.keep import FINEST_CRF, Budget, Coder, Coding, Footage, Kept, as_set, kept, psnr
-from vidistill.tasks.coded.pick import Pick, ordered
+from vidistill.tasks.coded.pick import BY_FEATURES, Pick, ordered
 from vidistill.tasks.coded.search import Found, SearchParameters, TrialParameters, load_search, search_job
+from vidistill.tasks.learning.embedding import EMBEDDINGS, load_embeddings, train_embeddings
 from vidistill.tasks.learning.rows import enough
 from vidistill.tasks.learning.training import Precision
 from vidistill.tasks.methods import Given, Material, Method
@@ -94,7 +95,9 @@ class Coded(Method):
         if options.together and options.per_clip:
             raise RequestError("coded.together has one quantiser, and coded.per_clip one a clip: choose one of them.")
         grid = None if given.kb is None else options.grid
-        made = {} if options.pick == "random" and not options.per_clip else {"teacher": [given.add(given.teacher)]}
+        made = {"teacher": [given.add(given.teacher)]} if options.pick == "medium" or options.per_clip else {}
+        if options.pick in BY_FEATURES:
+            made |= {EMBEDDINGS: [train_embeddings(given, options.precision)]}
         made |= _dense(given, [options.frames or 1.0] if grid is None else list(grid.frames))
         if grid is None:
             return made
@@ -103,18 +106,18 @@ class Coded(Method):
             kb=given.kb, recipe=given.recipe, search=grid, **{name: getattr(options, name) for name in names}
         )
         needs = {"clips": [given.train]} | {name: refs for name, refs in made.items() if name != "teacher"}
-        if options.pick != "random" or given.recipe.labels == "soft":
+        if options.pick == "medium" or given.recipe.labels == "soft":
             needs["teacher"] = [given.add(given.teacher)]
         return made | {"search": [given.add(search_job(needs, trial))]}
 
     def distil(self, material: Material) -> DistilledSet:
         options, clips = self.parameters, material.clips
         budget = Budget(material.kb, material.ipc, len(material.labels), options.views, material.soft)
-        network = cache(material.teacher)
+        network, embeddings = cache(material.teacher), cache(lambda: load_embeddings(material.inputs(EMBEDDINGS)[0]))
         orders = []
         for done, label in enumerate(material.labels):
             rows_N = enough(clips, label, material.ipc)
-            orders.append(ordered(options.pick, clips, rows_N, material.seed, network, material.device))
+            orders.append(ordered(options.pick, clips, rows_N, material.seed, network, embeddings, material.device))
             material.progress(done, len(material.labels))
         search = next((load_search(folder) for folder in material.inputs("search")), None)
         coder, found = self._kept(material, orders, budget, search)

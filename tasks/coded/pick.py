@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from vidistill.storage.clips import Clips
 from vidistill.tasks.coreset.herding import herd
 from vidistill.tasks.coreset.k_center import farthest_first
-from vidistill.tasks.learning import streams, teacher, training
+from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.embedding import Embeddings
 from vidistill.tasks.learning.training import Device
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ Pick = Literal["random", "herding", "k_center", "medium", "cluster"]
 
 
 def ordered(
-    pick: Pick, clips: Clips, rows_N: NDArray[np.int64], seed: int, network: Callable[[], nn.Module], device: Device
-) -> NDArray[np.int64]:
+    pick: Pick, clips: Clips, rows_N: NDArray[np.int64], seed: int, teacher: Callable[[], nn.Module],
+    embeddings: Callable[[], Embeddings], device: Device,
+) -> NDArray[np.int64]:  # fmt: skip
     """These rows of one class in the order in which they are kept.
 
     `random`: as Random draws them. `herding` and `k_center`: as those coresets choose. `medium`: those whose loss the
@@ -36,10 +38,8 @@ def ordered(
         label = int(clips.labels_N[rows_N[0]])
         return np.asarray(training.generator(seed, label, streams.CORESET).permutation(rows_N))
     if pick == "medium":
-        return rows_N[by_median(losses(network(), clips, rows_N, device))]
-    emb_ND = teacher.features(network(), clips, rows_N, device)
-    orders = {"herding": herd, "k_center": farthest_first, "cluster": medoids}
-    chosen_N: NDArray[np.int64] = orders[pick](emb_ND, len(rows_N))
+        return rows_N[by_median(losses(teacher(), clips, rows_N, device))]
+    chosen_N: NDArray[np.int64] = BY_FEATURES[pick](embeddings()[rows_N], len(rows_N))
     return rows_N[chosen_N]
 
 
@@ -57,6 +57,9 @@ def medoids(emb_ND: NDArray[np.float64], count: int) -> NDArray[np.int64]:
         chosen.append(int(np.argmin(sums_N)))
         nearest_N = np.minimum(nearest_N, distance_NN[:, chosen[-1]])
     return np.array(chosen, dtype=np.int64)
+
+
+BY_FEATURES = {"herding": herd, "k_center": farthest_first, "cluster": medoids}
 
 
 def losses(network: nn.Module, clips: Clips, rows_N: NDArray[np.int64], device: Device) -> NDArray[np.float64]:

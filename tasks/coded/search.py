@@ -29,6 +29,7 @@ from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.coded.keep import Budget, Coder, Coding, Footage, Kept, as_set, kept
 from vidistill.tasks.coded.pick import Pick, ordered
 from vidistill.tasks.learning import streams, training
+from vidistill.tasks.learning.embedding import EMBEDDINGS, load_embeddings
 from vidistill.tasks.learning.evaluate import DistilledBatches
 from vidistill.tasks.learning.relabel import teacher_logits
 from vidistill.tasks.learning.teacher import load_teacher
@@ -114,7 +115,9 @@ class Found(Parameters):
 
 
 def search_job(inputs: dict[str, list[ArtifactRef]], parameters: TrialParameters) -> Job:
-    """Inputs: `clips`; a `teacher` where labels or the pick need one; `dense` clips where a share of frames does."""
+    """Inputs: `clips`; a `teacher` where labels or the pick need one; its `embeddings` where the pick reads features;
+    `dense` clips where a share of frames needs them.
+    """
     return search(parameters, inputs, label=f"search coded {parameters.recipe.name} kb {parameters.kb:g}")
 
 
@@ -142,8 +145,10 @@ class Trials:
         self.teacher = cache(lambda: load_teacher(work.store, work.ref("teacher"), self.clips, self.device))
         fit_N, self.held_N = fifths(self.clips.table.videos, self.clips.classes)
         by_class = [fit_N[self.clips.labels_N[fit_N] == label] for label in range(len(self.clips.classes))]
+        embeddings = cache(lambda: load_embeddings(work.store.folder(work.ref(EMBEDDINGS))))
         self.orders = cache(lambda seed: [
-            ordered(parameters.pick, self.clips, rows_N, seed, self.teacher, self.device) for rows_N in by_class
+            ordered(parameters.pick, self.clips, rows_N, seed, self.teacher, embeddings, self.device)
+            for rows_N in by_class
         ])  # fmt: skip
         self.soft = parameters.recipe.labels == "soft"
         self.budget = Budget(parameters.kb, 1, len(self.clips.classes), parameters.views, self.soft)

@@ -11,13 +11,15 @@ from pydantic import Field
 
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
+from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import teacher, training
+from vidistill.tasks.learning.embedding import EMBEDDINGS, load_embeddings, train_embeddings
 from vidistill.tasks.learning.rows import enough
 from vidistill.tasks.learning.training import Precision
-from vidistill.tasks.methods import Material, Method
+from vidistill.tasks.methods import Given, Material, Method
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Callable
 
 
 class FeatureParameters(Parameters):
@@ -42,23 +44,29 @@ class FeatureCoreset(Method):
     def network(self) -> str:
         return "" if self.parameters.features == "teacher" else super().network
 
+    def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
+        """The teacher's features of all training clips, which every budget and seed of every coreset shares."""
+        if self.parameters.features == "random":
+            return {}
+        return {EMBEDDINGS: [train_embeddings(given, self.parameters.precision)]}
+
     @abstractmethod
     def pick(self, emb_ND: NDArray[np.float64], count: int) -> NDArray[np.int64]:
         """Indices of `count` rows of `emb_ND`, in the order of choice."""
 
     def distil(self, material: Material) -> DistilledSet:
-        network = self._network(material)
-        rows = []
+        embed, rows = self._features(material), []
         for done, label in enumerate(material.labels):
             own = enough(material.clips, label, material.ipc)
-            emb_ND = teacher.features(network, material.clips, own, material.device)
-            rows.append(own[self.pick(emb_ND, material.ipc)])
+            rows.append(own[self.pick(embed(own), material.ipc)])
             material.progress(done + 1, len(material.labels))
         return material.chosen(np.concatenate(rows), features=self.parameters.features)
 
-    def _network(self, material: Material) -> nn.Module:
+    def _features(self, material: Material) -> Callable[[NDArray[np.int64]], NDArray[np.float64]]:
+        """From rows of the clips to their features, (N, D)."""
+        clips, device = material.clips, material.device
         if self.parameters.features == "teacher":
-            return material.teacher()
-        clips = material.clips
+            return load_embeddings(material.inputs(EMBEDDINGS)[0]).__getitem__
         made = training.build_network(self.parameters.network, len(clips.classes), clips.shape_THWC, material.seed)
-        return training.settled(made, material.device)
+        network = training.settled(made, device)
+        return lambda rows: teacher.features(network, clips, rows, device)

@@ -5,7 +5,6 @@ Shapes: N clips, V views, X frames, C latent channels, T frames a clip, h, w lat
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from dataclasses import dataclass
@@ -18,13 +17,13 @@ from pydantic import Field
 
 from vidistill.storage.clips import Clips
 from vidistill.storage.errors import RequestError
-from vidistill.storage.keys import digest, file_digest
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import create_latent_array
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.generate.optimising import AdamParameters, fit, write_curve
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.training import Device, Precision, generator
+from vidistill.tasks.learning.weights import known_by
 from vidistill.tasks.stage import Job, Work, stage
 
 if TYPE_CHECKING:
@@ -52,37 +51,6 @@ class AutoencoderParameters(Parameters):
     precision: Precision = "auto"
     seed: int = 0
     checkpoint_steps: int = Field(500, ge=1)
-
-
-def check_installed(package: str, what: str) -> None:
-    """Before anything is made for it.
-
-    Raises:
-        RequestError: this package of the extra `pool` is not installed.
-    """
-    if importlib.util.find_spec(package) is None:
-        raise RequestError(f"{what} needs {package}: `pip install 'vidistill[pool]'`.")
-
-
-def known_by(place: str) -> str:
-    """What a key says of given weights: a local file or folder is known by its name and content, a Hub name by itself.
-
-    Raises:
-        RequestError: it looks like a path and is not there.
-    """
-    path = Path(place).expanduser()
-    if path.is_dir():
-        content = digest({one.relative_to(path).as_posix(): file_digest(one) for one in _files(path)})
-        return f"{path.name}:{content[:16]}"
-    if path.is_file():
-        return f"{path.name}:{file_digest(path)[:16]}"
-    if path.is_absolute() or place.startswith((".", "~")):
-        raise RequestError(f"There are no weights at {place}: give an existing file or folder.")
-    return place
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def autoencoder_job(clips: ArtifactRef, parameters: AutoencoderParameters) -> Job:

@@ -21,11 +21,11 @@ from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks.generate.autoencoder import known_by
 from vidistill.tasks.generate.optimising import AdamParameters, fit, write_curve
 from vidistill.tasks.generate.released import TuningParameters, read_checkpoint, settled, start_from
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.training import Device, Precision, generator
+from vidistill.tasks.learning.weights import known_by
 from vidistill.tasks.stage import Job, Work, stage
 
 if TYPE_CHECKING:

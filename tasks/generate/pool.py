@@ -14,9 +14,10 @@ from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import LATENTS, Pool
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks.generate.autoencoder import AutoencoderParameters, autoencoder_job, check_installed, latents_job
+from vidistill.tasks.generate.autoencoder import AutoencoderParameters, autoencoder_job, latents_job
 from vidistill.tasks.generate.diffusion import LatteParameters, latte_job
 from vidistill.tasks.generate.sample import ResizeParameters, SamplerParameters, part_jobs, resized
+from vidistill.tasks.learning.weights import check_installed
 from vidistill.tasks.methods import Given
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.decode import block_jobs, clips_job

@@ -12,16 +12,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vidistill.tasks.learning import loop, streams, training
+from vidistill.tasks.learning.embedding import EmbeddingParameters, Embeddings
 from vidistill.tasks.learning.training import generator
 from vidistill.tasks.methods import Material
-from vidistill.tasks.select.embedding import (
-    EmbeddingParameters,
-    Embeddings,
-    EmbeddingSelector,
-    Pick,
-    highest,
-    real_embeddings,
-)
+from vidistill.tasks.select.embedding import EmbeddingSelector, Pick, highest, real_embeddings
 
 if TYPE_CHECKING:
     from vidistill.models.csta import SetScorer

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidistill.tasks.learning import streams
+from vidistill.tasks.learning.embedding import Embeddings
 from vidistill.tasks.learning.training import generator
 from vidistill.tasks.methods import Material
-from vidistill.tasks.select.embedding import Embeddings, EmbeddingSelector, Pick
+from vidistill.tasks.select.embedding import EmbeddingSelector, Pick
 
 
 class DMMMD(EmbeddingSelector):

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vidistill.tasks.learning import streams
+from vidistill.tasks.learning.embedding import EmbeddingParameters, Embeddings
 from vidistill.tasks.learning.training import generator
 from vidistill.tasks.methods import Material
-from vidistill.tasks.select.embedding import EmbeddingParameters, Embeddings, EmbeddingSelector, Pick
+from vidistill.tasks.select.embedding import EmbeddingSelector, Pick
 
 HALVINGS = 20
 

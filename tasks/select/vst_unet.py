@@ -18,18 +18,17 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import loop, streams, training
-from vidistill.tasks.learning.training import Device, Precision, generator
-from vidistill.tasks.methods import Given, Material, Method, chosen_of
-from vidistill.tasks.select.embedding import (
+from vidistill.tasks.learning.embedding import (
     EMBEDDINGS,
     TEACHER,
     EmbeddingParameters,
     Embeddings,
-    embedded_by,
     embeddings_job,
-    highest,
     load_embeddings,
 )
+from vidistill.tasks.learning.training import Device, Precision, generator
+from vidistill.tasks.methods import Given, Material, Method, chosen_of
+from vidistill.tasks.select.embedding import embedded_by, highest
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -25,9 +25,9 @@ import zarr
 from vidistill.storage.clips import TABLE, Clips, ClipTable, ClipVideo, create_clip_array
 from vidistill.storage.pool import LATENTS, Pool, create_latent_array
 from vidistill.storage.store import Manifest, Store
+from vidistill.tasks.learning.embedding import EMBEDDINGS
 from vidistill.tasks.learning.training import Device
 from vidistill.tasks.methods import Material, find_method
-from vidistill.tasks.select.embedding import EMBEDDINGS
 
 LOADED = (sklearn.cluster, sklearn.decomposition, sklearn.linear_model)  # here, so that no method's time has the import
 SELECTORS = ("pool_random", "mae_score", "csta", "dm_mmd", "vst_unet", "tac_dt")

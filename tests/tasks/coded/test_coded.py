@@ -130,8 +130,9 @@ def test_soft_labels_are_the_teachers_for_what_is_decoded(bench):
 def test_picks_are_orders_of_all_clips(bench):
     rows = bench.clips.rows_of(1)
     network = bench.material((1,), 1, 0).teacher
+    emb_ND = np.random.default_rng(0).normal(size=(len(bench.clips), 5))
     for pick in ("random", "herding", "k_center", "medium", "cluster"):
-        found = ordered(pick, bench.clips, rows, 0, network, bench.device)
+        found = ordered(pick, bench.clips, rows, 0, network, lambda: emb_ND, bench.device)
         assert sorted(found.tolist()) == rows.tolist()
 
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import zarr
+from listed import table
 
+from vidistill.flows.experiment import build as build_graph
+from vidistill.flows.fronts import with_front
+from vidistill.flows.parameters import Experiment
 from vidistill.models import build
 from vidistill.storage.clips import TABLE, Clips, ClipTable, ClipVideo, create_clip_array
 from vidistill.storage.errors import RequestError
@@ -140,10 +147,23 @@ def network():
     return build("minic3d_bn", classes=3, frames=T, size=SIZE).eval()
 
 
-def material(clips, labels=(0, 1, 2), ipc=2, seed=0, teacher=network, told=None) -> Material:
+@pytest.fixture(scope="module")
+def embedded(clips, tmp_path_factory) -> Path:
+    """The teacher's features of all clips, as their stage keeps them."""
+    x_BTHWC = torch.from_numpy((clips.read(range(len(LABELS))) / 255 - 0.5) / 0.29).float()
+    with torch.no_grad():
+        emb_ND = network().embed(x_BTHWC.permute(0, 4, 1, 2, 3)).numpy()
+    folder = tmp_path_factory.mktemp("embedded")
+    zarr.create_array(folder, name="embeddings", data=emb_ND)
+    return folder
+
+
+def material(clips, labels=(0, 1, 2), ipc=2, seed=0, embedded=None, told=None) -> Material:
     device = Device(torch.device("cpu"), "fp32", 1)
     progress = (lambda *_: None) if told is None else lambda *numbers: told.append(numbers)
-    return Material(clips, ipc, seed, labels, device, teacher, lambda name: [], progress)
+    return Material(
+        clips, ipc, seed, labels, device, no_teacher, lambda name: {"embeddings": [embedded]}.get(name, []), progress
+    )
 
 
 def no_teacher():
@@ -179,7 +199,7 @@ def test_a_class_draws_the_same_in_any_group(clips):
 
 
 def test_random_gives_the_clips_that_it_drew(clips):
-    made = Random(Random.Parameters()).distil(material(clips, seed=4, teacher=no_teacher))
+    made = Random(Random.Parameters()).distil(material(clips, seed=4))
     rows = draw_rows(clips, (0, 1, 2), 2, 4)
     np.testing.assert_array_equal(made.clips_NTHWC, clips.read(rows))
     assert made.sources == tuple(f"{LABELS[row]}/{row}.avi" for row in rows)
@@ -187,17 +207,17 @@ def test_random_gives_the_clips_that_it_drew(clips):
 
 
 @pytest.mark.parametrize("method", [Random, Herding, KCenter])
-def test_more_clips_than_a_class_has(clips, method):
+def test_more_clips_than_a_class_has(clips, embedded, method):
     with pytest.raises(
         RequestError, match=r"^ipc 5 asks for more clips than the class 'run' has \(4 usable training videos\)\.$"
     ):
-        method(method.Parameters()).distil(material(clips, labels=(0, 1), ipc=5))
+        method(method.Parameters()).distil(material(clips, labels=(0, 1), ipc=5, embedded=embedded))
 
 
 @pytest.mark.parametrize(("method", "pick"), [(Herding, herd_by_means), (KCenter, spread_by_search)])
-def test_a_coreset_is_picked_from_the_teachers_features_of_each_class(clips, method, pick):
+def test_a_coreset_is_picked_from_the_teachers_features_of_each_class(clips, embedded, method, pick):
     told: list[tuple[int, int]] = []
-    made = method(method.Parameters()).distil(material(clips, labels=(2, 0), ipc=3, told=told))
+    made = method(method.Parameters()).distil(material(clips, labels=(2, 0), ipc=3, embedded=embedded, told=told))
     expected = []
     for label in (2, 0):
         own = [row for row, other in enumerate(LABELS) if other == label]
@@ -216,9 +236,31 @@ def test_random_features_need_no_teacher_and_are_their_seed(clips, method):
     options = method.Parameters(features="random", network="minic3d_bn")
 
     def sources(seed: int):
-        made = method(options).distil(material(clips, seed=seed, teacher=no_teacher))
+        made = method(options).distil(material(clips, seed=seed))
         assert made.facts == {"features": "random"}
         return made.sources
 
     assert sources(1) == sources(1)
     assert len({sources(seed) for seed in (1, 2, 3)}) > 1
+
+
+def test_every_coreset_budget_and_seed_reads_the_same_features() -> None:
+    cells: list[dict[str, Any]] = [
+        {"method": "herding"}, {"method": "k_center"},
+        {"method": "coded", "options": {"pick": "cluster"}, "recipes": ["soft"], "kb": [2]},
+        {"method": "herding", "variant": "random", "options": {"features": "random"}},
+    ]  # fmt: skip
+    asked = {"data": "videos", "cells": cells, "ipc": [1, 2], "seeds": 2, "decode": {"frames": 4, "size": 32}}
+    jobs = build_graph(with_front(Experiment.model_validate(asked), "rgb"), table()).jobs
+    (made,) = (ref for ref, job in jobs.items() if job.stage == "embeddings")
+    sets = [job for job in jobs.values() if job.stage in ("distilled", "coded-search")]
+    readers = [
+        job.parameters.get("method", job.stage) for job in sets if list(job.inputs.get("embeddings", ())) == [made]
+    ]
+    assert {name: readers.count(name) for name in readers} == {
+        "herding": 4,
+        "k_center": 4,
+        "coded": 2,
+        "coded-search": 1,
+    }
+    assert not [job for job in sets if "teacher" in job.inputs and job.stage == "distilled"]

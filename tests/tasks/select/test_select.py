@@ -35,10 +35,11 @@ from vidistill.models.vst_unet import (
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.pool import Pool
+from vidistill.tasks.learning.embedding import load_embeddings
+from vidistill.tasks.learning.videomae import videomae_input
 from vidistill.tasks.methods import find_method, no_pool
 from vidistill.tasks.select.csta import summary, wanted
 from vidistill.tasks.select.dm_mmd import clusters, gaussian_kernel, matching, mmd
-from vidistill.tasks.select.embedding import load_embeddings, videomae_input
 from vidistill.tasks.select.tac_dt import birch_clusters, nearest_to_centroids, reduced
 from vidistill.tasks.select.vst_unet import VSTUNetParameters, label_of
 from vidistill.tasks.videos.index import IndexTable

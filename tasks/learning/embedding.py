@@ -1,0 +1,93 @@
+"""Embeddings of clips, a cached stage: made once for all methods, budgets and seeds that choose by them.
+
+Shapes: N clips, D features.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vidistill.storage.clips import Clips
+from vidistill.storage.parameters import Parameters
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.learning.teacher import features, load_teacher
+from vidistill.tasks.learning.training import Device, Precision
+from vidistill.tasks.learning.videomae import videomae_features
+from vidistill.tasks.learning.weights import check_installed, known_by
+from vidistill.tasks.stage import Job, Work, stage
+
+if TYPE_CHECKING:
+    from vidistill.tasks.methods import Given
+
+TEACHER, EMBEDDINGS, FACTS = "teacher", "embeddings", "embedding"
+Embeddings = NDArray[np.float64]
+
+
+class EmbeddingParameters(Parameters):
+    """What clips are embedded by. Published (S4, §3.2): VideoMAE, D = 1,408.
+
+    Without weights at hand the data set's own teacher is the next best that knows its classes.
+    """
+
+    embedding: str = Field(TEACHER, description="teacher; or VideoMAE of transformers: a folder, or a name on the Hub.")
+    precision: Precision = "auto"
+
+
+def embeddings_job(given: Given, clips: ArtifactRef, parameters: EmbeddingParameters, what: str) -> Job:
+    """The job that embeds training clips or a pool.
+
+    Raises:
+        RequestError: the weights look like a path and are not there, or transformers is not installed.
+    """
+    label = f"embed {what} by {Path(parameters.embedding).name}"
+    if parameters.embedding == TEACHER:
+        own = EmbeddingParameters(precision=parameters.precision)
+        return embed(own, {"clips": clips, "teacher": given.add(given.teacher)}, label=label)
+    check_installed("transformers", "VideoMAE")
+    path = Path(parameters.embedding).expanduser()
+    there = path.exists()
+    name = _known_by(parameters.embedding, _stamp(path) if there else 0)
+    job = embed(EmbeddingParameters(embedding=name, precision=parameters.precision), {"clips": clips}, label=label)
+    return job.model_copy(update={"places": {FACTS: str(path.absolute() if there else parameters.embedding)}})
+
+
+def train_embeddings(given: Given, precision: Precision) -> ArtifactRef:
+    """The teacher's features of the training clips, one job whoever asks."""
+    return given.add(embeddings_job(given, given.train, EmbeddingParameters(precision=precision), "training clips"))
+
+
+@cache
+def _known_by(place: str, stamp: int) -> str:  # noqa: ARG001
+    """The name of weights, their content hashed once for all rows of a run; `stamp` is when they were changed last."""
+    return known_by(place)
+
+
+def _stamp(path: Path) -> int:
+    return max(one.stat().st_mtime_ns for one in (path, *path.rglob("*")))
+
+
+@stage(EMBEDDINGS, version=1, threads="all")
+def embed(work: Work) -> None:
+    parameters = EmbeddingParameters.model_validate(work.job.parameters)
+    device = Device.of(work, parameters.precision)
+    clips = Clips(work.store, work.ref("clips"))
+    if parameters.embedding == TEACHER:
+        network = load_teacher(work.store, work.ref("teacher"), clips, device)
+        emb_ND = features(network, clips, np.arange(len(clips)), device)
+    else:
+        emb_ND = videomae_features(work.job.places.get(FACTS, parameters.embedding), clips, device, work.progress)
+    zarr.create_array(work.folder, name=EMBEDDINGS, data=emb_ND.astype(np.float32))
+    facts = {"dimensions": emb_ND.shape[1], **device.facts()}
+    work.record(counts={"clips": len(clips)}, **facts)
+
+
+def load_embeddings(folder: Path) -> Embeddings:
+    """A row a clip: float64 (N, D), stored as float32."""
+    return np.asarray(zarr.open_array(folder, path=EMBEDDINGS, mode="r")[...], dtype=np.float64)

@@ -1,0 +1,81 @@
+"""VideoMAE of transformers, from a folder or from the Hub, as what clips are embedded by (S4, §3.2).
+
+Shapes: N clips, B clips a batch, T frames, H height, W width, D features.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidistill.storage.clips import Clips
+from vidistill.storage.errors import RequestError
+from vidistill.tasks.learning.training import Device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BATCH = 8
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def videomae_features(
+    place: str, clips: Clips, device: Device, progress: Callable[[int, int], None]
+) -> NDArray[np.float64]:
+    """The mean of VideoMAE's last tokens: float64 (N, D).
+
+    Clips are resized to the network's frames (the nearest ones, evenly spread) and size, normalised as ImageNet.
+
+    Raises:
+        RequestError: the weights are not there or not VideoMAE's.
+    """
+    import torch
+
+    network = load_videomae(place).to(device.torch_device).eval().requires_grad_(False)
+    frames, size = network.config.num_frames, network.config.image_size
+    found = []
+    with torch.inference_mode(), device.autocast():
+        for first in range(0, len(clips), BATCH):
+            clips_NTHWC = clips.read(range(first, min(first + BATCH, len(clips))))
+            x_BTCHW = videomae_input(clips_NTHWC, frames, size, device)
+            found.append(network(pixel_values=x_BTCHW).last_hidden_state.mean(1).double().cpu().numpy())
+            progress(min(first + BATCH, len(clips)), len(clips))
+    return np.concatenate(found)
+
+
+def videomae_input(clips_NTHWC: NDArray[np.uint8], frames: int, size: int, device: Device) -> Tensor:
+    """x_BTCHW float32, normalised by ImageNet's mean and deviation."""
+    import torch
+
+    places_T = np.linspace(0, clips_NTHWC.shape[1] - 1, frames).round().astype(int)
+    x_BTCHW = torch.from_numpy(clips_NTHWC[:, places_T]).to(device.torch_device).permute(0, 1, 4, 2, 3).float() / 255
+    x_FCHW = torch.nn.functional.interpolate(x_BTCHW.flatten(0, 1), size=(size, size), mode="bicubic", antialias=True)
+    values = (torch.tensor(value, device=x_FCHW.device)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
+    mean_C11, std_C11 = values
+    return ((x_FCHW.clamp(0, 1) - mean_C11) / std_C11).view(len(clips_NTHWC), frames, 3, size, size)
+
+
+def load_videomae(place: str) -> Any:
+    """VideoMAE with the weights of a folder or of a name on the Hub, all of them.
+
+    Raises:
+        RequestError: see `videomae_features`.
+    """
+    transformers: Any = importlib.import_module("transformers")
+    try:
+        network, found = transformers.VideoMAEModel.from_pretrained(place, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RequestError(
+            f"VideoMAE {place!r} cannot be loaded ({why}): give a folder that has it, or embedding=teacher."
+        ) from error
+    if absent := sorted(found["missing_keys"]):
+        raise RequestError(
+            f"The weights {place!r} do not fit VideoMAE ({len(absent)} are missing, such as {absent[0]}): give a "
+            "checkpoint of VideoMAE, or embedding=teacher."
+        )
+    return network
