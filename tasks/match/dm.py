@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class DMLossParameters(Parameters):
     """What DM compares."""
 
-    network: core.Fresh = Field("r2plus1d_small_in", description="A fresh one for each `reuse` (published: minic3d).")
+    network: core.Fresh = Field("minic3d", description="A fresh one for each `reuse`; published.")
     reuse: int = Field(1, ge=1, description="Iterations of one network, with the real means of the first of them.")
     batch_real: int = Field(64, ge=1, description="Real clips a class and network (VDSD: 64; images: 256).")
     augmentation: dsa.Strategy = Field("none", description="VDSD's code uses none; DM on images uses DSA, ω a class.")
@@ -41,7 +41,7 @@ PUBLISHED = 30.0
 
 
 class DMParameters(DMLossParameters, core.Steps):
-    """VDSD's settings for DM on MiniUCF, IPC 1 (methods §3.1), but for network, iterations and steps."""
+    """VDSD's settings for DM on MiniUCF, IPC 1 (methods §3.1), but for iterations and steps."""
 
     iterations: int = Field(200, ge=0, description="Published: 5,000 (images: 20,000); 200 fit two cores.")
     init: Literal["real", "noise"] = "real"

@@ -46,9 +46,9 @@ class IDTDParameters(DMLossParameters):
     diversity: float = Field(0.1, ge=0, description="λ.")
     sharpness: float = Field(4.0, ge=0, description="Logit by which a selector prefers its own features at the start.")
     iterations: int = Field(200, ge=0, description="200 fit two cores.")
-    lr: float = Field(core.PIXELS, gt=0, description="Adam's, of the pool's pixels, in standard deviations.")
-    lr_selector: float = Field(core.PIXELS, ge=0)
-    lr_fusor: float = Field(core.WEIGHTS, ge=0)
+    lr: float = Field(0.05, gt=0, description="Adam's, of the pool's pixels, in standard deviations.")
+    lr_selector: float = Field(0.05, ge=0)
+    lr_fusor: float = Field(0.01, ge=0)
     precision: Precision = "auto"
 
 

@@ -191,7 +191,7 @@ def test_published_steps_have_the_rates_of_the_method_and_budget(
     cases = {
         published: {"step": "published"},
         (7.0, 0.5): {"step": "published", "lr_dynamic": 7.0, "lr_hallucinator": 0.5},
-        (0.01, 1e-3): {},
+        (0.08, 0.01): {},
     }
     for (motion, layer), changes in cases.items():
         rates = rates_of(bench, monkeypatch, name, ipc, **changes)
