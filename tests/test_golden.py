@@ -44,6 +44,8 @@ TRAJECTORIES = {
 }  # fmt: skip
 STATIC = {"iterations": 2, "batch_real": 2, "depth": 3, "lr": 0.1, "precision": "fp32"}
 BRIEF = {"epochs": 1, "least_steps": 3, "precision": "fp32"}
+VDSD = {"lr_dynamic": 0.5, "lr_hallucinator": 1e-3}
+IDTD = {"lr_selector": 0.01, "lr_fusor": 1e-3}
 OPTIONS: dict[str, dict[str, object]] = {
     "tsgf": {"iterations": 3, "group_classes": 4, "lr": 0.2},
     "random": {},
@@ -57,11 +59,11 @@ OPTIONS: dict[str, dict[str, object]] = {
         "iterations": 2,
         "batch_real": 2,
         "static": STATIC,
-        "lr_dynamic": 0.5,
+        **VDSD,
     },
-    "mtt_vdsd": TRAJECTORIES | {"static": STATIC, "lr_dynamic": 0.5},
-    "frepo_vdsd": {"iterations": 2, "batch_real": 4, "pool": 1, "static": STATIC, "lr_dynamic": 0.5},
-    "idtd": {"network": "r2plus1d_small_in", "iterations": 2, "batch_real": 2, "lr": 0.1},
+    "mtt_vdsd": TRAJECTORIES | {"static": STATIC, **VDSD},
+    "frepo_vdsd": {"iterations": 2, "batch_real": 4, "pool": 1, "static": STATIC, **VDSD},
+    "idtd": {"network": "r2plus1d_small_in", "iterations": 2, "batch_real": 2, "lr": 0.1, **IDTD},
     "sfvd": TRAJECTORIES | {"lr": 0.1},
     "sfvd_t": TRAJECTORIES | {"lr": 0.1},
     "optdistill": {"grid": 1, "fallback": "whole", "training": {"steps": 20}},
