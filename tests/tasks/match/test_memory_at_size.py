@@ -16,7 +16,7 @@ SET_BYTES = 4 * 3 * CLASSES * IPC * FRAMES * SIZE**2
 BOUND_BYTES = 11e9
 OPTIONS = {
     "dm": {"batch_real": 1, "iterations": 1},
-    "dc": {"batch_real": 1, "iterations": 1, "outer": 2, "inner": 1},
+    "dc": {"network": "r2plus1d_small_in", "batch_real": 1, "iterations": 1, "outer": 2, "inner": 1},
     "idtd": {"batch_real": 1, "iterations": 1},
     "frepo": {"batch_real": CLASSES, "iterations": 2, "pool": 1},
 }
