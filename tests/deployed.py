@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,23 +80,32 @@ class Deployed:
         return run_id
 
     def states(self, run_id: str) -> dict[str, str]:
-        """The name of each task run's last state; the server hears of it a moment after the run has ended."""
+        """The name of each task run's last state."""
         chosen = {"flow_runs": {"id": {"any_": [run_id]}}, "limit": 200}
-        deadline, before = time.monotonic() + 60, None
-        while True:
+
+        def read() -> list[tuple[str, str]]:
             tasks = self.ask("/task_runs/filter", chosen)
-            found = {task["name"]: task["state"]["name"] if task["state"] else "Pending" for task in tasks}
-            settled = found == before and not {"Pending", "Running"} & set(found.values())
-            if settled or time.monotonic() > deadline:
-                return found
-            before = found
-            time.sleep(1)
+            return [(task["name"], task["state"]["name"] if task["state"] else "Pending") for task in tasks]
+
+        return dict(settled(read))
 
     @contextmanager
     def worker(self) -> Iterator[subprocess.Popen[bytes]]:
         command = [str(BIN / "prefect"), "worker", "start", "--pool", "vidistill", "--type", "process"]
         with background(command, self.folder, self.env | {"PREFECT_WORKER_QUERY_SECONDS": "1"}) as process:
             yield process
+
+
+def settled(read: Callable[[], list[tuple[str, str]]]) -> list[tuple[str, str]]:
+    """Task runs and their states, of which the server hears a moment after a flow has ended: once nothing changes."""
+    deadline, before = time.monotonic() + 60, None
+    while True:
+        found = sorted(read())
+        done = found == before and not {"Pending", "Running"} & {state for _, state in found}
+        if done or time.monotonic() > deadline:
+            return found
+        before = found
+        time.sleep(1)
 
 
 def kill_with_children(pid: int) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from deployed import settled
 from flow_running import CLASSES
 from method_contract import DECODE
 from method_contract import POOL as CONTRACT_POOL
@@ -31,8 +32,12 @@ def states(since: datetime) -> Counter[tuple[str, str]]:
 
     with get_client(sync_client=True) as client:
         began = FlowRunFilter(start_time=FlowRunFilterStartTime(after_=since))
-        runs = client.read_task_runs(flow_run_filter=began, limit=200)
-    return Counter((run.name.split(" ")[0], run.state_name) for run in runs)
+
+        def read() -> list[tuple[str, str]]:
+            runs = client.read_task_runs(flow_run_filter=began, limit=200)
+            return [(run.name.split(" ")[0], run.state_name or "Pending") for run in runs]
+
+        return Counter(settled(read))
 
 
 @pytest.mark.usefixtures("prefect_server", "tiny_transformer")
