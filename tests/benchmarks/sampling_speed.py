@@ -3,7 +3,7 @@
     vidistill pool --data sprites --frames 8 --size 56 --store STORE
     python tests/benchmarks/sampling_speed.py --store STORE            # the newest pool of the store
 
-"Plain" is 250 steps of DDPM in fp32, without fused attention, one clip at a time. Both sides generate clips of every
+"Plain" is 250 steps of DDPM in fp32, one clip at a time. Both sides generate clips of every
 class with the pool's own guidance, and the same teacher, which saw neither, names their classes.
 """
 
@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vidistill.models import compute
 from vidistill.storage.clips import Clips
@@ -48,7 +46,7 @@ class Bench:
         return Bench(store, Pool(store, pool), Clips(store, train), store.manifest(pool).inputs, teacher)
 
 
-def measure(bench: Bench, sampler: SamplerParameters, device: Device, per_class: int, *, fused: bool) -> list[object]:
+def measure(bench: Bench, sampler: SamplerParameters, device: Device, per_class: int) -> list[object]:
     """A row: clips a second (latents and decoding), and the share of clips whose class the teacher names."""
     network = load_latte(bench.store, bench.inputs["latte"][0], device)
     codec = load_codec(bench.store, bench.inputs["autoencoder"][0], device)
@@ -57,12 +55,11 @@ def measure(bench: Bench, sampler: SamplerParameters, device: Device, per_class:
     made, labels = [], []
     sampled(network, sampler.model_copy(update={"steps": 2}), 1, 0, batches[0], bench.pool.shape_CTHW, device)  # warm
     began = time.perf_counter()
-    with nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
-        for label in range(len(bench.clips.classes)):
-            for numbers in batches:
-                z = sampled(network, sampler, 1, label, numbers, bench.pool.shape_CTHW, device)
-                made.append(decoded(codec, z, device))
-                labels += [label] * len(numbers)
+    for label in range(len(bench.clips.classes)):
+        for numbers in batches:
+            z = sampled(network, sampler, 1, label, numbers, bench.pool.shape_CTHW, device)
+            made.append(decoded(codec, z, device))
+            labels += [label] * len(numbers)
     seconds = time.perf_counter() - began
     right = named(bench, np.concatenate(made), device) == np.array(labels)
     return [sampler.method, sampler.steps, sampler.batch_size, device.precision, len(labels) / seconds, right.mean()]
@@ -92,8 +89,8 @@ def main() -> None:
     plain = own.model_copy(update={"method": "ddpm", "steps": given.plain_steps, "batch_size": 1})
     ours = Device(where, compute.resolve_precision(own.precision, where), given.threads)
     rows = [
-        ["plain", *measure(bench, plain, Device(where, "fp32", given.threads), given.plain_clips, fused=False)],
-        ["ours", *measure(bench, own, ours, given.clips, fused=True)],
+        ["plain", *measure(bench, plain, Device(where, "fp32", given.threads), given.plain_clips)],
+        ["ours", *measure(bench, own, ours, given.clips)],
     ]
     print(f"{'':8}{'sampler':8}{'steps':>6}{'batch':>6}{'':2}{'precision':10}{'clips/s':>9}{'teacher':>9}")
     for name, method, steps, batch, precision, speed, right in rows:
