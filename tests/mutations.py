@@ -122,6 +122,10 @@ SOURCES = of("tasks/select/test_sources.py")
 QUALITY = of("tasks/generate/test_quality.py")
 SAMPLED = of("tasks/generate/test_generate_pool.py", "test_a_learned_variance_is_what_ddpm_adds")
 LATTE = of("models/test_latte.py")
+INTERVALS = of("tasks/report/test_page.py", "test_differences_carry_t_intervals")
+TRAJECTORY = of("tasks/learning/test_experts.py", "test_a_trajectory_is_plain_gradient_descent")
+EMBEDDED = of("tasks/learning/test_embedding.py")
+KINETICS = of("tasks/learning/test_kinetics.py", "test_it_says_of_a_clip_what_torchvision_says")
 WINDOWS = of("tasks/crops/test_crops.py", "test_windows", "test_both_scores", "test_regions_undo_tiling")
 MOSAICS = of("tasks/crops/test_mosaics.py")
 PLAN = of("flows/test_planning.py")
@@ -596,6 +600,33 @@ MUTATIONS = [
     Mutation("tasks/generate/quality.py", "the pool is compared with all real clips", QUALITY,
              "fvd=frechet_distance(spread(made_ND, count), real_MD[::2])",
              "fvd=frechet_distance(spread(made_ND, count), real_MD)"),
+    Mutation("tasks/report/statistics.py", "an interval is one-sided", INTERVALS,
+             "(1 + CONFIDENCE) / 2",
+             "CONFIDENCE"),
+    Mutation("tasks/report/statistics.py", "the mean of the seeds costs no degree of freedom", INTERVALS,
+             "t_quantile(seeds - 1)",
+             "t_quantile(seeds)"),
+    Mutation("tasks/report/statistics.py", "the spread is that of these seeds alone", INTERVALS,
+             "ddof=1",
+             "ddof=0"),
+    Mutation("tasks/learning/experts.py", "every epoch draws the first one's batches", TRAJECTORY,
+             "step = epoch * draw.order.steps_an_epoch + place",
+             "step = place"),
+    Mutation("tasks/learning/experts.py", "an expert steps at half its rate", TRAJECTORY,
+             "weight.sub_(gradient, alpha=lr)",
+             "weight.sub_(gradient, alpha=lr / 2)"),
+    Mutation("tasks/learning/kinetics.py", "colours are shifted the wrong way", KINETICS,
+             "(mean - own_mean) / own_std",
+             "(own_mean - mean) / own_std"),
+    Mutation("tasks/learning/embedding.py", "embeddings are of the first clip alone", EMBEDDED,
+             "np.arange(len(clips))",
+             "np.zeros(len(clips), int)"),
+    Mutation("models/autoencoder.py", "latents are drawn by their variance", LATTE,
+             "(0.5 * log_variance).exp()",
+             "log_variance.exp()"),
+    Mutation("models/autoencoder.py", "latents are decoded where they lie", LATTE,
+             "/ self.scale + self.shift",
+             "* self.scale + self.shift"),
     Mutation("models/latte.py", "scores are not scaled", LATTE,
              "(queries * queries.shape[-1] ** -0.5) @ keys",
              "queries @ keys"),

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidistill.models.autoencoder import Codec, FrameAutoencoder, to_clips, to_frames
+from vidistill.models.autoencoder import Codec, FrameAutoencoder, autoencoder_loss, to_clips, to_frames
 from vidistill.models.diffusion import STEPS, alphas_cumulated, diffusion_loss, noised, variance_bound, velocity_of
 from vidistill.models.latte import LABELS, SIZES, Latte, Size, load_published
 
@@ -286,3 +286,27 @@ def test_frames_and_clips_are_each_others_inverse():
     assert frames.min() >= -1
     assert frames.max() <= 1
     assert torch.equal(to_clips(frames, 3), clips)
+
+
+def test_an_autoencoder_learns_by_absolute_error_and_divergence():
+    torch.manual_seed(0)
+    network = FrameAutoencoder(4, 8, 4)
+    frames, noise = torch.rand(3, 3, 16, 16) * 2 - 1, torch.randn(3, 4, 4, 4)
+    mean, log_variance = network.encoder(frames).split(4, dim=1)
+    latents = torch.distributions.Normal(mean, log_variance.exp().sqrt())
+    error = (network.decode(latents.mean + noise * latents.stddev) - frames).abs().mean()
+    divergence = torch.distributions.kl_divergence(latents, torch.distributions.Normal(0.0, 1.0)).mean()
+    torch.testing.assert_close(autoencoder_loss(network, frames, noise, 0.1), error + 0.1 * divergence)
+
+
+def test_a_codecs_latents_are_standardised_and_decoded_as_they_were():
+    torch.manual_seed(0)
+    network = FrameAutoencoder(4, 8, 4)
+    clips = torch.randint(0, 256, (2, 3, 16, 16, 3), dtype=torch.uint8)
+    raw = network.encode(to_frames(clips))
+    codec = Codec(network, raw.mean((0, 2, 3)).tolist(), (1 / raw.std((0, 2, 3), correction=0)).tolist())
+    z = codec.encode(clips)
+    torch.testing.assert_close(z.mean((0, 2, 3, 4)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(z.std((0, 2, 3, 4), correction=0), torch.ones(4), atol=1e-4, rtol=0)
+    plain = Codec(network, [0.0] * 4, [1.0] * 4)
+    assert (codec.decode(z).int() - plain.decode(plain.encode(clips)).int()).abs().max() <= 1

@@ -27,7 +27,7 @@ def published() -> torch.nn.Module:
     torch.manual_seed(3)
     network = r3d_18(num_classes=400)
     for name, buffer in network.named_buffers():
-        if "running" in name:
+        if "running_var" in name:
             buffer.uniform_(0.5, 1.5)
     return network.eval()
 
