@@ -236,6 +236,15 @@ def test_a_table_of_ways_to_train_has_a_column_a_budget() -> None:
     ]
 
 
+def test_a_table_says_how_long_a_student_of_all_clips_took() -> None:
+    rows = [ROW | {"method": "full", "ipc": None, "student": name, "student_seconds": took}
+            for name, took in (("rgb:minic3d", 61.4), ("minic3d", 0.0))]  # fmt: skip
+    made = write_tables().tables({"rows": [ROW | {"student_seconds": 3.0}, *rows], "notes": ["Made here."]})
+    assert made.splitlines()[-2:] == [
+        "Made here.", "A student of all clips trained and was tested in: rgb:minic3d 61 s."
+    ]  # fmt: skip
+
+
 def test_a_table_by_bytes_shows_what_nobody_beats_with_as_many(tmp_path: Path) -> None:
     tables = write_tables()
     page = tmp_path / "page.md"

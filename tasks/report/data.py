@@ -81,7 +81,7 @@ class Row(Parameters):
         bytes: stored size of the set, with its soft labels or, for online ones, the teacher's weights.
         bytes_coded: the same with its clips as coded video, where those were scored.
         seconds: time to make the set. peak_memory_bytes: of the stage's own process.
-        flops: of the student's whole training.
+        flops: of the student's whole training. student_seconds: that it took, its test included; 0 where none trained.
         artifact: the key of the distilled set.
         per_class: mean accuracy of each class. top1: one value a seed.
         difference_mean: paired over seeds against Random of the same recipe, ipc and student.
@@ -127,6 +127,7 @@ class Row(Parameters):
     front: str = "rgb"
     network: str = ""
     bytes_coded: int | None = None
+    student_seconds: float = 0.0
     training: str = ""
 
     @property

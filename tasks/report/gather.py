@@ -73,7 +73,7 @@ def report_job(
     return report(parameters, inputs, label="report")
 
 
-@stage("report", version=13)
+@stage("report", version=14)  # 14: the seconds of a student
 def report(work: Work) -> None:
     parameters = ReportParameters.model_validate(work.job.parameters)
     data = gather(work, parameters)
@@ -174,6 +174,7 @@ def _row(
         seconds=float(np.mean([sum(manifest.seconds for manifest in made) for made in makers])),
         peak_memory_bytes=max((manifest.peak_memory_bytes for made in makers for manifest in made), default=0),
         flops=own[0].flops,
+        student_seconds=float(np.mean([manifests[ref].seconds for ref in plan.scores if ref.kind == "score"] or [0])),
         seeds=len(own),
         artifact=(plan.sets or plan.scores)[0].key,
         per_class=[float(value) for value in np.mean([score.per_class for score in own], axis=0)],

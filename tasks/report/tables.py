@@ -17,7 +17,7 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 COLUMNS = ("Method", "Top-1 %", "vs Random", "Top-5 %", "AUC", "F1 %", "Stored", "Time", "Peak memory", "FLOPs",
-           "Seeds", "Artifact")  # fmt: skip
+           "Training", "Seeds", "Artifact")  # fmt: skip
 _NAMES = {
     "full": "Full data", "random": "Random", "herding": "Herding", "k_center": "k-Center", "tsgf": "TSGF", "dc": "DC",
     "static_dc": "Static-DC", "dm": "DM", "mtt": "MTT", "frepo": "FRePo", "dm_vdsd": "DM+VDSD", "mtt_vdsd": "MTT+VDSD",
@@ -128,7 +128,7 @@ def _cells(row: Row) -> list[str]:
         name, spread(row), difference(row), percent(row.top5_mean), f"{row.auc_mean:.3f}",
         percent(row.f1_mean), _stored(row), duration(row.seconds) if row.seconds else "–",
         size(row.peak_memory_bytes) if row.peak_memory_bytes else "–", flops(row.flops),
-        str(row.seeds), row.artifact[:10],
+        duration(row.student_seconds) if row.student_seconds else "–", str(row.seeds), row.artifact[:10],
     ]  # fmt: skip
 
 

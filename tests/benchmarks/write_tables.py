@@ -70,7 +70,14 @@ def tables(document: Document) -> str:
                 )
             )  # fmt: skip
             parts += [f"**{kind} labels**", "", *header(COLUMNS, rows), *(line(cells(row)) for row in rows), ""]
-    return "\n".join([*parts, *(f"{note}" for note in document["notes"]), ""])
+    return "\n".join([*parts, *document["notes"], *training_time(document["rows"]), ""])
+
+
+def training_time(rows: list[Row]) -> list[str]:
+    """What a student of all clips took, by student; nothing where the report is older than that."""
+    took = [f"{row['student']} {row['student_seconds']:.0f} s" for row in rows
+            if row["method"] == "full" and row.get("student_seconds")]  # fmt: skip
+    return [f"A student of all clips trained and was tested in: {', '.join(took)}."] if took else []
 
 
 def best(document: Document) -> str:

@@ -93,6 +93,7 @@ def test_the_report_has_what_scripts_read(session: Session) -> None:
     document = json.loads((session.out / "report.json").read_text())
     for row in document["rows"]:
         assert row.keys() >= ROW
+        assert (row["student_seconds"] > 0) == (row["method"] != "teacher")
         ipc = None if row["method"] == "teacher" else 1
         assert (row["ipc"], row["seeds"], row["student"]) == (ipc, 1, "r2plus1d_small")
         assert 0 <= row["top1_mean"] <= 1
