@@ -125,6 +125,7 @@ LATTE = of("models/test_latte.py")
 INTERVALS = of("tasks/report/test_page.py", "test_differences_carry_t_intervals")
 TRAJECTORY = of("tasks/learning/test_experts.py", "test_a_trajectory_is_plain_gradient_descent")
 EMBEDDED = of("tasks/learning/test_embedding.py")
+COMMON = of("tasks/learning/test_evaluate.py", "test_the_common_benchmark_trains_and_tests_by_its_habits")
 KINETICS = of("tasks/learning/test_kinetics.py", "test_it_says_of_a_clip_what_torchvision_says")
 WINDOWS = of("tasks/crops/test_crops.py", "test_windows", "test_both_scores", "test_regions_undo_tiling")
 MOSAICS = of("tasks/crops/test_mosaics.py")
@@ -600,6 +601,15 @@ MUTATIONS = [
     Mutation("tasks/generate/quality.py", "the pool is compared with all real clips", QUALITY,
              "fvd=frechet_distance(spread(made_ND, count), real_MD[::2])",
              "fvd=frechet_distance(spread(made_ND, count), real_MD)"),
+    Mutation("tasks/learning/evaluate.py", "the common benchmark's batches are not standardised", COMMON,
+             "draw = benchmark.standardising(draw)",
+             "pass"),
+    Mutation("tasks/learning/benchmark.py", "the common benchmark's test clips are not flipped", COMMON,
+             "training.flip_some(x_BCTHW, flips_B) if table.flips else x_BCTHW",
+             "x_BCTHW"),
+    Mutation("tasks/learning/benchmark.py", "the common benchmark has no decay", COMMON,
+             "weight_decay=5e-4",
+             "weight_decay=0.0"),
     Mutation("tasks/report/statistics.py", "an interval is one-sided", INTERVALS,
              "(1 + CONFIDENCE) / 2",
              "CONFIDENCE"),

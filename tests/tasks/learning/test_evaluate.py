@@ -14,8 +14,9 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from vidistill.storage.clips import TABLE
 from vidistill.storage.store import ArtifactRef, Manifest, Store
-from vidistill.tasks.learning import streams
+from vidistill.tasks.learning import benchmark, streams
 from vidistill.tasks.learning.evaluate import (
+    Protocol,
     Score,
     StudentParameters,
     evaluate_job,
@@ -112,8 +113,9 @@ def splits(folder: Path) -> tuple[tiny.Tiny, tiny.Tiny]:
 
 
 def scored(
-    folder: Path, recipe: Recipe, inputs: dict[str, ArtifactRef], test: tiny.Tiny, student: StudentParameters = STUDENT
-) -> Score:
+    folder: Path, recipe: Recipe, inputs: dict[str, ArtifactRef], test: tiny.Tiny, student: StudentParameters = STUDENT,
+    protocol: Protocol = "vidistill",
+) -> Score:  # fmt: skip
     """The score of a student; the clips of `folder/test` are its test split."""
     store, source = Store(folder), folder / "test" / "block" / "b" / "clips"
     block = tiny.put(store, "block", "test", lambda place: shutil.copytree(source, place / "clips"), {})
@@ -121,7 +123,7 @@ def scored(
     with store.writing(manifest) as attempt:
         (attempt.folder / TABLE).write_text(test.clips.table.model_dump_json())
     given = {"train": ArtifactRef(kind="clips", key="c"), "test": manifest.ref} | inputs
-    job = evaluate_job("any", student, recipe, 9, given, "score")
+    job = evaluate_job("any", student, recipe, 9, given, "score", protocol)
     run_job(job, Runtime(store=str(folder), threads=1))
     return load_score(store.folder(job.ref))
 
@@ -192,6 +194,48 @@ def test_a_student_of_all_clips_sees_their_views_and_flips_and_hard_labels(
         return x_BCTHW, torch.eye(2, dtype=torch.float64)[[tiny.LABELS[row] for row in rows]]
 
     check(made, *trained_by_hand(batch, 6), test)
+
+
+def test_the_common_benchmark_trains_and_tests_by_its_habits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written out: 501 passes, at a tenth of the rate from pass 252 on; all clips are flipped and standardised."""
+    tiny.networks(monkeypatch)
+    exact = benchmark.STUDENT.model_copy(update={"precision": "fp32"})
+    monkeypatch.setattr(benchmark, "STUDENT", exact)
+    predict, predicted = benchmark.predict, []
+    monkeypatch.setattr(benchmark, "predict", lambda *given: predicted.append(predict(*given)) or predicted[-1])
+    given, test = splits(tmp_path)
+    kept = given.material().chosen(np.arange(6))
+    distilled = tiny.put(Store(tmp_path), "distilled", "d", kept.save, {})
+    made = scored(tmp_path, HARD, {"distilled": distilled}, test, protocol="vdsd")
+
+    def seen(x_BCTHW: torch.Tensor, flips_B: np.ndarray) -> torch.Tensor:
+        x_BCTHW = mirrored(x_BCTHW, flips_B)
+        return (x_BCTHW - x_BCTHW.mean()) / x_BCTHW.std()
+
+    torch.manual_seed(SEED)
+    student = tiny.TinyNet().double()
+    sgd = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    losses = []
+    for epoch in range(501):
+        if epoch == 251:
+            sgd.param_groups[0]["lr"] = 0.001
+        rows = generator(SEED, epoch, streams.EPOCH_ORDER).permutation(6)
+        flips = generator(SEED, epoch, streams.STUDENT_VIEWS).random(6) < 0.5
+        logits = student(seen(torch.stack([given.x(int(row)) for row in rows]), flips))
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor([tiny.LABELS[row] for row in rows]))
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        losses.append(loss.item())
+    assert made.loss[:-1] == pytest.approx(np.reshape(losses[:-1], (-1, 10)).mean(1).tolist(), abs=2e-6)
+    outputs = []
+    for view in range(tiny.VIEWS):
+        flips = generator(SEED, view, 0, streams.TEST_FLIPS).random(len(test.clips)) < 0.5
+        x_NCTHW = torch.stack([test.x(row, view) for row in range(len(test.clips))])
+        outputs.append(student(seen(x_NCTHW, flips)).softmax(1).detach())
+    p_NK, labels_N = torch.cat(outputs).numpy(), np.tile(test.clips.labels_N, tiny.VIEWS)
+    assert made.top1 == pytest.approx((p_NK.argmax(1) == labels_N).mean())
+    np.testing.assert_allclose(predicted[0][0].softmax(1), p_NK, atol=1e-4)
 
 
 def test_a_student_may_train_at_the_rate_that_its_set_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
