@@ -241,7 +241,7 @@ def test_a_table_says_how_long_a_student_of_all_clips_took() -> None:
             for name, took in (("rgb:minic3d", 61.4), ("minic3d", 0.0))]  # fmt: skip
     made = write_tables().tables({"rows": [ROW | {"student_seconds": 3.0}, *rows], "notes": ["Made here."]})
     assert made.splitlines()[-2:] == [
-        "Made here.", "A student of all clips trained and was tested in: rgb:minic3d 61 s."
+        "Made here.", "A student of all clips was trained and tested in: rgb:minic3d 61 s."
     ]  # fmt: skip
 
 

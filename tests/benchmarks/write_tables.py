@@ -75,9 +75,9 @@ def tables(document: Document) -> str:
 
 def training_time(rows: list[Row]) -> list[str]:
     """What a student of all clips took, by student; nothing where the report is older than that."""
-    took = [f"{row['student']} {row['student_seconds']:.0f} s" for row in rows
+    took = [f"{' '.join(filter(None, [row['student'], row['variant']]))} {row['student_seconds']:.0f} s" for row in rows
             if row["method"] == "full" and row.get("student_seconds")]  # fmt: skip
-    return [f"A student of all clips trained and was tested in: {', '.join(took)}."] if took else []
+    return [f"A student of all clips was trained and tested in: {', '.join(took)}."] if took else []
 
 
 def best(document: Document) -> str:
