@@ -236,6 +236,25 @@ def test_a_table_of_ways_to_train_has_a_column_a_budget() -> None:
     ]
 
 
+def test_a_table_of_iterations_has_a_column_a_number_and_the_seconds() -> None:
+    rows = [
+        ROW,
+        ROW | {"method": "dm", "variant": "300 iterations", "seconds": 6.4, "top1_mean": 0.3},
+        ROW | {"method": "mtt", "variant": "30 iterations", "seconds": 9},
+        ROW | {"method": "dm", "variant": "30 iterations", "top1_mean": 0.2},
+        ROW | {"method": "teacher"},
+    ]
+    assert write_tables().by_iterations({"rows": rows, "notes": ["Made here."]}).splitlines() == [
+        "| method | 0 | 30 | 300 |",
+        "|---" * 4 + "|",
+        "| random hard | 10.0 ± 1.0 |  |  |",
+        "| dm hard |  | 20.0 ± 1.0 (1 s) | 30.0 ± 1.0 (6 s) |",
+        "| mtt hard |  | 10.0 ± 1.0 (9 s) |  |",
+        "",
+        "Made here.",
+    ]
+
+
 def test_a_table_says_how_long_a_student_of_all_clips_took() -> None:
     rows = [ROW | {"method": "full", "ipc": None, "student": name, "student_seconds": took}
             for name, took in (("rgb:minic3d", 61.4), ("minic3d", 0.0))]  # fmt: skip

@@ -6,7 +6,7 @@ Wherever one of the pages says `<!-- table NAME -->` … `<!-- end -->`, the row
 between the two afterwards, and nothing else. Between `<!-- best NAME -->` and `<!-- end -->` stands the best method of
 each kind of labels and budget, beside Random and all clips; after `<!-- bytes NAME -->` the rows by kilobytes a class,
 those in bold that none of their kind of labels beats with as many bytes; after `<!-- trained NAME -->` a row a way of
-training students, a column a budget.
+training students, a column a budget; after `<!-- iterations NAME -->` a row a method, a column a number of iterations.
 """
 
 from __future__ import annotations
@@ -135,7 +135,23 @@ def trained(document: Document) -> str:
     return "\n".join([line(["student", "trained", *budgets]), "|---" * (len(budgets) + 2) + "|", *lines, ""])
 
 
-MADE: dict[str, Callable[[Document], str]] = {"table": tables, "best": best, "bytes": by_bytes, "trained": trained}
+def by_iterations(document: Document) -> str:
+    """Top-1, and in brackets the seconds of making the set, by how many iterations the variants say; Random at none."""
+    methods: dict[str, dict[int, str]] = {}
+    for row in document["rows"]:
+        number, _, unit = row["variant"].partition(" ")
+        if unit == "iterations" or random(row):
+            seconds = "" if random(row) else f" ({row['seconds']:.0f} s)"
+            methods.setdefault(f"{row['method']} {row['recipe']}", {})[int(number or 0)] = top1(row) + seconds
+    numbers = sorted({number for found in methods.values() for number in found})
+    lines = [line([name, *(found.get(number, "") for number in numbers)]) for name, found in methods.items()]
+    parts = [line(["method", *numbers]), "|---" * (len(numbers) + 1) + "|", *lines, "", *document["notes"], ""]
+    return "\n".join(parts)
+
+
+MADE: dict[str, Callable[[Document], str]] = {
+    "table": tables, "best": best, "bytes": by_bytes, "trained": trained, "iterations": by_iterations
+}  # fmt: skip
 
 
 def taught(row: Row) -> str:
