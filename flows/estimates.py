@@ -54,7 +54,8 @@ class Estimates:
         device = str(made.record.get("device", "cpu")).partition(":")[0]
         if made.record.get("machine") != machine() or self._runtime.device not in ("auto", device):
             return
-        self._took(job, made.seconds, made.record.get("threads", 1), share, made.bytes if job is made else None)
+        seconds = made.seconds - made.record.get("resumed_seconds", 0.0)
+        self._took(job, seconds, made.record.get("threads", 1), share, made.bytes if job is made else None)
 
     def finished(self, job: Job, seconds: float) -> None:
         """Take in what a job of this run has taken."""

@@ -25,8 +25,13 @@ class Cost:
     """
 
     def __init__(self) -> None:
-        self.seconds = 0.0
         self.peak_memory_bytes = 0
+        self._begin = self._end = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning, until the end where that is reached."""
+        return (self._end or time.perf_counter()) - self._begin
 
     def __enter__(self) -> Self:
         self._begin = time.perf_counter()
@@ -36,7 +41,7 @@ class Cost:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.seconds = time.perf_counter() - self._begin
+        self._end = time.perf_counter()
         with _lock:
             _note_peak()
             _open.discard(self)

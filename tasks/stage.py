@@ -103,10 +103,17 @@ class Work:
         self.runtime = runtime
         self.store = store
         self.folder = attempt.folder
+        self.cost = Cost()
         self.threads = {"none": 0, "one": 1, "all": runtime.threads}[stage_of(job).threads]
         self._attempt = attempt
         self._first: tuple[float, float] | None = None  # when the first progress was told of, and the share of then
         self._share = 0.0
+        self._before = 0.0  # seconds that earlier attempts took as far as their checkpoint
+
+    @property
+    def seconds(self) -> float:
+        """What the job has taken: all attempts, without what one did after its last checkpoint."""
+        return self._before + self.cost.seconds
 
     def ref(self, name: str) -> ArtifactRef:
         return self.job.inputs[name][0]
@@ -141,14 +148,17 @@ class Work:
     def _so_far(self) -> dict[str, Any]:
         """What a plan learns from a checkpoint: the share of the job that is done, and the seconds of a part of it."""
         since, first = self._first or (time.perf_counter(), self._share)
-        facts = {"share": self._share, "measured_share": self._share - first, "machine": machine()}
-        return {"seconds": time.perf_counter() - since, "record": facts | {"threads": max(1, self.threads)}}
+        record: dict[str, Any] = {"machine": machine(), "threads": max(1, self.threads)}
+        record |= {"share": self._share, "measured_share": self._share - first, "spent_seconds": self.seconds}
+        return {"seconds": time.perf_counter() - since, "record": record}
 
     def last_checkpoint(self) -> tuple[int, Path] | None:
         """The step and the folder of the newest whole checkpoint of an earlier attempt."""
         for ref in reversed(self._checkpoints()):
             if self.store.problem(ref, thorough=True) is None:
-                self.record(resumed_share=self.store.manifest(ref).record.get("share", 0.0))
+                facts = self.store.manifest(ref).record
+                self._before = facts.get("spent_seconds", 0.0)
+                self.record(resumed_share=facts.get("share", 0.0), resumed_seconds=self._before)
                 return int(ref.key.rpartition("-")[2]), self.store.folder(ref)
         return None
 
@@ -222,9 +232,9 @@ def run_job(job: Job, runtime: Runtime) -> tuple[ArtifactRef, bool]:
             return job.ref, True
         check_inputs(job, store)
         work = Work(job, runtime, store, attempt)
-        with taken(work), _told(job), Cost() as cost:
+        with taken(work), _told(job), work.cost:
             declared.function(work)
-        attempt.note(seconds=round(cost.seconds, 3), peak_memory_bytes=cost.peak_memory_bytes)
+        attempt.note(seconds=round(work.seconds, 3), peak_memory_bytes=work.cost.peak_memory_bytes)
         work.record(versions=versions(), commit=commit(), machine=machine())
     for ref in work._checkpoints():  # noqa: SLF001
         store.discard(ref)

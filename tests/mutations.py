@@ -136,6 +136,7 @@ PROGRESS = of(
     "test_jobs_that_another_run_made_meanwhile_are_no_longer_expected",
     "test_what_a_job_has_taken_corrects_what_is_left",
 )
+ATTEMPTS = of("tasks/test_stage.py", "test_the_seconds_of_a_job_that_went_on_are_those_of_all_its_attempts")
 ENDLESS = of("flows/test_stopping.py", "test_ctrl_c_where_nothing_listens")
 KILLED = of("flows/test_stopping.py", "test_a_killed_run_leaves_no_process")
 OWNED = of("flows/test_stopping.py", "test_a_killed_decoder_s_owner_takes_it_along")
@@ -778,6 +779,15 @@ MUTATIONS = [
     Mutation("flows/estimates.py", "what another machine took counts", PLAN,
              'made.record.get("machine") != machine() or ',
              ""),
+    Mutation("flows/estimates.py", "an earlier attempt's seconds count as the last one's", PLAN,
+             'made.seconds - made.record.get("resumed_seconds", 0.0)',
+             "made.seconds"),
+    Mutation("tasks/stage.py", "earlier attempts took nothing", ATTEMPTS,
+             'facts.get("spent_seconds", 0.0)',
+             "0.0"),
+    Mutation("tasks/stage.py", "a checkpoint knows its own attempt alone", ATTEMPTS,
+             '"spent_seconds": self.seconds',
+             '"spent_seconds": self.cost.seconds'),
     Mutation("flows/estimates.py", "jobs do not wait for threads", PLAN,
              "if not wanted[ref] or (not waits and (taken + wanted[ref] <= limit or not taken)):",
              "if wanted:"),

@@ -178,7 +178,7 @@ def test_what_a_resumed_job_took_was_not_all_of_it(store: Store) -> None:
     for job in jobs:
         if job.stage in ("block", "clips"):
             commit(store, job, 1.0)
-    commit(store, by_kind(jobs, "score")[0], 250.0, resumed_share=0.5)
+    commit(store, by_kind(jobs, "score")[0], 900.0, resumed_share=0.5, resumed_seconds=650.0)
     assert expected(planned(longer, store), "score") == pytest.approx([1000], rel=0.05)
 
 

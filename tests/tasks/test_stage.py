@@ -72,6 +72,7 @@ def long(work: Work) -> None:
             print("hangs", flush=True)
             time.sleep(60)
         said += str(step)
+        time.sleep(work.job.parameters.get("seconds", 0.0))
         work.progress(step + 1, 6)
         if step % 2:
             work.checkpoint(step + 1, lambda folder: (folder / "text").write_text(said))
@@ -317,6 +318,16 @@ def test_a_checkpoint_says_how_far_its_job_was_and_the_artifact_where_it_went_on
     assert manifest.seconds > 0
     assert run_job(job, runtime) == (job.ref, False)
     assert store.manifest(job.ref).record["resumed_share"] == pytest.approx(4 / 6)
+
+
+def test_the_seconds_of_a_job_that_went_on_are_those_of_all_its_attempts(tiny, runtime):
+    job, store = tiny.long({"seconds": 0.05}), open_store(runtime.store)
+    crash(tiny, job, runtime, 3)
+    crash(tiny, job, runtime, 5)
+    run_job(job, runtime)
+    manifest = store.manifest(job.ref)
+    assert manifest.record["resumed_seconds"] >= 4 * 0.05
+    assert manifest.seconds - manifest.record["resumed_seconds"] >= 2 * 0.05
 
 
 def test_checkpoints_are_those_of_the_job(tiny, runtime):
