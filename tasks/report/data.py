@@ -223,15 +223,13 @@ class NeighbourShown:
     """A generated clip, number `number` of its class, and its nearest training clip; both uint8 (T, H, W, 3).
 
     Attributes:
-        distance: Euclidean, in the teacher's features.
-        levels: root mean square of the pixels' differences, in levels of 255.
+        correlation: of their thumbnails.
     """
 
     class_name: str
     number: int
     nearest_class: str
-    distance: float
-    levels: float
+    correlation: float
     made_THWC: NDArray[np.uint8]
     real_THWC: NDArray[np.uint8]
 

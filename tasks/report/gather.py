@@ -73,7 +73,7 @@ def report_job(
     return report(parameters, inputs, label="report")
 
 
-@stage("report", version=14)  # 14: the seconds of a student
+@stage("report", version=15)  # 15: correlation with the nearest training clip
 def report(work: Work) -> None:
     parameters = ReportParameters.model_validate(work.job.parameters)
     data = gather(work, parameters)

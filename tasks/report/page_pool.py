@@ -83,10 +83,10 @@ def measures(pool: PoolShown) -> list[Measure]:
         Measure("clips whose class the teacher names", f"{found['accuracy']:.1%}", f"{chance:.1%}", "by chance"),
         Measure("Fréchet video distance to the training clips", f"{found['fvd']:.2f}", f"{found['fvd_real']:.2f}",
                 "between the halves of the training clips, as many clips"),
-        Measure("distance to the nearest training clip, median", f"{found['nearest_median']:.2f}",
-                f"{found['nearest_real']:.2f}", "of a training clip to another one"),
+        Measure("correlation with the nearest training clip, median", f"{found['nearest_median']:.2f}",
+                f"{found['nearest_real']:.2f}", "of a training clip with one of another group"),
         Measure("clips copied", f"{found['copied']:.1%}", "1.0%",
-                "by definition: nearer to a training clip than 99 of 100 training clips are to another"),
+                "by definition: more like a training clip than 99 of 100 training clips are like one of another group"),
         Measure("training clips that are seen as copies, through the autoencoder", f"{found['control']:.1%}", "100.0%",
                 "where every copy is seen"),
     ]  # fmt: skip

@@ -74,7 +74,7 @@ def _add_quality(made: PoolShown, store: Store, pool: Pool, ref: ArtifactRef) ->
     made.quality = {name: getattr(found, name) for name in QUALITY}
     made.accuracy_by_class = found.accuracy_by_class
     firsts = [found.nearest[pool.rows_of(label)[0]] for label in range(min(PICTURED_CLASSES, len(pool.classes)))]
-    closest = sorted(found.nearest, key=lambda one: one.distance)[:CLOSEST]
+    closest = sorted(found.nearest, key=lambda one: -one.correlation)[:CLOSEST]
     made.neighbours = {
         "The first clip of each class": _pairs(pool, clips, firsts),
         "The clips nearest to any training clip": _pairs(pool, clips, closest),
@@ -87,8 +87,7 @@ def _pairs(pool: Pool, clips: Clips, neighbours: Sequence[Neighbour]) -> list[Ne
             class_name=pool.classes[int(pool.labels_N[one.row])],
             number=pool.index_of(one.row),
             nearest_class=clips.classes[int(clips.labels_N[one.train_row])],
-            distance=one.distance,
-            levels=one.levels,
+            correlation=one.correlation,
             made_THWC=pool.read([one.row])[0],
             real_THWC=clips.read([one.train_row])[0],
         )

@@ -137,8 +137,8 @@ def test_each_generated_clip_stands_beside_its_nearest_training_clip(made: Made)
         row = pool.rows_of(label)[0]
         assert np.array_equal(one.made_THWC, pool.read([row])[0])
         assert np.array_equal(one.real_THWC, clips.read([found.nearest[row].train_row])[0])
-    distances = sorted(one.distance for one in found.nearest)
-    assert [one.distance for one in closest] == distances[:CLOSEST]
+    alike = sorted((one.correlation for one in found.nearest), reverse=True)
+    assert [one.correlation for one in closest] == alike[:CLOSEST]
     assert [(name, len(sheet)) for name, sheet in shown.sheet] == [(name, 3) for name in pool.classes]
 
 
