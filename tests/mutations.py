@@ -95,6 +95,7 @@ LENGTHS, RATES, REFUSED = (
         "batch_norm_that_never_saw_a_batch_is_refused",
     )
 )
+OF_THE_STEP = of("tasks/match/test_match.py", "test_pixels_move_at_the_rate_that_is_asked_for_or_at_the_steps")
 TAPS = of("models/test_networks.py", "test_taps_that_meet_no_pixel_are_left_out_and_nothing_else")
 AT_ITS_RATE = of("tasks/learning/test_evaluate.py", "test_a_student_may_train_at_the_rate_that_its_set_learned")
 BEHIND = of("tasks/report/test_page.py", "test_a_set_that_is_behind_what_it_began_as_says_so")
@@ -290,7 +291,7 @@ MUTATIONS = [
     Mutation("tasks/match/dm.py", "a network is never used again", DM,
              "number = iteration // parameters.reuse",
              "number = iteration"),
-    Mutation("tasks/match/core.py", "Adam's rate is that of SGD", DM + MTT,
+    Mutation("tasks/match/core.py", "Adam's rate is that of SGD", OF_THE_STEP,
              'else adam if step == "adam" else published',
              "else published"),
     Mutation("tasks/match/core.py", "every step is SGD's", DM + MTT,

@@ -307,6 +307,12 @@ def begun(bench: Bench, name: str, ipc: int = 1, **changes: Any) -> DistilledSet
     return made.distil(bench.material((0, 1, 2), ipc, 0, made))
 
 
+@pytest.mark.parametrize(("parameters", "lr"), [({}, 0.01), ({"step": "published"}, 30.0), ({"lr": 0.5}, 0.5)], ids=str)
+def test_pixels_move_at_the_rate_that_is_asked_for_or_at_the_steps(parameters: Any, lr: float) -> None:
+    (group,) = core.Steps.model_validate(parameters).groups(torch.zeros(1), published=30.0)
+    assert group["lr"] == lr
+
+
 def test_a_student_begins_at_the_rate_of_the_experts_or_a_third_of_it(bench: Bench) -> None:
     assert begun(bench, "mtt").facts["lr"] == pytest.approx(0.03)
     assert begun(bench, "mtt", step="published").facts["lr"] == pytest.approx(0.1)
