@@ -245,11 +245,11 @@ def test_a_table_of_iterations_has_a_column_a_number_and_the_seconds() -> None:
         ROW | {"method": "teacher"},
     ]
     assert write_tables().by_iterations({"rows": rows, "notes": ["Made here."]}).splitlines() == [
-        "| method | 0 | 30 | 300 |",
-        "|---" * 4 + "|",
-        "| random hard | 10.0 ± 1.0 |  |  |",
-        "| dm hard |  | 20.0 ± 1.0 (1 s) | 30.0 ± 1.0 (6 s) |",
-        "| mtt hard |  | 10.0 ± 1.0 (9 s) |  |",
+        "| method | student | 0 | 30 | 300 |",
+        "|---" * 5 + "|",
+        "| random hard | c3d | 10.0 ± 1.0 |  |  |",
+        "| dm hard | c3d |  | 20.0 ± 1.0 (1 s) | 30.0 ± 1.0 (6 s) |",
+        "| mtt hard | c3d |  | 10.0 ± 1.0 (9 s) |  |",
         "",
         "Made here.",
     ]

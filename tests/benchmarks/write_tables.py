@@ -137,16 +137,17 @@ def trained(document: Document) -> str:
 
 def by_iterations(document: Document) -> str:
     """Top-1, and in brackets the seconds of making the set, by how many iterations the variants say; Random at none."""
-    methods: dict[str, dict[int, str]] = {}
+    ways: dict[tuple[str, str], dict[int, str]] = {}
     for row in document["rows"]:
         number, _, unit = row["variant"].partition(" ")
         if unit == "iterations" or random(row):
             seconds = "" if random(row) else f" ({row['seconds']:.0f} s)"
-            methods.setdefault(f"{row['method']} {row['recipe']}", {})[int(number or 0)] = top1(row) + seconds
-    numbers = sorted({number for found in methods.values() for number in found})
-    lines = [line([name, *(found.get(number, "") for number in numbers)]) for name, found in methods.items()]
-    parts = [line(["method", *numbers]), "|---" * (len(numbers) + 1) + "|", *lines, "", *document["notes"], ""]
-    return "\n".join(parts)
+            way = ways.setdefault((f"{row['method']} {row['recipe']}", row["student"]), {})
+            way[int(number or 0)] = top1(row) + seconds
+    numbers = sorted({number for found in ways.values() for number in found})
+    lines = [line([*way, *(found.get(number, "") for number in numbers)]) for way, found in ways.items()]
+    head = [line(["method", "student", *numbers]), "|---" * (len(numbers) + 2) + "|"]
+    return "\n".join([*head, *lines, "", *document["notes"], ""])
 
 
 MADE: dict[str, Callable[[Document], str]] = {
