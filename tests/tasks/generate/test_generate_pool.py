@@ -32,7 +32,7 @@ from vidistill.tasks.generate.autoencoder import AutoencoderParameters, decoded,
 from vidistill.tasks.generate.diffusion import LatteParameters, load_latte
 from vidistill.tasks.generate.optimising import AdamParameters
 from vidistill.tasks.generate.pool import PoolParameters, check_pool, pool_of
-from vidistill.tasks.generate.quality import SHEET, frechet_distance, load_quality, nearest, quality_job
+from vidistill.tasks.generate.quality import SHEET, frechet_distance, load_quality, quality_job
 from vidistill.tasks.generate.sample import SamplerParameters, sampled
 from vidistill.tasks.generate.sheet import GAP, TITLE
 from vidistill.tasks.stage import Job, listening, run_job
@@ -343,20 +343,12 @@ def test_frechet_distance_is_that_of_its_formula() -> None:
     assert frechet_distance(a_ND[:3], a_ND[:3]) == pytest.approx(0, abs=1e-9)  # fewer rows than features
 
 
-def test_nearest_finds_copies_and_passes_over_itself() -> None:
-    real_MD = np.array([[0.0, 0], [3, 0], [3, 1]])
-    rows, distances = nearest(real_MD[[2, 0]] + 0.1, real_MD)
-    assert rows.tolist() == [2, 0]
-    assert distances == pytest.approx(0.1 * 2**0.5)
-    assert nearest(real_MD, real_MD, itself=True)[0].tolist() == [1, 2, 1]
-
-
 def test_quality_is_recorded(maker: Maker, pool: Pool, bench: Bench) -> None:
     ref = maker.add(quality_job(of(maker, "pool"), bench.given.train, bench.teacher))
     found = load_quality(bench.store.folder(ref))
     assert found.accuracy == pytest.approx(np.mean(list(found.accuracy_by_class.values())))
     assert [one.row for one in found.nearest] == list(range(len(pool)))
-    assert all(one.levels > 0 and one.distance > 0 for one in found.nearest)
+    assert all(-1 < one.correlation < 1 for one in found.nearest)
     assert bench.store.manifest(ref).record["accuracy"] == found.accuracy
     sheet_HWC = np.asarray(Image.open(bench.store.folder(ref) / SHEET))
     row, width = 48 + GAP, 2 * (4 * 48 + 3 * 2) + 2 * GAP  # four frames of 48 pixels, two pixels between them
