@@ -96,8 +96,9 @@ def described(store: Store, ref: ArtifactRef) -> str:
         *(f"- {name}: {words}" for name, words in pool_facts(store, made, pool_ref).items()),
         f"- the teacher names the class of {found.accuracy:.1%}",
         f"- Fréchet distance in its features: {found.fvd:.2f}; between halves of the real clips: {found.fvd_real:.2f}",
-        f"- correlation with the nearest training clip: {found.nearest_median:.2f}; of these: {found.nearest_real:.2f}",
-        f"- copies, more alike than 99 % of those: {found.copied:.1%}",
+        f"- correlation with the nearest training clip, median: {found.nearest_median:.2f}",
+        f"- the same of a training clip with one of another group: {found.nearest_real:.2f}",
+        f"- copies, more like a training clip than 99 % of these are: {found.copied:.1%}",
         f"- of training clips that went through the autoencoder, which are copies: {found.control:.1%}",
         *(f"- warning: {warning}" for warning in store.manifest(pool_ref).record["warnings"]),
     ]

@@ -26,15 +26,16 @@ class Cost:
 
     def __init__(self) -> None:
         self.peak_memory_bytes = 0
-        self._begin = self._end = 0.0
+        self._begin = 0.0
+        self._end: float | None = 0.0
 
     @property
     def seconds(self) -> float:
-        """Since the beginning, until the end where that is reached."""
-        return (self._end or time.perf_counter()) - self._begin
+        """From the beginning to the end, or to now while it lasts."""
+        return (time.perf_counter() if self._end is None else self._end) - self._begin
 
     def __enter__(self) -> Self:
-        self._begin = time.perf_counter()
+        self._begin, self._end = time.perf_counter(), None
         with _lock:
             _note_peak()
             _open.add(self)

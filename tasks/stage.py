@@ -146,7 +146,7 @@ class Work:
             self.store.discard(ref)
 
     def _so_far(self) -> dict[str, Any]:
-        """What a plan learns from a checkpoint: the share of the job that is done, and the seconds of a part of it."""
+        """Of a checkpoint: the share that is done and the seconds of a part of it, for plans, and all seconds spent."""
         since, first = self._first or (time.perf_counter(), self._share)
         record: dict[str, Any] = {"machine": machine(), "threads": max(1, self.threads)}
         record |= {"share": self._share, "measured_share": self._share - first, "spent_seconds": self.seconds}

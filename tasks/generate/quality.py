@@ -1,6 +1,7 @@
 """Quality of a pool: does the teacher know its classes, is it distributed as real clips are, is it copied from them?
 
-Shapes: N generated clips, M real training clips, D features of the teacher or numbers of a thumbnail, K classes.
+Shapes: N generated clips, M real training clips, D features of the teacher, P numbers of a thumbnail,
+K classes.
 """
 
 from __future__ import annotations
