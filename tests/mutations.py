@@ -85,7 +85,10 @@ VDSD_RATES, VDSD_ALPHA = (
 )
 RATED = of("tasks/match/test_by_hand.py", "test_dm_with_a_rate")
 MEMORY = of("tasks/match/test_memory.py")
-NETWORK_PARTS = of("tasks/match/test_frepo.py", "test_a_networks_step_is_the_same_in_parts")
+NETWORK_PARTS, NETWORKS_LEARN = (
+    of("tasks/match/test_frepo.py", f"test_a_network{name}")
+    for name in ("s_step_is_the_same_in_parts", "_has_learnt_the_set_before_its_life_is_half_over")
+)
 EXACT = of("tasks/match/test_match.py", "test_trajectories_are_matched_in_fp32")
 LENGTHS, RATES, REFUSED = (
     of("tasks/match/test_match.py", f"test_{name}")
@@ -355,6 +358,9 @@ MUTATIONS = [
     Mutation("tasks/match/frepo.py", "networks have no warm-up", FREPO,
              "warm = min(1, 0.01 + 0.99 * steps / p.warmup)",
              "warm = 1"),
+    Mutation("tasks/match/frepo.py", "networks hardly learn", NETWORKS_LEARN,
+             "1e-3, gt=0, description=\"Adam; the code's",
+             "1e-4, gt=0, description=\"Adam; the code's"),
     Mutation("tasks/match/frepo.py", "networks' rates follow no cosine", FREPO,
              "* 0.5 * (1 + math.cos(math.pi * steps / p.age))",
              "* 1.0"),

@@ -45,6 +45,7 @@ TRAJECTORIES = {
 STATIC = {"iterations": 2, "batch_real": 2, "depth": 3, "lr": 0.1, "precision": "fp32"}
 BRIEF = {"epochs": 1, "least_steps": 3, "precision": "fp32"}
 VDSD = {"lr_dynamic": 0.5, "lr_hallucinator": 1e-3}
+FREPO = {"network": "r2plus1d_small_in", "lr_network": 1e-4, "iterations": 2, "batch_real": 4, "pool": 1}
 IDTD = {"lr_selector": 0.01, "lr_fusor": 1e-3}
 OPTIONS: dict[str, dict[str, object]] = {
     "tsgf": {"iterations": 3, "group_classes": 4, "lr": 0.2},
@@ -53,7 +54,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "static_dc": STATIC,
     "dm": {"network": "r2plus1d_small_in", "iterations": 2, "batch_real": 2, "lr": 0.1},
     "mtt": TRAJECTORIES | {"lr": 0.1},
-    "frepo": {"iterations": 2, "batch_real": 4, "pool": 1, "lr": 0.1},
+    "frepo": FREPO | {"lr": 0.1},
     "dm_vdsd": {
         "network": "r2plus1d_small_in",
         "iterations": 2,
@@ -62,7 +63,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         **VDSD,
     },
     "mtt_vdsd": TRAJECTORIES | {"static": STATIC, **VDSD},
-    "frepo_vdsd": {"iterations": 2, "batch_real": 4, "pool": 1, "static": STATIC, **VDSD},
+    "frepo_vdsd": FREPO | {"static": STATIC, **VDSD},
     "idtd": {"network": "r2plus1d_small_in", "iterations": 2, "batch_real": 2, "lr": 0.1, **IDTD},
     "sfvd": TRAJECTORIES | {"lr": 0.1},
     "sfvd_t": TRAJECTORIES | {"lr": 0.1},

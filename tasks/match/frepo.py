@@ -40,10 +40,12 @@ FLOOR = 1e-4  # of a learnt label read as a probability
 class FRePoLossParameters(Parameters):
     """VDSD's settings, where its code states them (methods §3.3)."""
 
-    network: core.Fresh = Field("r2plus1d_small_in", description="Published with VDSD: minic3d.")
+    network: core.Fresh = Field("minic3d", description="As published with VDSD.")
     pool: int = Field(10, ge=1, description="Networks at a time; each takes three times its weights in memory.")
     age: int = Field(100, ge=1, description="Steps after which a network begins anew.")
-    lr_network: float = Field(1e-4, gt=0, description="Adam; the code's default is 1e-3, its scripts say 1e-4.")
+    lr_network: float = Field(
+        1e-3, gt=0, description="Adam; the code's default. Its scripts say 1e-4, at which young networks hardly learn."
+    )
     warmup: int = Field(500, ge=1, description="Steps over which lr_network rises from its hundredth.")
     batch_real: int = Field(512, ge=1, description="Real clips an iteration, as many of each class.")
     batch_network: int = Field(500, ge=1, description="Clips of the set in a network's step; all, if fewer.")

@@ -159,6 +159,23 @@ def test_a_networks_step_is_adams_on_squared_errors(bench: Bench) -> None:
     assert not network.training
 
 
+def test_a_network_has_learnt_the_set_before_its_life_is_half_over(bench: Bench) -> None:
+    """At the rate of the published scripts, 1e-4, three quarters of the error are left."""
+    material = bench.material((0, 1, 2), 1, 5)
+    pool = frepo.Pool(material, frepo.FRePoParameters(pool=1, precision="fp32"))
+    start = sets.start_clips(material, "real")
+    y_NK = frepo.initial_labels(start.labels_N, 3, material)
+
+    def error() -> float:
+        with torch.no_grad():
+            return float((pool.networks[0](start.x_NCTHW) - y_NK).square().mean())
+
+    begun = error()
+    for step in range(40):
+        pool.train(0, step, [(start.x_NCTHW, y_NK)])
+    assert error() < 0.1 * begun
+
+
 def test_a_networks_step_is_the_same_in_parts(bench: Bench) -> None:
     x_BCTHW, y_BK = torch.randn(3, 3, 4, 48, 48), torch.randn(3, 3)
     whole, parted = (pool_of(bench, pool=1, lr_network=0.1, warmup=1, precision="fp32") for _ in range(2))

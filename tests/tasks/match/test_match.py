@@ -347,7 +347,7 @@ def test_few_iterations_move_a_set_by_few_hundredths_whatever_its_size(bench: Be
     assert 0.002 < moved < 0.05
 
 
-@pytest.mark.parametrize("name", ["dm", "dc", "idtd", "dm_vdsd"])
+@pytest.mark.parametrize("name", ["dm", "dc", "idtd", "frepo", "dm_vdsd", "frepo_vdsd"])
 def test_the_published_network_is_matched_unless_another_is_asked_for(name: str) -> None:
     method = find_method(name).method
     assert method(method.Parameters()).network == "minic3d"

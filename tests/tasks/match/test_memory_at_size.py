@@ -18,7 +18,7 @@ OPTIONS = {
     "dm": {"batch_real": 1, "iterations": 1},
     "dc": {"network": "r2plus1d_small_in", "batch_real": 1, "iterations": 1, "outer": 2, "inner": 1},
     "idtd": {"batch_real": 1, "iterations": 1},
-    "frepo": {"batch_real": CLASSES, "iterations": 2, "pool": 1},
+    "frepo": {"network": "r2plus1d_small_in", "batch_real": CLASSES, "iterations": 2, "pool": 1},
 }
 PROGRAM = f"""
 import json, resource, sys
