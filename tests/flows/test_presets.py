@@ -72,6 +72,7 @@ def test_papers_match_the_network_that_is_scored_and_step_at_their_rates(name: s
         network = row.source.method(asked).network
         assert network == (row.student if known(network) else "convnet2d"), row.cell.method
         assert set(steps(asked)) <= {"published"}, row.cell.method
+        assert getattr(asked, "lr_network", 1e-4) == 1e-4, row.cell.method
 
 
 @of_papers
@@ -84,7 +85,6 @@ def test_papers_match_as_long_as_they_say(name: str) -> None:
             assert (asked.static.depth, asked.static.iterations, asked.static.init) == (4, 3000, "noise")
         if expert := getattr(asked, "expert", None):
             assert (asked.experts, expert.epochs, expert.lr, expert.batch_size) == (30, 50, 0.01, 256)
-        assert getattr(asked, "lr_network", 1e-4) == 1e-4
 
 
 @of_papers

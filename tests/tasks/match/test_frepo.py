@@ -160,20 +160,24 @@ def test_a_networks_step_is_adams_on_squared_errors(bench: Bench) -> None:
 
 
 def test_a_network_has_learnt_the_set_before_its_life_is_half_over(bench: Bench) -> None:
-    """At the rate of the published scripts, 1e-4, three quarters of the error are left."""
+    """And has not at the rate of the published scripts."""
     material = bench.material((0, 1, 2), 1, 5)
-    pool = frepo.Pool(material, frepo.FRePoParameters(pool=1, precision="fp32"))
     start = sets.start_clips(material, "real")
     y_NK = frepo.initial_labels(start.labels_N, 3, material)
 
-    def error() -> float:
-        with torch.no_grad():
-            return float((pool.networks[0](start.x_NCTHW) - y_NK).square().mean())
+    def left(**rate: float) -> float:
+        """The share of the error after forty steps."""
+        pool = frepo.Pool(material, frepo.FRePoParameters(pool=1, precision="fp32", **rate))
+        errors = []
+        for steps in (0, 40):
+            for step in range(steps):
+                pool.train(0, step, [(start.x_NCTHW, y_NK)])
+            with torch.no_grad():
+                errors.append(float((pool.networks[0](start.x_NCTHW) - y_NK).square().mean()))
+        return errors[1] / errors[0]
 
-    begun = error()
-    for step in range(40):
-        pool.train(0, step, [(start.x_NCTHW, y_NK)])
-    assert error() < 0.1 * begun
+    assert left() < 0.1
+    assert left(lr_network=1e-4) > 0.5
 
 
 def test_a_networks_step_is_the_same_in_parts(bench: Bench) -> None:
