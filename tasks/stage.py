@@ -23,7 +23,7 @@ from vidistill.storage.opening import open_store
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.provenance import commit, cores, machine, versions
 from vidistill.storage.store import CHECKPOINT, ArtifactRef, Attempt, Manifest, Store
-from vidistill.tasks.running.places import gpu_taken, threads_taken
+from vidistill.tasks.running.places import gpu_jobs, gpu_taken, threads_taken
 from vidistill.tasks.running.stopping import go_on
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Runtime(Parameters):
     runner: Annotated[str, AfterValidator(known_runner)] = Field(
         default="threads", description="Who does the jobs: threads, processes, dask[:ADDRESS] or ray[:ADDRESS]."
     )
-    gpu_jobs: int = Field(default=1, ge=1, description="Jobs at a time on one GPU.")
+    gpu_jobs: int = Field(default_factory=gpu_jobs, ge=1, description="Jobs at a time on one GPU.")
 
 
 class Job(Parameters):

@@ -16,9 +16,11 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from vidistill.storage.errors import RequestError
 from vidistill.tasks.running.stopping import go_on, stopping
 
 POLL_SECONDS = 0.05
+GPU_JOBS = "VIDISTILL_GPU_JOBS"
 
 
 class _Threads:
@@ -67,6 +69,18 @@ def threads_taken(count: int, limit: int) -> Iterator[None]:
             folder = _folder(f"threads-{_shared.get()}")
             held.enter_context(_places([folder / str(number) for number in range(limit)], count))
         yield
+
+
+def gpu_jobs() -> int:
+    """How many jobs may be on one GPU at a time: `VIDISTILL_GPU_JOBS`; without it one.
+
+    Raises:
+        RequestError: it is no positive whole number.
+    """
+    told = os.environ.get(GPU_JOBS, "1")
+    if not told.isdecimal() or int(told) < 1:
+        raise RequestError(f"{GPU_JOBS} takes how many jobs are on one GPU at a time, such as 8; got {told!r}.")
+    return int(told)
 
 
 @contextmanager

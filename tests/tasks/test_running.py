@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from vidistill.storage.errors import RunError, Stopped
+from vidistill.storage.errors import RequestError, RunError, Stopped
 from vidistill.tasks.running.line import Line, answering, calling
-from vidistill.tasks.running.places import gpu_taken, sharing_threads, threads_taken
+from vidistill.tasks.running.places import GPU_JOBS, gpu_taken, sharing_threads, threads_taken
 from vidistill.tasks.running.stopping import start_jobs, stop_jobs
-from vidistill.tasks.stage import Job, listening, report_progress, tell, watching
+from vidistill.tasks.stage import Job, Runtime, listening, report_progress, tell, watching
 
 JOB = Job(stage="tiny", module="nowhere", version=1, parameters={"a": 1}, label="a tiny job")
 HOLDING = """
@@ -115,6 +115,17 @@ def test_jobs_on_a_gpu_take_turns(name: str) -> None:
     for thread in threads:
         thread.join()
     assert most == 2 * torch.cuda.device_count()
+
+
+def test_the_jobs_on_a_gpu_are_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(GPU_JOBS, raising=False)
+    assert Runtime(store="store").gpu_jobs == 1
+    monkeypatch.setenv(GPU_JOBS, "8")
+    assert (Runtime(store="store").gpu_jobs, Runtime(store="store", gpu_jobs=2).gpu_jobs) == (8, 2)
+    for wrong in ("0", "-1", "many", ""):
+        monkeypatch.setenv(GPU_JOBS, wrong)
+        with pytest.raises(RequestError, match=f"VIDISTILL_GPU_JOBS takes .* such as 8; got '{wrong}'"):
+            Runtime(store="store")
 
 
 # --- the line ----------------------------------------------------------------------------------------------------
