@@ -321,7 +321,8 @@ def _notes(manifests: dict[ArtifactRef, Manifest]) -> list[str]:
     """On which machine, how long, and with which commits."""
     records = [manifest.record for manifest in manifests.values()]
     machines = sorted({record["machine"] for record in records if "machine" in record})
-    ran = sorted({f"{record['device']} in {record['precision']}" for record in records if "device" in record})
+    trained = [record for record in records if "device" in record]
+    ran = sorted({f"{record.get('gpu', record['device'])} in {record['precision']}" for record in trained})
     commits = sorted({record["commit"] for record in records if record.get("commit")})
     seconds = sum(manifest.seconds for manifest in manifests.values())
     return [

@@ -312,6 +312,14 @@ def test_an_unknown_network_is_a_wrong_request():
         training.build_network("resnet", 3, SHAPE_THWC, 0)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
+def test_an_artifact_says_which_gpu_it_was_made_on() -> None:
+    facts = Device(torch.device("cuda"), "fp32", 1).facts()
+    assert facts["gpu"] == torch.cuda.get_device_name()
+    held = torch.zeros(1 << 20, device="cuda")
+    assert Device(torch.device("cuda"), "fp32", 1).facts()["gpu_bytes"] >= held.nbytes
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_a_wrong_request(stage_module, tmp_path):
     job = stage_module.tiny_training(stage_module.TrainingParameters())
