@@ -57,7 +57,7 @@ class Room:
         if storage.data_ptr() not in self._counted:
             self._counted.add(storage.data_ptr())
             self.left -= storage.nbytes()
-        return tensor
+        return tensor.detach()  # with its own history it would hold the graph that holds it, and neither be freed
 
 
 Graph = tuple[Weights, "Part"]
