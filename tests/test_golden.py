@@ -38,7 +38,7 @@ from vidistill.tasks.stage import Job, Runtime, run_job, stage_of
 from vidistill.tasks.videos.index import load_index
 from vidistill.tasks.videos.sprites_stage import sprites_job
 
-EXPERTS = {"epochs": 2, "batch_size": 8}
+EXPERTS = {"network": "r2plus1d_small_in", "epochs": 2, "batch_size": 8}
 TRAJECTORIES = {
     "iterations": 2, "experts": 1, "max_start_epoch": 1, "syn_steps": 2, "expert": EXPERTS,
 }  # fmt: skip

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,14 +170,18 @@ class Steps(Parameters):
     """How the pixels move."""
 
     step: Step = Field("adam", description="published: SGD, at the rates of the paper's size and iterations.")
+    pixels: ClassVar[float] = PIXELS
     lr: float | None = Field(
-        None, gt=0, description="In standard deviations, an iteration by Adam; by default 0.01, or the published rate."
+        None,
+        gt=0,
+        description="In standard deviations, an iteration by Adam; by default 0.01, of trajectories 0.1, or the "
+        "published rate.",
     )
     momentum: float = Field(0.5, ge=0, lt=1, description="Of SGD.")
 
-    def groups(self, pixels: Tensor, published: float) -> list[Group]:
+    def groups(self, clips: Tensor, published: float) -> list[Group]:
         """The optimiser's, of pixels alone."""
-        return [{"params": [pixels], "lr": rate(self.lr, self.step, PIXELS, published)}]
+        return [{"params": [clips], "lr": rate(self.lr, self.step, self.pixels, published)}]
 
 
 def rate(asked: float | None, step: Step, adam: float, published: float) -> float:

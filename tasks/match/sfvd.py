@@ -52,7 +52,7 @@ class SFVDTParameters(SFVDParameters):
 class SFVD(MTT):
     """Learn key frames whose interpolation leads a student where the experts went."""
 
-    version = 2
+    version = 3  # since pixels move faster
     Parameters = SFVDParameters
 
     @property
@@ -87,7 +87,7 @@ class SFVD(MTT):
 class SFVDT(SFVD):
     """SFVD with real clips of the same class mixed in by a reshaping layer that is learnt."""
 
-    version = 2
+    version = 3  # since pixels move faster
     Parameters = SFVDTParameters
 
     @property

@@ -28,10 +28,10 @@ def test_a_front_stands_in_the_name_of_every_network() -> None:
     (teacher,) = (job for job in jobs if job.stage == "teacher")
     assert teacher.parameters["network"] == "centred:r2plus1d_small"
     experts = {job.parameters["expert"]["network"] for job in jobs if job.stage == "expert"}
-    assert experts == {"centred:r2plus1d_small_in"}
+    assert experts == {"centred:minic3d"}
     assert {job.parameters["network"] for job in jobs if job.stage == "score"} == {"centred:minic3d", "rgb:c3d"}
     rows = ReportParameters.model_validate(jobs[-1].parameters).rows
-    assert {row.network for row in rows if row.method == "mtt"} == {"centred:r2plus1d_small_in"}
+    assert {row.network for row in rows if row.method == "mtt"} == {"centred:minic3d"}
     assert {row.network for row in rows if row.method == "tsgf"} == {"centred:r2plus1d_small"}
     assert [row.method for row in rows if row.ipc is None] == ["teacher", "expert"]
 
@@ -81,12 +81,12 @@ def test_experts_have_a_row_of_each_kind_of_them() -> None:
     rows = ReportParameters.model_validate(list(jobs.values())[-1].parameters).rows
     found = {row.variant: row for row in rows if row.method == "expert"}
     assert {name: (row.student, len(row.scores), row.ipc) for name, row in found.items()} == {
-        "epochs 10, lr 0.1": ("centred:r2plus1d_small_in", 3, None),
-        "epochs 7, lr 0.1": ("centred:r2plus1d_small_in", 2, None),
+        "epochs 10, lr 0.05": ("centred:minic3d", 3, None),
+        "epochs 7, lr 0.05": ("centred:minic3d", 2, None),
     }  # fmt: skip
-    scored = [jobs[ref] for ref in found["epochs 7, lr 0.1"].scores]
+    scored = [jobs[ref] for ref in found["epochs 7, lr 0.05"].scores]
     experts = [job.inputs["expert"][0] for job in scored]
-    assert [(ref,) for ref in experts] == list(found["epochs 7, lr 0.1"].makers)
+    assert [(ref,) for ref in experts] == list(found["epochs 7, lr 0.05"].makers)
     assert [(jobs[ref].parameters["seed"], jobs[ref].parameters["expert"]["epochs"]) for ref in experts] == [
         (0, 7), (1, 7),
     ]  # fmt: skip

@@ -200,7 +200,7 @@ def test_published_steps_have_the_rates_of_the_method_and_budget(
 
 @pytest.mark.parametrize(("ipc", "changes", "rate"), [
     (1, {"step": "published"}, 1e-5), (2, {"step": "published"}, 0.0), (2, {"step": "published", "lr_lr": 0.1}, 0.1),
-    (2, {}, 3e-4),
+    (2, {}, 1.5e-4),
 ])  # fmt: skip
 def test_published_steps_hold_alpha_above_one_instance(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, ipc: int, changes: dict[str, Any], rate: float
