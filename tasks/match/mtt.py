@@ -63,7 +63,7 @@ class MTTLossParameters(Parameters):
     )
     momentum_lr: float = Field(0.5, ge=0, lt=1, description="Of SGD over α.")
     lr_min: float = Field(0.001, gt=0, description="α stays above it.")
-    iterations: int = Field(200, ge=0, description="Published: 8,000 (images: 5,000); 200 fit two cores.")
+    iterations: int = Field(200, ge=0, description="Published: 8,000 (images: 5,000); at 16×112² for a GPU.")
     precision: Precision = FP32
 
     @property
