@@ -41,8 +41,8 @@ class ExpertParameters(Parameters):
 
     network: str = Field(
         "minic3d",
-        description="As published. r2plus1d_small_in takes a seventh of the time, and on its trajectories MTT gains "
-        "nothing over real clips (the preset mtt_paths).",
+        description="As published. r2plus1d_small_in is several times as fast, and on its trajectories MTT gains "
+        "nothing that is settled over real clips (the preset mtt_paths).",
     )
     epochs: int | None = Field(None, ge=1, description="By default as many as are read (published: 50).")
     lr: float | None = Field(
