@@ -120,13 +120,11 @@ class Device:
         return compute.autocast(self.torch_device, self.precision)
 
     def facts(self) -> dict[str, Any]:
-        """What an artifact's record says; on a GPU its name, and the most that this process held there, in bytes."""
+        """What an artifact's record says; on a GPU its name too."""
         import torch
 
         facts = {"device": str(self.torch_device), "precision": self.precision, "threads": self.threads}
-        if self.torch_device.type != "cuda":
-            return facts
-        return facts | {"gpu": torch.cuda.get_device_name(), "gpu_bytes": torch.cuda.max_memory_allocated()}
+        return facts | ({"gpu": torch.cuda.get_device_name()} if self.torch_device.type == "cuda" else {})
 
 
 def build_network(name: str, classes: int, shape_THWC: tuple[int, ...], seed: int) -> nn.Module:

@@ -316,8 +316,6 @@ def test_an_unknown_network_is_a_wrong_request():
 def test_an_artifact_says_which_gpu_it_was_made_on() -> None:
     facts = Device(torch.device("cuda"), "fp32", 1).facts()
     assert facts["gpu"] == torch.cuda.get_device_name()
-    held = torch.zeros(1 << 20, device="cuda")
-    assert Device(torch.device("cuda"), "fp32", 1).facts()["gpu_bytes"] >= held.nbytes
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
