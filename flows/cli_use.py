@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from vidistill.flows.options import (
     Budgets,
@@ -155,12 +154,10 @@ def unpack(
 
 def nested(settings: list[str]) -> dict[str, Any]:
     """`a.b=3` as {a: {b: 3}}; values are YAML."""
-    from vidistill.flows.parameters import put_nested
+    from vidistill.flows.parameters import put_nested, set_to
 
     plain: dict[str, Any] = {}
     for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise RequestError(f"--set {setting!r} has no '=': write --set key=value, e.g. --set epochs=20.")
-        put_nested(plain, key.strip().split("."), yaml.safe_load(value))
+        name, value = set_to(setting, "epochs=20")
+        put_nested(plain, name.split("."), value)
     return plain

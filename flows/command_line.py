@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from vidistill.flows.parameters import SPRITES, Cell, Experiment
+from vidistill.flows.parameters import Cell, Experiment, name_of
 
 OPTIONS = {"index.layout": "--layout", "index.split": "--split", "decode.frames": "--frames", "decode.size": "--size",
            "students": "--students", "front": "--front", "seeds": "--seeds", "ipc": "--ipc", "kb": "--kb",
@@ -24,7 +24,7 @@ def command_of(experiment: Experiment) -> str:
 
     It says no more than the experiment: no store, no device, and of paths the last part alone.
     """
-    data = SPRITES if experiment.data == SPRITES else Path(experiment.data).name
+    data = name_of(experiment.data)
     words = ["vidistill", "run", "--data", data, "--method", ",".join(dict.fromkeys(map(_method, experiment.cells)))]
     for name, value in _changes(Experiment(data=data, cells=(Cell(method="random"),)), experiment):
         option = OPTIONS.get(name)

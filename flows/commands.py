@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vidistill.flows import loggers, server
 from vidistill.flows.display import showing
-from vidistill.flows.parameters import SPRITES, Experiment, PoolRequest, checked, load_preset, override
+from vidistill.flows.parameters import SPRITES, Experiment, PoolRequest, checked, load_preset, name_of, override
 from vidistill.flows.runners import check_runner
 from vidistill.models import parted
 from vidistill.storage.errors import RequestError, RowsFailed
@@ -190,7 +190,7 @@ def index(data: str, layout: str | None, split: int | None, as_json: bool) -> No
     rows += [rejected.model_dump() for rejected in table.rejected]
     rows.sort(key=lambda row: str(row["video"]))
     if as_json:
-        facts = {"dataset": Path(data).name, "layout": table.layout, "classes": table.classes, "notes": table.notes}
+        facts = {"dataset": name_of(data), "layout": table.layout, "classes": table.classes, "notes": table.notes}
         print(json.dumps(facts | {"videos": rows}, indent=1, ensure_ascii=False))
         return
     for row in rows:

@@ -9,7 +9,16 @@ from pathlib import Path
 
 from vidistill.flows.command_line import command_of
 from vidistill.flows.own import without_places
-from vidistill.flows.parameters import SPRITES, Cell, Experiment, checked, fronted_networks, in_words, placeless
+from vidistill.flows.parameters import (
+    SPRITES,
+    Cell,
+    Experiment,
+    checked,
+    fronted_networks,
+    in_words,
+    name_of,
+    placeless,
+)
 from vidistill.flows.rows import FULL, Row, rows_of, within_budgets, without_blind
 from vidistill.models import fronted, known
 from vidistill.storage.store import ArtifactRef
@@ -80,7 +89,7 @@ def build(
     if data.teacher.ref in graph.jobs:
         plans.append(_teacher_row(graph, experiment, data))
     plans += _expert_rows(graph, data)
-    name = SPRITES if experiment.data == SPRITES else Path(experiment.data).name
+    name = name_of(experiment.data)
     parameters = ReportParameters(
         title=f"vidistill on {name}",
         dataset=name,
@@ -143,7 +152,7 @@ def _row_jobs(graph: Graph, experiment: Experiment, table: IndexTable, data: Dat
         scores.append(
             graph.add(evaluate_job(row.student, row.taught, row.recipe, seed, inputs, label, experiment.protocol))
         )
-        makers.append([*chain, *([inputs["teacher"]] if "teacher" in inputs else [])])
+        makers.append(list(dict.fromkeys([*chain, *([inputs["teacher"]] if "teacher" in inputs else [])])))
     return RowPlan(
         method=row.source.name if row.source else FULL,
         variant=row.variant,

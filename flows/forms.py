@@ -13,7 +13,7 @@ from pydantic import Field, WithJsonSchema
 from vidistill.flows import distill as experiments
 from vidistill.flows import pool as pools
 from vidistill.flows.commands import merged, pool_request_of, request_of
-from vidistill.flows.parameters import PRESETS, DataRequest, Experiment, PoolRequest, checked
+from vidistill.flows.parameters import PRESETS, DataRequest, Experiment, PoolRequest, checked, name_of
 from vidistill.models import FRONT_NAMES, NETWORKS
 from vidistill.storage.opening import default_location
 from vidistill.storage.store import ArtifactRef
@@ -64,7 +64,7 @@ def pool_name() -> str:
 
 
 def _place(asked: Mapping[str, Any]) -> str:
-    return Path(asked["data"]).name or asked["preset"]
+    return name_of(asked["data"]) if asked["data"] else asked["preset"]
 
 
 def listed(values: Sequence[object]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -43,6 +44,7 @@ Front = Annotated[
 PRESETS = Path(__file__).resolve().parent.parent / "deployments" / "presets"
 
 
+Instances = Annotated[int, Field(ge=1)]
 Kilobytes = Annotated[float, Field(gt=0)]
 
 
@@ -53,7 +55,7 @@ class Cell(Parameters):
     variant: str = Field("", description="The variant's name in the table.")
     options: dict[str, Any] = Field(default_factory=dict, description="The method's parameters that differ.")
     recipes: tuple[str, ...] | None = Field(None, description="Recipes to score it by; its own where none are given.")
-    ipc: tuple[int, ...] | None = Field(None, description="Budgets; those of the experiment where none are given.")
+    ipc: tuple[Instances, ...] | None = Field(None, description="Budgets; the experiment's where none are given.")
     kb: tuple[Kilobytes, ...] | None = Field(None, description="Budgets in kilobytes, of methods that take them.")
     store: Annotated[Coding | None, BeforeValidator(lambda given: {} if given == "coded" else given)] = Field(
         None, description="coded, or a quantiser: the method's clips are kept and scored as compressed video."
@@ -96,7 +98,7 @@ class Experiment(DataRequest):
     """Methods × budgets × students × seeds on one data set: one table."""
 
     cells: tuple[Cell, ...] = Field(min_length=1, description="The table's methods.")
-    ipc: tuple[int, ...] = Field((1,), min_length=1, description="Instances (clips) a class.")
+    ipc: tuple[Instances, ...] = Field((1,), min_length=1, description="Instances (clips) a class.")
     kb: tuple[Kilobytes, ...] = Field(
         (), description="Kilobytes (1,000 bytes) a class, all that is kept included: budgets of `coded`."
     )
@@ -118,11 +120,11 @@ class Experiment(DataRequest):
         description="vdsd: the common benchmark's training and test, with its habits, beside papers' numbers.",
     )
 
-    @model_validator(mode="after")
-    def _sane(self) -> Experiment:
-        if min(self.ipc) < 1:
-            raise ValueError(f"ipc must be at least 1, got {min(self.ipc)}")
-        return self
+
+def name_of(data: str) -> str:
+    """What a data set is called: `sprites`, or as its folder or file is."""
+    path = Path(data).expanduser()
+    return path.name if path.name not in {"", ".."} else path.resolve().name
 
 
 def load_preset(name: str) -> dict[str, Any]:
@@ -157,16 +159,19 @@ def override(plain: dict[str, Any], settings: list[str], model: type[DataRequest
         RequestError: a setting without `=`.
     """
     for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise RequestError(f"--set {setting!r} has no '=': write --set key=value, e.g. --set teacher.epochs=20.")
-        try:
-            put(plain, key.strip(), yaml.safe_load(value), model)
-        except yaml.YAMLError as error:
-            raise RequestError(
-                f"--set {setting!r}: {value!r} is not a YAML value, such as 3, [1, 5] or text."
-            ) from error
+        put(plain, *set_to(setting, "teacher.epochs=20"), model)
     return plain
+
+
+def set_to(setting: str, example: str) -> tuple[str, Any]:
+    """The name and the value, which is YAML, of `name=value`."""
+    name, equals, value = setting.partition("=")
+    if not equals:
+        raise RequestError(f"--set {setting!r} has no '=': write --set key=value, e.g. --set {example}.")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RequestError(f"--set {setting!r}: {value!r} is not a YAML value, such as 3, [1, 5] or text.") from error
 
 
 def put(plain: dict[str, Any], name: str, value: Any, model: type[DataRequest] = Experiment) -> None:
@@ -251,7 +256,8 @@ def checked(model: type[Model], plain: dict[str, Any], where: str) -> Model:
         RequestError: naming the parameter, what it got and what it allows.
     """
     try:
-        return model.model_validate(completed(model, plain))
+        made = model.model_validate(completed(model, plain))
+        json.dumps(made.model_dump(mode="json"), allow_nan=False)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or where
@@ -262,6 +268,9 @@ def checked(model: type[Model], plain: dict[str, Any], where: str) -> Model:
         wanted = WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
         said = f"{name} is {first['input']!r}: {wanted}" if first["loc"] else str(first["ctx"]["error"])
         raise RequestError(f"{where}: {said}.") from error
+    except ValueError as error:
+        raise RequestError(f"{where} has a number that is infinite, or none (.inf, .nan): give one.") from error
+    return made
 
 
 def completed(model: type[BaseModel], plain: dict[str, Any]) -> dict[str, Any]:

@@ -28,10 +28,10 @@ def within(name: str, text: str) -> BaseDistribution:
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     except ImportError as error:
         raise RequestError("tune needs Optuna: pip install 'vidistill[tune]'.") from error
-    if "|" in text:
-        return CategoricalDistribution([yaml.safe_load(choice) for choice in text.split("|")])
     found = RANGE.fullmatch(text)
     try:
+        if "|" in text:
+            return CategoricalDistribution([yaml.safe_load(choice) for choice in text.split("|")])
         if not found:
             raise ValueError("it has no ..")
         low, high = found["low"], found["high"]
@@ -39,7 +39,7 @@ def within(name: str, text: str) -> BaseDistribution:
         if whole:
             return IntDistribution(int(low), int(high), log=bool(found["log"]))
         return FloatDistribution(float(low), float(high), log=bool(found["log"]))
-    except ValueError as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise RequestError(
             f"{name}={text} is no range ({error}): write 0.001..0.1, 0.001..0.1:log, 10..200, or a|b|c."
         ) from error

@@ -9,6 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +27,7 @@ from vidistill.flows.commands import request_of
 from vidistill.flows.execution import data_runtime, find_videos, run_graph
 from vidistill.flows.experiment import Graph
 from vidistill.flows.forms import OWN, AdvancedRefresh, Front, Method, Number, Runner, Students, given, listed, parted
-from vidistill.flows.parameters import SPRITES, Experiment, checked
+from vidistill.flows.parameters import SPRITES, Experiment, checked, name_of
 from vidistill.flows.runners import WORKERS, jobs_done_by
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
@@ -34,6 +35,7 @@ from vidistill.storage.keys import digest
 from vidistill.storage.names import Promoted, names, promote
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Store
+from vidistill.tasks.learning import kinetics
 from vidistill.tasks.learning.evaluate import evaluate, load_score
 from vidistill.tasks.methods import find_method
 from vidistill.tasks.report.data import RowPlan
@@ -50,7 +52,7 @@ def refresh_name() -> str:
     """Data, method and budgets of the run that begins."""
     asked = flow_run.parameters
     budgets = [f"{name} {listed([asked[name]])}" for name in ("ipc", "kb") if asked[name]]
-    return " · ".join([Path(asked["data"]).name, asked["method"], *budgets, f"as {asked['name']}"])
+    return " · ".join([name_of(asked["data"]), asked["method"], *budgets, f"as {asked['name']}"])
 
 
 @flow(name="refresh", flow_run_name=refresh_name)
@@ -96,7 +98,7 @@ def refresh(
         sets=row.sets, report=report, index=index, asked=asked, since=datetime.now(UTC),
         before=known and known.sets[0],
     )  # fmt: skip
-    _publish(_compared(store, name, known, made, row, _scored_again(store, known, row, runtime)), out)
+    _publish(_compared(store, name, known, made, row, _scored_again(experiment, known, row, runtime)), out)
     promote(store, name, made)
     emit_event(PROMOTED, {"prefect.resource.id": f"vidistill.set.{name}"}, payload={"set": str(made.sets[0])})
     return made.sets[0]
@@ -111,10 +113,12 @@ def _experiment(plain: dict[str, Any], named: Mapping[str, Any], name: str) -> E
 
 
 def _quiet_minutes(root: Path, table: IndexTable) -> float:
-    """Since when no video came or changed."""
-    folder = data_folder(root.expanduser())
-    newest = max((folder / video.path).stat().st_ctime for video in table.videos)
-    return (time.time() - newest) / 60
+    """Since when no video came or changed, those among them that cannot be read yet."""
+    folder, changed = data_folder(root.expanduser()), [0.0]
+    for path in [video.path for video in table.videos] + [rejected.video for rejected in table.rejected]:
+        with suppress(FileNotFoundError):
+            changed.append((folder / path).stat().st_ctime)
+    return (time.time() - max(changed)) / 60
 
 
 def _row(store: Store, report: ArtifactRef, method: str) -> RowPlan:
@@ -122,10 +126,15 @@ def _row(store: Store, report: ArtifactRef, method: str) -> RowPlan:
     return next(row for row in rows if row.method == method and row.sets)
 
 
-def _scored_again(store: Store, known: Promoted | None, row: RowPlan, runtime: Runtime) -> list[float]:
+def _scored_again(experiment: Experiment, known: Promoted | None, row: RowPlan, runtime: Runtime) -> list[float]:
     """Top-1 on today's test videos of the sets in use, trained and scored as the new ones; empty where it cannot be."""
+    store = open_store(runtime.store)
+    weights = experiment.student.pretrained.values()
+    places = {name: path for own in weights for name, path in kinetics.named(own)[1].items()}
     jobs = [] if known is None else [
-        evaluate(made.parameters, made.inputs | {"distilled": before}, label=f"score the set in use, seed {seed}")
+        evaluate(
+            made.parameters, made.inputs | {"distilled": before}, label=f"score the set in use, seed {seed}"
+        ).model_copy(update={"places": places})
         for seed, (before, made) in enumerate(zip(known.sets, map(store.manifest, row.scores), strict=False))
         if store.has(before) and _classes(store, before) == _classes(store, row.sets[0])
     ]  # fmt: skip

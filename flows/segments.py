@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from vidistill.flows.experiment import Graph
-from vidistill.flows.parameters import SPRITES
+from vidistill.flows.parameters import SPRITES, name_of
 from vidistill.flows.planning import Plan, plan_jobs
 from vidistill.flows.rows import FULL, RANDOM
 from vidistill.storage.opening import open_store
@@ -79,7 +79,7 @@ def build_segments(request: SegmentRequest, table: SequenceTable | None) -> Grap
     if any(method == "tsgf" or labels == "soft" for method, _, labels in rows):
         graph.add(teacher)
     plans = [_row(graph, request, sequences, teacher.ref, row) for row in rows]
-    name = SPRITES if table is None else Path(request.data).name
+    name = name_of(request.data)
     asked = request.model_dump(mode="json") | {"data": name}
     parameters = SegmentReportParameters(dataset=name, split=request.split, rows=tuple(plans), request=asked)
     graph.add(segment_report_job(parameters, sequences))

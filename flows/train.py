@@ -7,8 +7,9 @@ seed and the labels of a report's row, the student is that row's.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,18 +18,18 @@ import numpy as np
 from pydantic import Field
 
 from vidistill.flows.housekeeping import existing, set_of
-from vidistill.flows.parameters import checked
+from vidistill.flows.parameters import checked, merged
 from vidistill.flows.runners import WORKERS
 from vidistill.models import NETWORKS, known
 from vidistill.storage.clips import Clips, ClipTable
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.exported import EXPORT, read_facts
+from vidistill.storage.leases import leased
 from vidistill.storage.opening import open_store
 from vidistill.storage.parameters import Parameters
-from vidistill.storage.store import Store
 from vidistill.tasks.learning import streams, training
-from vidistill.tasks.learning.evaluate import DistilledBatches, StudentParameters, predict_test, score
+from vidistill.tasks.learning.evaluate import DistilledBatches, StudentParameters, at_its_rate, predict_test, score
 from vidistill.tasks.learning.own import named
 from vidistill.tasks.learning.training import Device, Order
 from vidistill.tasks.methods import Recipe
@@ -37,11 +38,14 @@ from vidistill.tasks.stage import Runtime, report_progress, run_job
 from vidistill.tasks.videos.decode import DecodeParameters, block_jobs, clips_job
 from vidistill.tasks.videos.index import IndexTable, index_job, survey
 from vidistill.tasks.videos.layouts import TEST_FOLDERS, IndexParameters
+from vidistill.tasks.videos.split_lists import Split
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 STUDENT, FACTS = "student.safetensors", "train.json"
+Tests = list[tuple[Clips, np.ndarray]]
+"""Sets of test clips, each with its labels as the set numbers the classes."""
 
 
 class TrainRequest(Parameters):
@@ -90,7 +94,16 @@ def train(request: TrainRequest, runtime: Runtime, out: Path) -> dict[str, Any]:
         )
     runtime = runtime.model_copy(update={"networks": places})
     source = source_of(request.source, runtime.store)
-    tests = _tests(request, source, runtime)
+    with _tests(request, source, runtime) as tests:
+        facts = _trained(request, name, source, tests, runtime, out)
+    (out / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False))
+    return facts
+
+
+def _trained(
+    request: TrainRequest, name: str, source: Source, tests: Tests, runtime: Runtime, out: Path
+) -> dict[str, Any]:
+    """Train, write the weights, and score them."""
     recipe, student = _recipe(request, source), _student(request, source, name)
     device = Device.on(runtime, runtime.threads, student.precision)
     seed = training.role_seed(request.seed, streams.STUDENT_WEIGHTS)
@@ -101,18 +114,16 @@ def train(request: TrainRequest, runtime: Runtime, out: Path) -> dict[str, Any]:
         network, _told(draw, steps := student.steps(order.n), name), steps, student.optimiser, device, seed=seed,
         average=student.average, temperature=recipe.temperature if recipe.labels == "soft" else 1.0,
     )  # fmt: skip
-    scores = _scores(source, tests, lambda clips: predict_test(network, clips, device, seen=source.table))
     out.mkdir(parents=True, exist_ok=True)
     _save(network, out / STUDENT)
-    facts = {
+    scores = _scores(source, tests, lambda clips: predict_test(network, clips, device, seen=source.table))
+    return {
         "source": request.source, "set": source.facts.get("set"), "network": name, "weights": STUDENT,
         "labels": recipe.labels, "seed": request.seed, "steps": curve.steps, "loss": curve.loss,
         "student": student.model_dump(mode="json"), "classes": list(source.made.classes),
         "clips": len(source.made), "test_clips": sum(len(clips) for clips, _ in tests), **scores,
         **device.facts(),
     }  # fmt: skip
-    (out / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False))
-    return facts
 
 
 def source_of(name: str, location: str) -> Source:
@@ -120,8 +131,8 @@ def source_of(name: str, location: str) -> Source:
     folder = Path(name).expanduser()
     if (folder / EXPORT).is_file():
         facts = read_facts(folder)
-        if "mean" not in facts:
-            raise RequestError(f"{folder / EXPORT} does not say how clips are normalised: export the set again.")
+        if "mean" not in facts or "students" not in facts:
+            raise RequestError(f"{folder / EXPORT} is of an older vidistill: export the set again.")
         return Source(DistilledSet.load(folder), facts, None)
     if folder.is_dir():
         raise RequestError(
@@ -144,10 +155,17 @@ def _recipe(request: TrainRequest, source: Source) -> Recipe:
 
 
 def _student(request: TrainRequest, source: Source, name: str) -> StudentParameters:
+    """As this network was trained on the set, or as others were with its usual optimiser; then what was asked."""
     if request.student.get("pretrained"):
         raise RequestError("`vidistill train` begins with fresh weights: take pretrained away from the student.")
-    known_of_set = (source.facts["student"] or {}) | {"pretrained": {}}
-    return checked(StudentParameters, known_of_set | request.student, "The student").of(name)
+    students = source.facts["students"]
+    known = dict(students.get(name) or next(iter(students.values()), {})) | {"pretrained": {}}
+    if name in students:
+        known["networks"] = {}
+    else:
+        known.pop("optimiser", None)
+    usual = checked(StudentParameters, known, "The student").of(name).model_dump(mode="json") | {"networks": {}}
+    return at_its_rate(checked(StudentParameters, merged(usual, request.student), "The student"), source.made.facts)
 
 
 def _told(draw: Callable[[int], Any], steps: int, label: str) -> Callable[[int], Any]:
@@ -158,50 +176,50 @@ def _told(draw: Callable[[int], Any], steps: int, label: str) -> Callable[[int],
     return batch
 
 
-def _tests(request: TrainRequest, source: Source, runtime: Runtime) -> list[tuple[Clips, np.ndarray]]:
-    """Sets of test clips, each with its labels as the set numbers the classes."""
-    if request.test:
-        found = _decoded(Path(request.test).expanduser().absolute(), request.index, source.facts, runtime)
-    elif source.test is not None:
-        found = [source.test]
-    else:
-        raise RequestError("Which test videos? Give --test DIR, a folder of labelled videos.")
-    numbers = {name: label for label, name in enumerate(source.made.classes)}
-    strange = sorted({name for clips in found for name in clips.classes} - numbers.keys())
-    if strange:
-        raise RequestError(f"The class {strange[0]!r} of {request.test} is none of the set: {', '.join(numbers)}.")
-    return [(clips, np.array([numbers[clips.classes[label]] for label in clips.labels_N])) for clips in found]
+@contextmanager
+def _tests(request: TrainRequest, source: Source, runtime: Runtime) -> Iterator[Tests]:
+    """The test clips; those that are decoded for it are kept from `vidistill gc` while the block runs."""
+    with ExitStack() as kept:
+        if request.test:
+            root = Path(request.test).expanduser().absolute()
+            found = kept.enter_context(_decoded(root, request.index, source.facts, runtime))
+        elif source.test is not None:
+            found = [source.test]
+        else:
+            raise RequestError("Which test videos? Give --test DIR, a folder of labelled videos.")
+        numbers = {name: label for label, name in enumerate(source.made.classes)}
+        strange = sorted({name for clips in found for name in clips.classes} - numbers.keys())
+        if strange:
+            raise RequestError(f"The class {strange[0]!r} of {request.test} is none of the set: {', '.join(numbers)}.")
+        yield [(clips, np.array([numbers[clips.classes[label]] for label in clips.labels_N])) for clips in found]
 
 
-def _decoded(root: Path, index: IndexParameters, facts: dict[str, Any], runtime: Runtime) -> list[Clips]:
+@contextmanager
+def _decoded(root: Path, index: IndexParameters, facts: dict[str, Any], runtime: Runtime) -> Iterator[list[Clips]]:
     """The clips of a folder's test split, or of all its videos where it has class folders and no split of its own."""
     table = survey(root, index, workers=WORKERS, timeout_seconds=runtime.timeout_seconds)
     runtime = runtime.model_copy(update={"data": str(root)})
-    store = open_store(runtime.store)
     decode = DecodeParameters(frames=facts["frames"], interval=facts["interval"], size=facts["size"], views=1)
-    run_job(listed := index_job(table, index), runtime)
-    found = []
-    for split in ("test",) if _has_split(root, table) else ("train", "test"):
-        blocks = block_jobs(table, decode, split)
+    listed = index_job(table, index)
+    splits: tuple[Split, ...] = ("test",) if _has_split(root, table) else ("train", "test")
+    blocks = {split: block_jobs(table, decode, split) for split in splits}
+    clips = [clips_job(listed.ref, decode, split, blocks[split]) for split in splits]
+    decoding = [job for split in splits for job in blocks[split]]
+    store = open_store(runtime.store)
+    with leased(store, [job.ref for job in (listed, *decoding, *clips)]):
+        run_job(listed, runtime)
         with ThreadPoolExecutor(WORKERS) as pool:
-            list(pool.map(lambda job: run_job(job, runtime), blocks))
-        found.append(_clips(store, runtime, listed.ref, decode, split, blocks))
-    return found
-
-
-def _clips(store: Store, runtime: Runtime, index: Any, decode: DecodeParameters, split: Any, blocks: Any) -> Clips:
-    job = clips_job(index, decode, split, blocks)
-    run_job(job, runtime)
-    return Clips(store, job.ref)
+            list(pool.map(lambda job: run_job(job, runtime), decoding))
+        for job in clips:
+            run_job(job, runtime)
+        yield [Clips(store, job.ref) for job in clips]
 
 
 def _has_split(root: Path, table: IndexTable) -> bool:
     return table.layout != "folders" or any((root / name).is_dir() for name in TEST_FOLDERS)
 
 
-def _scores(
-    source: Source, tests: list[tuple[Clips, np.ndarray]], predict: Callable[[Clips], Tensor]
-) -> dict[str, Any]:
+def _scores(source: Source, tests: Tests, predict: Callable[[Clips], Tensor]) -> dict[str, Any]:
     import torch
 
     shape_THWC = source.made.clips_NTHWC.shape[1:]

@@ -81,7 +81,7 @@ def _of_shards(shards: list[Path]) -> Iterator[Sample]:
                     file = tar.extractfile(member)
                     group[suffix.lower()] = file.read() if file else b""
                 yield from _sample(group, shard, key)
-        except tarfile.TarError as error:
+        except (tarfile.TarError, OSError) as error:
             raise RequestError(f"{shard} is no shard of WebDataset: {error}.") from error
 
 
@@ -96,10 +96,12 @@ def _sample(group: dict[str, bytes], shard: Path, key: str) -> Iterator[Sample]:
 
 
 def _label(kind: str, content: bytes) -> str:
-    if kind != "json":
-        return content.decode().strip()
-    plain: dict[str, Any] = json.loads(content)
-    return str(plain.get("class", plain.get("label", "")))
+    """What it says; nothing where it cannot be read."""
+    try:
+        plain: Any = json.loads(content) if kind == "json" else {"class": content.decode().strip()}
+    except ValueError:
+        return ""
+    return str(plain.get("class", plain.get("label", ""))) if isinstance(plain, dict) else ""
 
 
 def _of_datasets(source: Path) -> Iterator[Sample]:

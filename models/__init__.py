@@ -111,5 +111,6 @@ def _own(name: str, given: dict[str, int]) -> nn.Module:
     taken = inspect.signature(OWN[name]).parameters
     if given["channels"] != 3 and "channels" not in taken:
         raise ValueError(f"The network {name} takes no `channels`, and its front puts out {given['channels']}.")
-    made: nn.Module = OWN[name](**{each: value for each, value in given.items() if each in taken})
-    return made
+    from vidistill.models.dropout import with_seeds
+
+    return with_seeds(OWN[name](**{each: value for each, value in given.items() if each in taken}))

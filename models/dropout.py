@@ -11,11 +11,12 @@ class SeededDropout(nn.Module):
 
     Args:
         p: the share of features that is zeroed in training mode; the rest is scaled by 1/(1 − p).
+        axes: along how many of the first axes it draws; what lies along the others is zeroed together. None: all.
     """
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, p: float, axes: int | None = None) -> None:
         super().__init__()
-        self.p = p
+        self.p, self.axes = p, axes
         self.generator = torch.Generator()
 
     def seed(self, seed: int) -> None:
@@ -24,7 +25,9 @@ class SeededDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        kept = torch.rand(x.shape, generator=self.generator) >= self.p
+        axes = x.dim() if self.axes is None else self.axes
+        shape = (*x.shape[:axes], *[1] * (x.dim() - axes))
+        kept = torch.rand(shape, generator=self.generator) >= self.p
         return x * kept.to(x.device, x.dtype) / (1 - self.p)
 
 
@@ -33,3 +36,18 @@ def seed_dropout(network: nn.Module, seed: int) -> None:
     dropouts = (module for module in network.modules() if isinstance(module, SeededDropout))
     for number, dropout in enumerate(dropouts):
         dropout.seed(seed + number)
+
+
+def with_seeds(network: nn.Module) -> nn.Module:
+    """The network with dropouts of this kind for torch's and torchvision's, which draw from a stream that all share."""
+    from torchvision.ops import StochasticDepth
+
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Dropout):
+                setattr(module, name, SeededDropout(child.p))
+            elif isinstance(child, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
+                setattr(module, name, SeededDropout(child.p, axes=2))
+            elif isinstance(child, StochasticDepth):
+                setattr(module, name, SeededDropout(child.p, axes=1 if child.mode == "row" else 0))
+    return network

@@ -5,13 +5,20 @@ Legend: B clips, C channels, T frames, H height, W width, F features of a frame,
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from vidistill.models.convnet2d import WIDTH, block
 
 DEPTH = 3
+
+
+def _differentiable(x: Tensor) -> AbstractContextManager[None]:
+    """Without cuDNN where gradients are taken: its layers give none in evaluation mode, and no second ones."""
+    return torch.backends.cudnn.flags(enabled=False) if x.is_cuda and torch.is_grad_enabled() else nullcontext()
 
 
 class FrameRNN(nn.Module):
@@ -50,7 +57,8 @@ class FrameRNN(nn.Module):
         """`emb_BD`: the recurrent layer's outputs, averaged over time."""
         frames_NCHW = x_BCTHW.transpose(1, 2).flatten(0, 1)
         features_BTF = self.cnn(frames_NCHW).unflatten(0, (x_BCTHW.shape[0], x_BCTHW.shape[2]))
-        states_BTD: Tensor = self.rnn(features_BTF)[0]
+        with _differentiable(features_BTF):
+            states_BTD: Tensor = self.rnn(features_BTF)[0]
         return states_BTD.mean(1)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:

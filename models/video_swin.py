@@ -17,13 +17,6 @@ PUBLISHED_SIZE = 112
 """From this size on patches have the published 4×4 pixels."""
 
 
-class StochasticDepth(SeededDropout):
-    """A residual branch left out for a share `p` of the clips, drawn from a generator of its own."""
-
-    def forward(self, x_BTHWC: Tensor) -> Tensor:
-        return x_BTHWC * super().forward(x_BTHWC.new_ones(len(x_BTHWC), 1, 1, 1, 1))
-
-
 class WindowAttention(ShiftedWindowAttention3d):
     """torchvision's attention, its relative positions right where a window is smaller than 8×7×7 tokens.
 
@@ -66,7 +59,7 @@ class VideoSwin(nn.Module):
         self.swin.patch_embed.proj = Conv3d(channels, CHANNELS, patch, patch)
         for module in self.swin.modules():
             if isinstance(module, SwinTransformerBlock):
-                module.register_module("stochastic_depth", StochasticDepth(module.stochastic_depth.p))
+                module.register_module("stochastic_depth", SeededDropout(module.stochastic_depth.p, axes=1))
                 module.attn.__class__ = WindowAttention  # torchvision takes no other attention than its own
         self.features: int = self.swin.num_features
 

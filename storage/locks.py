@@ -34,7 +34,8 @@ def locked(path: Path) -> Iterator[None]:
             yield
     finally:
         with suppress(FileNotFoundError):
-            path.unlink()
+            if str(owner["id"]) in path.read_text():  # else this one slept, was thought dead, and it is the next one's
+                path.unlink()
 
 
 @contextmanager
@@ -143,5 +144,5 @@ def _alive(pid: int) -> bool:
 
 def _beat(path: Path, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # a network's disk may answer late, and the next beat is in time
             os.utime(path)

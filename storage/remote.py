@@ -166,9 +166,10 @@ class RemoteStore(Store):
         """Also what was made here, and did not reach the store: it is uploaded again, not made again."""
         made = self._unpublished(ref)
         if not super()._settled(ref):
-            if not made.exists() or Store.problem(self, ref, thorough=True) is not None:
-                return False
-            self._publish(ref)
+            with self._mirror.held(self._place(ref)):
+                if not made.exists() or Store.problem(self, ref, thorough=True) is not None:
+                    return False
+                self._publish(ref)
         made.unlink(missing_ok=True)
         return True
 
@@ -248,12 +249,13 @@ class RemoteStore(Store):
     def _commit(self, attempt: Attempt) -> None:
         """Commit to the mirror and upload, both under the key's lock."""
         ref = attempt.manifest.ref
-        super()._commit(attempt)
-        unpublished = self._unpublished(ref)
-        unpublished.parent.mkdir(exist_ok=True)
-        unpublished.touch()
-        self._publish(ref)
-        unpublished.unlink()
+        with self._mirror.held(self._place(ref)):  # till it is in the store this is the only copy
+            super()._commit(attempt)
+            unpublished = self._unpublished(ref)
+            unpublished.parent.mkdir(exist_ok=True)
+            unpublished.touch()
+            self._publish(ref)
+            unpublished.unlink()
         self._mirror.trim()
 
     def _publish(self, ref: ArtifactRef) -> None:

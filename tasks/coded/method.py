@@ -163,12 +163,12 @@ def _dense(given: Given, shares: list[float]) -> dict[str, list[ArtifactRef]]:
     """The same videos' clips of more frames at a smaller interval, where one of these shares of frames needs them.
 
     Raises:
-        RequestError: a share is no whole number of frames or of the interval's parts.
+        RequestError: a share is not every k-th frame, or not a whole number of the interval's parts.
     """
     decode, most = given.decode, max(shares)
     for share in shares:
-        divided = decode.frames * share if share < 1 else decode.interval / share
-        if divided % 1 or (share > 1 and most % share):
+        parts = (decode.interval / share, most / share) if share > 1 else (decode.frames * share, 1 / share)
+        if any(abs(part - round(part)) > 1e-9 for part in parts):
             raise RequestError(
                 f"coded.frames {share:g} does not divide {decode.frames} frames at an interval of {decode.interval}: "
                 "take 0.5, 1, 2 or another share that does."

@@ -49,7 +49,7 @@ def by_median(loss_N: NDArray[np.float64]) -> NDArray[np.int64]:
 
 def medoids(emb_ND: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """Greedy: at each step the row with the least sum over all rows of the distance to the nearest chosen one."""
-    distance_NN = np.linalg.norm(emb_ND[:, None] - emb_ND[None], axis=2)
+    distance_NN = np.stack([np.linalg.norm(x_D - emb_ND, axis=1) for x_D in emb_ND])  # row by row: no N×N×D
     nearest_N, chosen = np.full(len(emb_ND), np.inf), list[int]()
     for _ in range(count):
         sums_N = np.minimum(nearest_N[:, None], distance_NN).sum(axis=0)

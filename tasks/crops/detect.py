@@ -17,6 +17,7 @@ from platformdirs import user_cache_path
 from vidistill.storage.errors import RequestError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 Box = tuple[float, float, float, float]
@@ -80,7 +81,7 @@ class People:
 class Yolo:
     """Any detection model of ultralytics, by name or path; no telemetry, no update check, no installing by itself."""
 
-    def __init__(self, weights: str, confidence: float, device: str) -> None:
+    def __init__(self, weights: str, confidence: float, device: torch.device) -> None:
         self._model = load_yolo(weights)
         self._confidence, self._device = confidence, device
         self.labels: tuple[str, ...] = tuple(self._model.names.values())

@@ -36,7 +36,7 @@ from vidistill.tasks.crops.detect import (
 from vidistill.tasks.crops.motion import moving
 from vidistill.tasks.crops.track import track_all
 from vidistill.tasks.crops.training import DetectorParameters, load_detector
-from vidistill.tasks.learning.training import generator
+from vidistill.tasks.learning.training import Device, generator
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.decode import BlockVideo
 from vidistill.tasks.videos.decoder import Decoder, VideoError
@@ -140,7 +140,7 @@ def open_detector(work: Work, parameters: TrackParameters) -> Detector | None:
         detector = load_detector(work.input("detector"), trained, parameters.confidence)
     else:
         weights = work.job.places.get(parameters.detector, parameters.detector)
-        detector = Yolo(weights, parameters.confidence, work.runtime.device)
+        detector = Yolo(weights, parameters.confidence, Device.on(work.runtime, 1, "auto").torch_device)
     check_labels(parameters.labels, detector.labels, parameters.detector)
     return detector
 

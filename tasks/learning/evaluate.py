@@ -114,7 +114,8 @@ def evaluate_job(
 @stage("score", version=2, threads="one")
 def evaluate(work: Work) -> None:
     parameters = EvaluateParameters.model_validate(work.job.parameters)
-    student = _at_its_rate(parameters.student, work)
+    facts = DistilledSet.facts_of(work.input("distilled")) if work.refs("distilled") else {}
+    student = at_its_rate(parameters.student, facts)
     device = Device.of(work, student.precision)
     clips, test_clips = Clips(work.store, work.ref("train")), Clips(work.store, work.ref("test"))
     seed = training.role_seed(parameters.seed, streams.STUDENT_WEIGHTS)
@@ -143,9 +144,8 @@ def evaluate(work: Work) -> None:
     work.record(seeds=[parameters.seed], counts={"clips": made.clips, "test": len(test_clips)}, **device.facts())
 
 
-def _at_its_rate(student: StudentParameters, work: Work) -> StudentParameters:
-    """The student at the learning rate that its set learned, where that is asked for and there is one."""
-    facts = DistilledSet.facts_of(work.input("distilled")) if work.refs("distilled") else {}
+def at_its_rate(student: StudentParameters, facts: dict[str, Any]) -> StudentParameters:
+    """The student at the learning rate that its set learned, where that is asked for and the set's facts have one."""
     if not student.learnt_lr or "lr" not in facts:
         return student
     return student.model_copy(update={"optimiser": student.optimiser.model_copy(update={"lr": facts["lr"]})})

@@ -77,7 +77,9 @@ def r3d_state(weights: str, advice: str) -> dict[str, Any]:
     try:
         if Path(weights).is_file():
             plain = weights.endswith(".safetensors")
-            loaded: dict[str, Any] = load_file(weights) if plain else torch.load(weights, weights_only=True)
+            loaded: dict[str, Any] = (
+                load_file(weights) if plain else torch.load(weights, map_location="cpu", weights_only=True)
+            )
             state: dict[str, Any] = loaded.get("state_dict", loaded)
         else:
             state = R3D_18_Weights[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)

@@ -120,8 +120,9 @@ def teacher_logits(teacher: nn.Module, made: DistilledSet, clips: Clips, device:
     import torch
 
     def of(clips_NTHWC: NDArray[np.uint8]) -> Tensor:
-        x_NCTHW = training.to_input(clips_NTHWC, clips.table.mean, clips.table.std, device)
-        return training.predict(teacher, (x_NCTHW[i : i + 32] for i in range(0, len(x_NCTHW), 32)), device)
+        parts = (clips_NTHWC[first : first + 32] for first in range(0, len(clips_NTHWC), 32))
+        table = clips.table
+        return training.predict(teacher, (training.to_input(x, table.mean, table.std, device) for x in parts), device)
 
     logits_NK = of(made.clips_NTHWC)
     if made.others_VNTHWC is not None:

@@ -76,11 +76,16 @@ PUBLISHED, PUBLISHED_ALPHA = 1e5, 1e-5
 """VDSD's rates for MiniUCF, IPC 1 (images: 1,000)."""
 
 
-class MTTParameters(MTTLossParameters, core.Steps):
+class TrajectoryParameters(MTTLossParameters, core.Steps):
     """VDSD's settings for MiniUCF, IPC 1, but for experts, iterations and steps."""
 
     pixels: ClassVar[float] = 0.1  # on the validation fifth of sprites far ahead of 0.01, of UCF101 level with 0.03
     init: Literal["real", "noise"] = "real"
+
+
+class MTTParameters(TrajectoryParameters):
+    """Those, and what codecs pay for."""
+
     rate: float = Field(
         0.0,
         ge=0,
@@ -93,7 +98,7 @@ class MTT(Method):
     """Learn clips, and the student's learning rate, by matching trajectories (Eq. 1–4)."""
 
     version = 3  # since pixels move faster
-    Parameters = MTTParameters
+    Parameters: ClassVar[type[TrajectoryParameters]] = MTTParameters
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
         return super().inputs(given) | {"experts": expert_inputs(given, self.parameters)}

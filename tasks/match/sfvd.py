@@ -29,7 +29,7 @@ from vidistill.tasks.learning.pixels import pixel_range, to_pixels
 from vidistill.tasks.learning.training import generator
 from vidistill.tasks.match import core, sets
 from vidistill.tasks.match.core import Learnt, Part
-from vidistill.tasks.match.mtt import MTT, PUBLISHED, MTTParameters, match_trajectories
+from vidistill.tasks.match.mtt import MTT, PUBLISHED, TrajectoryParameters, match_trajectories
 from vidistill.tasks.match.sets import Start
 from vidistill.tasks.methods import Material
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class SFVDParameters(MTTParameters):
+class SFVDParameters(TrajectoryParameters):
     """Settings were not to be had: MTT's, as VDSD uses it."""
 
     keys: int = Field(1, ge=1, description="F: key frames an instance.")

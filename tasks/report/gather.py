@@ -33,7 +33,7 @@ from vidistill.tasks.report.data import (
 )
 from vidistill.tasks.report.page import render_html, render_json, render_markdown
 from vidistill.tasks.report.pool import pools_shown
-from vidistill.tasks.report.statistics import LEAST_SEEDS, collapsed_to, paired
+from vidistill.tasks.report.statistics import LEAST_SEEDS, collapsed_to, deviation, paired
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.index import IndexTable, load_index
 
@@ -166,7 +166,7 @@ def _row(
         network=plan.network,
         labels=plan.labels,
         top1_mean=float(np.mean(top1)),
-        top1_std=float(np.std(top1, ddof=1)) if len(top1) > 1 else 0.0,
+        top1_std=deviation(top1),
         top5_mean=float(np.mean([score.top5 for score in own])),
         auc_mean=float(np.mean([score.auc for score in own])),
         f1_mean=float(np.mean([score.f1 for score in own])),

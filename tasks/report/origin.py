@@ -58,7 +58,9 @@ class Origin:
         train = self.store.manifest(self.made.inputs["clips"][0])
         block = self.store.manifest(train.inputs["blocks"][0])
         table, sampling, asked = self.clips.table, block.parameters["sampling"], self.made.parameters
-        recipe, student = self._recipe(soft), self._student()
+        recipe = self._recipe(soft)
+        trained = self._trained(recipe)
+        students = {one.parameters["network"]: dict(one.parameters["student"]) for one in reversed(trained)}
         report = self.reports[0] if self.reports else None
         return {
             "vidistill": version("vidistill"),
@@ -76,15 +78,15 @@ class Origin:
             "mean": list(table.mean),
             "std": list(table.std),
             "flips": table.flips,
-            "crop": student.get("crop_scale"),
-            "student": student,
+            "crop": trained[0].parameters["student"]["crop_scale"] if trained else None,
+            "students": students,
             "recipe": recipe.name,
             "labels": recipe.kind,
             "temperature": recipe.temperature,
             "recipe_settings": recipe.settings,
             "teacher": self._teacher_facts(),
             "scores": [self._score_facts(one) for one in self.scores],
-            "from": self._places(train, block),
+            "from": self._places(train, block, trained),
         }  # fmt: skip
 
     def _recipe(self, soft: bool) -> Recipe:
@@ -95,8 +97,13 @@ class Origin:
         found = [one for one in found if one.labels != "learned" or soft]
         return min(found, key=lambda one: PREFERRED.index(one.labels), default=Recipe())
 
-    def _student(self) -> dict[str, Any]:
-        return dict(self.scores[0].parameters["student"]) if self.scores else {}
+    def _trained(self, recipe: Recipe) -> list[Manifest]:
+        """The scores in the order in which they tell how to train: those with this recipe first, then the earlier."""
+
+        def late(score: Manifest) -> tuple[bool, str]:
+            return Recipe.model_validate(score.parameters["recipe"]) != recipe, score.created
+
+        return sorted(self.scores, key=late)
 
     def _teacher_facts(self) -> dict[str, Any] | None:
         if self.teacher is None:
@@ -113,10 +120,10 @@ class Origin:
         values = {name: getattr(score, name) for name in SCORES}
         return told | values | {"seed": asked["seed"], "artifact": str(manifest.ref)}
 
-    def _places(self, train: Manifest, block: Manifest) -> dict[str, str | None]:
+    def _places(self, train: Manifest, block: Manifest, trained: list[Manifest]) -> dict[str, str | None]:
         places = {"mean std flips": train, "frames interval size": block, "method ipc seed": self.made,
-                  "recipe labels temperature": self.relabelled or (self.scores[0] if self.scores else None),
-                  "crop student": self.scores[0] if self.scores else None,
+                  "recipe labels temperature": self.relabelled or (trained[0] if trained else None),
+                  "crop students": trained[0] if trained else None,
                   "dataset split": self.reports[0] if self.reports else None}  # fmt: skip
         return {name: str(manifest.ref) if manifest else None for name, manifest in places.items()}
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks.report.statistics import paired
+from vidistill.tasks.report.statistics import deviation, paired
 from vidistill.tasks.report.tables import duration, size
 from vidistill.tasks.segment.metrics import OVERLAPS
 from vidistill.tasks.segment.score import SCORE, SegmentScoreTable
@@ -50,7 +50,7 @@ def segment_report_job(parameters: SegmentReportParameters, sequences: ArtifactR
     return segment_report(parameters, {SEQUENCES: [sequences]} | refs, label="report of segments")
 
 
-@stage("segment-report", version=1)
+@stage("segment-report", version=2)  # 2: deviations of a sample
 def segment_report(work: Work) -> None:
     parameters = SegmentReportParameters.model_validate(work.job.parameters)
     document = {
@@ -84,7 +84,7 @@ def _row(store: Store, parameters: SegmentReportParameters, plan: SegmentRowPlan
         "dataset": parameters.dataset, "split": parameters.split, "method": plan.method, "points": plan.points,
         "labels": plan.labels, "seeds": len(scores), "bytes": round(float(np.mean([score.bytes for score in scores]))),
         **{f"{name}_mean": float(np.mean(values)) for name, values in by_seed.items()},
-        **{f"{name}_std": float(np.std(values)) for name, values in by_seed.items()},
+        **{f"{name}_std": deviation(values) for name, values in by_seed.items()},
         "by_seed": by_seed,
         "seconds": float(np.mean([seconds for seconds, _ in made])) if made else 0.0,
         "peak_memory_bytes": max((peak for _, peak in made), default=0),

@@ -38,6 +38,11 @@ def paired(one: Sequence[float], other: Sequence[float]) -> Difference:
     return Difference(float(differences_S.mean()), error, t_quantile(seeds - 1) * error, seeds)
 
 
+def deviation(values: Sequence[float]) -> float:
+    """Between seeds, of the sample; zero where there is one."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
 def t_quantile(degrees: int) -> float:
     """How many standard errors the two-sided 95 % interval of Student's t reaches."""
     from scipy.special import stdtrit  # type: ignore[import-untyped]

@@ -104,7 +104,7 @@ def gpu_taken(device: str, jobs: int) -> Iterator[None]:
 
 
 def _folder(name: str) -> Path:
-    """Of this user on this machine, not of the temporary folder that a job may have of its own."""
+    """Of this user on this machine, or in a job whose TMPDIR is its own, which sees no other's places."""
     folder = Path(tempfile.gettempdir()) / f"vidistill-{os.getuid()}" / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -10,7 +10,7 @@ import pytest
 
 from vidistill.flows import cli, commands
 from vidistill.flows.command_line import command_of
-from vidistill.flows.parameters import PRESETS, Experiment, load_preset
+from vidistill.flows.parameters import PRESETS, Experiment, load_preset, name_of
 
 PLAIN = {path.stem: load_preset(path.stem) for path in sorted(PRESETS.glob("*.yaml"))}
 EXPERIMENTS = {name: plain for name, plain in PLAIN.items() if "cells" in plain and not name.startswith("benchmark_")}
@@ -59,3 +59,15 @@ def test_defaults_are_left_out(tmp_path: Path) -> None:
     cells = [{"method": "random"}, {"method": "tsgf", "options": {"iterations": 5}}]
     experiment = Experiment.model_validate({"data": str(tmp_path / "clips"), "cells": cells})
     assert command_of(experiment) == "vidistill run --data clips --method random,tsgf --set tsgf.iterations=5"
+
+
+def test_a_data_set_is_called_as_its_folder_from_wherever_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clips" / "train").mkdir(parents=True)
+    for here, given in (("clips", "."), ("clips/train", ".."), ("", "clips/"), ("", "./clips"), ("", "/data/clips")):
+        monkeypatch.chdir(tmp_path / here)
+        assert name_of(given) == "clips"
+    monkeypatch.chdir(tmp_path / "clips")
+    command = command_of(Experiment.model_validate({"data": ".", "cells": [{"method": "random"}]}))
+    assert command == "vidistill run --data clips --method random"

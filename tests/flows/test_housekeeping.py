@@ -21,6 +21,7 @@ from flow_running import BIN, TINY, CommandLine, environment
 
 from vidistill.flows.cli import main
 from vidistill.flows.collecting import collect
+from vidistill.flows.housekeeping import verify
 from vidistill.storage.errors import RequestError
 from vidistill.storage.leases import leased, leases
 from vidistill.storage.names import Promoted, promote
@@ -231,6 +232,22 @@ def test_damage_is_left_to_the_run_that_mends_it(store: Store, gc: Callable[...,
         assert store.refs() == [teacher]
     gc(yes=True)
     assert store.refs() == []
+
+
+def test_what_a_run_removes_while_verify_looks_is_not_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(store, "teacher", "kept")
+    going, audit = make(store, "teacher-checkpoint", "k-1"), Store.audit
+
+    def removed_meanwhile(self: Store, ref: ArtifactRef) -> str | None:
+        if ref == going and (manifest := store.root / going.kind / going.key / "manifest.json").exists():
+            manifest.unlink()
+            problem = audit(self, ref)
+            shutil.rmtree(manifest.parent)
+            return problem
+        return audit(self, ref)
+
+    monkeypatch.setattr(Store, "audit", removed_meanwhile)
+    verify(store.location)
 
 
 def test_many_of_a_kind_are_counted_and_some_named(store: Store, gc: Callable[..., str]) -> None:

@@ -11,15 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flow_running import CLASSES, CommandLine
 from prefect.client.orchestration import get_client
 from prefect.events.filters import EventFilter, EventNameFilter
+from torchvision.models.video import r3d_18
 
 from vidistill import DistilledSet
+from vidistill.flows import refresh as refreshing
 from vidistill.flows.refresh import refresh
 from vidistill.storage.errors import ArtifactNotFound, RequestError
 from vidistill.storage.names import names
 from vidistill.storage.opening import open_store
+from vidistill.tasks.videos.files import Rejected
+from vidistill.tasks.videos.index import IndexTable
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 TINY = {
@@ -40,8 +45,9 @@ def growing(tmp_path: Path, videos: Path) -> Path:
 def again(tmp_path: Path, growing: Path) -> Refresh:
     """Run the flow; its state."""
 
-    def run(settle_minutes: float = 0, **more: Any) -> Any:
+    def run(settle_minutes: float = 0, student: dict[str, Any] | None = None, **more: Any) -> Any:
         advanced = TINY | {"runtime": {"store": str(tmp_path / "store"), "threads": 1}, "out": str(tmp_path / "out")}
+        advanced["student"] = TINY["student"] | (student or {})
         given = {"method": "herding", "seeds": 2, "front": "rgb", "advanced": advanced} | more
         return refresh(data=str(growing), settle_minutes=settle_minutes, return_state=True, **given)
 
@@ -101,6 +107,28 @@ def check_events(dataset: str) -> None:
             time.sleep(1)
     assert found.count(("vidistill.set.promoted", "vidistill.set.latest")) == 2
     assert found.count(("vidistill.data.changed", f"vidistill.data.{dataset}")) == 2
+
+
+@pytest.mark.slow
+def test_students_that_begin_with_weights_from_a_file_are_compared_too(
+    again: Refresh, growing: Path, tmp_path: Path
+) -> None:
+    torch.save(r3d_18().state_dict(), tmp_path / "own.pth")
+    asked: dict[str, Any] = {"students": ["r3d_18"], "student": {"pretrained": {"r3d_18": str(tmp_path / "own.pth")}}}
+    assert again(seeds=1, **asked).name == "Completed"
+    add_video(growing)
+    state = again(seeds=1, **asked)
+    assert state.name == "Completed", state
+    assert "its classes are others" not in (tmp_path / "out" / "refresh.md").read_text()
+
+
+def test_a_file_that_cannot_be_read_yet_is_waited_for(tmp_path: Path) -> None:
+    """A video that is being copied is no video until its end."""
+    (tmp_path / "half.mp4").write_bytes(b"half")
+    names = "half.mp4", "gone.mp4"
+    rejected = tuple(Rejected(video=name, outcome="failed", reason="not a video file") for name in names)
+    table = IndexTable(layout="folders", classes=("a",), flips=True, videos=(), rejected=rejected, notes=())
+    assert refreshing._quiet_minutes(tmp_path, table) < 1
 
 
 @pytest.mark.slow

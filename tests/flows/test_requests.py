@@ -60,7 +60,11 @@ def wrong(tmp_path: Path, say: Say) -> Wrong:
         pytest.param(("--data", "VIDEOS", "--method", "magic"), ("'magic'", "random", "tsgf"), id="unknown method"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--students", "big"), ("'big'", "minic3d_bn"), id="unknown student"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", "one"), ("--ipc", "'one'", "1,5"), id="ipc is no number"),
-        pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", "0"), ("ipc", "at least 1"), id="ipc is nothing"),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--ipc", "0"),
+            ("ipc.0 is 0", "greater than or equal to 1"),
+            id="ipc is nothing",
+        ),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", "1,,5"), ("--ipc", "'1,,5'", "comma"), id="ipc with a gap"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", ""), ("--ipc", "''"), id="ipc is empty"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", "1.5"), ("--ipc", "'1.5'"), id="half a clip"),
@@ -99,6 +103,16 @@ def wrong(tmp_path: Path, say: Say) -> Wrong:
         pytest.param(("--data", "VIDEOS", *RANDOM, "--set", "seeds"), ("'seeds'", "="), id="--set without a value"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--set", "seeds=["), ("seeds=[",), id="--set that is no YAML"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--set", "seeds.a=1"), ("seeds",), id="--set below a number"),
+        pytest.param(("--data", "VIDEOS", "--method", "sfvd", "--set", "sfvd.rate=1"), ("'rate'", "keys"), id="a rate"),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--set", "student.optimiser.lr=.inf"), ("infinite",), id="an infinite number"
+        ),
+        pytest.param(("--data", "VIDEOS", "--method", "coded", "--kb", "inf"), ("infinite",), id="infinitely many kB"),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--set", "cells=[{method: random, ipc: [0]}]"),
+            ("cells.0.ipc.0 is 0", "greater than or equal to 1"),
+            id="a cell's ipc is nothing",
+        ),
         pytest.param(
             ("--data", "VIDEOS", *RANDOM, "--set", "random.lr=1"), ("'lr'", "it has none"), id="method without options"
         ),
@@ -216,6 +230,7 @@ def test_a_preset_that_cannot_be_used(
         (("pool", "--data", "sprites", "--clips", "0"), ("pool.clips_a_class is 0",)),
         (("pool",), ("--data",)),
         (("doctor", "--magic"), ("--magic",)),
+        (("train", "KEY", "--network", "minic3d", "--set", "epochs=[1"), ("epochs=[1", "not a YAML value")),
     ],
     ids=lambda value: " ".join(value),
 )

@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,7 @@ def test_rows_are_those_that_were_asked_for_with_random_beside_them(document: di
         assert (row["dataset"], row["split"], row["seeds"]) == ("salads", 1, 2)
         for name in METRICS:
             assert row[f"{name}_mean"] == pytest.approx(sum(row["by_seed"][name]) / 2)
+            assert row[f"{name}_std"] == pytest.approx(statistics.stdev(row["by_seed"][name]))
             assert 0 <= row[f"{name}_mean"] <= 1
     assert document["request"]["data"] == "salads"
 

@@ -145,3 +145,11 @@ def test_a_part_that_is_given_in_part_keeps_the_rest_of_its_default() -> None:
     search = checked(CodedParameters, {"search": {"student": {"epochs": 2}}}, "coded").search
     assert search is not None
     assert search.student.least_steps == SearchParameters().student.least_steps
+
+
+def test_what_a_row_rests_on_is_counted_once() -> None:
+    """TSGF's teacher is who answers its online students, too: its seconds are those of one."""
+    _, rows = built({"method": "tsgf", "recipes": ["online+tsgf"]}, {"method": "random", "recipes": ["online+tsgf"]})
+    kinds = {row.method: sorted(ref.kind for ref in row.makers[0]) for row in rows.values()}
+    assert kinds["random"].count("teacher") == kinds["tsgf"].count("teacher") == 1
+    assert all(len(set(refs)) == len(refs) for row in rows.values() for refs in row.makers)

@@ -42,6 +42,7 @@ def test_ranges_are_optunas() -> None:
     [
         ({}, "needs a range"),
         ({"mtt.lr": "0.1"}, "is no range"),
+        ({"mtt.lr": "[1|2"}, "is no range"),
         ({"mtt.lr": "1..0.1"}, "is no range"),
         ({"mtt.lr": "0..1:log"}, "is no range"),
         ({"dm.lr": "0.1..1"}, "no method of this run"),

@@ -50,6 +50,9 @@ def test_shards_become_class_folders(tmp_path: Path, videos: Path) -> None:
     ("members", "said"),
     [
         ({"1.mp4": b"x"}, "1 of .* has no class"),
+        ({"1.mp4": b"x", "1.json": b"{class"}, "1 of .* has no class"),
+        ({"1.mp4": b"x", "1.json": b"[0]"}, "1 of .* has no class"),
+        ({"1.mp4": b"x", "1.cls": b"\xff"}, "1 of .* has no class"),
         ({"1.mp4": b"x", "1.cls": b"../up"}, "names no folder"),
         ({"1.png": b"x", "1.cls": b"0"}, "holds no videos"),
     ],
@@ -68,6 +71,8 @@ def test_what_is_no_tar_is_said(tmp_path: Path) -> None:
     (tmp_path / "one.tar").write_bytes(b"no tar")
     with pytest.raises(RequestError, match="is no shard of WebDataset"):
         unpack(tmp_path / "one.tar", tmp_path / "out")
+    with pytest.raises(RequestError, match=r"is no shard of WebDataset.*No such file"):
+        unpack(tmp_path / "nowhere.tar", tmp_path / "out")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("datasets") is not None, reason="datasets is installed")

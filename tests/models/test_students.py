@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.models.video import swin3d_t
+from torchvision.ops import StochasticDepth
 
 from vidistill.models import build, compute
 from vidistill.models.c3d import C3D
-from vidistill.models.dropout import SeededDropout, seed_dropout
+from vidistill.models.dropout import SeededDropout, seed_dropout, with_seeds
 from vidistill.models.minic3d import Conv3d
-from vidistill.models.video_swin import StochasticDepth, VideoSwin
+from vidistill.models.video_swin import VideoSwin
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STUDENTS = ("c3d", "video_swin_t")
@@ -164,10 +165,32 @@ def test_no_two_dropouts_of_a_network_draw_the_same_mask():
 
 
 def test_stochastic_depth_leaves_out_whole_clips_and_keeps_the_mean():
-    depth = StochasticDepth(0.25)
+    depth = SeededDropout(0.25, axes=1)
     depth.seed(0)
     kept = depth(torch.ones(4000, 1, 2, 1, 1)).flatten(1)
     assert torch.equal(kept[:, 0], kept[:, 1])
     assert kept.unique().tolist() == pytest.approx([0, 4 / 3])
     assert kept.mean().item() == pytest.approx(1, abs=0.05)
-    assert [m.p for m in VideoSwin(2, 56).modules() if isinstance(m, StochasticDepth)][-1] == pytest.approx(0.1)
+    depths = [m.p for m in VideoSwin(2, 56).modules() if isinstance(m, SeededDropout) and m.axes == 1]
+    assert depths[-1] == pytest.approx(0.1)
+
+
+def test_dropouts_of_others_are_seeded_and_drop_what_theirs_drop() -> None:
+    plain = nn.Sequential(
+        nn.Dropout(0.5), nn.Sequential(nn.Dropout3d(0.5), StochasticDepth(0.5, "row")), StochasticDepth(0.5, "batch")
+    )
+    seeded, x = with_seeds(plain), torch.ones(64, 8, 2, 4, 4)
+    (features, (channels, clips), batch) = seeded
+    seed_dropout(seeded, 0)
+    assert 0.4 < (features(x) == 0).float().mean() < 0.6
+    for dropout, axes in ((channels, 2), (clips, 1), (batch, 0)):
+        whole = dropout(x).flatten(axes)
+        assert torch.equal(whole, whole[..., :1].expand_as(whole)), "what lies along the other axes goes together"
+    assert len({clips(x)[clip].mean().item() for clip in range(64)}) == 2
+    assert {batch(x).mean().item() for _ in range(20)} == {0.0, 2.0}
+    made = []
+    for noise in (0, 1):
+        torch.manual_seed(noise)
+        seed_dropout(seeded, 3)
+        made.append(seeded(x))
+    assert torch.equal(*made), "and nothing is drawn from the stream that all share"

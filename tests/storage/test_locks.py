@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -84,6 +85,31 @@ def test_the_lock_is_gone_after_an_error(tmp_path):
     with pytest.raises(ZeroDivisionError), locked(tmp_path / "key"):
         _ = 1 / 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_was_thought_dead_leaves_the_next_one_s_lock_alone(tmp_path):
+    with locked(tmp_path / "key"):
+        other = {"host": "elsewhere", "pid": 1, "start": None, "id": "next"}
+        (tmp_path / "key").write_text(json.dumps(other))
+    assert json.loads((tmp_path / "key").read_text()) == other
+
+
+def test_a_heart_beats_on_after_a_disk_that_did_not_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.02)
+    beat, touched = os.utime, []
+
+    def late(path):
+        touched.append(path)
+        if len(touched) == 1:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        beat(path)
+
+    monkeypatch.setattr(os, "utime", late)
+    with locked(tmp_path / "key"):
+        deadline = time.monotonic() + 5
+        while len(touched) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert len(touched) >= 3
 
 
 def test_a_live_owner_on_this_host_is_waited_for_however_old_its_heartbeat(tmp_path):

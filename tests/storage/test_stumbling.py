@@ -284,6 +284,22 @@ def test_a_mirror_keeps_to_its_limit_and_to_what_is_read(host, monkeypatch):
         assert (c.folder(ref) / "data").stat().st_size == 400_000
 
 
+def test_what_is_not_in_the_store_yet_stays_in_the_mirror(host, monkeypatch):
+    """Another process trims while one uploads, and all else is in use: the only copy must not go."""
+    monkeypatch.setenv(mirror.VARIABLE, "0.0001")
+    a = host("a")
+    publish = a._publish
+
+    def trimmed(ref):
+        a._mirror.trim()
+        publish(ref)
+
+    monkeypatch.setattr(a, "_publish", trimmed)
+    ref = large(a, "p")
+    monkeypatch.setenv(mirror.VARIABLE, "1")
+    assert (host("b").folder(ref) / "data").stat().st_size == 400_000
+
+
 READER = """
 import sys
 from vidistill.storage.opening import open_store

@@ -333,7 +333,7 @@ def test_half_of_the_frames_take_fewer_bytes_and_are_filled_in(bench):
     np.testing.assert_array_equal(made.clips_NTHWC[:, 3], made.clips_NTHWC[:, 2])
 
 
-@pytest.mark.parametrize("frames", [0.3, 3, 8])
+@pytest.mark.parametrize("frames", [0.3, 0.75, 3, 8])
 def test_a_share_that_divides_no_frames_is_a_wrong_request(bench, frames):
     with pytest.raises(RequestError, match=rf"coded.frames {frames:g} does not divide 4 frames at an interval of 4"):
         made_of(bench, 5.0, frames=frames, search=None)

@@ -17,12 +17,15 @@ from safetensors.torch import save_file
 
 from vidistill.models import regions
 from vidistill.storage.errors import RequestError
+from vidistill.storage.store import Store
 from vidistill.tasks.crops import detect, mosaic, motion, score, track, training
 from vidistill.tasks.crops.detect import Detection
 from vidistill.tasks.crops.mosaic import Crop
 from vidistill.tasks.crops.pictures import centre_frames, outline
+from vidistill.tasks.crops.tracking import TrackParameters, open_detector, tracks_job, weights_of
 from vidistill.tasks.learning.kinetics import r3d_state
 from vidistill.tasks.learning.training import Device
+from vidistill.tasks.stage import Runtime, Work
 from vidistill.tasks.videos.decoder import Decoder, VideoError
 from vidistill.tasks.videos.sprites import SpritesParameters, render_clips, write_video
 
@@ -205,7 +208,7 @@ def test_yolo_is_loaded_from_a_file_and_keeps_quiet(ultralytics, tmp_path: Path)
     model = ultralytics("yolov5n.yaml", task="detect")
     model.model.names = {0: "person", 1: "dog"} | dict.fromkeys(range(2, 80), "thing")
     model.save(tmp_path / "mine.pt")
-    yolo = detect.Yolo(str(tmp_path / "mine.pt"), confidence=1e-5, device="cpu")
+    yolo = detect.Yolo(str(tmp_path / "mine.pt"), confidence=1e-5, device=torch.device("cpu"))
     threads = torch.get_num_threads()
     found = yolo.detect(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
     assert "person" in yolo.labels
@@ -215,6 +218,20 @@ def test_yolo_is_loaded_from_a_file_and_keeps_quiet(ultralytics, tmp_path: Path)
     assert utils.ONLINE is False
     assert utils.SETTINGS["sync"] is False
     assert events is None or not events.events.enabled
+
+
+def test_yolo_runs_where_a_job_runs_by_default(ultralytics, tmp_path: Path) -> None:
+    ultralytics("yolov5n.yaml", task="detect").save(tmp_path / "mine.pt")
+    name, digest, places = weights_of(str(tmp_path / "mine.pt"))
+    parameters = TrackParameters(
+        detector=name, digest=digest, confidence=1e-5, labels=(), rule="paper", redetect=1, seed=0, videos=()
+    )
+    runtime, store = Runtime(store=str(tmp_path / "store")), Store(tmp_path / "store")
+    job = tracks_job(parameters, None, places, "track")
+    with store.writing(job.manifest) as attempt:
+        detector = open_detector(Work(job, runtime, store, attempt), parameters)
+        assert runtime.device == "auto"
+        detector.detect(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
 
 
 def test_weights_that_cannot_be_had_are_a_wrong_request(ultralytics, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from tiny import Tiny, saliency_by_loops
 
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.store import ArtifactRef, Store
+from vidistill.tasks.learning import training
 from vidistill.tasks.learning.relabel import GuidedMix, derangement, draw_box, relabel_job, teacher_logits, videomix
 from vidistill.tasks.learning.saliency import saliency, threshold
+from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.methods import Recipe
 from vidistill.tasks.stage import Runtime, run_job
 
@@ -130,3 +133,19 @@ def test_soft_labels_are_the_resting_teachers_for_the_clips_that_are_kept(
     np.testing.assert_array_equal(made.clips_NTHWC, tiny.pixels(x_BCTHW).round())
     np.testing.assert_allclose(made.logits_NK, teacher.double()(x_BCTHW), atol=1e-4)
     assert np.ptp(made.logits_NK[:, 0]) > 0.01
+
+
+def test_labelling_has_32_clips_on_the_device_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clip of 16×112² takes 2.4 MB as float32, a set of ten thousand 24 GB."""
+    seen, to_input = [], training.to_input
+
+    def watched(clips_NTHWC: np.ndarray, *more: Any) -> torch.Tensor:
+        seen.append(len(clips_NTHWC))
+        return to_input(clips_NTHWC, *more)
+
+    clips_NTHWC = np.resize(bench.clips.read([0, 1]), (70, *bench.clips.shape_THWC))
+    made = DistilledSet(clips_NTHWC, np.zeros(70, dtype=np.int64), bench.clips.classes)
+    teacher = load_teacher(bench.store, bench.teacher, bench.clips, bench.device)
+    monkeypatch.setattr(training, "to_input", watched)
+    assert teacher_logits(teacher, made, bench.clips, bench.device).shape == (70, len(bench.clips.classes))
+    assert seen == [32, 32, 6]

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from vidistill import models
 from vidistill.models.dropout import SeededDropout, seed_dropout
 from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.opening import open_store
@@ -305,6 +306,21 @@ def test_a_network_is_its_seed_whatever_was_drawn_before():
         np.testing.assert_array_equal(array, other[name])
     third = training.build_network("minic3d_bn", 3, SHAPE_THWC, 1)
     assert not np.array_equal(weights(third)["head.weight"], one["head.weight"])
+
+
+def test_a_dropout_of_a_user_s_network_draws_from_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other networks train in the same process, and a run that goes on draws what the one before would have drawn."""
+    layers = nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * 4 * 48 * 48, 3)
+    monkeypatch.setitem(models.OWN, "dropping", lambda classes: nn.Sequential(*layers))
+    made = []
+    for noise in (0, 1):
+        network = training.build_network("dropping", 3, SHAPE_THWC, 0)
+        network.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in network.state_dict().items()})
+        torch.manual_seed(noise)
+        training.train(network, draw, 3, OptimiserParameters(lr=0.05), CPU, seed=0)
+        made.append(weights(network))
+    for name, array in made[0].items():
+        np.testing.assert_array_equal(array, made[1][name])
 
 
 def test_an_unknown_network_is_a_wrong_request():

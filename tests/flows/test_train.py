@@ -1,0 +1,133 @@
+"""`vidistill train`: with the network of a score, its student again; with another, one that is usual for it."""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from method_contract import Bench
+
+from vidistill.flows import train
+from vidistill.flows.train import TrainRequest
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.errors import ArtifactNotFound, RequestError
+from vidistill.storage.exported import EXPORT
+from vidistill.storage.leases import leases
+from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.distil import distil_jobs
+from vidistill.tasks.learning.evaluate import NETWORK_OPTIMISERS, StudentParameters, evaluate_job, load_score
+from vidistill.tasks.learning.training import OptimiserParameters
+from vidistill.tasks.methods import HARD, find_method
+from vidistill.tasks.report.export import export_set
+from vidistill.tasks.stage import run_job
+from vidistill.tasks.videos.layouts import IndexParameters
+
+OWN = OptimiserParameters(lr=0.002, batch_size=2, warmup_share=0)
+SHORT: dict[str, Any] = {"epochs": 1, "least_steps": 2}
+
+
+@pytest.fixture
+def made(bench: Bench, request: pytest.FixtureRequest) -> ArtifactRef:
+    """Each test's own set: the store is all tests', and a set's scores are found in it."""
+    source, seed = find_method("random"), zlib.crc32(request.node.name.encode())
+    parameters, inputs = source.method.Parameters(), {"clips": [bench.given.train]}
+    (job,) = distil_jobs(source, parameters, 1, seed, len(bench.clips.classes), inputs, "random")
+    ref, _ = run_job(job, bench.runtime)
+    return ref
+
+
+def scored(bench: Bench, made: ArtifactRef, network: str, student: StudentParameters) -> float:
+    inputs = {"train": bench.given.train, "test": bench.given.train, "distilled": made}
+    ref, _ = run_job(evaluate_job(network, student, HARD, 0, inputs, "score"), bench.runtime)
+    return load_score(bench.store.folder(ref)).loss[-1]
+
+
+def student(bench: Bench, made: ArtifactRef, network: str, **asked: Any) -> StudentParameters:
+    request = TrainRequest(source=made.key, network=network, student=asked)
+    return train._student(request, train.source_of(made.key, bench.runtime.store), network)
+
+
+def test_it_is_the_student_of_its_own_network_s_score(bench: Bench, made: ArtifactRef, tmp_path: Path) -> None:
+    ways = {name: StudentParameters(optimiser=OWN.model_copy(update={"lr": lr}), networks={}, **SHORT)
+            for name, lr in (("minic3d", 0.002), ("r2plus1d_small", 0.2), ("minic3d_bn", 0.03))}  # fmt: skip
+    losses = {name: scored(bench, made, name, way) for name, way in ways.items()}
+    for name, way in ways.items():
+        request = TrainRequest(source=made.key, network=name)
+        runtime = bench.runtime.model_copy(update={"threads": 1})
+        facts = train.train(request, runtime, tmp_path / name)
+        assert facts["student"] == way.model_dump(mode="json")
+        assert facts["loss"][-1] == pytest.approx(losses[name])
+
+
+def test_of_several_ways_to_train_it_the_first_is_taken(bench: Bench, made: ArtifactRef) -> None:
+    for lr in (0.03, 0.02, 0.01):
+        way = StudentParameters(optimiser=OWN.model_copy(update={"lr": lr}), networks={}, **SHORT)
+        scored(bench, made, "minic3d", way)
+    manifests = [bench.store.manifest(ref) for ref in bench.store.refs("score")]
+    first = min((one for one in manifests if made in one.inputs["distilled"]), key=lambda one: one.created)
+    assert student(bench, made, "minic3d").model_dump(mode="json") == first.parameters["student"]
+
+
+def test_another_network_has_its_usual_optimiser_and_the_rest_of_the_set_s(bench: Bench, made: ArtifactRef) -> None:
+    scored(bench, made, "r2plus1d_small", StudentParameters(optimiser=OWN, crop_scale=0.7, **SHORT))
+    other = student(bench, made, "c3d")
+    assert other.optimiser == NETWORK_OPTIMISERS["c3d"]
+    assert (other.crop_scale, other.least_steps) == (0.7, 2)
+    assert student(bench, made, "minic3d_bn").optimiser == StudentParameters().optimiser
+
+
+@pytest.mark.parametrize("network", ["r2plus1d_small", "minic3d"])
+def test_what_is_asked_changes_that_alone(bench: Bench, made: ArtifactRef, network: str) -> None:
+    scored(bench, made, "r2plus1d_small", StudentParameters(optimiser=OWN, **SHORT))
+    usual, asked = student(bench, made, network), student(bench, made, network, optimiser={"lr": 0.123}, epochs=7)
+    assert asked == usual.model_copy(
+        update={"optimiser": usual.optimiser.model_copy(update={"lr": 0.123}), "epochs": 7}
+    )
+
+
+def test_a_set_that_learned_its_rate_is_trained_at_it(
+    bench: Bench, made: ArtifactRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored(bench, made, "minic3d", StudentParameters(learnt_lr=True, **SHORT))
+    source = train.source_of(made.key, bench.runtime.store)
+    monkeypatch.setitem(source.made.facts, "lr", 0.0123)
+    request = TrainRequest(source=made.key, network="minic3d")
+    assert train._student(request, source, "minic3d").optimiser.lr == 0.0123
+
+
+def test_an_export_of_an_older_version_is_made_again(bench: Bench, made: ArtifactRef, tmp_path: Path) -> None:
+    export_set(bench.store, made, tmp_path / "out", 8, "npz")
+    assert DistilledSet.load(tmp_path / "out").classes == bench.clips.classes
+    text = (tmp_path / "out" / EXPORT).read_text()
+    (tmp_path / "out" / EXPORT).write_text(text.replace('"students"', '"student"'))
+    with pytest.raises(RequestError, match="older vidistill: export the set again"):
+        train.source_of(str(tmp_path / "out"), bench.runtime.store)
+
+
+def test_test_videos_are_kept_from_gc_while_it_trains(bench: Bench, tmp_path: Path) -> None:
+    whole = shutil.ignore_patterns("broken*")
+    root = Path(shutil.copytree(Path(bench.runtime.data) / "train", tmp_path / "videos", ignore=whole))
+    facts = {"frames": 2, "interval": 1, "size": 24}
+    with train._decoded(root, IndexParameters(), facts, bench.runtime) as found:
+        (lease,) = leases(bench.store)
+        read = [ref for ref in lease.needs if ref.kind == "clips"]
+        assert len(read) == len(found) == 2
+        for manifest in map(bench.store.manifest, read):
+            assert lease.needs >= {ref for refs in manifest.inputs.values() for ref in refs}
+    assert not leases(bench.store)
+
+
+def test_weights_are_written_before_they_are_scored(
+    bench: Bench, made: ArtifactRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: Any) -> None:
+        raise ArtifactNotFound("the test clips are gone")
+
+    scored(bench, made, "r2plus1d_small", StudentParameters(**SHORT))
+    monkeypatch.setattr(train, "_scores", damaged)
+    with pytest.raises(ArtifactNotFound):
+        train.train(TrainRequest(source=made.key, network="r2plus1d_small"), bench.runtime, tmp_path / "out")
+    assert (tmp_path / "out" / train.STUDENT).stat().st_size > 100_000
