@@ -39,7 +39,7 @@ from vidistill.storage.errors import RequestError, Stopped, VidistillError
 
 app = typer.Typer(
     name="vidistill",
-    help="Turn a labelled video data set into a few clips per class that train a classifier almost as well.\n\n"
+    help="Turn a labelled video data set into a few clips per class, from which a classifier learns much.\n\n"
     "Start with [bold]vidistill demo[/bold], then [bold]vidistill run --data DIR --method tsgf --ipc 5[/bold].",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
