@@ -56,7 +56,7 @@ def rows_of(experiment: Experiment) -> list[Row]:
     """The rows that are asked for, and Random once for each recipe, budget and student of theirs.
 
     Raises:
-        RequestError: an unknown method, student, recipe or option.
+        RequestError: an unknown method, student, recipe or option, or two cells of one name.
     """
     rows: dict[tuple[object, ...], Row] = {}
     for cell in experiment.cells:
@@ -64,6 +64,10 @@ def rows_of(experiment: Experiment) -> list[Row]:
             for one in [row, *_companion(row)]:
                 name = (one.cell.method, one.variant, one.recipe.name, one.ipc, one.kb, one.student)
                 met = rows.get(name, one)
+                asked_for = not (met.companion or one.companion) or one.cell.method == "coded"
+                if asked_for and (met.cell.options, met.cell.store) != (one.cell.options, one.cell.store):
+                    called = " ".join(filter(None, [one.cell.method, one.variant]))
+                    raise RequestError(f"Two cells that differ are both called {called!r}: give one a variant's name.")
                 more = one if one.seeds > met.seeds else met
                 rows[name] = replace(more, companion=met.companion and one.companion)
     if experiment.kb and not any(row.kb for row in rows.values()):
@@ -162,7 +166,7 @@ def within_budgets(rows: list[Row], table: IndexTable, pool_clips: int) -> list[
     A row of the pool may have more clips than the training split has videos, and then nothing real stands beside it.
 
     Raises:
-        RequestError: a class has no or fewer training videos, or the pool fewer clips, than a row's ipc.
+        RequestError: a class has no test videos, or fewer training videos, or the pool fewer clips, than a row's ipc.
     """
     counts = dict.fromkeys(range(len(table.classes)), 0)
     for video in table.of_split("train"):
@@ -172,6 +176,11 @@ def within_budgets(rows: list[Row], table: IndexTable, pool_clips: int) -> list[
         raise RequestError(
             f"No training video of the class {table.classes[scarce]!r} can be read: `vidistill index` says why; mend "
             "them, or take the class away."
+        )
+    if untested := sorted(counts.keys() - {video.label for video in table.of_split("test")}):
+        raise RequestError(
+            f"No test video of the class {table.classes[untested[0]]!r} is there, or can be read: `vidistill index` "
+            "says why; add or mend some, or take the class away."
         )
     generated = max((row.ipc or 0 for row in rows if row.of_pool), default=0)
     if generated > pool_clips:

@@ -36,16 +36,15 @@ from vidistill.tasks.methods import Recipe
 from vidistill.tasks.report.origin import Origin
 from vidistill.tasks.stage import Runtime, report_progress, run_job
 from vidistill.tasks.videos.decode import DecodeParameters, block_jobs, clips_job
-from vidistill.tasks.videos.index import IndexTable, index_job, survey
-from vidistill.tasks.videos.layouts import TEST_FOLDERS, IndexParameters
-from vidistill.tasks.videos.split_lists import Split
+from vidistill.tasks.videos.index import index_job, survey
+from vidistill.tasks.videos.layouts import IndexParameters
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 STUDENT, FACTS = "student.safetensors", "train.json"
-Tests = list[tuple[Clips, np.ndarray]]
-"""Sets of test clips, each with its labels as the set numbers the classes."""
+Tests = tuple[Clips, np.ndarray]
+"""Test clips, and their labels as the set numbers the classes."""
 
 
 class TrainRequest(Parameters):
@@ -121,7 +120,7 @@ def _trained(
         "source": request.source, "set": source.facts.get("set"), "network": name, "weights": STUDENT,
         "labels": recipe.labels, "seed": request.seed, "steps": curve.steps, "loss": curve.loss,
         "student": student.model_dump(mode="json"), "classes": list(source.made.classes),
-        "clips": len(source.made), "test_clips": sum(len(clips) for clips, _ in tests), **scores,
+        "clips": len(source.made), "test_clips": len(tests[0]), **scores,
         **device.facts(),
     }  # fmt: skip
 
@@ -184,50 +183,38 @@ def _tests(request: TrainRequest, source: Source, runtime: Runtime) -> Iterator[
             root = Path(request.test).expanduser().absolute()
             found = kept.enter_context(_decoded(root, request.index, source.facts, runtime))
         elif source.test is not None:
-            found = [source.test]
+            found = source.test
         else:
             raise RequestError("Which test videos? Give --test DIR, a folder of labelled videos.")
         numbers = {name: label for label, name in enumerate(source.made.classes)}
-        strange = sorted({name for clips in found for name in clips.classes} - numbers.keys())
-        if strange:
+        if strange := sorted(set(found.classes) - numbers.keys()):
             raise RequestError(f"The class {strange[0]!r} of {request.test} is none of the set: {', '.join(numbers)}.")
-        yield [(clips, np.array([numbers[clips.classes[label]] for label in clips.labels_N])) for clips in found]
+        yield found, np.array([numbers[found.classes[label]] for label in found.labels_N])
 
 
 @contextmanager
-def _decoded(root: Path, index: IndexParameters, facts: dict[str, Any], runtime: Runtime) -> Iterator[list[Clips]]:
+def _decoded(root: Path, index: IndexParameters, facts: dict[str, Any], runtime: Runtime) -> Iterator[Clips]:
     """The clips of a folder's test split, or of all its videos where it has class folders and no split of its own."""
+    index = index.model_copy(update={"test_only": True})
     table = survey(root, index, workers=WORKERS, timeout_seconds=runtime.timeout_seconds)
     runtime = runtime.model_copy(update={"data": str(root)})
     decode = DecodeParameters(frames=facts["frames"], interval=facts["interval"], size=facts["size"], views=1)
-    listed = index_job(table, index)
-    splits: tuple[Split, ...] = ("test",) if _has_split(root, table) else ("train", "test")
-    blocks = {split: block_jobs(table, decode, split) for split in splits}
-    clips = [clips_job(listed.ref, decode, split, blocks[split]) for split in splits]
-    decoding = [job for split in splits for job in blocks[split]]
+    listed, blocks = index_job(table, index), block_jobs(table, decode, "test")
+    clips = clips_job(listed.ref, decode, "test", blocks)
     store = open_store(runtime.store)
-    with leased(store, [job.ref for job in (listed, *decoding, *clips)]):
+    with leased(store, [job.ref for job in (listed, *blocks, clips)]):
         run_job(listed, runtime)
         with ThreadPoolExecutor(WORKERS) as pool:
-            list(pool.map(lambda job: run_job(job, runtime), decoding))
-        for job in clips:
-            run_job(job, runtime)
-        yield [Clips(store, job.ref) for job in clips]
-
-
-def _has_split(root: Path, table: IndexTable) -> bool:
-    return table.layout != "folders" or any((root / name).is_dir() for name in TEST_FOLDERS)
+            list(pool.map(lambda job: run_job(job, runtime), blocks))
+        run_job(clips, runtime)
+        yield Clips(store, clips.ref)
 
 
 def _scores(source: Source, tests: Tests, predict: Callable[[Clips], Tensor]) -> dict[str, Any]:
-    import torch
-
-    shape_THWC = source.made.clips_NTHWC.shape[1:]
-    for clips, _ in tests:
-        if clips.shape_THWC != shape_THWC:
-            raise RequestError(f"The test clips are {clips.shape_THWC} and the set's {shape_THWC}: give --test DIR.")
-    logits_NK = torch.cat([predict(clips) for clips, _ in tests])
-    return score(logits_NK, np.concatenate([labels_N for _, labels_N in tests]))
+    (clips, labels_N), shape_THWC = tests, source.made.clips_NTHWC.shape[1:]
+    if clips.shape_THWC != shape_THWC:
+        raise RequestError(f"The test clips are {clips.shape_THWC} and the set's {shape_THWC}: give --test DIR.")
+    return score(predict(clips), labels_N)
 
 
 def _save(network: Any, path: Path) -> None:

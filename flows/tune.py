@@ -21,7 +21,7 @@ from vidistill.flows.distill import distill
 from vidistill.flows.parameters import Experiment
 from vidistill.flows.ranges import checked_request, trial_of
 from vidistill.flows.rows import FULL, rows_of
-from vidistill.storage.errors import RunError, Stopped, StoreError
+from vidistill.storage.errors import RequestError, RunError, Stopped, StoreError
 from vidistill.storage.keys import digest
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.parameters import Parameters
@@ -112,10 +112,10 @@ def tune(
 
 def tried(experiment: Experiment, number: int, values: Mapping[str, Any], runtime: Runtime) -> Trial:
     """One trial; that its values do not work, too, is something found."""
-    asked = trial_of(experiment, values)
     try:
+        asked = trial_of(experiment, values)
         top1 = top1_of(asked, open_store(runtime.store), distill(asked, runtime))
-    except RunError as error:
+    except (RunError, RequestError) as error:
         if isinstance(error, Stopped | StoreError):
             raise
         return Trial(number=number, values=dict(values), top1=None, said=str(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import tarfile
 from collections import Counter
@@ -21,16 +22,17 @@ LABELS = ("cls", "txt", "json")
 
 @dataclass(frozen=True)
 class Sample:
-    """A video: its bytes or where they lie, its suffix, its class, and its side of the split."""
+    """A video: its bytes or where they lie, its name (it may tell its group) and suffix, its class, its side."""
 
     content: bytes | Path
+    stem: str
     suffix: str
     label: str
     split: str
 
 
 def unpack(source: Path, out: Path) -> dict[str, int]:
-    """Write `out/<train|test>/<class>/<number>.<suffix>`; how many videos of each side.
+    """Write `out/<train|test>/<class>/<name>.<suffix>`, names as they were; how many videos of each side.
 
     A side is told from the name of a shard or a split: train, or test, val and validation; what says neither is train.
 
@@ -46,7 +48,9 @@ def unpack(source: Path, out: Path) -> dict[str, int]:
         for number, sample in enumerate(samples):
             if not sample.label.strip() or "/" in sample.label or sample.label in (".", ".."):
                 raise RequestError(f"Video {number} of {source} has the class {sample.label!r}, which names no folder.")
-            path = out / sample.split / sample.label / f"{number:06d}{sample.suffix}"
+            path = out / sample.split / sample.label / f"{sample.stem}{sample.suffix}"
+            if path.exists():
+                path = path.with_stem(f"{number}-{sample.stem}")  # a group is told by a name's end
             path.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(sample.content, Path):
                 shutil.copyfile(sample.content, path)
@@ -62,7 +66,8 @@ def unpack(source: Path, out: Path) -> dict[str, int]:
 
 
 def _side(name: str) -> str:
-    return TEST if any(word in name.lower() for word in ("test", "val")) else TRAIN
+    words = re.split(r"[^a-z]+", name.lower())
+    return TEST if {"test", "testing", "val", "valid", "validation", "eval"} & set(words) else TRAIN
 
 
 def _of_shards(shards: list[Path]) -> Iterator[Sample]:
@@ -92,7 +97,8 @@ def _sample(group: dict[str, bytes], shard: Path, key: str) -> Iterator[Sample]:
     label = next((_label(kind, group[kind]) for kind in LABELS if kind in group), "")
     if not label:
         raise RequestError(f"{key} of {shard} has no class: it is looked for in .cls, .txt and .json (class or label).")
-    yield Sample(group[suffix], f".{suffix.rpartition('.')[2]}", label, _side(shard.stem))
+    stem = key.rpartition("/")[2]
+    yield Sample(group[suffix], stem, f".{suffix.rpartition('.')[2]}", label, _side(shard.stem))
 
 
 def _label(kind: str, content: bytes) -> str:
@@ -130,4 +136,5 @@ def _of_datasets(source: Path) -> Iterator[Sample]:
         for row in split.cast_column(video, datasets.Video(decode=False)):
             place, content = Path(row[video]["path"] or "video.mp4"), row[video]["bytes"]
             said = names[row[label]] if names else str(row[label])
-            yield Sample(place if content is None else content, place.suffix or ".mp4", said, _side(str(name)))
+            suffix = place.suffix or ".mp4"
+            yield Sample(place if content is None else content, place.stem, suffix, said, _side(str(name)))

@@ -54,7 +54,7 @@ class Footage:
     Attributes:
         clips: the run's own.
         frames: 1 for theirs, 1/k for every k-th of theirs, k for k times as many at a k-th of the interval, of `dense`.
-        dense: the same videos' clips, of at least so many frames over the same stretch.
+        dense: the same videos' clips, of at least so many frames; the same stretch within a frame or two.
     """
 
     clips: Clips

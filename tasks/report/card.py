@@ -52,7 +52,7 @@ def _card(facts: dict[str, Any]) -> str:
         "budget": f"{facts['kb']:g} kB a class" if facts["ipc"] is None else f"{facts['ipc']} a class",
         "seed": str(facts["seed"]),
         "labels": facts["labels"] + (f", temperature {facts['temperature']:g}" * (facts["labels"] != "hard")),
-        "kept": f"{facts['bytes']['stored']:,} bytes as stored, {facts['bytes']['exported']:,} in these files",
+        "kept": f"{facts['bytes']['stored']:,} bytes as stored, {facts['bytes']['exported']:,} in clips and labels",
         "made by": f"vidistill {facts['vidistill']}, artifact {facts['set']}",
     }
     scores = [

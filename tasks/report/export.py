@@ -66,9 +66,9 @@ def export_set(store: Store, ref: ArtifactRef, out: Path, fps: int, kind: str) -
             facts["loss"] |= _kept(made, facts, out, origin.clips)
         if origin.teacher:
             shutil.copyfile(store.folder(origin.teacher) / WEIGHTS, out / TEACHER)
+        write_labels(out, facts, _logits_a_file(made, facts))
         facts["bytes"] = {"stored": DistilledSet.training_bytes(store.folder(ref)), "exported": _size(out)}
         (out / EXPORT).write_text(json.dumps(facts, indent=1, ensure_ascii=False))
-        write_labels(out, facts, _logits_a_file(made, facts))
         write_card(out, facts)
         write_croissant(out, facts | {"created": store.manifest(ref).created[:10]})
     except BaseException:

@@ -276,7 +276,7 @@ def _saliency(shown: Sequence[Saliency]) -> list[tuple[Saliency, pictures.Salien
 def _motion(pairs: Sequence[ClipPair]) -> tuple[str, pictures.Motion] | None:
     """The first class's clips, each once, under the names of all that made it."""
     pair = next((pair for pair in pairs if pair.real and any(pair.distilled.values())), None)
-    if pair is None:
+    if pair is None or len(pair.real[0]) < 2:
         return None
     names: dict[bytes, list[str]] = {}
     clips = {"Real": pair.real[0]} | {display(name): clips[0] for name, clips in pair.distilled.items() if clips}

@@ -121,6 +121,8 @@ def decode_block(
     with _filling(work.folder, parameters) as fill:
         for number, video in enumerate(parameters.videos):
             work.progress(number, len(parameters.videos), video.path)
+            if (root / video.path).exists() and (root / video.path).stat().st_size != video.bytes:
+                raise RunError(f"{video.path} changed since it was indexed: run the same command again.")
             try:
                 clips_VTHWC = decoder.clips(root / video.path, sampling)
             except VideoError as error:
@@ -183,7 +185,7 @@ def clips(work: Work) -> None:
     wanted = sorted(table.of_split(parameters.split), key=lambda video: video.path)
     kept = [_clip_video(video, *outcomes[video.path]) for video in wanted if outcomes[video.path][1]["row"] is not None]
     failed = [row for _, row in outcomes.values() if row["row"] is None]
-    _check_losses(table, parameters, {video.label for video in kept}, failed, len(wanted))
+    _check_losses(table, parameters, {video.label for video in kept}, failed)
     mean, std = _statistics(work, blocks, len(kept))
     rejected = [Rejection(video=row["path"], outcome="failed", reason=row["reason"]) for row in failed]
     made = ClipTable(classes=table.classes, flips=table.flips, views=parameters.views, mean=mean,
@@ -207,11 +209,11 @@ def _statistics(work: Work, blocks: list[dict[str, Any]], videos: int) -> tuple[
 
 
 def _check_losses(
-    table: IndexTable, parameters: ClipsParameters, labels: set[int], failed: list[dict[str, Any]], wanted: int
+    table: IndexTable, parameters: ClipsParameters, labels: set[int], failed: list[dict[str, Any]]
 ) -> None:
-    bad = [f"{row['path']} ({row['reason']})" for row in failed]
-    bad += [f"{row.video} ({row.reason})" for row in table.rejected if row.outcome == "failed"]
-    share = len(bad) / max(1, wanted + len(bad) - len(failed))
+    unread = [f"{row.video} ({row.reason})" for row in table.rejected if row.outcome == "failed"]
+    bad = [f"{row['path']} ({row['reason']})" for row in failed] + unread
+    share = len(bad) / max(1, len(table.videos) + len(unread))
     if share > parameters.max_lost_share:
         raise RunError(
             f"{len(bad)} videos ({share:.0%}) cannot be used, more than max_lost_share="

@@ -34,8 +34,9 @@ class IndexParameters(Parameters):
 
     `split`: the number of the official split (UCF101, HMDB51); `hmdb51_5236` trains, as the common benchmark does, on
     every clip outside of its test list. `test_fraction` and `split_seed`: the seeded split of class folders that have
-    none. `holdout`: drop the test split and score on a group-aware fifth of the training split, for every choice of a
-    parameter. `flips`: auto is on for UCF101, MiniUCF, HMDB51 and Kinetics, off for all else.
+    none; `test_only`: those are all for testing. `holdout`: drop the test split and score on a group-aware fifth of the
+    training split, for every choice of a parameter. `flips`: auto is on for UCF101, MiniUCF, HMDB51 and Kinetics, off
+    for all else.
     """
 
     layout: Literal["auto", "folders", "ucf101", "hmdb51", "hmdb51_5236", "csv", "kinetics", "ssv2"] = "auto"
@@ -43,6 +44,7 @@ class IndexParameters(Parameters):
     split_seed: int = 0
     test_fraction: float = Field(0.25, gt=0, lt=1)
     holdout: bool = False
+    test_only: bool = Field(False, exclude_if=lambda only: not only)
     flips: Literal["auto", "on", "off"] = "auto"
 
 
@@ -83,7 +85,7 @@ def list_videos(root: Path, parameters: IndexParameters) -> Listing:
     draft = read_layout(root, layout, parameters, tree)
     if parameters.holdout:
         hold_out(draft, parameters.split_seed)
-    classes = check(draft, folder)
+    classes = draft.classes if parameters.test_only and not _train(draft) else check(draft, folder)
     return Listing(
         dataset=draft.dataset,
         layout=layout,
@@ -188,6 +190,10 @@ def read_folders(folder: Path, parameters: IndexParameters, tree: Tree) -> Draft
     draft.entries = [entry_of(path, path.split("/")[0], "train") for path in tree.videos if path.count("/") == 1]
     if not draft.entries:
         raise RequestError(_no_class_folders(folder, tree))
+    if parameters.test_only:
+        draft.entries = [entry.model_copy(update={"split": "test"}) for entry in draft.entries]
+        draft.classes = tuple(sorted({entry.label for entry in draft.entries}))
+        return draft
     _check_classes({entry.label for entry in draft.entries}, folder)
     draft.entries = move_to_test(draft.entries, parameters.test_fraction, parameters.split_seed)
     empty = sorted(set(names.values()) - {entry.label for entry in draft.entries} - set(LIST_FOLDERS))
@@ -282,7 +288,7 @@ def hold_out(draft: Draft, seed: int) -> None:
 
 def check(draft: Draft, folder: Path) -> tuple[str, ...]:
     """The classes in their order, once there are two at least, each with training videos, and a test split."""
-    train = {entry.label for entry in draft.entries if entry.split == "train"}
+    train = _train(draft)
     test = {entry.label for entry in draft.entries if entry.split == "test"}
     if unknown := sorted(test - train):
         raise RequestError(f"class {unknown[0]!r} of {folder} has test videos but no training videos")
@@ -293,6 +299,10 @@ def check(draft: Draft, folder: Path) -> tuple[str, ...]:
         )
     draft.notes += [f"class {label!r} has no test videos" for label in sorted(train - test)]
     return tuple(label for label in draft.classes or sorted(train) if label in train)
+
+
+def _train(draft: Draft) -> set[str]:
+    return {entry.label for entry in draft.entries if entry.split == "train"}
 
 
 def _check_classes(labels: set[str], folder: Path) -> None:

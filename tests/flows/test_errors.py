@@ -109,7 +109,7 @@ def test_a_full_disk(warm: CommandLine, videos: Path) -> None:
 
 
 def test_more_broken_videos_than_allowed(warm: CommandLine, videos: Path) -> None:
-    arguments = ("--data", videos, *RANDOM, *TINY, "--set", "decode.max_lost_share=0.1", "--store", "store")
+    arguments = ("--data", videos, *RANDOM, *TINY, "--set", "decode.max_lost_share=0.05", "--store", "store")
     ended = warm("run", *arguments, "--out", "lost")
     check_refusal(
         ended, FAILED, "train/left/broken.mp4", "max_lost_share", store=warm.folder / "store", out=warm.folder / "lost"

@@ -201,6 +201,14 @@ def test_a_class_that_cannot_be_read(wrong: Wrong, tmp_path: Path, videos: Path,
     wrong("--data", "data", "--method", method, said=("'grow'", "vidistill index", "take the class away"))
 
 
+def test_a_class_without_test_videos_is_said_before_anything_is_decoded(
+    wrong: Wrong, tmp_path: Path, videos: Path
+) -> None:
+    shutil.copytree(videos, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "test" / "grow")
+    wrong("--data", "data", *RANDOM, said=("No test video of the class 'grow'", "vidistill index"))
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

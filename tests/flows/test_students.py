@@ -153,3 +153,23 @@ def test_what_a_row_rests_on_is_counted_once() -> None:
     kinds = {row.method: sorted(ref.kind for ref in row.makers[0]) for row in rows.values()}
     assert kinds["random"].count("teacher") == kinds["tsgf"].count("teacher") == 1
     assert all(len(set(refs)) == len(refs) for row in rows.values() for refs in row.makers)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ({"method": "tsgf"}, {"method": "tsgf", "options": {"mask": False}}),
+        ({"method": "random", "store": {"crf": 40}}, {"method": "random", "store": {"crf": 60}}),
+        ({"method": "coded", "variant": "random", "kb": [50], "options": {"pick": "herding", "search": None}},
+         {"method": "coded", "kb": [50]}),
+    ],
+    ids=["options", "quantisers", "Random's own name"],
+)  # fmt: skip
+def test_no_cell_is_dropped_because_another_has_its_name(cells: tuple[dict[str, Any], ...]) -> None:
+    with pytest.raises(RequestError, match=r"Two cells that differ are both called .*: give one a variant's name"):
+        built(*cells)
+    built(*(cell | {"variant": f"number {number}"} for number, cell in enumerate(cells)))
+
+
+def test_a_cell_that_is_asked_for_twice_is_one_row() -> None:
+    assert built({"method": "herding"}, {"method": "herding"})[1].keys() == {"herding", "random"}

@@ -107,17 +107,36 @@ def test_an_export_of_an_older_version_is_made_again(bench: Bench, made: Artifac
         train.source_of(str(tmp_path / "out"), bench.runtime.store)
 
 
+SHAPE = {"frames": 2, "interval": 1, "size": 24}
+
+
 def test_test_videos_are_kept_from_gc_while_it_trains(bench: Bench, tmp_path: Path) -> None:
     whole = shutil.ignore_patterns("broken*")
     root = Path(shutil.copytree(Path(bench.runtime.data) / "train", tmp_path / "videos", ignore=whole))
-    facts = {"frames": 2, "interval": 1, "size": 24}
-    with train._decoded(root, IndexParameters(), facts, bench.runtime) as found:
+    with train._decoded(root, IndexParameters(), SHAPE, bench.runtime) as found:
         (lease,) = leases(bench.store)
-        read = [ref for ref in lease.needs if ref.kind == "clips"]
-        assert len(read) == len(found) == 2
-        for manifest in map(bench.store.manifest, read):
-            assert lease.needs >= {ref for refs in manifest.inputs.values() for ref in refs}
+        (read,) = (ref for ref in lease.needs if ref.kind == "clips")
+        assert lease.needs >= {ref for refs in bench.store.manifest(read).inputs.values() for ref in refs}
+        assert len(found) == len(list(root.rglob("*.mp4")))
     assert not leases(bench.store)
+
+
+@pytest.mark.parametrize("layout", ["Train and Test", "one video", "one class"])
+def test_no_video_of_a_training_folder_is_a_test_video(bench: Bench, tmp_path: Path, layout: str) -> None:
+    """And class folders alone are all for testing, however few."""
+    data, root = Path(bench.runtime.data), tmp_path / "videos"
+    if layout == "Train and Test":
+        shutil.copytree(data / "train", root / "Train", ignore=shutil.ignore_patterns("broken*"))
+        shutil.copytree(data / "test", root / "Test")
+        expected = len(list((data / "test").rglob("*.mp4")))
+    else:
+        names = sorted(folder.name for folder in (data / "test").iterdir())[: 1 if layout == "one class" else None]
+        for name in names:
+            (root / name).mkdir(parents=True)
+            shutil.copy(next((data / "test" / name).glob("*.mp4")), root / name)
+        expected = len(names)
+    with train._decoded(root, IndexParameters(), SHAPE, bench.runtime) as found:
+        assert len(found) == expected
 
 
 def test_weights_are_written_before_they_are_scored(

@@ -13,10 +13,11 @@ from vidistill.flows.parameters import Experiment
 from vidistill.flows.ranges import checked_request, is_range, trial_of, within
 from vidistill.storage.errors import RequestError
 from vidistill.storage.opening import open_store
+from vidistill.tasks.stage import Runtime
 
 pytest.importorskip("optuna", reason="pip install -e '.[tune]' -c constraints.txt")
 
-from vidistill.flows.tune import Trial, page_of, proposed
+from vidistill.flows.tune import Trial, page_of, proposed, tried
 
 ASKED = Experiment.model_validate({"data": "sprites", "cells": [{"method": "mtt"}], "index": {"holdout": True}})
 RATES = {"mtt.lr": within("mtt.lr", "0.001..1:log")}
@@ -73,6 +74,13 @@ def test_a_proposal_is_a_function_of_what_was_found() -> None:
     assert first == proposed(RATES, found(0.0, 0.3, None, 0.4), seed=5)
     assert first != proposed(RATES, found(0.0, 0.3, None, 0.4), seed=6)
     assert first["mtt.lr"] == float(f"{first['mtt.lr']:.3g}")
+
+
+def test_values_that_do_not_work_are_a_trial_and_not_the_end(tmp_path: Path) -> None:
+    """The same seed would propose them again."""
+    trial = tried(ASKED, 1, {"mtt.lr": -1.0}, Runtime(store=str(tmp_path / "store")))
+    assert (trial.number, trial.values, trial.top1) == (1, {"mtt.lr": -1.0}, None)
+    assert "-1.0" in trial.said
 
 
 def test_what_was_better_is_tried_again_nearby() -> None:

@@ -6,13 +6,14 @@ import importlib.util
 import io
 import json
 import tarfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 from vidistill.flows.unpack import unpack
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.videos.layouts import IndexParameters, list_videos
+from vidistill.tasks.videos.splits import group_of
 
 
 def shard(path: Path, members: dict[str, bytes]) -> Path:
@@ -39,11 +40,23 @@ def test_shards_become_class_folders(tmp_path: Path, videos: Path) -> None:
     shard(tmp_path / "shards" / "val-000.tar", {"1.mp4": right, "1.txt": b"left", "2.MP4": left, "2.txt": b"right"})
     assert unpack(tmp_path / "shards", tmp_path / "out") == {"train": 2, "test": 2}
     assert files(tmp_path / "out") == {
-        "train/left/000000.mp4": left, "train/right/000001.mp4": right,
-        "test/left/000002.mp4": right, "test/right/000003.mp4": left,
+        "train/left/1.mp4": left, "train/right/2.mp4": right, "test/left/1.mp4": right, "test/right/2.mp4": left,
     }  # fmt: skip
     listing = list_videos(tmp_path / "out", IndexParameters())
     assert (listing.classes, len(listing.entries)) == (("left", "right"), 4)
+
+
+def test_names_tell_groups_and_shards_their_side(tmp_path: Path) -> None:
+    """UCF101's are in its names; `latest` holds no test."""
+    videos = {f"{folder}v_Jump_g01_c0{clip}.mp4": b"x" for folder in ("a/", "b/") for clip in (1, 2)}
+    labels = {name.replace(".mp4", ".cls"): b"Jump" for name in videos}
+    members = dict(sorted((videos | labels).items()))
+    shard(tmp_path / "shards" / "latest-train-000.tar", members)
+    assert unpack(tmp_path / "shards", tmp_path / "out") == {"train": 4}
+    names = sorted(files(tmp_path / "out"))
+    clips = "v_Jump_g01_c01.mp4", "v_Jump_g01_c02.mp4"
+    assert [PurePosixPath(name).name for name in names] == [f"2-{clips[0]}", f"3-{clips[1]}", *clips]
+    assert {group_of(name, "Jump") for name in names} == {"Jump_g01"}
 
 
 @pytest.mark.parametrize(

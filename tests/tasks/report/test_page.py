@@ -33,7 +33,7 @@ from vidistill.tasks.report.data import (
     Saliency,
 )
 from vidistill.tasks.report.gather import _begun, with_differences
-from vidistill.tasks.report.page import _curve_name, render_html, render_json, render_markdown
+from vidistill.tasks.report.page import _curve_name, _motion, render_html, render_json, render_markdown
 from vidistill.tasks.report.statistics import Difference, collapsed_to, paired
 
 CLASSES = ["left", "right", "spin & <b>grow</b>", "bounce"]
@@ -650,3 +650,8 @@ def test_a_browser_without_a_network_shows_every_picture(page: str, tmp_path: Pa
     with Image.open(shot) as picture:
         assert picture.size == (1280, 2000)
         assert len(picture.convert("RGB").getcolors(maxcolors=2**24)) > 500
+
+
+def test_a_set_of_single_frames_has_no_motion_to_show() -> None:
+    still_THWC = np.zeros((1, 8, 8, 3), np.uint8)
+    assert _motion([ClipPair("left", [still_THWC], {"random": [still_THWC]})]) is None

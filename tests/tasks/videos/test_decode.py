@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from method_contract import Bench
 
 from vidistill.storage.clips import OUTCOMES, Clips, open_clip_array
+from vidistill.storage.errors import RunError
 from vidistill.tasks.stage import run_job
 from vidistill.tasks.videos import decode as module
-from vidistill.tasks.videos.decode import DecodeParameters, block_jobs, clips_job
+from vidistill.tasks.videos.decode import ClipsParameters, DecodeParameters, block_jobs, clips_job
+from vidistill.tasks.videos.files import Rejected
 
 DECODE = DecodeParameters(frames=4, interval=1, size=48, views=2, max_lost_share=0.5)
 
@@ -53,3 +58,25 @@ def test_a_split_of_many_clips_has_a_file_a_block(bench: Bench, monkeypatch: pyt
         assert len([path for path in (b / "clips" / "c").rglob("*") if path.is_file()]) == 1
     monkeypatch.setattr(module, "SHARDED_FROM_CLIPS", len(table.of_split("train")) * DECODE.views)
     assert [job.ref for job in block_jobs(table, DECODE, "train")] == [job.ref for job in plain]
+
+
+def test_lost_videos_are_a_share_of_all_there_are(bench: Bench) -> None:
+    """Of which split those are that cannot be read nobody knows: a small test split does not answer for them."""
+    lost = tuple(Rejected(video=f"{number}.mp4", outcome="failed", reason="no video") for number in range(40))
+    video = bench.given.table.videos[0]
+    table = bench.given.table.model_copy(update={"rejected": lost, "videos": (video,) * 1250})
+    labels = set(range(len(table.classes)))
+    allowed = ClipsParameters(split="test", views=1, max_lost_share=0.1)
+    module._check_losses(table, allowed, labels, [])
+    with pytest.raises(RunError, match=r"40 videos \(3%\) cannot be used"):
+        module._check_losses(table, allowed.model_copy(update={"max_lost_share": 0.03}), labels, [])
+
+
+def test_a_video_that_changed_since_it_was_indexed_is_not_filed_as_what_it_was(bench: Bench, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(bench.runtime.data, tmp_path / "videos"))
+    job = block_jobs(bench.given.table, DECODE.model_copy(update={"size": 32}), "train")[0]
+    with (data / job.parameters["videos"][0]["path"]).open("ab") as file:
+        file.write(b"more of it")
+    with pytest.raises(RunError, match="changed since it was indexed: run the same command again"):
+        run_job(job, bench.runtime.model_copy(update={"data": str(data)}))
+    assert not bench.store.has(job.ref)
