@@ -62,9 +62,12 @@ def verify(location: str | None) -> None:
     with ThreadPoolExecutor(CHECKS) as pool:
         problems = dict(zip(refs, pool.map(store.audit, refs), strict=True))
     gone = "no artifact"  # a checkpoint that a run has removed meanwhile
-    damaged = {ref: problem for ref, problem in problems.items() if problem not in {None, gone}}
-    again = {ref: store.audit(ref) for ref in damaged}  # it may have been on its way out at the first look
-    damaged = {ref: problem for ref, problem in damaged.items() if again[ref] not in {None, gone}} | _lost(store)
+    damaged = {
+        ref: problem
+        for ref, first in problems.items()
+        if first not in {None, gone}
+        and (problem := store.audit(ref)) not in {None, gone}  # it may have been on its way out
+    } | _lost(store)
     for ref, problem in damaged.items():
         console.print(f"{ref} is damaged: {problem}", markup=False)
     if damaged:

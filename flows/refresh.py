@@ -98,7 +98,7 @@ def refresh(
         sets=row.sets, report=report, index=index, asked=asked, since=datetime.now(UTC),
         before=known and known.sets[0],
     )  # fmt: skip
-    _publish(_compared(store, name, known, made, row, _scored_again(experiment, known, row, runtime)), out)
+    _publish(_compared(store, name, known, made, row, _scored_again(store, experiment, known, row, runtime)), out)
     promote(store, name, made)
     emit_event(PROMOTED, {"prefect.resource.id": f"vidistill.set.{name}"}, payload={"set": str(made.sets[0])})
     return made.sets[0]
@@ -126,9 +126,10 @@ def _row(store: Store, report: ArtifactRef, method: str) -> RowPlan:
     return next(row for row in rows if row.method == method and row.sets)
 
 
-def _scored_again(experiment: Experiment, known: Promoted | None, row: RowPlan, runtime: Runtime) -> list[float]:
+def _scored_again(
+    store: Store, experiment: Experiment, known: Promoted | None, row: RowPlan, runtime: Runtime
+) -> list[float]:
     """Top-1 on today's test videos of the sets in use, trained and scored as the new ones; empty where it cannot be."""
-    store = open_store(runtime.store)
     weights = experiment.student.pretrained.values()
     places = {name: path for own in weights for name, path in kinetics.named(own)[1].items()}
     jobs = [] if known is None else [

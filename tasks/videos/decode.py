@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,8 +121,9 @@ def decode_block(
     with _filling(work.folder, parameters) as fill:
         for number, video in enumerate(parameters.videos):
             work.progress(number, len(parameters.videos), video.path)
-            if (root / video.path).exists() and (root / video.path).stat().st_size != video.bytes:
-                raise RunError(f"{video.path} changed since it was indexed: run the same command again.")
+            with suppress(FileNotFoundError):
+                if (root / video.path).stat().st_size != video.bytes:
+                    raise RunError(f"{video.path} changed since it was indexed: run the same command again.")
             try:
                 clips_VTHWC = decoder.clips(root / video.path, sampling)
             except VideoError as error:

@@ -85,7 +85,7 @@ def list_videos(root: Path, parameters: IndexParameters) -> Listing:
     draft = read_layout(root, layout, parameters, tree)
     if parameters.holdout:
         hold_out(draft, parameters.split_seed)
-    classes = draft.classes if parameters.test_only and not _train(draft) else check(draft, folder)
+    classes = check(draft, folder, test_only=parameters.test_only)
     return Listing(
         dataset=draft.dataset,
         layout=layout,
@@ -192,7 +192,6 @@ def read_folders(folder: Path, parameters: IndexParameters, tree: Tree) -> Draft
         raise RequestError(_no_class_folders(folder, tree))
     if parameters.test_only:
         draft.entries = [entry.model_copy(update={"split": "test"}) for entry in draft.entries]
-        draft.classes = tuple(sorted({entry.label for entry in draft.entries}))
         return draft
     _check_classes({entry.label for entry in draft.entries}, folder)
     draft.entries = move_to_test(draft.entries, parameters.test_fraction, parameters.split_seed)
@@ -286,10 +285,12 @@ def hold_out(draft: Draft, seed: int) -> None:
     draft.entries = move_to_test(train, HOLDOUT_FRACTION, seed)
 
 
-def check(draft: Draft, folder: Path) -> tuple[str, ...]:
+def check(draft: Draft, folder: Path, *, test_only: bool = False) -> tuple[str, ...]:
     """The classes in their order, once there are two at least, each with training videos, and a test split."""
-    train = _train(draft)
+    train = {entry.label for entry in draft.entries if entry.split == "train"}
     test = {entry.label for entry in draft.entries if entry.split == "test"}
+    if test_only and not train:
+        return tuple(label for label in draft.classes or sorted(test) if label in test)
     if unknown := sorted(test - train):
         raise RequestError(f"class {unknown[0]!r} of {folder} has test videos but no training videos")
     _check_classes(train, folder)
@@ -299,10 +300,6 @@ def check(draft: Draft, folder: Path) -> tuple[str, ...]:
         )
     draft.notes += [f"class {label!r} has no test videos" for label in sorted(train - test)]
     return tuple(label for label in draft.classes or sorted(train) if label in train)
-
-
-def _train(draft: Draft) -> set[str]:
-    return {entry.label for entry in draft.entries if entry.split == "train"}
 
 
 def _check_classes(labels: set[str], folder: Path) -> None:

@@ -121,7 +121,7 @@ def test_test_videos_are_kept_from_gc_while_it_trains(bench: Bench, tmp_path: Pa
     assert not leases(bench.store)
 
 
-@pytest.mark.parametrize("layout", ["Train and Test", "one video", "one class"])
+@pytest.mark.parametrize("layout", ["Train and Test", "one video", "one class", "a table"])
 def test_no_video_of_a_training_folder_is_a_test_video(bench: Bench, tmp_path: Path, layout: str) -> None:
     """And class folders alone are all for testing, however few."""
     data, root = Path(bench.runtime.data), tmp_path / "videos"
@@ -135,6 +135,9 @@ def test_no_video_of_a_training_folder_is_a_test_video(bench: Bench, tmp_path: P
             (root / name).mkdir(parents=True)
             shutil.copy(next((data / "test" / name).glob("*.mp4")), root / name)
         expected = len(names)
+    if layout == "a table":
+        rows = [f"{path.relative_to(root)},{path.parent.name},test" for path in root.rglob("*.mp4")]
+        (root / "list.csv").write_text("\n".join(["path,label,split", *rows]))
     with train._decoded(root, IndexParameters(), SHAPE, bench.runtime) as found:
         assert len(found) == expected
 
