@@ -20,7 +20,7 @@ from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet, materialised, variants
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
-from vidistill.storage.streams import WORST_CRF, Stream, encode
+from vidistill.storage.streams import MOST_FRAMES, WORST_CRF, Stream, encode
 from vidistill.tasks.learning import streams
 from vidistill.tasks.learning.training import generator
 
@@ -60,6 +60,11 @@ class Footage:
     clips: Clips
     frames: float = 1.0
     dense: Clips | None = None
+
+    @property
+    def kept(self) -> int:
+        """Frames of a coded clip."""
+        return round(self.clips.shape_THWC[0] * self.frames)
 
     def read(self, rows: Sequence[int]) -> NDArray[np.uint8]:
         if self.dense is None or self.frames <= 1:
@@ -151,6 +156,8 @@ def kept(coder: Coder, orders: Sequence[NDArray[np.int64]], crf: int, budget: Bu
         return budget.size(coder.stream(first(count), crf), len(first(count)))
 
     most = max(map(len, orders)) if budget.kb is not None else budget.ipc
+    if coder.together and budget.kb is not None:
+        most = max(1, min(most, MOST_FRAMES // (coder.footage.kept * len(orders))))
     count = _most_that_hold(lambda count: size(count, crf) <= budget.bytes, most)
     if not count:
         least = math.ceil(size(1, crf) / budget.classes / 100) / 10

@@ -64,7 +64,7 @@ class CodedParameters(Parameters):
         "half the interval, of which a student sees the even or the odd ones, drawn at every step.",
     )
     views: int = Field(
-        1, ge=1, description="Labelled views a clip: the picture, and parts of it with logits of their own."
+        1, ge=1, le=255, description="Labelled views a clip: the picture, and parts of it with logits of their own."
     )
     view_scale: float = Field(0.4, gt=0, le=1, description="Smallest area share of such a part.")
     search: SearchParameters | None = Field(
@@ -167,7 +167,7 @@ def _dense(given: Given, shares: list[float]) -> dict[str, list[ArtifactRef]]:
     """
     decode, most = given.decode, max(shares)
     for share in shares:
-        parts = (decode.interval / share, most / share) if share > 1 else (decode.frames * share, 1 / share)
+        parts = (share, decode.interval / share, most / share) if share > 1 else (decode.frames * share, 1 / share)
         if any(abs(part - round(part)) > 1e-9 for part in parts):
             raise RequestError(
                 f"coded.frames {share:g} does not divide {decode.frames} frames at an interval of {decode.interval}: "

@@ -125,7 +125,8 @@ def crop_video(bench: Bench, video: dict[str, Any], folder: Path, name: str) -> 
     for place, track in enumerate(best_first):
         own = name if not place else f"{name}_{place}"
         keep_crop(folder, own, cuts[track])
-        made.append({"crop": own, "score": scores[track], "border": border[track], "boxes": tracks[track]})
+        cut_short = border[track] and not whole
+        made.append({"crop": own, "score": scores[track], "border": cut_short, "boxes": tracks[track]})
     return outcome | made[0] | ({"others": made[1:]} if p.candidates == "all" else {})
 
 

@@ -137,7 +137,7 @@ def ultralytics_yolo() -> Any:
         from ultralytics.models import YOLO
         from ultralytics.utils import SETTINGS
     except ImportError as error:
-        raise RequestError("YOLO needs ultralytics (AGPL-3.0): pip install 'vidistill[crops]'.") from error
+        raise _not_imported("YOLO", "ultralytics (AGPL-3.0)", error) from error
     dict.update(SETTINGS, sync=False)  # for this process; the user's own settings file stays as it is
     return YOLO
 
@@ -155,28 +155,27 @@ class Trained:
         import torch
         from torchvision.ops import nms
 
-        scale = self._side / min(frame_HWC.shape[:2])
+        height, width = (side / self._side for side in frame_HWC.shape[:2])
         with torch.inference_mode():
-            logits_BP, boxes_BP4 = self._network(to_picture(frame_HWC, scale))
+            logits_BP, boxes_BP4 = self._network(to_picture(frame_HWC, self._side))
             confidence_P = logits_BP[0].sigmoid()
             likely = confidence_P >= self._confidence
             boxes_D4, confidence_D = boxes_BP4[0][likely], confidence_P[likely]
             kept = nms(boxes_D4, confidence_D, 0.5)
         return [
-            Detection(tuple(np.array(box) / scale), TARGET, score)
-            for box, score in zip(boxes_D4[kept].tolist(), confidence_D[kept].tolist(), strict=True)
+            Detection((x0 * width, y0 * height, x1 * width, y1 * height), TARGET, score)
+            for (x0, y0, x1, y1), score in zip(boxes_D4[kept].tolist(), confidence_D[kept].tolist(), strict=True)
         ]
 
 
-def to_picture(frame_HWC: NDArray[np.uint8], scale: float) -> Any:
-    """A frame as the network takes it: float (1, 3, H, W) in 0…1, both sides scaled and cut to multiples of 4."""
+def to_picture(frame_HWC: NDArray[np.uint8], side: int) -> Any:
+    """A frame as the network is trained on it and takes it: float (1, 3, side, side) in 0…1, squeezed to a square."""
     import torch
 
-    height, width = (max(4, round(side * scale) // 4 * 4) for side in frame_HWC.shape[:2])
     x_1CHW = torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1)[None].float() / 255
-    if x_1CHW.shape[2:] == (height, width):
+    if x_1CHW.shape[2:] == (side, side):
         return x_1CHW
-    return torch.nn.functional.interpolate(x_1CHW, (height, width), mode="bilinear", antialias=True)
+    return torch.nn.functional.interpolate(x_1CHW, (side, side), mode="bilinear", antialias=True)
 
 
 def opencv() -> Any:
@@ -188,11 +187,20 @@ def opencv() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise RequestError("optdistill needs OpenCV: pip install 'vidistill[crops]'.") from error
+        raise _not_imported("optdistill", "OpenCV", error) from error
     if not hasattr(cv2, "TrackerCSRT_create"):
         raise RequestError(f"This cv2 {cv2.__version__} has no CSRT: `vidistill doctor` says how to mend it.")
     cv2.setNumThreads(1)
     return cv2
+
+
+def _not_imported(what: str, needs: str, error: ImportError) -> RequestError:
+    """Of a package that is missing, or of a library of the system that it misses (libGL.so.1, in a slim image)."""
+    if isinstance(error, ModuleNotFoundError):
+        return RequestError(f"{what} needs {needs}: pip install 'vidistill[crops]'.")
+    return RequestError(
+        f"{what} needs {needs}, which is installed and cannot be loaded ({error}): install what it misses."
+    )
 
 
 def choose_boxes(

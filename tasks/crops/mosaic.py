@@ -62,8 +62,10 @@ def grouped(
     best = sorted(good, key=lambda crop: (-crop.score, crop.path))[: default if top_k is None else top_k]
     if len(best) < need:
         raise RequestError(
-            f"The class {name} gave {len(best)} crops, and ipc {mosaics} with {grid}×{grid} regions takes {need}: "
-            "lower ipc, optdistill.grid or optdistill.threshold, or set optdistill.fallback=whole."
+            f"ipc {mosaics} with {grid}×{grid} regions takes {need} crops of a class, and {name} has {len(best)} "
+            f"({len(crops)} to choose from, {len(good)} of the threshold's score, top_k {top_k or 'not given'}): lower "
+            "ipc or optdistill.grid, let optdistill.videos, preselect, threshold or top_k leave more, or set "
+            "optdistill.fallback=whole."
         )
     if grouping == "random":
         drawn = [best[place] for place in random.permutation(len(best))[:need]]

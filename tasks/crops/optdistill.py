@@ -121,7 +121,7 @@ class OptDistill(Method):
         made: dict[str, list[ArtifactRef]] = {"tracks": [], "crops": []}
         kind = self._detector(given)
         if kind == TRAINED:
-            made["detector"] = [given.add(detector_job(given.index, p.training))]
+            made["detector"] = [given.add(detector_job(given.index, p.training, given.root))]
         if p.scorer == TEACHER or p.train_on == "tiles":
             made["teacher"] = [given.add(given.teacher)]
         detector = made.get("detector", [None])[0]

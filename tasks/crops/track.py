@@ -42,20 +42,31 @@ class Follower:
         self._start(frame_HWC, detection.box)
 
     def _start(self, frame_HWC: NDArray[np.uint8], box: Box) -> None:
-        scale = _scale(frame_HWC)
+        cv2, scale = opencv(), _scale(frame_HWC)
         x0, y0, x1, y1 = (round(side * scale) for side in box)
-        self._csrt = opencv().TrackerCSRT_create()
-        self._csrt.init(_enlarged(frame_HWC), (x0, y0, max(1, x1 - x0), max(1, y1 - y0)))
+        self._csrt = cv2.TrackerCSRT_create()
+        try:
+            self._csrt.init(_enlarged(frame_HWC), (x0, y0, max(1, x1 - x0), max(1, y1 - y0)))
+        except cv2.error:  # CSRT has no filter for slivers: five pixels by two hundred, or two by two
+            self._csrt = None
 
     def follow(self, frame_HWC: NDArray[np.uint8]) -> None:
-        """Add this frame's box."""
-        found, (x, y, width, height) = self._csrt.update(_enlarged(frame_HWC))
+        """Add this frame's box; where the tracker has lost it, or could not start on it, the last one."""
+        box = self._found(frame_HWC)
+        if box is None:
+            self.track.lost += 1
+        self.track.boxes.append(box or self.track.boxes[-1])
+
+    def _found(self, frame_HWC: NDArray[np.uint8]) -> Box | None:
+        if self._csrt is None:
+            return None
+        try:
+            found, (x, y, width, height) = self._csrt.update(_enlarged(frame_HWC))
+        except opencv().error:
+            return None
         scale = _scale(frame_HWC)
         box = clipped((x / scale, y / scale, (x + width) / scale, (y + height) / scale), frame_HWC.shape)
-        if not found or box[2] - box[0] < 1 or box[3] - box[1] < 1:
-            self.track.lost += 1
-            box = self.track.boxes[-1]
-        self.track.boxes.append(box)
+        return box if found and min(box[2] - box[0], box[3] - box[1]) >= 1 else None
 
     def look_again(self, frame_HWC: NDArray[np.uint8], detections: list[Detection]) -> None:
         """Start afresh on the detection of the same label that overlaps most with this frame's box, if any does."""

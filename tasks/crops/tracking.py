@@ -35,7 +35,7 @@ from vidistill.tasks.crops.detect import (
 )
 from vidistill.tasks.crops.motion import moving
 from vidistill.tasks.crops.track import track_all
-from vidistill.tasks.crops.training import DetectorParameters, load_detector
+from vidistill.tasks.crops.training import DetectorOf, load_detector
 from vidistill.tasks.learning.training import Device, generator
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.decode import BlockVideo
@@ -44,6 +44,7 @@ from vidistill.tasks.videos.layouts import data_folder
 
 TRACKS, FIRST_FRAMES = "tracks.json", "first"
 CHECKPOINT_SECONDS = 2.0  # of work that a kill may cost, and the video that it was at
+CHECKPOINT_SHARE = 0.05  # of the time at most that checkpoints take: each has all crops so far
 PICTURE_SIDE = 160  # short side at most of the first frames that are kept for the report
 
 
@@ -108,14 +109,15 @@ def each_video(
     if (found := work.last_checkpoint()) is not None:
         shutil.copytree(found[1], work.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         outcomes = json.loads((work.folder / file).read_text())
-    kept = time.monotonic()
+    kept, pause = time.monotonic(), CHECKPOINT_SECONDS
     for number in range(len(outcomes), len(paths)):
         work.progress(number, len(paths), paths[number])
         outcomes.append(outcome_of(number))
         (work.folder / file).write_text(json.dumps(outcomes))
-        if time.monotonic() - kept > CHECKPOINT_SECONDS and len(outcomes) < len(paths):
+        if (begun := time.monotonic()) - kept > pause and len(outcomes) < len(paths):
             work.checkpoint(len(outcomes), lambda folder: _link(work.folder, folder))
             kept = time.monotonic()
+            pause = max(CHECKPOINT_SECONDS, (kept - begun) / CHECKPOINT_SHARE)
     work.progress(len(paths), len(paths))
     return outcomes
 
@@ -136,7 +138,7 @@ def open_detector(work: Work, parameters: TrackParameters) -> Detector | None:
     if parameters.detector == HOG:
         detector = People(parameters.confidence)
     elif parameters.detector == TRAINED:
-        trained = DetectorParameters.model_validate(work.store.manifest(work.ref("detector")).parameters)
+        trained = DetectorOf.model_validate(work.store.manifest(work.ref("detector")).parameters)
         detector = load_detector(work.input("detector"), trained, parameters.confidence)
     else:
         weights = work.job.places.get(parameters.detector, parameters.detector)
@@ -195,4 +197,5 @@ def _keep_picture(frame_HWC: np.ndarray, path: Path) -> None:
     cv2 = opencv()
     scale = min(1.0, PICTURE_SIDE / min(frame_HWC.shape[:2]))
     small_HWC = cv2.resize(frame_HWC, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    cv2.imwrite(str(path), cv2.cvtColor(small_HWC, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 90]
+    path.write_bytes(cv2.imencode(".jpg", cv2.cvtColor(small_HWC, cv2.COLOR_RGB2BGR), quality)[1])  # imwrite is silent

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from vidistill.storage.errors import RequestError
+from vidistill.storage.keys import file_digest
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.crops.detect import Box, Detection, Trained, to_picture
@@ -39,16 +40,28 @@ Labelled = list[tuple[NDArray[np.uint8], Box]]
 class DetectorParameters(Parameters):
     """How the small detector is trained; nothing of it is published."""
 
-    steps: int = Field(500, ge=1)
+    steps: int = Field(500, ge=10)
     batch_size: int = Field(32, ge=1)
     lr: float = Field(2e-3, gt=0, description="Peak of AdamW's one-cycle rate.")
     pictures: int = Field(1600, ge=1, description="Frames at most that are kept in memory, spread over the videos.")
-    side: int = Field(64, ge=16, multiple_of=4, description="Short side of the pictures that the network sees.")
+    side: int = Field(64, ge=16, multiple_of=4, description="Side of the pictures that the network sees, squeezed.")
     seed: int = 0
 
 
-def detector_job(index: ArtifactRef, parameters: DetectorParameters) -> Job:
-    return detector(parameters, {"index": index}, label="train a detector")
+class DetectorOf(DetectorParameters):
+    """The detector of these boxes: the index does not hold them."""
+
+    boxes: str = Field("", exclude_if=lambda boxes: not boxes, description="SHA-256 of a user's boxes.json.")
+
+
+class VideoBoxes(BaseModel):
+    boxes: list[Box]
+
+
+def detector_job(index: ArtifactRef, parameters: DetectorParameters, root: Path | None) -> Job:
+    """Trained on the boxes that are below `root`, or on those of sprites, which their index knows, where it is None."""
+    boxes = file_digest(data_folder(root) / BOXES) if root else ""
+    return detector(DetectorOf(**dict(parameters), boxes=boxes), {"index": index}, label="train a detector")
 
 
 @stage("detector", version=1, threads="one")
@@ -57,14 +70,19 @@ def detector(work: Work) -> None:
     from safetensors.torch import save_file
 
     torch.set_num_threads(work.threads)
-    parameters = DetectorParameters.model_validate(work.job.parameters)
+    parameters = DetectorOf.model_validate(work.job.parameters)
     root = data_folder(Path(work.runtime.data))
-    recorded = recorded_boxes(root)
+    recorded = recorded_boxes(root, parameters.boxes)
     table = load_index(work.store, work.ref("index"))
     with Decoder(timeout_seconds=work.runtime.timeout_seconds) as decoder:
         paths = {split: [video.path for video in table.of_split(split)] for split in ("train", "test")}
-        seen = labelled_frames(root, recorded, paths["train"], parameters.pictures, decoder)
-        unseen = labelled_frames(root, recorded, paths["test"], parameters.pictures // 4, decoder)
+        seen = labelled_frames(root, recorded, paths["train"], parameters.pictures, parameters.side, decoder)
+        unseen = labelled_frames(root, recorded, paths["test"], parameters.pictures // 4, parameters.side, decoder)
+    if not seen:
+        raise RequestError(
+            f"{root / BOXES} has boxes of no training video that can be read: it names videos by their paths below its "
+            f"folder, such as {paths['train'][0]}."
+        )
     network = fit(seen, parameters, work)
     found = Trained(network, parameters.side, confidence=0.05)
     facts = mean_average_precision([(found.detect(frame_HWC), box) for frame_HWC, box in unseen])
@@ -74,11 +92,11 @@ def detector(work: Work) -> None:
                 precision="fp32", threads=work.threads)  # fmt: skip
 
 
-def recorded_boxes(root: Path) -> dict[str, list[Box]]:
+def recorded_boxes(root: Path, digest: str = "") -> dict[str, list[Box]]:
     """The boxes that a data folder records: a box a frame, by the videos' paths.
 
     Raises:
-        RequestError: it records none, so that no detector can be trained.
+        RequestError: it records none, so that no detector can be trained; they are no boxes, or not those of `digest`.
     """
     file = root / BOXES
     if not file.is_file():
@@ -86,13 +104,23 @@ def recorded_boxes(root: Path) -> dict[str, list[Box]]:
             f"{root} has no {BOXES} to train a detector on: give optdistill.detector the path of weights, or hog "
             "for people."
         )
-    return {name: [tuple(box) for box in one["boxes"]] for name, one in json.loads(file.read_text()).items()}
+    if digest and file_digest(file) != digest:
+        raise RequestError(f"{file} has changed since this run was asked for: ask again.")
+    try:
+        recorded = TypeAdapter(dict[str, VideoBoxes]).validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RequestError(
+            f"{file} cannot be used, at {' › '.join(map(str, first['loc'])) or 'its beginning'} ({first['msg']}): it "
+            'maps a video\'s path to {"boxes": [[x0, y0, x1, y1], …]}, in pixels, a box a frame.'
+        ) from error
+    return {name: one.boxes for name, one in recorded.items()}
 
 
 def labelled_frames(
-    root: Path, recorded: dict[str, list[Box]], paths: list[str], limit: int, decoder: Decoder
+    root: Path, recorded: dict[str, list[Box]], paths: list[str], limit: int, side: int, decoder: Decoder
 ) -> Labelled:
-    """At most `limit` frames with their boxes, evenly spread over the videos and over their frames."""
+    """At most `limit` frames with their boxes, `squeezed`, evenly spread over the videos and over their frames."""
     known = [path for path in sorted(paths) if recorded.get(path)]
     known = [known[i] for i in np.linspace(0, len(known) - 1, min(limit, len(known))).astype(int)]
     kept: Labelled = []
@@ -101,21 +129,31 @@ def labelled_frames(
         wanted = set(((np.arange(share) + number / len(known)) * len(boxes) / share).astype(int).tolist())
         try:
             frames = enumerate(decoder.frames(root / path))
-            kept += [(frame_HWC, boxes[place]) for place, frame_HWC in frames if place in wanted]
+            kept += [squeezed(frame_HWC, boxes[place], side) for place, frame_HWC in frames if place in wanted]
         except VideoError:
             continue
     return kept
 
 
+def squeezed(frame_HWC: NDArray[np.uint8], box: Box, side: int) -> tuple[NDArray[np.uint8], Box]:
+    """A frame of any shape and its box, both as a picture of side×side pixels."""
+    height, width = (side / long for long in frame_HWC.shape[:2])
+    picture_HWC = (to_picture(frame_HWC, side)[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    return picture_HWC, (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
+
+
 def fit(labelled: Labelled, parameters: DetectorParameters, work: Work | None = None) -> nn.Module:
-    """Train the network: flips both ways, random brightness, AdamW with one cycle."""
+    """Train the network on squeezed frames: flips both ways, random brightness, AdamW with one cycle."""
     import torch
 
     from vidistill.models.detector import STRIDE, Detector, detection_loss
 
     with seeded(parameters.seed):
         network = Detector().train()
-    pictures_N3HW, boxes_N4 = _tensors(labelled, parameters.side)
+    pictures_N3HW = (
+        torch.from_numpy(np.stack([frame_HWC for frame_HWC, _ in labelled])).permute(0, 3, 1, 2).contiguous()
+    )
+    boxes_N4 = torch.tensor([box for _, box in labelled])
     adam = torch.optim.AdamW(network.parameters(), lr=parameters.lr, weight_decay=1e-4)
     cycle = torch.optim.lr_scheduler.OneCycleLR(adam, parameters.lr, parameters.steps, pct_start=0.2)
 
@@ -130,20 +168,6 @@ def fit(labelled: Labelled, parameters: DetectorParameters, work: Work | None = 
 
     loop.run(step, parameters.steps, {"network": network, "optimiser": adam, "cycle": cycle}, work)
     return network.eval()
-
-
-def _tensors(labelled: Labelled, side: int) -> tuple[Tensor, Tensor]:
-    """All pictures as uint8 (N, 3, side, side), squeezed where they are not square, and their boxes (N, 4)."""
-    import torch
-
-    pictures, boxes = [], []
-    for frame_HWC, box in labelled:
-        height, width = frame_HWC.shape[:2]
-        x_1CHW = to_picture(frame_HWC, side / min(height, width))
-        squeezed_1CHW = torch.nn.functional.interpolate(x_1CHW, (side, side), mode="bilinear", antialias=True)
-        pictures.append((squeezed_1CHW[0] * 255).round().to(torch.uint8))
-        boxes.append([box[0] * side / width, box[1] * side / height, box[2] * side / width, box[3] * side / height])
-    return torch.stack(pictures), torch.tensor(boxes)
 
 
 def _augmented(pictures_B3HW: Tensor, boxes_B4: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -98,6 +98,8 @@ def open_features(root: Path, name: str) -> NDArray[np.floating]:
         raise RequestError(f"There is no file {path}, which a list of splits names.") from error
     except (OSError, ValueError) as error:
         raise RequestError(f"{path} cannot be read as an array of NumPy: {error}.") from error
+    if not isinstance(features_DT, np.ndarray):
+        raise RequestError(f"{path} is an archive of arrays (.npz): it must be one array, float (features, frames).")
     if features_DT.ndim != 2 or features_DT.dtype.kind != "f" or not features_DT.size:
         raise RequestError(
             f"{path} is {features_DT.dtype} of shape {features_DT.shape}: it must be float of shape (features, frames)."
@@ -138,7 +140,7 @@ def _hashed(path: Path, memo: Memo) -> str:
 
 
 def _listed(root: Path, bundle: str) -> list[str]:
-    names = [Path(line).stem for line in _lines(root / "splits" / f"{bundle}.bundle")]
+    names = [Path(line).name.removesuffix(".txt") for line in _lines(root / "splits" / f"{bundle}.bundle")]
     if not names:
         raise RequestError(f"{root / 'splits' / bundle}.bundle names no video.")
     return names

@@ -104,6 +104,7 @@ def test_a_pool_s_template_is_what_its_worker_reads(path: Path, prefect_server: 
     except ImportError as error:
         pytest.skip(str(error))
     template = json.loads(path.read_text())
+    assert set(template["job_configuration"]) <= set(configuration.model_fields)  # it drops what it does not know
     made = asyncio.run(configuration.from_template_and_values(template, {"env": {"VIDISTILL_STORE": "s3://b/p"}}))
     made.prepare_for_flow_run(FlowRun(name="videos · random · ipc 1", flow_id=uuid4()))
     assert made.env["VIDISTILL_STORE"] == "s3://b/p"

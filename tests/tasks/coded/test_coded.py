@@ -10,12 +10,13 @@ import pytest
 import torch
 from method_contract import Bench, MethodContract
 
-from vidistill.storage import coded
+from vidistill.storage import coded, streams
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError, Stopped
 from vidistill.storage.store import ArtifactRef
 from vidistill.storage.streams import decode
+from vidistill.tasks.coded import keep
 from vidistill.tasks.coded import search as search_module
 from vidistill.tasks.coded.allocate import STEPS, allocated, lost
 from vidistill.tasks.coded.keep import FINEST_CRF, Budget, Coder, Coding, Footage, _most_that_hold, boxes, kept
@@ -285,6 +286,13 @@ def test_clips_together_take_fewer_bytes_and_keep_to_the_budget(bench, recipe):
     assert len(DistilledSet.load(bench.store.folder(one))) == 6
 
 
+def test_together_keeps_no_more_than_a_stream_holds(bench, monkeypatch):
+    for module in (keep, streams):
+        monkeypatch.setattr(module, "MOST_FRAMES", 30)  # of 3 classes × 4 frames: two clips a class
+    ref, _ = made_of(bench, 1e3, crf=41, together=True)
+    assert DistilledSet.facts_of(bench.store.folder(ref))["coded"]["clips"] == 6
+
+
 def test_together_is_searched_alike_and_has_one_quantiser(bench):
     ref, _ = made_of(bench, 1.7, search=SEARCH, together=True, frames=0.5)
     assert DistilledSet.load(bench.store.folder(ref)).clips_NTHWC.shape[1] == 4
@@ -333,7 +341,7 @@ def test_half_of_the_frames_take_fewer_bytes_and_are_filled_in(bench):
     np.testing.assert_array_equal(made.clips_NTHWC[:, 3], made.clips_NTHWC[:, 2])
 
 
-@pytest.mark.parametrize("frames", [0.3, 0.75, 3, 8])
+@pytest.mark.parametrize("frames", [0.3, 0.75, 4 / 3, 3, 8])
 def test_a_share_that_divides_no_frames_is_a_wrong_request(bench, frames):
     with pytest.raises(RequestError, match=rf"coded.frames {frames:g} does not divide 4 frames at an interval of 4"):
         made_of(bench, 5.0, frames=frames, search=None)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from vidistill.models import regions
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import Store
-from vidistill.tasks.crops import detect, mosaic, motion, score, track, training
+from vidistill.tasks.crops import detect, mosaic, motion, score, track, tracking, training
 from vidistill.tasks.crops.detect import Detection
 from vidistill.tasks.crops.mosaic import Crop
 from vidistill.tasks.crops.pictures import centre_frames, outline
@@ -178,6 +178,23 @@ def test_detections_are_in_pixels_of_the_frame_whatever_its_size(trained, render
     large_HWC = cv2.resize(frames_NHWC[0], None, fx=3, fy=3)
     (best, *_) = trained.detect(large_HWC)
     assert track.overlap(best.box, tuple(boxes_N4[0] * 3.0)) > 0.6
+
+
+def test_detections_of_a_frame_that_is_no_square_are_those_of_the_square_it_was(trained, rendered) -> None:
+    _, frames_NHWC, _ = rendered[0]
+    wide_HWC = np.repeat(np.repeat(frames_NHWC[0], 2, axis=0), 5, axis=1)  # 96×240
+    (best, *_), (wide, *_) = trained.detect(frames_NHWC[0]), trained.detect(wide_HWC)
+    assert track.overlap(wide.box, tuple(np.array(best.box) * (5, 2, 5, 2))) > 0.9
+
+
+def test_frames_and_boxes_are_squeezed_alike() -> None:
+    frame_HWC = np.zeros((90, 160, 3), np.uint8)
+    frame_HWC[30:60, 40:120] = 255
+    picture_HWC, box = training.squeezed(frame_HWC, (40, 30, 120, 60), 48)
+    assert picture_HWC.shape == (48, 48, 3)
+    assert box == pytest.approx((12, 16, 36, 32))
+    rows, columns = np.nonzero(picture_HWC[..., 0] > 127)
+    assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == box
 
 
 def test_hog_finds_nobody_in_noise_and_keeps_to_the_frame(data_root: Path) -> None:
@@ -359,6 +376,31 @@ def test_a_lost_object_keeps_its_last_box_and_is_counted() -> None:
     assert one.boxes == [(24, 20, 44, 40)] * 6
 
 
+@pytest.mark.parametrize("sliver", [(315, 20, 320, 225), (100, 100, 101.2, 101.2)], ids=str)
+def test_a_sliver_that_csrt_cannot_take_is_lost_and_costs_no_more(sliver: tuple[float, ...]) -> None:
+    frames = [np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)] * 4
+    (one,) = track.track_all(frames, found(sliver), detect.People(0.25), 0)
+    assert (one.lost, one.boxes) == (3, [sliver] * 4)
+
+    class Shrinking:  # a detector whose second look finds a sliver of what the first one found
+        labels = wanted = ("person",)
+
+        def detect(self, frame_HWC: np.ndarray) -> list[Detection]:
+            return found(sliver)
+
+    start = (max(0.0, sliver[0] - 30), max(0.0, sliver[1] - 30), sliver[2], sliver[3])
+    (again,) = track.track_all(frames, found(start), Shrinking(), 2)
+    assert again.boxes[2:] == [sliver] * 2
+
+
+def test_a_first_frame_that_cannot_be_kept_is_no_silence(tmp_path: Path) -> None:
+    frame_HWC = np.full((32, 48, 3), 90, np.uint8)
+    tracking._keep_picture(frame_HWC, tmp_path / "0.jpg")
+    assert np.abs(cv2.imread(str(tmp_path / "0.jpg")).astype(int) - 90).max() < 3
+    with pytest.raises(OSError, match="gone"):
+        tracking._keep_picture(frame_HWC, tmp_path / "gone" / "0.jpg")
+
+
 def test_a_video_of_one_frame_has_its_first_box() -> None:
     (one,) = track.track_all([np.zeros((64, 64, 3), np.uint8)], found((4, 4, 20, 20)), detect.People(0.25), 0)
     assert one.boxes == [(4, 4, 20, 20)]
@@ -430,8 +472,13 @@ def test_the_best_are_grouped_with_those_of_their_length() -> None:
 
 def test_the_threshold_prunes_and_too_few_is_a_wrong_request() -> None:
     assert choose(EIGHT, 1, 2, threshold=0.6) == [["v00", "v04", "v03", "v02"]]
-    with pytest.raises(RequestError, match=r"class left gave 3 crops, and ipc 1 with 2×2 regions takes 4"):
+    with pytest.raises(RequestError, match=r"takes 4 crops of a class, and left has 3 \(8 to choose from, 3 of"):
         choose(EIGHT, 1, 2, threshold=0.7)
+
+
+def test_what_left_too_few_crops_is_said() -> None:
+    with pytest.raises(RequestError, match=r"left has 2 \(8 to choose from, 8 of the threshold's score, top_k 2\)"):
+        choose(EIGHT, 1, 2, top_k=2)
 
 
 def test_random_groups_follow_the_seed() -> None:

@@ -19,11 +19,11 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.exported import EXPORT, LOGITS
 from vidistill.storage.store import ArtifactRef, Manifest, Store
-from vidistill.tasks.crops import track, tracking
+from vidistill.tasks.crops import cutting, track, tracking
 from vidistill.tasks.crops.cutting import CROPS
 from vidistill.tasks.crops.optdistill import OptDistill, OptDistillParameters, gather
 from vidistill.tasks.crops.tracking import FIRST_FRAMES, TRACKS
-from vidistill.tasks.crops.training import BOXES, FACTS
+from vidistill.tasks.crops.training import BOXES, FACTS, DetectorParameters, detector_job, recorded_boxes
 from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.learning.evaluate import StudentParameters, evaluate_job, load_score
 from vidistill.tasks.learning.relabel import relabel_job
@@ -244,6 +244,7 @@ def test_a_block_that_was_killed_goes_on_with_its_next_video(
     before = bench.store.manifest(run_job(job, bench.runtime)[0]).files
     bench.store.discard(job.ref)
     monkeypatch.setattr(tracking, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(tracking, "CHECKPOINT_SHARE", float("inf"))
     assert killed_and_resumed(job, bench.runtime, at=5)[0] == 5
     assert bench.store.manifest(job.ref).files == before
 
@@ -252,9 +253,7 @@ def test_where_few_videos_give_a_crop_the_row_is_marked(bench: Bench) -> None:
     made = made_by(bench, grid=1, detector="hog", fallback="whole")
     assert made.facts["counts"]["whole"] >= 20
     assert made.facts["mark"].startswith("only ")
-    with pytest.raises(
-        RequestError, match=r"class grow gave \d crops, and ipc 1 with 2×2 regions takes 4.*fallback=whole"
-    ):
+    with pytest.raises(RequestError, match=r"2×2 regions takes 4 crops of a class, and grow has 0 .*fallback=whole"):
         made_by(bench, grid=2, detector="hog")
 
 
@@ -313,6 +312,58 @@ def test_nothing_to_train_a_detector_on(bench: Bench, tmp_path: Path) -> None:
     given = dataclasses.replace(bench.given, root=tmp_path)
     with pytest.raises(RequestError, match=r"detector=trained needs boxes.json beside the videos"):
         optdistill(detector="trained").inputs(given)
+
+
+def test_other_boxes_make_another_detector(bench: Bench, tmp_path: Path) -> None:
+    boxes = json.loads((bench.given.root / BOXES).read_text())
+    (tmp_path / BOXES).write_text(json.dumps({name: one | {"boxes": [[0, 0, 9, 9]]} for name, one in boxes.items()}))
+    own, other = (detector_job(bench.given.index, DetectorParameters(), root) for root in (bench.given.root, tmp_path))
+    assert own.ref != other.ref
+    with pytest.raises(RequestError, match=r"boxes.json has changed since this run was asked for: ask again"):
+        recorded_boxes(tmp_path, own.parameters["boxes"])
+    assert "boxes" not in detector_job(bench.given.index, DetectorParameters(), None).parameters
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no json", r"boxes.json cannot be used, at its beginning \(Invalid JSON.*a box a frame"),
+        ('{"a.mp4": [[0, 0, 9, 9]]}', r"at a.mp4 \("),
+        ('{"a.mp4": {"boxes": [[0, 0, 9, 9], null]}}', r"at a.mp4 › boxes › 1 \("),
+    ],
+)
+def test_boxes_that_are_none_are_a_wrong_request(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / BOXES).write_text(text)
+    with pytest.raises(RequestError, match=message):
+        recorded_boxes(tmp_path)
+
+
+def test_boxes_of_other_videos_are_a_wrong_request(bench: Bench, tmp_path: Path) -> None:
+    shutil.copytree(bench.given.root, tmp_path, dirs_exist_ok=True)
+    (tmp_path / BOXES).write_text('{"elsewhere.mp4": {"boxes": [[0, 0, 9, 9]]}}')
+    job = detector_job(bench.given.index, DetectorParameters(), tmp_path)
+    runtime = bench.runtime.model_copy(update={"data": str(tmp_path)})
+    with pytest.raises(RequestError, match=r"boxes of no training video that can be read: .* such as train/"):
+        run_job(job, runtime)
+
+
+def test_the_border_cuts_nothing_of_what_is_kept_whole(tmp_path: Path) -> None:
+    class Even:
+        def log_probabilities(self, clip_THWC: np.ndarray) -> np.ndarray:
+            return np.log(np.full(3, 1 / 3))
+
+    write_video(tmp_path / "wide.mp4", np.full((12, 32, 64, 3), 60, np.uint8))
+    parameters = cutting.CropParameters(
+        height=16, width=16, interval=4, frames=3, scorer="", digest="", score="confidence", max_lost=0.5,
+        fallback="whole", label=0, precision="fp32",
+    )  # fmt: skip
+    video = {"path": "wide.mp4", "shape": (32, 64), "reason": "kept whole"}
+    track = {"boxes": [(0, 0, 64, 32)] * 12, "lost": 0}
+    with Decoder() as decoder:
+        bench = cutting.Bench(tmp_path, decoder, Even(), 0, parameters)
+        whole = cutting.crop_video(bench, video | {"target": False, "tracks": []}, tmp_path / "a", "crop")
+        found = cutting.crop_video(bench, video | {"target": True, "tracks": [track]}, tmp_path / "b", "crop")
+    assert [whole["border"], found["border"]] == [False, True]
 
 
 def test_the_loss_needs_a_scorer_that_knows_the_class(bench: Bench, tmp_path: Path) -> None:

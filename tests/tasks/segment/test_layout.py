@@ -131,6 +131,14 @@ def write(name: str, text: str):
     return lambda root: (root / name).write_text(text)
 
 
+def save_archive(name: str):
+    def spoil(root: Path) -> None:
+        with (root / "features" / f"{name}.npy").open("wb") as file:
+            np.savez(file, features=np.zeros((DIMENSIONS, 12), np.float32))
+
+    return spoil
+
+
 def save(name: str, array: np.ndarray):
     return lambda root: np.save(root / "features" / f"{name}.npy", array)
 
@@ -176,6 +184,7 @@ WRONG = {
     ),
     "an array of three axes": (save("rgb-test-1", np.zeros((3, 12, 1), np.float32)), r"float32 of shape \(3, 12, 1\)"),
     "integers": (save("rgb-test-1", np.zeros((5, 12), np.int64)), "is int64 of shape"),
+    "an archive": (save_archive("rgb-test-1"), "rgb-test-1.npy is an archive of arrays"),
     "no array": (write("features/rgb-test-1.npy", "text"), "rgb-test-1.npy cannot be read as an array of NumPy"),
 }
 
@@ -187,6 +196,15 @@ def test_what_is_wrong_is_said_in_one_sentence(root: Path, name: str) -> None:
     with pytest.raises(RequestError, match=words) as caught:
         survey_sequences(root, 1)
     assert re.fullmatch(r"[^\n]+\.", str(caught.value))
+
+
+def test_a_list_may_name_videos_without_the_ending(root: Path) -> None:
+    for kind, ending in (("features", "npy"), ("groundTruth", "txt")):
+        (root / kind / f"rgb-test-0.{ending}").rename(root / kind / f"rgb.0.{ending}")
+    for name in ("rgb.0", "rgb.0.txt"):
+        (root / "splits" / "test.split2.bundle").write_text(f"{name}\n")
+        (root / "splits" / "train.split2.bundle").write_text("rgb-train-0\n")
+        assert [one.name for one in survey_sequences(root, 2).videos] == ["rgb-train-0", "rgb.0"]
 
 
 def test_another_split_has_lists_of_its_own(root: Path) -> None:
