@@ -162,6 +162,13 @@ MOVING = of(
     "test_motion_is_what_moves_against_the_rest_in_every_frame",
     "test_a_frame_without_enough_change_in_one_place_has_the_box_of_the_frame_before",
 )
+SLIVERS = of("tasks/crops/test_crops.py", "test_a_sliver_that_csrt_cannot_take_is_lost_and_costs_no_more")
+SQUEEZED = of(
+    "tasks/crops/test_crops.py",
+    "test_frames_and_boxes_are_squeezed_alike",
+    "test_detections_of_a_frame_that_is_no_square_are_those_of_the_square_it_was",
+)
+OTHER_BOXES = of("tasks/crops/test_crops_method.py", "test_other_boxes_make_another_detector")
 BEST_CROP = of("tasks/crops/test_crops_method.py", "test_tracks_are_shared_and_crops_are_not")
 
 # fmt: off
@@ -733,6 +740,18 @@ MUTATIONS = [
     Mutation("tasks/crops/track.py", "windows cover the width alone", WINDOWS,
              "wide = max(box_width, box_height * aspect)\n",
              "wide = box_width\n"),
+    Mutation("tasks/crops/track.py", "a track that cannot start is not lost", SLIVERS,
+             "self.track.lost += 1",
+             "self.track.lost += self._csrt is not None"),
+    Mutation("tasks/crops/detect.py", "a wide frame's boxes are those of a square", SQUEEZED,
+             "Detection((x0 * width, y0 * height, x1 * width, y1 * height)",
+             "Detection((x0 * height, y0 * height, x1 * height, y1 * height)"),
+    Mutation("tasks/crops/training.py", "a wide frame's boxes are not squeezed", SQUEEZED,
+             "(box[0] * width, box[1] * height, box[2] * width, box[3] * height)",
+             "(box[0] * height, box[1] * height, box[2] * height, box[3] * height)"),
+    Mutation("tasks/crops/training.py", "boxes are in no key", OTHER_BOXES,
+             'boxes = file_digest(data_folder(root) / BOXES) if root else ""',
+             'boxes = ""'),
     Mutation("tasks/crops/mosaic.py", "the worst crops make mosaics", MOSAICS,
              "key=lambda crop: (-crop.score, crop.path))",
              "key=lambda crop: (crop.score, crop.path))"),
@@ -922,6 +941,10 @@ MUTATIONS = [
              "scale=scale, even=parameters.even)", "scale=scale)"),
     Mutation("tasks/coded/method.py", "the first frame is finer all the same", CODED,
              "scale=scale, even=options.even)", "scale=scale)"),
+    Mutation("tasks/coded/keep.py", "clips together are more than a stream holds",
+             of("tasks/coded/test_coded.py", "test_together_keeps_no_more_than_a_stream_holds"),
+             "most = max(1, min(most,",
+             "most = max(most, min(most,"),
     Mutation("tasks/coded/keep.py", "clips that were to be together are apart", CODED,
              "if self.together and isinstance(crf, int):",
              "if False:"),

@@ -63,8 +63,8 @@ def test_a_split_of_many_clips_has_a_file_a_block(bench: Bench, monkeypatch: pyt
 def test_lost_videos_are_a_share_of_all_there_are(bench: Bench) -> None:
     """Of which split those are that cannot be read nobody knows: a small test split does not answer for them."""
     lost = tuple(Rejected(video=f"{number}.mp4", outcome="failed", reason="no video") for number in range(40))
-    video = bench.given.table.videos[0]
-    table = bench.given.table.model_copy(update={"rejected": lost, "videos": (video,) * 1250})
+    train, test = (bench.given.table.of_split(split)[0] for split in ("train", "test"))
+    table = bench.given.table.model_copy(update={"rejected": lost, "videos": (train,) * 1000 + (test,) * 250})
     labels = set(range(len(table.classes)))
     allowed = ClipsParameters(split="test", views=1, max_lost_share=0.1)
     module._check_losses(table, allowed, labels, [])
