@@ -172,3 +172,16 @@ def test_taps_that_meet_no_pixel_are_left_out_and_nothing_else(frames: int, size
     plain = derivatives(lambda x: torch.nn.Conv3d.forward(conv, x))
     for made, expected in zip(derivatives(conv), plain, strict=True):
         torch.testing.assert_close(made, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_minic3d_drops_half_of_what_its_head_sees(norm):
+    network = MiniC3D(4, 8, 56, norm=norm).train()
+    seen = []
+    network.head.register_forward_pre_hook(lambda _head, given: seen.append(given[0]))
+    network(torch.rand(64, 3, 8, 56, 56) + 1)
+    resting = network.dropout
+    resting.p = 0.0
+    network(torch.rand(64, 3, 8, 56, 56) + 1)
+    dropped, whole = ((maps == 0).double().mean().item() for maps in seen)
+    assert (1 - dropped) / (1 - whole) == pytest.approx(0.5, abs=0.05)

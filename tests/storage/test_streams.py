@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vidistill.storage import streams
 from vidistill.storage.errors import ArtifactDamaged, RequestError, RunError, StoreError
 from vidistill.storage.planes import scaled, to_planes, to_rgb
 from vidistill.storage.streams import CODECS, Codec, Stream, decode, encode, units
@@ -219,3 +220,15 @@ def test_scaling_is_bilinear_between_the_neighbours(h, w, height, width, seed):
     x = torch.from_numpy(clip).permute(0, 3, 1, 2).double()
     expected = torch.nn.functional.interpolate(x, (height, width), mode="bilinear", align_corners=False)
     assert np.abs(found - expected.permute(0, 2, 3, 1).numpy()).max() < 2.6
+
+
+@pytest.mark.parametrize("codec", ["av1", "vp9"])
+def test_any_player_is_told_the_range_and_the_matrix_of_the_colours(monkeypatch, codec):
+    """FFmpeg's numbers: range 2 is full, 0…255; matrix 5 or 6 is BT.601's."""
+    if codec == "vp9":
+        monkeypatch.setattr(streams, "best_codec", lambda: "vp9")
+    stream = encode(moving(1, 3, 24, 32, 0), crf=20, preset=10)
+    assert stream.codec == codec
+    for frame in streams._frames(stream, 0, 1):
+        assert frame.color_range == 2
+        assert frame.colorspace in {5, 6}

@@ -23,6 +23,8 @@ from vidistill.tasks.coded.keep import FINEST_CRF, Budget, Coder, Coding, Footag
 from vidistill.tasks.coded.method import Coded
 from vidistill.tasks.coded.pick import by_median, losses, medoids, ordered
 from vidistill.tasks.coded.search import Found, Point, SearchParameters, best, load_search
+from vidistill.tasks.coreset.herding import herd
+from vidistill.tasks.coreset.k_center import farthest_first
 from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.learning.relabel import relabel_job, teacher_logits
 from vidistill.tasks.learning.rows import draw_rows
@@ -284,6 +286,58 @@ def test_clips_together_take_fewer_bytes_and_keep_to_the_budget(bench, recipe):
     one, size = made_of(bench, (most - 1) / 3000, recipe, crf=40, together=True, views=2)
     assert size < most
     assert len(DistilledSet.load(bench.store.folder(one))) == 6
+
+
+def test_a_part_is_the_named_corner_of_the_picture():
+    clip_THWC = np.zeros((1, 20, 40, 3), np.uint8)
+    for row, column in itertools.product(range(2), range(2)):
+        clip_THWC[:, 10 * row : 10 * row + 10, 20 * column : 20 * column + 20] = 50 * (2 * row + column + 1)
+    corners = {(top, left): coded.part(clip_THWC, np.array([128, top, left])) for top in (0, 255) for left in (0, 255)}
+    assert {place: np.unique(part).tolist() for place, part in corners.items()} == {
+        (0, 0): [50], (0, 255): [100], (255, 0): [150], (255, 255): [200],
+    }  # fmt: skip
+
+
+def test_views_are_drawn_clip_by_clip_with_an_area_of_even_odds():
+    rows_N = np.arange(200)
+    drawn_NV3 = boxes(rows_N, 4, 0.4, 0)
+    assert len({box.tobytes() for box in drawn_NV3}) == 200
+    assert np.array_equal(drawn_NV3[7], boxes(np.array([7]), 4, 0.4, 0)[0])
+    area = (drawn_NV3[..., 0] / 255.0) ** 2
+    assert (area.min() >= 0.39, area.max() <= 1) == (True, True)
+    assert np.quantile(area, [0.25, 0.5, 0.75]) == pytest.approx([0.55, 0.7, 0.85], abs=0.03)
+
+
+def test_denser_footage_is_thinned_to_the_frames_that_are_kept(bench):
+    """Of clips of four frames, made four times as dense: twice as many are every second of the sixteen."""
+    videos = bench.clips.table.videos
+
+    class Dense:
+        shape_THWC = (16, *bench.clips.shape_THWC[1:])
+        table = bench.clips.table.model_copy(update={"videos": videos[::-1]})
+
+        def read(self, rows):
+            return np.array(rows, np.uint8)[:, None] * 20 + np.arange(16, dtype=np.uint8)
+
+    kept_N8 = Footage(bench.clips, 2.0, Dense()).read([1, 0])
+    last = len(videos) - 1
+    assert kept_N8.tolist() == [[20 * row + frame for frame in range(0, 16, 2)] for row in (last - 1, last)]
+
+
+def test_psnr_is_the_mean_of_the_clips():
+    clips_NTHWC = np.zeros((2, 1, 4, 4, 3), np.uint8)
+    other_NTHWC = clips_NTHWC + np.array([1, 10], np.uint8)[:, None, None, None, None]
+    assert keep.psnr(clips_NTHWC, other_NTHWC) == pytest.approx(20 * math.log10(255) - 10, abs=0.01)
+    assert keep.psnr(clips_NTHWC, clips_NTHWC) == 99
+
+
+@pytest.mark.parametrize(("pick", "of"), [("herding", herd), ("k_center", farthest_first), ("cluster", medoids)])
+def test_clips_are_picked_as_their_coresets_choose(bench, pick, of):
+    features_ND = np.random.default_rng(3).normal(size=(30, 5))
+    rows_N = np.arange(10, 30)
+    chosen_N = ordered(pick, bench.clips, rows_N, 0, lambda: None, lambda: features_ND, bench.device)
+    assert chosen_N.tolist() == rows_N[of(features_ND[rows_N], 20)].tolist()
+    assert chosen_N.tolist() != rows_N.tolist()
 
 
 def test_together_keeps_no_more_than_a_stream_holds(bench, monkeypatch):

@@ -26,6 +26,7 @@ from vidistill.tasks.crops.tracking import TrackParameters, open_detector, track
 from vidistill.tasks.learning.kinetics import r3d_state
 from vidistill.tasks.learning.training import Device
 from vidistill.tasks.stage import Runtime, Work
+from vidistill.tasks.videos.decode import BlockVideo
 from vidistill.tasks.videos.decoder import Decoder, VideoError
 from vidistill.tasks.videos.sprites import SpritesParameters, render_clips, write_video
 
@@ -149,6 +150,13 @@ def test_average_precision_by_hand() -> None:
     assert training.mean_average_precision(pictures)["map"] == pytest.approx(1 / 3 + 2 / 9)
 
 
+def test_precision_at_a_recall_is_the_best_there_or_above() -> None:
+    """Ranked wrong, right, right, of two boxes: precision 1/2 at the first, 2/3 at the second, hence 2/3 at both."""
+    box, far = (0.0, 0.0, 10.0, 10.0), (40.0, 40.0, 50.0, 50.0)
+    pictures = [([Detection(far, "t", 0.9), Detection(box, "t", 0.8)], box), ([Detection(box, "t", 0.7)], box)]
+    assert training.average_precision(pictures, 0.5) == pytest.approx(2 / 3)
+
+
 def test_mirrored_boxes_stay_on_their_object() -> None:
     pictures, boxes = np.zeros((40, 3, 32, 32), np.uint8), []
     random = np.random.default_rng(1)
@@ -235,6 +243,19 @@ def test_yolo_is_loaded_from_a_file_and_keeps_quiet(ultralytics, tmp_path: Path)
     assert utils.ONLINE is False
     assert utils.SETTINGS["sync"] is False
     assert events is None or not events.events.enabled
+
+
+def test_yolo_is_shown_blue_first(ultralytics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it expects arrays, which it takes for what OpenCV reads."""
+    model = ultralytics("yolov5n.yaml", task="detect")
+    model.save(tmp_path / "mine.pt")
+    yolo = detect.Yolo(str(tmp_path / "mine.pt"), confidence=0.5, device=torch.device("cpu"))
+    predict, seen = yolo._model.predict, []
+    monkeypatch.setattr(yolo._model, "predict", lambda frame, **given: seen.append(frame) or predict(frame, **given))
+    red_HWC = np.zeros((48, 64, 3), np.uint8)
+    red_HWC[..., 0] = 255
+    yolo.detect(red_HWC)
+    assert seen[0][0, 0].tolist() == [0, 0, 255]
 
 
 def test_yolo_runs_where_a_job_runs_by_default(ultralytics, tmp_path: Path) -> None:
@@ -376,6 +397,22 @@ def test_a_lost_object_keeps_its_last_box_and_is_counted() -> None:
     assert one.boxes == [(24, 20, 44, 40)] * 6
 
 
+def test_looking_again_starts_on_the_box_of_the_same_label_that_overlaps_most() -> None:
+    frame_HWC = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    follower = track.Follower(frame_HWC, Detection((20, 20, 40, 40), "person", 1.0))
+    before = follower._csrt
+    seen = [
+        Detection((20, 20, 40, 40), "dog", 0.9),
+        Detection((34, 34, 54, 54), "person", 0.8),
+        Detection((22, 21, 42, 41), "person", 0.7),
+    ]
+    follower.look_again(frame_HWC, seen)
+    assert follower.track.boxes == [(22, 21, 42, 41)]
+    assert follower._csrt is not before
+    follower.look_again(frame_HWC, found((50, 50, 60, 60)))  # elsewhere: it goes on as it was
+    assert follower.track.boxes == [(22, 21, 42, 41)]
+
+
 @pytest.mark.parametrize("sliver", [(315, 20, 320, 225), (100, 100, 101.2, 101.2)], ids=str)
 def test_a_sliver_that_csrt_cannot_take_is_lost_and_costs_no_more(sliver: tuple[float, ...]) -> None:
     frames = [np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)] * 4
@@ -391,6 +428,28 @@ def test_a_sliver_that_csrt_cannot_take_is_lost_and_costs_no_more(sliver: tuple[
     start = (max(0.0, sliver[0] - 30), max(0.0, sliver[1] - 30), sliver[2], sliver[3])
     (again,) = track.track_all(frames, found(start), Shrinking(), 2)
     assert again.boxes[2:] == [sliver] * 2
+
+
+def test_each_video_draws_its_own_boxes(video) -> None:
+    """Five people, of whom three are followed: another video of the same seed draws others."""
+    path, _ = video
+
+    class Crowd:
+        labels = wanted = ("person",)
+
+        def detect(self, frame_HWC: np.ndarray) -> list[Detection]:
+            return FIVE
+
+    parameters = TrackParameters(detector="hog", digest="", confidence=0.25, labels=(), rule="paper", redetect=0,
+                                 seed=0, videos=())  # fmt: skip
+    drawn = set()
+    with Decoder() as decoder:
+        for number in range(6):
+            one = BlockVideo(path=path.name, bytes=path.stat().st_size, sha256=f"{number:08x}" * 8)
+            outcome = tracking.track_video(path.parent, one, parameters, Crowd(), decoder, path.with_suffix(".jpg"))
+            drawn.add(tuple(tuple(follow["boxes"][0]) for follow in outcome["tracks"]))
+    assert all(len(boxes) == 3 for boxes in drawn)
+    assert len(drawn) > 2
 
 
 def test_a_first_frame_that_cannot_be_kept_is_no_silence(tmp_path: Path) -> None:
@@ -527,6 +586,13 @@ def test_regions_undo_tiling(grid: int, size: int) -> None:
     enlarged = regions.regions({"mosaics": mosaics}, (2 * grid**2, 3, 20, 20, 3))
     assert np.array_equal(enlarged[1], regions.enlarge(cells[1:2], 20, 20)[0])
     assert abs(float(enlarged.mean()) - float(cells.mean())) < 3
+
+
+def test_shrinking_averages_what_it_leaves_out() -> None:
+    stripes_NTHWC = np.zeros((1, 1, 32, 32, 3), np.uint8)
+    stripes_NTHWC[:, :, :, ::2] = 200
+    middle = regions.enlarge(stripes_NTHWC, 8, 8)[..., 2:-2, :]
+    assert np.abs(middle.astype(int) - 100).max() <= 10
 
 
 def test_enlarging_is_bilinear() -> None:

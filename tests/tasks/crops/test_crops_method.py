@@ -308,6 +308,17 @@ def test_wrong_requests(bench: Bench, options: dict[str, Any], message: str) -> 
         made_by(bench, **options)
 
 
+def test_a_region_is_as_high_and_as_wide_as_its_mosaic_has_room_for() -> None:
+    assert optdistill(grid=2, height=48, width=96)._region(56) == (24, 48)
+
+
+def test_videos_that_are_tracked_are_drawn_by_their_own_seed(bench: Bench) -> None:
+    drawn = {seed: [video.path for video in optdistill(videos=2, detect_seed=seed)._tracked(bench.given)]
+             for seed in range(5)}  # fmt: skip
+    assert all(len(paths) == 2 * len(CLASSES) for paths in drawn.values())
+    assert len({tuple(paths) for paths in drawn.values()}) > 2
+
+
 def test_nothing_to_train_a_detector_on(bench: Bench, tmp_path: Path) -> None:
     given = dataclasses.replace(bench.given, root=tmp_path)
     with pytest.raises(RequestError, match=r"detector=trained needs boxes.json beside the videos"):

@@ -10,18 +10,21 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from method_contract import Bench
 from resuming import killed_and_resumed
 from safetensors.torch import load_file
 
 from vidistill.flows.parameters import PoolRequest, checked, override
+from vidistill.models.autoencoder import to_frames
 from vidistill.models.latte import SIZES, Latte
 from vidistill.storage.errors import RequestError
 from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.generate.autoencoder import (
     AutoencoderParameters,
+    FrameBatches,
     autoencoder_job,
     decoded,
     encoded,
@@ -29,7 +32,7 @@ from vidistill.tasks.generate.autoencoder import (
     load_codec,
 )
 from vidistill.tasks.generate.diffusion import LEAK, LatentBatches, LatteParameters, latte_job, load_latte
-from vidistill.tasks.generate.optimising import AdamParameters, averaged
+from vidistill.tasks.generate.optimising import AdamParameters, averaged, fit
 from vidistill.tasks.generate.released import TuningParameters
 from vidistill.tasks.stage import Job, Runtime, run_job
 
@@ -98,6 +101,7 @@ def test_the_autoencoder_learns_and_its_error_is_recorded(made: Made) -> None:
     codec = load_codec(made.store, made.codec, device)
     round_trip = decoded(codec, encoded(codec, clips_NTHWC, device), device).astype(float)
     assert np.abs(round_trip - clips_NTHWC).mean() == pytest.approx(short["error"], rel=0.02)
+    assert 10 * np.log10(255**2 / ((round_trip - clips_NTHWC) ** 2).mean()) == pytest.approx(short["psnr"], rel=0.02)
 
 
 def test_latents_are_normalised_and_hold_every_view_and_its_mirror(made: Made) -> None:
@@ -123,6 +127,62 @@ def test_labels_are_dropped_as_often_as_asked_and_steps_and_noise_are_drawn_anew
     assert float(noise.std()) == pytest.approx(1, abs=0.02)
     assert torch.equal(batches(0)[1], noise)
     assert not torch.equal(batches(1)[1], noise)
+
+
+def test_a_batch_has_each_clips_own_label_and_all_of_its_views() -> None:
+    labels_N = np.array([0, 2, 1, 1, 0])
+    views_NVCTHW = (10 * np.arange(5)[:, None] + np.arange(3))[:, :, None, None, None, None] * np.ones(
+        (1, 1, 4, 2, 3, 3)
+    )
+    own = LATTE.model_copy(update={"label_dropout": 0.0, "batch_size": 60})
+    z_BCTHW, _, _, labels_B = LatentBatches(views_NVCTHW, labels_N, 3, own, tiny.CPU)(0)
+    rows_B, views_B = np.divmod(z_BCTHW[:, 0, 0, 0, 0].numpy().astype(int), 10)
+    assert labels_B.tolist() == labels_N[rows_B].tolist()
+    assert len({*zip(rows_B.tolist(), views_B.tolist(), strict=True)}) == 15
+
+
+def test_adamw_decays_clips_and_comes_to_rest() -> None:
+    """Against torch's own: weights decay, gradients have a norm of at most `clip_norm`, the rate rises and falls."""
+    adam = AdamParameters(lr=0.1, weight_decay=0.5, warmup_steps=2, decay_share=0.5, clip_norm=0.2)
+    rates = [adam.lr_at(step, 8) for step in range(8)]
+    assert rates == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.1, 0.1, 0.075, 0.05, 0.025])
+    ours, theirs = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
+    theirs.load_state_dict(ours.state_dict())
+    x_BD = torch.randn(8, 5, 3)
+    made, curve = fit(
+        ours, lambda step: [ours(x_BD[step]).square().mean()], 8, adam, tiny.CPU, None, checkpoint_every=9
+    )
+    stepper = torch.optim.AdamW(theirs.parameters(), lr=0.1, weight_decay=0.5, fused=True)
+    for step, rate in enumerate(rates):
+        stepper.param_groups[0]["lr"] = rate
+        stepper.zero_grad()
+        theirs(x_BD[step]).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.2)
+        stepper.step()
+    for name, weight in theirs.named_parameters():
+        torch.testing.assert_close(made[name], weight)
+    assert len(curve.loss) == 8
+
+
+def test_mirrors_of_every_view_are_learned_where_the_data_allow_them(tmp_path: Path) -> None:
+    clips, store = tiny.tiny_clips(tmp_path), Store(tmp_path)
+    codec = tiny.kept_autoencoder(store, tiny.tiny_autoencoder(clips, 1))
+    runtime = Runtime(store=str(tmp_path), device="cpu", threads=1)
+    ref = run_job(latents_job(ArtifactRef(kind="clips", key="c"), codec, "fp32"), runtime)[0]
+    array = open_latent_array(store.folder(ref))
+    assert array.shape[1] == 2 * tiny.VIEWS
+    network = load_codec(store, codec, tiny.CPU)
+    for view in range(tiny.VIEWS):
+        mirrored = np.ascontiguousarray(clips.read([2], view)[:, :, :, ::-1])
+        assert np.abs(array[2, tiny.VIEWS + view] - encoded(network, mirrored, tiny.CPU)[0].numpy()).max() < 0.01
+    shown = CODEC.model_copy(update={"batch_frames": 64, "factor": 2})
+    frames_XCHW, _ = FrameBatches(clips, shown, tiny.CPU)(0)
+    own = to_frames(torch.from_numpy(np.concatenate([clips.read(range(6), view) for view in range(tiny.VIEWS)])))
+    plain, flipped = (
+        [bool((frame == kind).flatten(1).all(1).any()) for frame in frames_XCHW] for kind in (own, own.flip(-1))
+    )
+    assert all(one != other for one, other in zip(plain, flipped, strict=True))
+    assert 16 < sum(flipped) < 48
 
 
 def test_the_average_of_the_weights_follows_its_formula() -> None:

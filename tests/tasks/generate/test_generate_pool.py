@@ -33,7 +33,7 @@ from vidistill.tasks.generate.diffusion import LatteParameters, load_latte
 from vidistill.tasks.generate.optimising import AdamParameters
 from vidistill.tasks.generate.pool import PoolParameters, check_pool, pool_of
 from vidistill.tasks.generate.quality import SHEET, frechet_distance, load_quality, quality_job
-from vidistill.tasks.generate.sample import SamplerParameters, sampled
+from vidistill.tasks.generate.sample import SamplerParameters, sampled, scheduler_of
 from vidistill.tasks.generate.sheet import GAP, TITLE
 from vidistill.tasks.stage import Job, listening, run_job
 
@@ -152,6 +152,9 @@ def test_a_clip_is_drawn_by_seed_class_and_number_whatever_its_batch(maker: Make
         assert np.abs(other - together[:1]).max() > 0.1
 
 
+KINDS: tuple[Any, ...] = ("ddim", "dpm", "ddpm")
+
+
 class Gaussian(Latte):
     """The exact prediction, of noise or velocity, where the latents of class k are N(k, 0.5²)."""
 
@@ -204,6 +207,20 @@ def ancestral_deviation(steps: int, place: float) -> float:
         added = math.exp(share * math.log(beta) + (1 - share) * math.log(max(posterior, 1e-20))) if step else 0.0
         variance = moved**2 * variance + added
     return variance**0.5
+
+
+def test_samplers_begin_at_the_last_step_and_add_as_much_as_the_betas(bench: Bench) -> None:
+    """Eight steps tell the larger of DDPM's two variances, the published one, from the smaller."""
+    network = Gaussian(3, 2, 4, Size(2, 32, 2))
+    first = {
+        method: int(scheduler_of(SamplerParameters(method=method, steps=8), network).timesteps[0]) for method in KINDS
+    }
+    assert first == {"ddim": 999, "dpm": 999, "ddpm": 999}
+    sampler = SamplerParameters(method="ddpm", steps=8, guidance=1, precision="fp32")
+    z = sampled(network, sampler, 0, 2, range(60), (4, 2, 4, 4), bench.device)
+    large, small = (ancestral_deviation(8, place) for place in (1.0, -1.0))
+    assert abs(large - small) > 0.1
+    assert float(z.std()) == pytest.approx(large, rel=0.03)
 
 
 @pytest.mark.parametrize("place", [-1.0, 0.4, 1.0])

@@ -4,6 +4,7 @@ import copy
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,14 @@ import tiny
 import torch
 from sklearn.metrics import f1_score, roc_auc_score
 
+from vidistill.models import compute
 from vidistill.storage.clips import TABLE
+from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.store import ArtifactRef, Manifest, Store
 from vidistill.tasks.learning import benchmark, streams
+from vidistill.tasks.learning import evaluate as evaluate_module
 from vidistill.tasks.learning.evaluate import (
+    DistilledBatches,
     Protocol,
     Score,
     StudentParameters,
@@ -24,7 +29,8 @@ from vidistill.tasks.learning.evaluate import (
     score,
     soft_targets,
 )
-from vidistill.tasks.learning.training import OptimiserParameters, generator, role_seed
+from vidistill.tasks.learning.training import OptimiserParameters, Order, generator, role_seed
+from vidistill.tasks.learning.views import PLAIN, cutmix
 from vidistill.tasks.methods import HARD, Recipe
 from vidistill.tasks.stage import Runtime, run_job
 from vidistill.tasks.videos.index import INDEX, IndexTable
@@ -158,7 +164,8 @@ def test_an_online_student_sees_the_teachers_labels_for_the_very_clips_that_it_i
         "vidistill.models.build", lambda name, **_: tiny.TinyNet() if name == "any" else tiny.TinyTeacher()
     )
     store, rows = Store(tmp_path), [0, 2, 3, 1, 4, 5]
-    distilled = tiny.put(store, "distilled", "d", given.material().chosen(np.array(rows)).save, {})
+    labelled = given.material().chosen(np.array(rows)).with_logits(np.ones((6, 2), np.float32))
+    distilled = tiny.put(store, "distilled", "d", labelled.save, {})
     recipe = Recipe(labels="online", augmentation="tsgf", temperature=2.0)
     made = scored(tmp_path, recipe, {"distilled": distilled, "teacher": tiny.kept_teacher(store, teacher)}, test)
     exact = copy.deepcopy(teacher).double()
@@ -170,6 +177,88 @@ def test_an_online_student_sees_the_teachers_labels_for_the_very_clips_that_it_i
         return x_BCTHW, (exact(x_BCTHW) / 2).softmax(1)
 
     check(made, *trained_by_hand(batch, 6, temperature=2.0), test)
+    folder = store.folder(distilled)
+    labels = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and "logits" in str(path))
+    assert labels > 0, "the set has stored labels, which this student does not read"
+    kept = store.manifest(ArtifactRef(kind="teacher", key="t")).bytes
+    assert made.training_bytes == DistilledSet.training_bytes(folder) - labels + kept
+    clip = (1, 3, tiny.FRAMES, tiny.SIZE, tiny.SIZE)
+    student_flops, teacher_flops = (compute.flops(network, clip) for network in (tiny.TinyNet(), tiny.tiny_teacher()))
+    assert made.flops == (3 * student_flops + teacher_flops) * 3 * STEPS  # batches of three
+
+
+@pytest.mark.parametrize(
+    "recipe", [HARD, *(Recipe(labels=labels, temperature=2.0) for labels in ("soft", "learned"))], ids=str
+)
+def test_a_distilled_students_targets_are_smoothed_and_mixed_and_their_bytes_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe
+) -> None:
+    """Of hard labels alone a share is spread; stored logits count where they are read."""
+    tiny.networks(monkeypatch)
+    given, test = splits(tmp_path)
+    logits_NK = np.random.default_rng(4).normal(size=(6, 2)).astype(np.float32)
+    set_ = given.material().chosen(np.arange(6)).with_logits(logits_NK)
+    distilled = tiny.put(Store(tmp_path), "distilled", "d", set_.save, {})
+    student = STUDENT.model_copy(update={"label_smoothing": 0.2, "cutmix": 1.0})
+    made = scored(tmp_path, recipe, {"distilled": distilled}, test, student)
+    soft = recipe.labels != "hard"
+    targets_NK = torch.eye(2, dtype=torch.float64)[list(tiny.LABELS)] * 0.8 + 0.1
+    if soft:
+        targets_NK = (torch.from_numpy(logits_NK).double() / 2).softmax(1)
+
+    def batch(rows: list[int], step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        random = generator(SEED, step, streams.STUDENT_VIEWS)
+        x_BCTHW = mirrored(torch.stack([given.x(row) for row in rows]), random.random(len(rows)) < 0.5)
+        return cutmix(x_BCTHW, targets_NK[rows], 1.0, random)
+
+    losses, _ = trained_by_hand(batch, 6, temperature=recipe.temperature if soft else 1.0)
+    assert made.loss == pytest.approx(losses, abs=2e-4)
+    folder = Store(tmp_path).folder(distilled)
+    sizes = [DistilledSet.training_bytes(folder, logits=logits) for logits in (False, True)]
+    assert sizes[0] < sizes[1]
+    assert made.training_bytes == sizes[soft]
+
+
+def test_what_is_scored_is_the_mean_of_the_weights_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.networks(monkeypatch)
+    given, test = splits(tmp_path)
+    distilled = tiny.put(Store(tmp_path), "distilled", "d", given.material().chosen(np.arange(6)).save, {})
+    predict, answered = evaluate_module.predict_test, []
+    monkeypatch.setattr(evaluate_module, "predict_test", lambda *of: answered.append(predict(*of)) or answered[-1])
+    student = STUDENT.model_copy(update={"average": 0.9})
+    made = scored(tmp_path, HARD, {"distilled": distilled}, test, student)
+
+    def batch(rows: list[int], step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        flips_B = generator(SEED, step, streams.STUDENT_VIEWS).random(len(rows)) < 0.5
+        return (
+            mirrored(torch.stack([given.x(row) for row in rows]), flips_B),
+            torch.eye(2, dtype=torch.float64)[[tiny.LABELS[row] for row in rows]],
+        )
+
+    losses, students = trained_by_hand(batch, 6)
+    mean = copy.deepcopy(students[0])
+    for step, later in list(enumerate(students))[1:]:
+        kept = min(0.9, (step + 1) / (step + 10))
+        for weight, new in zip(mean.parameters(), later.parameters(), strict=True):
+            weight.data = kept * weight.data + (1 - kept) * new.data
+    assert made.loss == pytest.approx(losses, abs=2e-4)
+    x_NCTHW = torch.stack([test.x(row) for row in range(len(test.clips))])
+    torch.testing.assert_close(answered[0].double(), mean(x_NCTHW), rtol=1e-3, atol=1e-4)
+    assert (mean(x_NCTHW) - students[-1](x_NCTHW)).abs().max() > 0.01
+
+
+def test_every_variant_of_a_clip_is_drawn(tmp_path: Path) -> None:
+    given = tiny.Tiny(tiny.tiny_clips(tmp_path))
+    plain = given.material().chosen(np.arange(6))
+    grey = replace(plain, clips_NTHWC=np.full_like(plain.clips_NTHWC, 50))
+    others_VNTHWC = np.stack([np.full_like(grey.clips_NTHWC, value) for value in (100, 150)])
+    made = DistilledBatches(replace(grey, others_VNTHWC=others_VNTHWC), given.clips.table, HARD, Order(6, 6, 0),
+                            tiny.CPU, None, PLAIN)  # fmt: skip
+    values = {round(float(value)) for step in range(8) for x_BCTHW, _ in [made(step)]
+              for value in (x_BCTHW[:, 0, 0, 0, 0] * tiny.STD[0] + tiny.MEAN[0]) * 255}  # fmt: skip
+    assert values == {50, 100, 150}
 
 
 def test_a_student_of_all_clips_sees_their_views_and_flips_and_hard_labels(

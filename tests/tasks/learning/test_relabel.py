@@ -53,6 +53,9 @@ def test_image_mix_draws_a_box_for_each_frame() -> None:
     changed_BTHW = (videomix(x_BCTHW, GuidedMix(probability=1), "image", 5) != x_BCTHW).any(1)
     boxes = {frame.numpy().tobytes() for frame in changed_BTHW[0]}
     assert len(boxes) > 4
+    s_BT = saliency(x_BCTHW, GuidedMix().saliency)
+    salient_BT = s_BT > threshold(s_BT, GuidedMix().saliency)
+    assert changed_BTHW[salient_BT].any(), "salient frames have boxes, too"
 
 
 def test_mix_is_seeded_and_probability_zero_changes_nothing() -> None:

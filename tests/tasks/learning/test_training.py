@@ -212,6 +212,31 @@ def test_adamw_is_torchs_with_decay_and_no_momentum_of_ours():
         torch.testing.assert_close(ours, theirs)
 
 
+def test_gradients_are_clipped_and_the_mean_of_the_weights_is_what_is_left():
+    """All gradients together have the norm asked for at most; the mean forgets as min(decay, (n + 1)/(n + 10))."""
+    network, steps, decay = make_network(), 4, 0.3
+    reference = copy.deepcopy(network)
+    optimiser = OptimiserParameters(lr=0.5, momentum=0, weight_decay=0, clip_norm=0.01)
+    training.train(network, draw, steps, optimiser, CPU, seed=0, average=decay)
+    training.placed(reference, CPU).train()
+    mean: list[torch.Tensor] = []
+    for step in range(steps):
+        seed_dropout(reference, int(training.generator(0, step, 2).integers(2**31)))
+        x_BCTHW, targets_BK = draw(step)
+        loss = torch.nn.functional.cross_entropy(reference(x_BCTHW), targets_BK)
+        gradients = torch.autograd.grad(loss, list(reference.parameters()))
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        assert norm > 0.01
+        rate = 0.5 * (1 + math.cos(math.pi * step / steps)) / 2
+        for weight, gradient in zip(reference.parameters(), gradients, strict=True):
+            weight.data -= rate * gradient * (0.01 / norm)
+        now = [weight.detach().clone() for weight in reference.parameters()]
+        kept = min(decay, (step + 1) / (step + 10))
+        mean = [kept * old + (1 - kept) * new for old, new in zip(mean, now, strict=True)] if mean else now
+    for ours, theirs in zip(network.parameters(), mean, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_what_is_not_asked_for_is_in_no_key():
     """Scores and teachers that were made before there was another optimiser are found again."""
     assert "method" not in OptimiserParameters().model_dump(mode="json")

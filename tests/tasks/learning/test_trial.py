@@ -8,13 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import torch
 from method_contract import Bench
 
 from vidistill.storage.clips import ClipTable, ClipVideo
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import Store
+from vidistill.tasks.learning import training
 from vidistill.tasks.learning.evaluate import StudentParameters
-from vidistill.tasks.learning.trial import FRONT, TRIAL, TrialParameters, decide, decided, fifths, front_jobs, trial
+from vidistill.tasks.learning.teacher import TeacherParameters, build_teacher, load_teacher, teacher_job
+from vidistill.tasks.learning.trial import (
+    FRONT,
+    TRIAL,
+    TrialParameters,
+    decide,
+    decided,
+    fifths,
+    front_jobs,
+    trained_on_four_fifths,
+    trial,
+)
 from vidistill.tasks.stage import Runtime, run_job
 
 
@@ -69,3 +82,27 @@ def test_the_front_with_the_best_trials_is_chosen(tmp_path: Path) -> None:
     facts = json.loads((store.folder(choice.ref) / FRONT).read_text())
     assert facts["top1"] == {"rgb": 0.2, "centred": 0.5, "rgb+difference": 0.4}
     assert decided(store, choice.ref) == "centred"
+
+
+def test_the_mean_of_the_weights_is_what_is_tried_where_it_is_asked_for(bench: Bench) -> None:
+    """As what is scored of students and what answers of teachers."""
+    networks = []
+    for average in (0.0, 0.5):
+        student = StudentParameters(epochs=1, least_steps=4, precision="fp32", average=average)
+        network = training.build_network("r2plus1d_small", len(bench.clips.classes), bench.clips.shape_THWC, 0)
+        trained_on_four_fifths(network, bench.clips, student, 0, bench.device)
+        networks.append(network)
+    last, mean = (network.head.weight for network in networks)
+    assert not torch.equal(last, mean)
+
+
+def test_a_teacher_is_the_mean_of_its_weights_and_an_ensemble_of_networks_that_differ(bench: Bench) -> None:
+    runtime = Runtime(store=bench.store.location, device="cpu", threads=1)
+    heads = []
+    for average in (0.0, 0.5):
+        parameters = TeacherParameters(epochs=1, least_steps=4, precision="fp32", average=average)
+        ref = run_job(teacher_job(bench.given.train, parameters), runtime)[0]
+        heads.append(load_teacher(bench.store, ref, bench.clips, bench.device).head.weight)
+    assert not torch.equal(*heads)
+    one, other = build_teacher(TeacherParameters(ensemble=2), bench.clips).members
+    assert not torch.equal(one.head.weight, other.head.weight)

@@ -43,6 +43,35 @@ def test_cutmix_pastes_the_same_box_in_every_frame_and_weighs_targets_by_its_sha
     assert cutmix(x_BCTHW, targets_BK, 0.0, np.random.default_rng(0))[0] is x_BCTHW
 
 
+def test_the_box_of_cutmix_has_the_area_that_beta_leaves(x_BCTHW: torch.Tensor) -> None:
+    large_BCTHW = torch.arange(6.0)[:, None, None, None, None].expand(-1, 3, 2, 64, 64)
+    seen = 0
+    for seed in range(30):
+        random = np.random.default_rng(seed)
+        mixed_BCTHW, _ = cutmix(large_BCTHW, torch.eye(6), 1.0, np.random.default_rng(seed))
+        if random.random() < 0.5:
+            continue
+        side, y, x = int(64 * (1 - random.beta(1, 1)) ** 0.5) // 2, random.integers(64), random.integers(64)
+        moved_HW = (mixed_BCTHW != large_BCTHW)[:, 0, 0].any(0)
+        box = (min(64, y + side) - max(0, y - side)) * (min(64, x + side) - max(0, x - side))
+        assert int(moved_HW.sum()) in {0, box}  # none where everyone is their own partner
+        seen += int(moved_HW.sum()) == box > 0
+    assert seen > 8
+
+
+def test_real_batches_are_recoloured_smoothed_and_mixed_where_that_is_asked_for(bench: Bench) -> None:
+    clips, order = bench.clips.preload(), Order(len(bench.clips), 4, 0)
+    own = TrainingParameters(crop_scale=1.0, cutmix=1.0, label_smoothing=0.3)
+    batches = [RealBatches(clips, order, bench.device, own)(step)[1] for step in range(12)]
+    classes = len(bench.clips.classes)
+    assert min(float(targets_BK.min()) for targets_BK in batches) == pytest.approx(0.3 / classes)
+    assert any(len(np.unique(targets_BK.numpy().round(5))) > 2 for targets_BK in batches), "none is mixed"
+    x_BCTHW = torch.randn(3, 3, 2, 4, 4)
+    jittered = view(x_BCTHW, PLAIN.model_copy(update={"jitter": 0.4}), False, np.random.default_rng(0))
+    torch.testing.assert_close(jittered, recolour(x_BCTHW, 0.4, np.random.default_rng(0)))
+    assert not torch.equal(jittered, x_BCTHW)
+
+
 def test_recolouring_is_the_same_in_every_frame_and_leaves_every_fifth_clip_grey(x_BCTHW: torch.Tensor) -> None:
     frame_BCTHW = x_BCTHW[:, :, :1].expand(-1, -1, 4, -1, -1)
     found = recolour(frame_BCTHW, 0.4, np.random.default_rng(0))
@@ -50,6 +79,18 @@ def test_recolouring_is_the_same_in_every_frame_and_leaves_every_fifth_clip_grey
     many = recolour(x_BCTHW[:1].expand(400, -1, -1, -1, -1), 0.4, np.random.default_rng(0))
     grey = torch.isclose(many[:, 0], many[:, 1]).flatten(1).all(1)
     assert grey.double().mean().item() == pytest.approx(0.2, abs=0.06)
+
+
+def test_recolouring_by_hand(x_BCTHW: torch.Tensor) -> None:
+    found = recolour(x_BCTHW, 0.4, np.random.default_rng(3)).numpy()
+    random, x = np.random.default_rng(3), x_BCTHW.numpy()
+    saturation, coin = random.uniform(0.6, 1.4, 6), random.uniform(0, 1, 6)
+    contrast, brightness = random.uniform(0.6, 1.4, 6), random.uniform(-0.4, 0.4, 6)
+    for b in range(6):
+        grey = x[b].mean(0)
+        coloured = grey + (x[b] - grey) * (saturation[b] if coin[b] >= 0.2 else 0)
+        expected = coloured.mean() + (coloured - coloured.mean()) * contrast[b] + brightness[b]
+        np.testing.assert_allclose(found[b], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_view_flips_only_where_the_data_allow_it(x_BCTHW: torch.Tensor) -> None:

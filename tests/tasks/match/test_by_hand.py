@@ -162,6 +162,29 @@ def test_mtt(
     assert (abs(alpha - 0.5) > 1e-4) == bool(lr_lr)
 
 
+class Watched(tiny.TinyNet):
+    """Notes whether it trains whenever it is asked for outputs."""
+
+    training_seen: list[bool]
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        self.training_seen.append(self.training)
+        return super().forward(x_BCTHW)
+
+
+@pytest.mark.parametrize("name", ["mtt", "frepo"])
+def test_students_and_networks_of_the_pool_drop_out_as_they_learn(
+    expert: tiny.Tiny, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """MTT's students train, as its experts did; FRePo's networks as they learn the set, and rest when they embed it."""
+    Watched.training_seen = []
+    tiny.networks(monkeypatch, Watched)
+    options = MATCHED | {"lr": 1.0} if name == "mtt" else {"iterations": 3, "pool": 2}
+    distilled(expert, name, **options)
+    assert len(Watched.training_seen) >= 2
+    assert all(Watched.training_seen)
+
+
 def test_mtt_with_a_rate(expert: tiny.Tiny) -> None:
     made, p = distilled(expert, "mtt", **MATCHED, lr=400.0, lr_lr=0.1, rate=0.5)
     hand = Hand(expert, SEED, LABELS, "none")

@@ -18,6 +18,7 @@ from vidistill.storage.distilled import DistilledSet, joined
 from vidistill.storage.errors import RequestError, RunError
 from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.learning.evaluate import DistilledBatches
+from vidistill.tasks.learning.pixels import initial
 from vidistill.tasks.learning.training import Order, generator
 from vidistill.tasks.learning.views import PLAIN
 from vidistill.tasks.match import core, dc, dm, sets, static_dc
@@ -462,3 +463,16 @@ def test_learned_labels_are_the_sets_own_and_one_hot_where_it_has_none(bench: Be
     np.testing.assert_array_equal(targets(plain), np.eye(3))
     expected = np.exp(logits_NK) / np.exp(logits_NK).sum(1, keepdims=True)
     np.testing.assert_allclose(targets(plain.with_logits(logits_NK)), expected, rtol=1e-5)
+
+
+def test_noise_is_the_seeds_own_and_names_no_clip(bench: Bench) -> None:
+    method = find_method("dm").method
+    one, again, other = (
+        method(method.Parameters(iterations=0, init="noise", precision="fp32")).distil(bench.material((0, 1), 1, seed))
+        for seed in (0, 0, 1)
+    )
+    assert set(one.sources) == {""}
+    np.testing.assert_array_equal(one.clips_NTHWC, again.clips_NTHWC)
+    assert not np.array_equal(one.clips_NTHWC, other.clips_NTHWC)
+    x_BCTHW = initial(bench.clips, np.arange(4), "noise", 5, bench.device)
+    assert (float(x_BCTHW.mean()), float(x_BCTHW.std())) == pytest.approx((0, 1), abs=0.03)

@@ -246,9 +246,37 @@ def test_augmentations_by_hand() -> None:
     torch.testing.assert_close(dsa.Augmentation("rotate", (0.5, 0, 0))(x), x)
 
 
+def test_colours_by_hand() -> None:
+    """Each step about what the step before left: +0.2; half as colourful; 1.4 times about the clip's own mean."""
+    x_BCTHW = np.random.default_rng(0).normal(size=(2, 3, 4, 5, 5)) + np.array([0.0, 3.0])[:, None, None, None, None]
+    made = dsa.Augmentation("color", (0.7, 0.25, 0.9))(torch.tensor(x_BCTHW)).numpy()
+    bright = x_BCTHW + 0.2
+    grey = bright.mean(1, keepdims=True)
+    dull = grey + 0.5 * (bright - grey)
+    mean = dull.mean((1, 2, 3, 4), keepdims=True)
+    np.testing.assert_allclose(made, mean + 1.4 * (dull - mean), rtol=1e-12)
+
+
+def test_scaling_and_turning_by_hand() -> None:
+    """Planes stay planes: what a pixel at (X, Y) of the middle shows is the plane's value where the matrix sends it."""
+    axis = torch.linspace(-1, 1, 21, dtype=torch.float64)
+    y_HW, x_HW = torch.meshgrid(axis, axis, indexing="ij")
+    plane = (x_HW + 10 * y_HW).expand(1, 3, 2, 21, 21)
+    middle = (x_HW.abs() < 0.7) & (y_HW.abs() < 0.7)
+
+    def check(kind: dsa.Kind, u: tuple[float, ...], x_to: torch.Tensor, y_to: torch.Tensor) -> None:
+        made = dsa.Augmentation(kind, (*u, 0.0, 0.0)[:3])(plane)
+        torch.testing.assert_close(made[0, 1, 1][middle], (x_to + 10 * y_to)[middle])
+
+    check("scale", (0.25, 1.0), 1.2 * x_HW, (1 / 1.2 + 0.25 * (1.2 - 1 / 1.2)) * y_HW)
+    angle = np.radians(0.8 * 15)  # of 0.9: four fifths of the way from no turn to the largest
+    check("rotate", (0.9,), np.cos(angle) * x_HW - np.sin(angle) * y_HW, np.sin(angle) * x_HW + np.cos(angle) * y_HW)
+
+
 def test_flips_are_drawn_only_where_the_data_allow_them() -> None:
     drawn = {flips: [dsa.draw("dsa", flips, seed, 1) for seed in range(200)] for flips in (False, True)}
     assert {omega.kind for omega in drawn[True]} == set(KINDS)
     assert {omega.kind for omega in drawn[False]} == set(KINDS) - {"flip"}
     assert drawn[True] == [dsa.draw("dsa", True, seed, 1) for seed in range(200)]
+    assert all(len({*one.u}) == 3 for one in drawn[True])
     assert dsa.draw("none", True, 0, 1) is None

@@ -162,6 +162,16 @@ def test_copying_begins_with_the_images_themselves(bench: Bench) -> None:
     assert apart < np.abs(made_by(bench, "dm_vdsd", iterations=0).clips_NTHWC - still_NTHWC).mean() / 2
 
 
+def test_a_hallucinator_that_copies_shows_each_image_in_its_own_frame(bench: Bench) -> None:
+    images_NCHW = torch.randn(2, 3, *bench.clips.shape_THWC[1:3], generator=torch.Generator().manual_seed(0))
+    memory = vdsd.MemoryParameters(hallucinator="copy")
+    learnt = vdsd.begin(bench.material((0, 1), 1, 0), memory, images_NCHW)
+    motion_N1THW = torch.zeros_like(learnt["motion"][:2, None])
+    made = hallucinate(images_NCHW, motion_N1THW, learnt["weight"], torch.zeros_like(learnt["bias"]))
+    expected = images_NCHW[:, :, None].expand_as(made)
+    torch.testing.assert_close(made, expected)
+
+
 # --- rates -------------------------------------------------------------------------------------------------------
 
 

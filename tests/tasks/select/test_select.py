@@ -36,7 +36,7 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.pool import Pool
 from vidistill.tasks.learning.embedding import load_embeddings
-from vidistill.tasks.learning.videomae import videomae_input
+from vidistill.tasks.learning.videomae import load_videomae, videomae_features, videomae_input
 from vidistill.tasks.methods import find_method, no_pool
 from vidistill.tasks.select.csta import summary, wanted
 from vidistill.tasks.select.dm_mmd import clusters, gaussian_kernel, matching, mmd
@@ -455,6 +455,22 @@ def test_without_transformers_nothing_is_embedded(bench: Bench, monkeypatch: pyt
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else installed(name))
     with pytest.raises(RequestError, match=r"VideoMAE needs transformers: `pip install 'vidistill\[pool\]'`"):
         select(bench, "tac_dt", embedding="anything")
+
+
+def test_its_features_are_the_mean_of_its_last_tokens(bench: Bench, videomae: Path) -> None:
+    found_ND = videomae_features(str(videomae), bench.clips, bench.device, lambda *_: None)
+    network = load_videomae(str(videomae)).eval()
+    x_BTCHW = videomae_input(bench.clips.read([1]), network.config.num_frames, network.config.image_size, bench.device)
+    with torch.inference_mode():
+        tokens_BLD = network(pixel_values=x_BTCHW).last_hidden_state
+    np.testing.assert_allclose(found_ND[1], tokens_BLD[0].mean(0), atol=1e-5)
+
+
+def test_it_sees_frames_evenly_spread(bench: Bench) -> None:
+    clip_1THWC = (np.arange(9, dtype=np.uint8) * 20)[None, :, None, None, None] * np.ones((1, 9, 4, 4, 3), np.uint8)
+    x_BTCHW = videomae_input(clip_1THWC, 3, 4, bench.device)
+    levels_T = (x_BTCHW[0, :, 0, 0, 0] * 0.229 + 0.485) * 255
+    assert levels_T.tolist() == pytest.approx([0, 80, 160], abs=0.01)
 
 
 def test_its_input_is_normalised_as_imagenet_is(bench: Bench) -> None:
