@@ -162,6 +162,57 @@ MOVING = of(
     "test_motion_is_what_moves_against_the_rest_in_every_frame",
     "test_a_frame_without_enough_change_in_one_place_has_the_box_of_the_frame_before",
 )
+SMOOTHED, AVERAGED = (
+    of("tasks/learning/test_evaluate.py", name)
+    for name in (
+        "test_a_distilled_students_targets_are_smoothed_and_mixed_and_their_bytes_counted",
+        "test_what_is_scored_is_the_mean_of_the_weights_where_it_is_asked_for",
+    )
+)
+CLIPPED = of(
+    "tasks/learning/test_training.py", "test_gradients_are_clipped_and_the_mean_of_the_weights_is_what_is_left"
+)
+REAL_VIEWS = of(
+    "tasks/learning/test_views.py",
+    "test_the_box_of_cutmix_has_the_area_that_beta_leaves",
+    "test_real_batches_are_recoloured_smoothed_and_mixed_where_that_is_asked_for",
+    "test_recolouring_by_hand",
+)
+TEACHERS = of(
+    "tasks/learning/test_trial.py", "test_a_teacher_is_the_mean_of_its_weights_and_an_ensemble_of_networks_that_differ"
+)
+DSA = of("tasks/match/test_match_losses.py", "test_colours_by_hand", "test_scaling_and_turning_by_hand")
+DROPS_OUT = of("tasks/match/test_by_hand.py", "test_students_and_networks_of_the_pool_drop_out_as_they_learn")
+NOISE = of("tasks/match/test_match.py", "test_noise_is_the_seeds_own_and_names_no_clip")
+COPIES = of("tasks/match/test_vdsd.py", "test_a_hallucinator_that_copies_shows_each_image_in_its_own_frame")
+LATENT_BATCHES, ADAMW, MIRRORED = (
+    of("tasks/generate/test_generate.py", name)
+    for name in (
+        "test_a_batch_has_each_clips_own_label_and_all_of_its_views",
+        "test_adamw_decays_clips_and_comes_to_rest",
+        "test_mirrors_of_every_view_are_learned_where_the_data_allow_them",
+    )
+)
+SAMPLERS = of(
+    "tasks/generate/test_generate_pool.py", "test_samplers_begin_at_the_last_step_and_add_as_much_as_the_betas"
+)
+PICKED, CORNERS, DRAWN_VIEWS, THINNED = (
+    of("tasks/coded/test_coded.py", name)
+    for name in (
+        "test_clips_are_picked_as_their_coresets_choose",
+        "test_a_part_is_the_named_corner_of_the_picture",
+        "test_views_are_drawn_clip_by_clip_with_an_area_of_even_odds",
+        "test_denser_footage_is_thinned_to_the_frames_that_are_kept",
+    )
+)
+LOOKED_AGAIN, OWN_BOXES, ENVELOPE = (
+    of("tasks/crops/test_crops.py", name)
+    for name in (
+        "test_looking_again_starts_on_the_box_of_the_same_label_that_overlaps_most",
+        "test_each_video_draws_its_own_boxes",
+        "test_precision_at_a_recall_is_the_best_there_or_above",
+    )
+)
 SLIVERS = of("tasks/crops/test_crops.py", "test_a_sliver_that_csrt_cannot_take_is_lost_and_costs_no_more")
 SQUEEZED = of(
     "tasks/crops/test_crops.py",
@@ -736,6 +787,130 @@ MUTATIONS = [
     Mutation("tasks/generate/quality.py", "accuracy counts what is wrong", QUALITY,
              ".argmax(1) == pool.labels_N",
              ".argmax(1) != pool.labels_N"),
+    # What nothing saw until it was looked for
+    Mutation("tasks/learning/evaluate.py", "hard labels of a set are not smoothed", SMOOTHED,
+             "smoothed(hard_NK, student.label_smoothing)",
+             "hard_NK"),
+    Mutation("tasks/learning/evaluate.py", "sets are not mixed", SMOOTHED,
+             "return cutmix(x_BCTHW, targets_BK, self._student.cutmix, random)",
+             "return x_BCTHW, targets_BK"),
+    Mutation("tasks/learning/evaluate.py", "hard labels pay for logits", SMOOTHED,
+             'logits=recipe.labels in ("soft", "learned"))',
+             "logits=True)"),
+    Mutation("tasks/learning/evaluate.py", "learned labels are free", SMOOTHED,
+             'logits=recipe.labels in ("soft", "learned"))',
+             'logits=recipe.labels == "soft")'),
+    Mutation("tasks/learning/evaluate.py", "the teacher that is asked is free", STUDENTS,
+             'size += work.store.manifest(work.ref("teacher")).bytes',
+             "size += 0"),
+    Mutation("tasks/learning/evaluate.py", "a step costs its forward pass", STUDENTS,
+             "3 * flops_a_clip(network",
+             "1 * flops_a_clip(network"),
+    Mutation("tasks/learning/evaluate.py", "the last weights are scored", AVERAGED,
+             "average=student.average,",
+             "average=0.0,"),
+    Mutation("tasks/learning/training.py", "the mean of the weights is thrown away", CLIPPED,
+             "network.load_state_dict(mean.module.state_dict())",
+             "mean.module.state_dict()"),
+    Mutation("tasks/learning/training.py", "the mean forgets what it should keep", CLIPPED,
+             "mean.lerp(now, 1 - kept)",
+             "mean.lerp(now, kept)"),
+    Mutation("tasks/learning/training.py", "gradients are not clipped", CLIPPED,
+             "loop.descend(stepper, loss, optimiser.clip_norm)",
+             "loop.descend(stepper, loss)"),
+    Mutation("tasks/learning/teacher.py", "the members of an ensemble are one network", TEACHERS,
+             "training.role_seed(parameters.seed, number, streams",
+             "training.role_seed(parameters.seed, 0, streams"),
+    Mutation("tasks/learning/views.py", "the side of the box is its area", REAL_VIEWS,
+             "side = np.sqrt(1 - random.beta(alpha, alpha))",
+             "side = 1 - random.beta(alpha, alpha)"),
+    Mutation("tasks/learning/views.py", "real clips are not mixed", REAL_VIEWS,
+             "self.parameters.cutmix, random)",
+             "0.0, random)"),
+    Mutation("tasks/learning/views.py", "colours stay", REAL_VIEWS,
+             "    if parameters.jitter:",
+             "    if False:"),
+    Mutation("tasks/learning/relabel.py", "image mix spares salient frames", of("tasks/learning/test_relabel.py"),
+             ' | (kind == "image")',
+             ' | (kind == "")'),
+    Mutation("tasks/match/dsa.py", "all get brighter", DSA,
+             "(brightness - 0.5) * BRIGHTNESS",
+             "brightness * BRIGHTNESS"),
+    Mutation("tasks/match/dsa.py", "contrast is about the mean of all clips", DSA,
+             "x_BCTHW.mean((1, 2, 3, 4), keepdim=True)",
+             "x_BCTHW.mean()"),
+    Mutation("tasks/match/dsa.py", "both sides are scaled alike", DSA,
+             "[0.0, low + y * (high - low)]]",
+             "[0.0, low + x * (high - low)]]"),
+    Mutation("tasks/match/dsa.py", "a turn is a shear", DSA,
+             "[math.cos(angle), -math.sin(angle)]",
+             "[math.cos(angle), math.sin(angle)]"),
+    Mutation("tasks/match/mtt.py", "students do not drop out", DROPS_OUT,
+             "training.placed(network, material.device).train()",
+             "training.placed(network, material.device).eval()"),
+    Mutation("tasks/match/frepo.py", "networks learn at rest", DROPS_OUT,
+             "self.networks[number].train(), self.adams[number]",
+             "self.networks[number].eval(), self.adams[number]"),
+    Mutation("tasks/match/sets.py", "noise names the clips that it is not", NOISE,
+             'if init == "real" else "" for row in rows_N',
+             'if True else "" for row in rows_N'),
+    Mutation("tasks/learning/pixels.py", "noise is the same for all seeds", NOISE,
+             "training.generator(seed, int(rows[0]), streams.NOISE_START)",
+             "training.generator(0, int(rows[0]), streams.NOISE_START)"),
+    Mutation("tasks/match/vdsd.py", "copies come a frame late", COPIES,
+             "weight[range(3), range(3), 1, 1, 1] = 1",
+             "weight[range(3), range(3), 0, 1, 1] = 1"),
+    Mutation("tasks/generate/diffusion.py", "latents have other clips' classes", LATENT_BATCHES,
+             "self.labels_N[rows])",
+             "self.labels_N[np.sort(rows)])"),
+    Mutation("tasks/generate/diffusion.py", "only the first view is learned", LATENT_BATCHES,
+             "self.views_NVCTHW[row, view] for",
+             "self.views_NVCTHW[row, 0 * view] for"),
+    Mutation("tasks/generate/optimising.py", "gradients are not clipped", ADAMW,
+             "torch.nn.utils.clip_grad_norm_(network.parameters(), adam.clip_norm)",
+             "torch.nn.utils.clip_grad_norm_(network.parameters(), 1e9)"),
+    Mutation("tasks/generate/optimising.py", "the rate does not fall", ADAMW,
+             "min(1.0, rising, falling)",
+             "min(1.0, rising, max(1.0, falling))"),
+    Mutation("tasks/generate/autoencoder.py", "mirrors stand on their heads", MIRRORED,
+             "np.ascontiguousarray(view[:, :, :, ::-1])",
+             "np.ascontiguousarray(view[:, :, ::-1])"),
+    Mutation("tasks/generate/autoencoder.py", "frames are never mirrored", MIRRORED,
+             "        if table.flips:\n",
+             "        if False:\n"),
+    Mutation("tasks/generate/sample.py", "DDPM adds the smaller variance", SAMPLERS,
+             '"fixed_large"',
+             '"fixed_small"'),
+    Mutation("tasks/generate/sample.py", "DDIM begins before the last step", SAMPLERS,
+             'timestep_spacing="trailing"',
+             'timestep_spacing="leading"'),
+    Mutation("tasks/coded/pick.py", "herding is k-center", PICKED,
+             '{"herding": herd, "k_center": farthest_first,',
+             '{"herding": farthest_first, "k_center": herd,'),
+    Mutation("storage/coded.py", "parts are mirrored about the diagonal", CORNERS,
+             "side, top, left = map(int, box)",
+             "side, left, top = map(int, box)"),
+    Mutation("tasks/coded/keep.py", "all clips have the same views", DRAWN_VIEWS,
+             "generator(seed, int(row), streams.CODED_VIEWS)",
+             "generator(seed, 0, streams.CODED_VIEWS)"),
+    Mutation("tasks/coded/keep.py", "small parts are rare", DRAWN_VIEWS,
+             "np.sqrt(random.uniform(view_scale, 1, views - 1))",
+             "random.uniform(view_scale, 1, views - 1)"),
+    Mutation("tasks/coded/keep.py", "denser footage is not thinned", THINNED,
+             "step = round(self.dense.shape_THWC[0] / self.clips.shape_THWC[0] / self.frames)",
+             "step = 1"),
+    Mutation("tasks/crops/track.py", "it looks again for anything", LOOKED_AGAIN,
+             " if one.label == self.label]",
+             "]"),
+    Mutation("tasks/crops/track.py", "it looks again and goes on as before", LOOKED_AGAIN,
+             "            self.track.boxes[-1] = best\n            self._start(frame_HWC, best)",
+             "            self.track.boxes[-1] = best"),
+    Mutation("tasks/crops/tracking.py", "all videos draw alike", OWN_BOXES,
+             "generator(parameters.seed, int(video.sha256[:8], 16))",
+             "generator(parameters.seed, 0)"),
+    Mutation("tasks/crops/training.py", "precision is not the best above", ENVELOPE,
+             "np.maximum.accumulate(precision_D[::-1])[::-1]",
+             "precision_D"),
     # OptDistill
     Mutation("tasks/crops/track.py", "windows cover the width alone", WINDOWS,
              "wide = max(box_width, box_height * aspect)\n",
