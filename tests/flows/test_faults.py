@@ -82,6 +82,7 @@ def test_a_run_that_is_told_to_stop_does_so_soon(tmp_path: Path, videos: Path, s
         os.killpg(run.pid, 0)
 
 
+@pytest.mark.slow
 def test_damage_is_found_said_and_mended(tmp_path: Path, videos: Path, server, unbroken: Path) -> None:
     store, vidistill = tmp_path / "store", CommandLine(tmp_path, server.variables)
     shutil.copytree(unbroken, store)

@@ -173,6 +173,7 @@ def test_methods_that_fail_are_rows_of_a_report_that_holds_the_others(user: Comm
     assert "KeyError: &#39;weights&#39;" in (user.folder / "failed" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_method_that_is_mended_makes_another_report(user: CommandLine, videos: Path) -> None:
     (user.folder / "mended.py").write_text(WRONG)
     arguments = ("run", "--data", videos, "--method", "mended.py:Raises", *TINY, "--store", "store", "--out", "mended")

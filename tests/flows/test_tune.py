@@ -103,6 +103,7 @@ def test_the_page_orders_trials_and_names_the_one_that_failed() -> None:
     assert "holdout" not in command
 
 
+@pytest.mark.slow
 def test_a_study_goes_on(tmp_path: Path, server: Any) -> None:
     """One trial, then two more of the same study, are what three at once would be; nothing is tried twice."""
     user = CommandLine(tmp_path, server.variables)

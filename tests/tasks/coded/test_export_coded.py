@@ -162,6 +162,7 @@ assert not {"vidistill.flows", "vidistill.tasks", "prefect"} & sys.modules.keys(
 """
 
 
+@pytest.mark.slow
 def test_torchvision_s_network_outside_reaches_what_it_reaches_inside(bench: Bench, tmp_path: Path) -> None:
     """The same steps, once driven by vidistill and once by a loop of torch alone: the same losses and answers."""
     ref = made_of(bench, crf=40)
