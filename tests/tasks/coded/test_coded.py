@@ -461,8 +461,16 @@ def test_the_search_uses_the_recipes_labels_and_every_stored_view(bench, monkeyp
     seen: list[tuple[Any, ...]] = []
     plain = search_module.DistilledBatches
     monkeypatch.setattr(search_module, "DistilledBatches", lambda *given: (seen.append(given), plain(*given))[1])
-    made_of(bench, 7.0, SOFT, search=SEARCH)
+    train, asked = search_module.training.train, []
+    monkeypatch.setattr(
+        search_module.training, "train", lambda *given, **more: (asked.append(more), train(*given, **more))[1]
+    )
+    averaged = SEARCH | {"student": SEARCH["student"] | {"average": 0.5}}
+    made_of(bench, 7.0, SOFT, search=averaged)
+    assert {(more["temperature"], more["average"]) for more in asked} == {(SOFT.temperature, 0.5)}
+    asked.clear()
     made_of(bench, 7.5, search=SEARCH)
+    assert {(more["temperature"], more["average"]) for more in asked} == {(1.0, 0.0)}
     soft, hard = ([given for given in seen if given[2].labels == labels] for labels in ("soft", "hard"))
     teacher = bench.material((0, 1, 2), 1, 0).teacher()
     made = soft[0][0]
