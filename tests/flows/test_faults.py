@@ -115,6 +115,7 @@ def test_damage_is_found_said_and_mended(tmp_path: Path, videos: Path, server, u
     assert vidistill("verify", "--store", store).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_changed_video_rebuilds_what_depends_on_it(tmp_path: Path, videos: Path, server, unbroken: Path) -> None:
     store, data, vidistill = tmp_path / "store", tmp_path / "data", CommandLine(tmp_path, server.variables)
     shutil.copytree(unbroken, store)

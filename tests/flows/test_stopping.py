@@ -51,10 +51,10 @@ MOMENTS = {
 }  # fmt: skip
 
 
-LATER = [pytest.param(moment, marks=pytest.mark.slow) for moment in ("matching", "scoring")]
+OTHERS = [pytest.param(moment, marks=pytest.mark.slow) for moment in ("decode", "matching", "scoring")]
 
 
-@pytest.mark.parametrize("moment", ["decode", "training", *LATER])
+@pytest.mark.parametrize("moment", ["training", *OTHERS])
 def test_ctrl_c(terminal: Callable[..., Terminal], request: pytest.FixtureRequest, moment: str) -> None:
     command, data, options, reached = MOMENTS[moment]
     folder = request.getfixturevalue(data)
@@ -101,6 +101,7 @@ def test_ctrl_c_where_nothing_listens(asleep: Terminal) -> None:
     assert asleep.shown.endswith(b"\x1b[?25h"), "the cursor stays hidden"
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_ends_at_once(asleep: Terminal) -> None:
     asleep.press(CTRL_C)
     time.sleep(0.5)
