@@ -180,8 +180,7 @@ def test_minic3d_drops_half_of_what_its_head_sees(norm):
     seen = []
     network.head.register_forward_pre_hook(lambda _head, given: seen.append(given[0]))
     network(torch.rand(64, 3, 8, 56, 56) + 1)
-    resting = network.dropout
-    resting.p = 0.0
+    network.dropout.p = 0.0
     network(torch.rand(64, 3, 8, 56, 56) + 1)
     dropped, whole = ((maps == 0).double().mean().item() for maps in seen)
     assert (1 - dropped) / (1 - whole) == pytest.approx(0.5, abs=0.05)

@@ -279,6 +279,15 @@ def test_weights_that_cannot_be_had_are_a_wrong_request(ultralytics, tmp_path: P
             detect.load_yolo(weights)
 
 
+def test_what_is_installed_and_does_not_load_is_not_to_be_installed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)  # as if it were not there
+    with pytest.raises(RequestError, match=r"needs OpenCV: pip install 'vidistill\[crops\]'"):
+        detect.opencv()
+    broken = detect._not_imported("optdistill", "OpenCV", ImportError("libGL.so.1: cannot open shared object file"))
+    assert "libGL.so.1" in str(broken)
+    assert "pip install" not in str(broken)
+
+
 def test_opencv_has_csrt() -> None:
     assert hasattr(cv2, "TrackerCSRT_create"), "opencv-python was installed over opencv-contrib-python"
     assert detect.opencv() is cv2

@@ -4,7 +4,6 @@ import copy
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from vidistill.storage.store import ArtifactRef, Manifest, Store
 from vidistill.tasks.learning import benchmark, streams
 from vidistill.tasks.learning import evaluate as evaluate_module
 from vidistill.tasks.learning.evaluate import (
-    DistilledBatches,
     Protocol,
     Score,
     StudentParameters,
@@ -29,8 +27,8 @@ from vidistill.tasks.learning.evaluate import (
     score,
     soft_targets,
 )
-from vidistill.tasks.learning.training import OptimiserParameters, Order, generator, role_seed
-from vidistill.tasks.learning.views import PLAIN, cutmix
+from vidistill.tasks.learning.training import OptimiserParameters, generator, role_seed
+from vidistill.tasks.learning.views import cutmix
 from vidistill.tasks.methods import HARD, Recipe
 from vidistill.tasks.stage import Runtime, run_job
 from vidistill.tasks.videos.index import INDEX, IndexTable
@@ -247,18 +245,6 @@ def test_what_is_scored_is_the_mean_of_the_weights_where_it_is_asked_for(
     x_NCTHW = torch.stack([test.x(row) for row in range(len(test.clips))])
     torch.testing.assert_close(answered[0].double(), mean(x_NCTHW), rtol=1e-3, atol=1e-4)
     assert (mean(x_NCTHW) - students[-1](x_NCTHW)).abs().max() > 0.01
-
-
-def test_every_variant_of_a_clip_is_drawn(tmp_path: Path) -> None:
-    given = tiny.Tiny(tiny.tiny_clips(tmp_path))
-    plain = given.material().chosen(np.arange(6))
-    grey = replace(plain, clips_NTHWC=np.full_like(plain.clips_NTHWC, 50))
-    others_VNTHWC = np.stack([np.full_like(grey.clips_NTHWC, value) for value in (100, 150)])
-    made = DistilledBatches(replace(grey, others_VNTHWC=others_VNTHWC), given.clips.table, HARD, Order(6, 6, 0),
-                            tiny.CPU, None, PLAIN)  # fmt: skip
-    values = {round(float(value)) for step in range(8) for x_BCTHW, _ in [made(step)]
-              for value in (x_BCTHW[:, 0, 0, 0, 0] * tiny.STD[0] + tiny.MEAN[0]) * 255}  # fmt: skip
-    assert values == {50, 100, 150}
 
 
 def test_a_student_of_all_clips_sees_their_views_and_flips_and_hard_labels(
