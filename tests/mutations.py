@@ -101,6 +101,7 @@ LENGTHS, RATES, REFUSED = (
 OF_THE_STEP = of("tasks/match/test_match.py", "test_pixels_move_at_the_rate_that_is_asked_for_or_at_the_steps")
 TAPS = of("models/test_networks.py", "test_taps_that_meet_no_pixel_are_left_out_and_nothing_else")
 AT_ITS_RATE = of("tasks/learning/test_evaluate.py", "test_a_student_may_train_at_the_rate_that_its_set_learned")
+TOLD_APART = of("tasks/report/test_scores.py", "test_sets_of_several_networks_for_one_student_are_told_apart")
 BEHIND = of("tasks/report/test_page.py", "test_a_set_that_is_behind_what_it_began_as_says_so")
 LOSSES = of("tasks/match/test_match_losses.py")
 DECODED = of("tasks/videos/test_decode.py")
@@ -479,6 +480,12 @@ MUTATIONS = [
     Mutation("tasks/learning/evaluate.py", "no student trains at its set's rate", AT_ITS_RATE,
              'if not student.learnt_lr or "lr" not in facts:',
              "if True:"),
+    Mutation("tasks/report/gather.py", "sets of two networks have one name", TOLD_APART,
+             "made.append(row if row.network == network else",
+             "made.append(row if True else"),
+    Mutation("tasks/report/scores.py", "a set's score is that of another network's", TOLD_APART,
+             "training ipc kb student network",
+             "training ipc kb student"),
     Mutation("tasks/report/gather.py", "no set is behind its own start", BEHIND,
              "    if not behind:",
              "    if True:"),

@@ -91,6 +91,7 @@ class Row(Parameters):
         front: what the student sees first; it stands in the student's name as well, unless it is `rgb`.
         network: what the method itself used, front included; empty where it used none.
         training: how its students' training differs from that of other rows, in words; the variant ends with it.
+        by: the network that the method used, where it used another for a row of the same name and student before.
         collapsed: seeds whose student calls nearly everything one class.
         mark: what the reader must know of this row, such as that few videos gave a crop.
     """
@@ -129,6 +130,7 @@ class Row(Parameters):
     bytes_coded: int | None = None
     student_seconds: float = 0.0
     training: str = ""
+    by: str = ""
 
     @property
     def whole(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ def report_job(
     return report(parameters, inputs, label="report")
 
 
-@stage("report", version=15)  # 15: correlation with the nearest training clip
+@stage("report", version=16)  # 16: rows of one name and student by several networks are told apart
 def report(work: Work) -> None:
     parameters = ReportParameters.model_validate(work.job.parameters)
     data = gather(work, parameters)
@@ -90,7 +90,7 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
     scores = {ref: load_score(store.folder(ref)) for ref in work.refs("scores")}
     manifests = _lineage(store, [ref for refs in work.job.inputs.values() for ref in refs])
     lost = [row.model_dump() for row in (*index.rejected, *train.table.rejected, *test.table.rejected)]
-    rows = [
+    made = [
         _marked(
             _row(parameters, plan, scores, manifests).model_copy(update=coded_bytes(store, plan, scores)),
             plan,
@@ -100,6 +100,7 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
         )
         for plan in parameters.rows
     ]
+    rows = told_apart(made)
     return ReportData(
         title=parameters.title,
         created=max(manifest.created for manifest in manifests.values()),
@@ -180,6 +181,16 @@ def _row(
         per_class=[float(value) for value in np.mean([score.per_class for score in own], axis=0)],
         top1=top1,
     )
+
+
+def told_apart(rows: Iterable[Row]) -> list[Row]:
+    """Rows of one name and student whose methods used several networks: the later ones say which."""
+    first: dict[tuple[str, ...], str] = {}
+    made = []
+    for row in rows:
+        network = first.setdefault((row.method, row.variant, row.student), row.network)
+        made.append(row if row.network == network else row.model_copy(update={"by": row.network}))
+    return made
 
 
 def with_differences(rows: list[Row]) -> list[Row]:

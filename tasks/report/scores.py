@@ -81,7 +81,7 @@ def normalised(alpha: float) -> float:
 
 def label_robust(row: Row, rows: Sequence[Row]) -> float | None:
     """LRS of a method at a budget; None where a hard-label row of it, all clips or a Random is missing."""
-    own = [one for one in rows if _same(one, row, "method variant training ipc kb student")]
+    own = [one for one in rows if _same(one, row, "method variant training ipc kb student network")]
     hard = next((one for one in own if one.recipe == "hard"), None)
     full = next((one for one in rows if one.method == "full" and _same(one, row, "training student")), None)
     gains = {one.recipe: one.top1_mean - against.top1_mean for one in own if (against := _random_of(one, rows))}
@@ -93,8 +93,8 @@ def label_robust(row: Row, rows: Sequence[Row]) -> float | None:
 
 def augmentation_robust(row: Row, rows: Sequence[Row]) -> float | None:
     """ARS of a row: its lead over Random with crops and without; None where one of the two was not run."""
-    bare = [one for one in rows if one.training.startswith(WITHOUT_CROPS) and _same(one, row, "method recipe student")
-            and (one.ipc, one.kb) == (row.ipc, row.kb) and _plain(one) == _plain(row)]  # fmt: skip
+    alike = [one for one in rows if _same(one, row, "method recipe ipc kb student network")]
+    bare = [one for one in alike if one.training.startswith(WITHOUT_CROPS) and _plain(one) == _plain(row)]
     with_crops, without = _random_of(row, rows), _random_of(bare[0], rows) if bare else None
     if row.training or with_crops is None or without is None:
         return None
@@ -118,7 +118,7 @@ def robust_table(rows: Sequence[Row]) -> Table:
     table = [["method", "budget", "student", "label-robust", "augmentation-robust"]]
     met = set()
     for row in rows:
-        name = (row.method, row.variant, row.ipc, row.kb, row.student)
+        name = (row_label(row), row.ipc, row.kb, row.student)
         if row.whole or row.is_random or row.training or name in met:
             continue
         met.add(name)
@@ -176,7 +176,7 @@ _ACCURACY = (
 
 
 def accuracy_table(rows: Sequence[Row]) -> Table:
-    """A line a set, a column a student; a student of several such sets, by different networks, has a line for each."""
+    """A line a set, a column a student."""
     students = list(dict.fromkeys(row.student for row in rows if not row.whole))
     table = [["method", "recipe", "budget", *students]]
     lines: dict[tuple[str, str, str], dict[str, str]] = {}
@@ -185,8 +185,6 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
             budget = "all" if row.whole else budget_of(row)
             crossed = row.network and parted(row.network)[1] != parted(row.student)[1]
             name, shown = (row_label(row), row.recipe, budget), spread(row) + (" †" if crossed else "")
-            if lines.setdefault(name, {}).get(row.student, shown) != shown:
-                name = (f"{row_label(row)}, by {row.network}", row.recipe, budget)
             lines.setdefault(name, {})[row.student] = shown
     return [*table, *([*name, *(found.get(one, "–") for one in students)] for name, found in lines.items())]
 

@@ -144,7 +144,8 @@ def failed_cells(row: FailedRow) -> list[str]:
 
 
 def row_label(row: Row | FailedRow) -> str:
-    return display(row.method if row.variant in {"", "default", row.method} else f"{row.method}/{row.variant}")
+    label = display(row.method if row.variant in {"", "default", row.method} else f"{row.method}/{row.variant}")
+    return f"{label}, by {row.by}" if isinstance(row, Row) and row.by else label
 
 
 def display(name: str) -> str:

@@ -14,6 +14,7 @@ from method_contract import Bench
 
 from vidistill.storage.opening import open_store
 from vidistill.tasks.report.data import Row
+from vidistill.tasks.report.gather import told_apart
 from vidistill.tasks.report.plots import SHAPES, class_gains, series_of, write_plots
 from vidistill.tasks.report.scores import (
     accuracy_table,
@@ -27,6 +28,7 @@ from vidistill.tasks.report.scores import (
     normalised,
     published,
     published_table,
+    robust_table,
     scores_page,
 )
 from vidistill.tasks.stage import run_job
@@ -165,10 +167,28 @@ def test_gains_are_those_of_the_row_that_leads_random() -> None:
     assert class_gains(ROWS[:2], ["a"]) is None
 
 
-def test_one_student_of_two_fronts_sets_has_a_line_for_each() -> None:
-    rows = [row("herding", top1, network=name) for top1, name in ((0.2, "c3d"), (0.3, "centred:c3d"), (0.3, "x"))]
-    assert [line[0] for line in accuracy_table(rows)[1:]] == ["Herding", "Herding, by centred:c3d", "Herding, by x"]
-    assert len(accuracy_table([rows[0]] * 2)) == 2
+def test_sets_of_several_networks_for_one_student_are_told_apart() -> None:
+    """Leads over Random are those of one network's sets: 0.2 by hard labels and 0.1 by soft ones, then 0.3 and 0.4."""
+    rows = told_apart([
+        row("full", 0.6, ipc=None), row("random", 0.1), row("random", 0.1, **SOFT),
+        row("random", 0.1, ipc=5, bytes=9000),
+        *(row("herding", top1, network=name, **soft)
+          for name, *both in (("c3d", 0.3, 0.2), ("centred:c3d", 0.4, 0.5))
+          for top1, soft in zip(both, ({}, SOFT), strict=True)),
+        row("herding", 0.5, network="centred:c3d", ipc=5, bytes=9000),
+    ])  # fmt: skip
+    both = ["Herding", "Herding, by centred:c3d"]
+    assert list(dict.fromkeys(line[0] for line in accuracy_table(rows)[1:])) == ["Full data", "Random", *both]
+    scores = {(line[0], line[1]): float(line[3]) for line in robust_table(rows)[1:]}
+    alphas = 0.5 * 0.2 - 0.5 * 0.3, 0.5 * 0.4 - 0.5 * 0.2
+    assert [scores[name, "1"] for name in both] == pytest.approx([normalised(alpha) for alpha in alphas], abs=0.06)
+    assert [line[:5] for line in area_table(rows, 4)[1:] if "Herding" in line[0]] == [
+        [both[1], "hard", "minic3d", "1.0–2.2", "2"]
+    ]
+    halves = [line for line in motion_table(rows, ["a", "b", "c", "d"], [1.0, 2.0, 3.0, 4.0]) if "Herding" in line[0]]
+    assert len({tuple(line[:4]) for line in halves}) == len(halves) == 5
+    drawn = series_of([one for one in rows if one.labels == "hard"], lambda one: one.bytes)
+    assert [(one.name, len(one.points)) for one in drawn][2:] == [(both[0], 1), (both[1], 2)]
 
 
 def test_a_page_says_what_there_is() -> None:
