@@ -16,6 +16,8 @@ from vidistill.tasks.report.scores import rows_in
 from vidistill.tasks.report.tables import row_label
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 360, 56, 216, 30, 46
+LEGEND, LETTER = WIDTH - RIGHT + 100, 7
+"""Where names of the legend begin, and the width of a letter, at most about."""
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "plus")
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 BARRED_CLASSES = 40
@@ -85,7 +87,7 @@ def curve_svg(title: str, words: str, series: Sequence[Series], full: float | No
         parts.append(f'<text x="{WIDTH - RIGHT + 8}" y="{at + 4}">all clips</text>')
     for number, one in enumerate(series):
         parts += _drawn(one, number, x_axis, y_axis)
-    return _svg(parts)
+    return _svg(parts, width=max(WIDTH, LEGEND + LETTER * max(len(one.name) for one in series)))
 
 
 def _drawn(one: Series, number: int, x_axis: LogAxis, y_axis: Axis) -> list[str]:
@@ -100,9 +102,9 @@ def _drawn(one: Series, number: int, x_axis: LogAxis, y_axis: Axis) -> list[str]
             )
     parts += [_mark(shape, x, y) for x, y in places]
     key = TOP + 8 + 16 * number
-    x = WIDTH - RIGHT + 80
+    x = LEGEND - 20
     parts += [f'<path d="M{x - 14} {key}H{x + 14}" stroke-dasharray="{dash}"/>', _mark(shape, x, key)]
-    return [*parts, f'<text x="{x + 20}" y="{key + 4}">{escape(one.name)}</text>', "</g>"]
+    return [*parts, f'<text x="{LEGEND}" y="{key + 4}">{escape(one.name)}</text>', "</g>"]
 
 
 def _mark(shape: str, x: float, y: float) -> str:
@@ -147,7 +149,7 @@ def bars_svg(words: str, gains: list[tuple[str, float]], title: str) -> str:
             f'<text x="212" y="{y + 10}" text-anchor="end">{escape(name)}</text>',
             f'<text x="{WIDTH - 52}" y="{y + 10}">{100 * gain:+.1f}</text>',
         ]
-    return _svg(parts, height)
+    return _svg(parts, height=height)
 
 
 def _frame(title: str, words: str, x_axis: LogAxis, y_axis: Axis) -> list[str]:
@@ -167,14 +169,14 @@ def _frame(title: str, words: str, x_axis: LogAxis, y_axis: Axis) -> list[str]:
     return [*parts, f'<text x="{middle}" y="{HEIGHT - 10}" text-anchor="middle">{escape(words)}</text>']
 
 
-def _svg(parts: Sequence[str], height: int = HEIGHT) -> str:
+def _svg(parts: Sequence[str], *, width: int = WIDTH, height: int = HEIGHT) -> str:
     style = (
         "text{font:12px sans-serif;fill:#111}path{fill:none;stroke:#111}.mark{fill:#fff;stroke-width:1.4}"
         ".grid{stroke:#ddd}.full{stroke-dasharray:10 4}.up{fill:#444}.down{fill:#fff;stroke:#111}"
     )
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
     return "\n".join(
-        [head, f"<style>{style}</style>", f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>', *parts, "</svg>\n"]
+        [head, f"<style>{style}</style>", f'<rect width="{width}" height="{height}" fill="#fff"/>', *parts, "</svg>\n"]
     )
 
 

@@ -15,7 +15,7 @@ from method_contract import Bench
 from vidistill.storage.opening import open_store
 from vidistill.tasks.report.data import Row
 from vidistill.tasks.report.gather import told_apart
-from vidistill.tasks.report.plots import SHAPES, class_gains, series_of, write_plots
+from vidistill.tasks.report.plots import SHAPES, Series, class_gains, curve_svg, series_of, write_plots
 from vidistill.tasks.report.scores import (
     accuracy_table,
     area,
@@ -150,6 +150,16 @@ def test_plots_tell_methods_apart_without_colours(tmp_path: Path) -> None:
     assert list(names) == ["minic3d, hard labels"]
     assert set(names["minic3d, hard labels"]) == {path.name for path in tmp_path.iterdir()}
     assert not {"red", "blue", "#0", "#f00"} & set(text.split())
+
+
+def test_a_plot_is_as_wide_as_the_longest_name_in_its_key() -> None:
+    for name in ("DM", "Coded · random, by centred:r2plus1d_small"):
+        root = ET.fromstring(
+            curve_svg("minic3d", "kilobytes", [Series(name, ((1.0, 0.5, 0.1), (2.0, 0.6, 0.1)))], None)
+        )
+        key = root.findall(".//{http://www.w3.org/2000/svg}text")[-1]
+        assert key.text == name
+        assert float(key.get("x") or 0) + 6 * len(name) < float(root.get("width") or 0)
 
 
 def test_a_line_goes_through_a_method_s_budgets() -> None:
