@@ -156,8 +156,6 @@ def test_a_plot_is_as_wide_as_the_longest_name_in_its_key() -> None:
     for name in ("DM", "Coded · random, by centred:r2plus1d_small"):
         drawn = [Series(name, ((1.0, 0.5, 0.1), (2.0, 0.6, 0.1)))]
         root = ET.fromstring(curve_svg("minic3d", "kilobytes", drawn, None))
-            curve_svg("minic3d", "kilobytes", [Series(name, ((1.0, 0.5, 0.1), (2.0, 0.6, 0.1)))], None)
-        )
         key = root.findall(".//{http://www.w3.org/2000/svg}text")[-1]
         assert key.text == name
         assert float(key.get("x") or 0) + 6 * len(name) < float(root.get("width") or 0)
