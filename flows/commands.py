@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
+from rich.markup import escape
 
 from vidistill.flows import loggers, server
 from vidistill.flows.display import showing
@@ -22,7 +23,7 @@ from vidistill.tasks.videos.layouts import IndexParameters
 if TYPE_CHECKING:
     from vidistill.flows.planning import Plan
 
-console = Console()
+console = Console(markup=False)
 
 
 def request_of(
@@ -84,7 +85,7 @@ def run(
         distill(experiment, runtime, out)
 
     reported(lambda: check(experiment, runtime), start, runtime, out, verbose, log)
-    console.print(f"\nThe report is [bold]{out / 'report.html'}[/bold]", soft_wrap=True, highlight=False)
+    console.print(f"\nThe report is {out / 'report.html'}", soft_wrap=True, highlight=False)
 
 
 def reported(
@@ -147,7 +148,7 @@ def pool(plain: dict[str, Any], store: str | None, out: Path, device: str, runne
         progress.expect(flow.plan_pool(request, runtime))
         flow.pool(request, runtime, out)
     console.print(Markdown((out / "pool.md").read_text()))
-    console.print(f"\nThe contact sheet is [bold]{out / 'sheet.png'}[/bold]", soft_wrap=True, highlight=False)
+    console.print(f"\nThe contact sheet is {out / 'sheet.png'}", soft_wrap=True, highlight=False)
 
 
 def plan(plain: dict[str, Any], store: str | None, device: str, runner: str) -> None:
@@ -195,10 +196,10 @@ def index(data: str, layout: str | None, split: int | None, as_json: bool) -> No
         return
     for row in rows:
         note = row["reason"] or f"{row['label']}, {row['split']}"
-        console.print(f"{row['outcome']:9}{row['video']}  [dim]{note}[/dim]", highlight=False, soft_wrap=True)
-    console.print(
-        f"{len(table.videos)} kept, {len(table.rejected)} not; {len(table.classes)} classes, layout {table.layout}"
-    )
+        line = f"{row['outcome']:9}{escape(str(row['video']))}  [dim]{escape(note)}[/dim]"
+        console.print(line, highlight=False, soft_wrap=True, markup=True)
+    counts = f"{len(table.videos)} kept, {len(table.rejected)} not; {len(table.classes)} classes, layout {table.layout}"
+    console.print("\n".join([counts, *table.notes]), highlight=False, soft_wrap=True)
 
 
 def check_places(runtime: Runtime, out: Path) -> None:

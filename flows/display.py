@@ -46,6 +46,8 @@ class Lines:
         stages = sum(stage.total > 0 for stage in self.course.stages.values())
         left = f", {todo} to run in {stages} stages: about {duration(plan.seconds)}" if todo else ""
         self.say(f"{cached} of {todo + cached} jobs cached{left}")
+        for note in plan.notes:
+            self.say(note)
 
     def heard(self, job: Job, event: Event) -> None:
         with self._lock:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from rich.console import Console
+from rich.markup import escape
 
 from vidistill.storage.errors import RunError
 from vidistill.storage.opening import default_location, open_store
@@ -54,10 +55,10 @@ def examine(store: str | None, *, thorough: bool = False) -> None:
     ill = 0
     for name, check in checks.items():
         try:
-            console.print(f"[green]ok[/green]   {name:12} {check()}")
+            console.print(f"[green]ok[/green]   {name:12} {escape(check())}")
         except Ill as finding:
             ill += 1
-            console.print(f"[red]ill[/red]  {name:12} {finding}")
+            console.print(f"[red]ill[/red]  {name:12} {escape(str(finding))}")
     if ill:
         raise RunError(f"{ill} of {len(checks)} checks failed; each line above says what to do.")
 

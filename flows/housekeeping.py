@@ -21,7 +21,7 @@ from vidistill.tasks.report.tables import size
 CHECKS = 2 * (os.cpu_count() or 1)
 """Artifacts that are read at a time: the one waits for its disk while another is summed up."""
 
-console = Console(soft_wrap=True, highlight=False)
+console = Console(soft_wrap=True, highlight=False, markup=False)
 
 
 def existing(location: str | None) -> Store:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,11 +47,12 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs of a run, and what tells how long they take."""
+    """The jobs of a run, what tells how long they take, and what is to be known of how the data were read."""
 
     planned: list[Planned]
     estimates: Estimates
     runtime: Runtime
+    notes: tuple[str, ...] = ()
 
     @property
     def todo(self) -> list[Planned]:
@@ -76,7 +77,7 @@ def describe(plan: Plan, console: Console) -> None:
         todo = [one for one in own if not one.cached]
         done = f"{len(own) - len(todo)} cached" if len(todo) < len(own) else ""
         run = f"{len(todo)} to run, about {duration(sum(one.seconds for one in todo))}" if todo else ""
-        console.print(f"[bold]{kind:12}[/bold] {', '.join(filter(None, [run, done]))}", highlight=False)
+        console.print(f"[bold]{kind:12}[/bold] {', '.join(filter(None, [run, done]))}", highlight=False, markup=True)
         for why, count in Counter(one.why for one in todo).most_common(3):
             console.print(f"{'':13}{count} × {why}", highlight=False, style="dim", soft_wrap=True)
     store = plan.runtime.store
@@ -84,7 +85,7 @@ def describe(plan: Plan, console: Console) -> None:
     if plan.todo:
         many = f"{len(plan.todo)} of {len(plan.planned)} jobs to run, {WORKERS} at a time"
         said = f"{many}: about {duration(plan.seconds)} and {plan.bytes / 1e6:.0f} MB in {store}"
-    console.print(f"\n{said}", highlight=False, soft_wrap=True)
+    console.print("\n".join(["", *plan.notes, said]), highlight=False, soft_wrap=True)
 
 
 def check(experiment: Experiment, runtime: Runtime) -> Plan:
@@ -122,7 +123,7 @@ def plan_grid(grid: Benchmark, runtime: Runtime) -> Plan:
         graphs.append(expected_graph(own, table, store, partial(_built, asked)))
     jobs = {job.ref: job for graph in graphs for job in list(graph.jobs.values())[:-1]}
     report = list(merged(graphs).jobs.values())[-1]
-    return plan_jobs([*first, *jobs.values(), report], store, runtime)
+    return replace(plan_jobs([*first, *jobs.values(), report], store, runtime), notes=table.notes)
 
 
 def _built(asked: Experiment, settled: Experiment, table: IndexTable, front: ArtifactRef | None) -> Graph:
@@ -134,7 +135,7 @@ def plan_data(request: Request, runtime: Runtime, graph_of: GraphOf[Request]) ->
     store = open_store(runtime.store)
     first, table = _videos(request, runtime, store)
     graph = expected_graph(request, table, store, graph_of)
-    return plan_jobs([*first, *graph.jobs.values()], store, runtime)
+    return replace(plan_jobs([*first, *graph.jobs.values()], store, runtime), notes=table.notes)
 
 
 def _videos(request: DataRequest, runtime: Runtime, store: Store) -> tuple[list[Job], IndexTable]:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from vidistill.storage.errors import RequestError
+from vidistill.tasks.videos.files import VIDEO_SUFFIXES
 
-SUFFIXES = (".mp4", ".mkv", ".avi", ".webm", ".mov", ".m4v", ".mpg", ".mpeg")
 TRAIN, TEST = "train", "test"
-LABELS = ("cls", "txt", "json")
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def unpack(source: Path, out: Path) -> dict[str, int]:
         shutil.rmtree(out, ignore_errors=True)
         raise
     if not counts:
-        raise RequestError(f"{source} holds no videos ({', '.join(SUFFIXES)}).")
+        raise RequestError(f"{source} holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))}).")
     return dict(counts)
 
 
@@ -91,23 +90,35 @@ def _of_shards(shards: list[Path]) -> Iterator[Sample]:
 
 
 def _sample(group: dict[str, bytes], shard: Path, key: str) -> Iterator[Sample]:
-    suffix = next((name for name in group if f".{name.rpartition('.')[2]}" in SUFFIXES), None)
+    suffix = next((name for name in group if f".{name.rpartition('.')[2]}" in VIDEO_SUFFIXES), None)
     if suffix is None:
+        if "cls" in group:
+            held = ", ".join(f".{name}" for name in group)
+            raise RequestError(f"{key} of {shard} has a class and no video of a known kind: it has {held}.")
         return
-    label = next((_label(kind, group[kind]) for kind in LABELS if kind in group), "")
+    label = _label(group)
     if not label:
         raise RequestError(f"{key} of {shard} has no class: it is looked for in .cls, .txt and .json (class or label).")
     stem = key.rpartition("/")[2]
     yield Sample(group[suffix], stem, f".{suffix.rpartition('.')[2]}", label, _side(shard.stem))
 
 
-def _label(kind: str, content: bytes) -> str:
-    """What it says; nothing where it cannot be read."""
+def _label(group: dict[str, bytes]) -> str:
+    """The class that the JSON names, else what cls or txt say, else the JSON's label; nothing if none can be read."""
     try:
-        plain: Any = json.loads(content) if kind == "json" else {"class": content.decode().strip()}
+        found: Any = json.loads(group.get("json", b"{}"))
     except ValueError:
+        found = {}
+    told = found if isinstance(found, dict) else {}
+    texts = (_text(group.get(kind, b"")) for kind in ("cls", "txt"))
+    return next(filter(None, (str(told.get("class", "")), *texts, str(told.get("label", "")))), "")
+
+
+def _text(content: bytes) -> str:
+    try:
+        return content.decode().strip()
+    except UnicodeDecodeError:
         return ""
-    return str(plain.get("class", plain.get("label", ""))) if isinstance(plain, dict) else ""
 
 
 def _of_datasets(source: Path) -> Iterator[Sample]:

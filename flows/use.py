@@ -20,7 +20,7 @@ from vidistill.tasks.stage import Runtime
 if TYPE_CHECKING:
     from vidistill.flows.grid import Benchmark
 
-console = Console(soft_wrap=True, highlight=False)
+console = Console(soft_wrap=True, highlight=False, markup=False)
 
 
 def train(plain: dict[str, Any], store: str | None, out: Path, device: str, log: str) -> None:

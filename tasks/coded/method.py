@@ -23,6 +23,7 @@ from vidistill.tasks.coded.search import Found, SearchParameters, TrialParameter
 from vidistill.tasks.learning.embedding import EMBEDDINGS, load_embeddings, train_embeddings
 from vidistill.tasks.learning.rows import enough
 from vidistill.tasks.learning.training import Precision
+from vidistill.tasks.learning.trial import fifths
 from vidistill.tasks.methods import Given, Material, Method
 from vidistill.tasks.videos.decode import block_jobs, clips_job
 
@@ -101,6 +102,13 @@ class Coded(Method):
         made |= _dense(given, [options.frames or 1.0] if grid is None else list(grid.frames))
         if grid is None:
             return made
+        try:
+            fifths(given.table.of_split("train"), given.table.classes)
+        except RequestError as error:
+            raise RequestError(
+                f"coded tries what to keep on a fifth of the training split, and {error}. Search nothing instead: "
+                "coded.search=null."
+            ) from error
         names = ("pick", "preset", "even", "views", "view_scale", "together")
         trial = TrialParameters(
             kb=given.kb, recipe=given.recipe, search=grid, **{name: getattr(options, name) for name in names}

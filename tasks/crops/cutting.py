@@ -26,6 +26,7 @@ from vidistill.tasks.crops.tracking import TRACKS, each_video
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device, Precision
 from vidistill.tasks.stage import Job, Work, stage
+from vidistill.tasks.videos.decode import check_there
 from vidistill.tasks.videos.decoder import Decoder, VideoError
 from vidistill.tasks.videos.layouts import data_folder
 
@@ -117,6 +118,7 @@ def crop_video(bench: Bench, video: dict[str, Any], folder: Path, name: str) -> 
         frames = bench.decoder.frames(bench.root / video["path"], every=p.interval)
         cuts, border = cut_all(frames, [windowed(boxes, p.window) for boxes in tracks], p)
     except VideoError as error:
+        check_there(bench.root / video["path"])
         return outcome | {"reason": f"unreadable: {error}"}
     scores = [score_of(crop_LHWC, bench) for crop_LHWC in cuts]
     outcome |= {"scores": scores, "length": len(cuts[0]), "whole": whole, "shape": video["shape"]}

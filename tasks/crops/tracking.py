@@ -38,7 +38,7 @@ from vidistill.tasks.crops.track import track_all
 from vidistill.tasks.crops.training import DetectorOf, load_detector
 from vidistill.tasks.learning.training import Device, generator
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.videos.decode import BlockVideo
+from vidistill.tasks.videos.decode import BlockVideo, check_unchanged
 from vidistill.tasks.videos.decoder import Decoder, VideoError
 from vidistill.tasks.videos.layouts import data_folder
 
@@ -169,6 +169,7 @@ def track_video(
             return outcome | {"reason": f"no {' or '.join(wanted)} in the first frame"}
         followed = track_all(frames, chosen, detector, parameters.redetect)
     except VideoError as error:
+        check_unchanged(root, video)
         return outcome | {"reason": f"unreadable: {error}"}
     return outcome | {"target": True, "tracks": [_plain(asdict(one)) for one in followed]}
 

@@ -22,6 +22,7 @@ from vidistill.tasks.crops.track import overlap
 from vidistill.tasks.learning import loop, streams
 from vidistill.tasks.learning.training import generator, seeded
 from vidistill.tasks.stage import Job, Work, stage
+from vidistill.tasks.videos.decode import check_there
 from vidistill.tasks.videos.decoder import Decoder, VideoError
 from vidistill.tasks.videos.index import load_index
 from vidistill.tasks.videos.layouts import data_folder
@@ -131,7 +132,7 @@ def labelled_frames(
             frames = enumerate(decoder.frames(root / path))
             kept += [squeezed(frame_HWC, boxes[place], side) for place, frame_HWC in frames if place in wanted]
         except VideoError:
-            continue
+            check_there(root / path)
     return kept
 
 

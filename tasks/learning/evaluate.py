@@ -268,7 +268,10 @@ def predict_test(
 
 
 def score(logits_NK: Tensor, labels_N: Any) -> dict[str, Any]:
-    """Top-1, top-5 (top-K for fewer classes), macro AUC and macro F1 over the classes, and accuracy a class."""
+    """Top-1, top-5 (top-K for fewer classes), macro AUC and macro F1 over the classes, and accuracy a class.
+
+    AUC is the mean over the classes that there are clips of; the accuracy of another is 0.
+    """
     import torch
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_auroc, multiclass_f1_score
 
@@ -276,10 +279,11 @@ def score(logits_NK: Tensor, labels_N: Any) -> dict[str, Any]:
     classes = logits_NK.shape[1]
     probabilities_NK = logits_NK.softmax(1)
     per_class = multiclass_accuracy(logits_NK, labels, classes, average=None)
+    auc = multiclass_auroc(probabilities_NK, labels, classes, average=None)
     return {
         "top1": float(multiclass_accuracy(logits_NK, labels, classes, average="micro")),
         "top5": float(multiclass_accuracy(logits_NK, labels, classes, average="micro", top_k=min(5, classes))),
-        "auc": float(multiclass_auroc(probabilities_NK, labels, classes, average="macro")),
+        "auc": float(auc[torch.bincount(labels, minlength=classes) > 0].mean()),
         "f1": float(multiclass_f1_score(logits_NK, labels, classes, average="macro")),
         "per_class": tuple(per_class.tolist()),
     }

@@ -118,7 +118,7 @@ def write_set(made: DistilledSet, out: Path, fps: int, kind: str) -> dict[str, A
         for one, video_THWC in zip(files, videos, strict=True):
             _write(out / str(one["file"]), video_THWC, fps, lossless=kind != "mp4")
     if kind == "webdataset":
-        pack_shards(out, files, _logits_a_file(made, facts))
+        pack_shards(out, files, made.classes, _logits_a_file(made, facts))
     if kind == "hf":
         write_metadata(out, facts, _logits_a_file(made, facts))
     if kind == "mp4":

@@ -49,7 +49,7 @@ def write_metadata(out: Path, facts: dict[str, Any], logits_FK: Logits) -> None:
     (out / METADATA).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def pack_shards(out: Path, files: Sequence[dict[str, Any]], logits_FK: Logits) -> None:
+def pack_shards(out: Path, files: Sequence[dict[str, Any]], classes: Sequence[str], logits_FK: Logits) -> None:
     """Move the clips into tar files: NUMBER.mkv, .cls, .json, .npy for logits; the same bytes for the same set."""
     for first in range(0, len(files), SHARD_CLIPS):
         shard = SHARD.format(first // SHARD_CLIPS)
@@ -58,7 +58,7 @@ def pack_shards(out: Path, files: Sequence[dict[str, Any]], logits_FK: Logits) -
                 written, name = out / one["file"], f"{place:06d}"
                 _add(tar, f"{name}.mkv", written.read_bytes())
                 _add(tar, f"{name}.cls", str(one["label"]).encode())
-                kept = {key: one[key] for key in ("label", "variant", "sources")}
+                kept = {key: one[key] for key in ("label", "variant", "sources")} | {"class": classes[one["label"]]}
                 _add(tar, f"{name}.json", json.dumps(kept, ensure_ascii=False).encode())
                 if logits_FK is not None:
                     _add(tar, f"{name}.npy", _npy(logits_FK[place]))

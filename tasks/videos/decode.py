@@ -25,15 +25,19 @@ from vidistill.storage.clips import (
     create_clip_array,
 )
 from vidistill.storage.errors import RunError
+from vidistill.storage.keys import file_digest
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.videos.decoder import Decoder, Sampling, VideoError, borrowed
+from vidistill.tasks.videos.decoder import Decoder, PassingError, Sampling, VideoError, borrowed
 from vidistill.tasks.videos.index import IndexTable, load_index
 from vidistill.tasks.videos.layouts import data_folder
 from vidistill.tasks.videos.scan import Video
 
 BLOCK_VIDEOS = 32
+CHANGED = "{} changed since it was indexed: run the same command again."
+PASSING = "passing"
+"""Of a video's outcome: that it failed by what may have been the machine's doing."""
 SHARDED_FROM_CLIPS = 20_000
 """Splits of more clips have a file a block instead of one a clip."""
 
@@ -123,17 +127,52 @@ def decode_block(
             work.progress(number, len(parameters.videos), video.path)
             with suppress(FileNotFoundError):
                 if (root / video.path).stat().st_size != video.bytes:
-                    raise RunError(f"{video.path} changed since it was indexed: run the same command again.")
+                    raise RunError(CHANGED.format(video.path))
             try:
-                clips_VTHWC = decoder.clips(root / video.path, sampling)
+                clips_VTHWC = _clips(decoder, root / video.path, sampling)
             except VideoError as error:
-                outcomes.append({"path": video.path, "row": None, "reason": str(error)})
+                check_unchanged(root, video)
+                passing = {PASSING: True} if isinstance(error, PassingError) else {}
+                outcomes.append({"path": video.path, "row": None, "reason": str(error)} | passing)
                 continue
             outcomes.append({"path": video.path, "row": fill(clips_VTHWC), "reason": ""})
             centre = clips_VTHWC[0].reshape(-1, 3).astype(np.float64)
             sums, squares = sums + centre.sum(0), squares + (centre**2).sum(0)
     work.progress(len(parameters.videos), len(parameters.videos))
     return outcomes, sums, squares
+
+
+def _clips(decoder: Decoder, path: Path, sampling: Sampling) -> np.ndarray:
+    """A video's clips; what may have been the machine's doing is tried once more."""
+    try:
+        return decoder.clips(path, sampling)
+    except PassingError:
+        return decoder.clips(path, sampling)
+
+
+def check_unchanged(root: Path, video: BlockVideo) -> None:
+    """Make sure, of a video that failed, that it is the one that was indexed: its artifact is kept by its content.
+
+    Raises:
+        RunError: the file is gone, cannot be read, or has changed.
+    """
+    check_there(root / video.path)
+    if file_digest(root / video.path) != video.sha256:
+        raise RunError(CHANGED.format(video.path))
+
+
+def check_there(path: Path) -> None:
+    """Make sure, of a video that failed, that there is a file which can be read.
+
+    Raises:
+        RunError: there is none.
+    """
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        why = error.strerror or error
+        raise RunError(f"{path} can be read no longer ({why}): run the same command when it is back.") from error
 
 
 @contextmanager
@@ -186,7 +225,13 @@ def clips(work: Work) -> None:
     wanted = sorted(table.of_split(parameters.split), key=lambda video: video.path)
     kept = [_clip_video(video, *outcomes[video.path]) for video in wanted if outcomes[video.path][1]["row"] is not None]
     failed = [row for _, row in outcomes.values() if row["row"] is None]
-    _check_losses(table, parameters, {video.label for video in kept}, failed)
+    try:
+        _check_losses(table, parameters, {video.label for video in kept}, failed)
+    except RunError:
+        for ref, block in zip(work.refs("blocks"), blocks, strict=True):
+            if any(row.get(PASSING) for row in block["outcomes"]):
+                work.store.discard(ref)  # the next run tries these videos again
+        raise
     mean, std = _statistics(work, blocks, len(kept))
     rejected = [Rejection(video=row["path"], outcome="failed", reason=row["reason"]) for row in failed]
     made = ClipTable(classes=table.classes, flips=table.flips, views=parameters.views, mean=mean,
@@ -219,7 +264,7 @@ def _check_losses(
         raise RunError(
             f"{len(bad)} videos ({share:.0%}) cannot be used, more than max_lost_share="
             f"{parameters.max_lost_share:.0%}; the first: {'; '.join(bad[:3])}. "
-            "Mend or remove them, or raise decode.max_lost_share."
+            "Mend or remove them; a run may raise decode.max_lost_share."
         )
     empty = [name for label, name in enumerate(table.classes) if label not in labels]
     if empty:

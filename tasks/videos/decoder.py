@@ -63,6 +63,10 @@ class VideoError(Exception):
     """This one video cannot be used; the message is the reason."""
 
 
+class PassingError(VideoError):
+    """It could not be used this time, and that may be the machine's doing: too long, out of memory, or crashed."""
+
+
 class Decoder:
     """One child process that decodes, started when first needed and again after it crashed or hung.
 
@@ -135,15 +139,15 @@ class Decoder:
             header, pixels = exchange(child, request, self.timeout_seconds)
         except TimeoutError:
             self.close()
-            raise VideoError(f"decoding took longer than {self.timeout_seconds:g} s") from None
+            raise PassingError(f"decoding took longer than {self.timeout_seconds:g} s") from None
         except (EOFError, BrokenPipeError):
             self.close()
-            raise VideoError("the decoder crashed") from None
+            raise PassingError("the decoder crashed") from None
         except BaseException:  # interrupted half-way: the next answer would be the rest of this one
             self.close()
             raise
         if "unusable" in header:
-            raise VideoError(header["unusable"])
+            raise (PassingError if header.get("passing") else VideoError)(header["unusable"])
         return header, pixels
 
     def _running_child(self) -> subprocess.Popen[bytes]:

@@ -44,7 +44,8 @@ def opened(path: str) -> Iterator[tuple[Any, Any]]:
     with container:
         streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
         if not streams:
-            raise UnusableVideo("no video stream" + (" (only audio)" if container.streams.audio else ""))
+            audio = " (only audio)" if container.streams.audio else ""
+            raise UnusableVideo(f"no video stream{audio}" if container.streams else "no stream: cut off in its header")
         stream = streams[0]
         if stream.codec_context is None:
             raise UnusableVideo("this build of FFmpeg has no decoder for its video codec")
@@ -200,10 +201,22 @@ def square(frame: Any, reformatter: VideoReformatter, out_HWC: np.ndarray) -> No
     width, height = (max(size, round(side * ratio)) for side in (frame.width, frame.height))
     left, top = (width - size) // 2, (height - size) // 2
     planar: Any = reformatter.reformat(frame, width, height, "gbrp", interpolation=SCALING, threads=1)
-    turns = round(frame.rotation / 90)
     for plane, channel in zip(planar.planes, (1, 2, 0), strict=True):
         rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-        out_HWC[..., channel] = np.rot90(rows[top : top + size, left : left + size], turns)
+        out_HWC[..., channel] = upright(frame, rows[top : top + size, left : left + size])
+
+
+def upright(frame: Any, pixels: np.ndarray) -> np.ndarray:
+    """The frame's pixels, (H, W, …), as it is meant to be shown: turned, and mirrored where its display matrix mirrors.
+
+    (x, y) is shown at (m₀x + m₃y, m₁x + m₄y), and the turn that PyAV reads is that of m₀ and m₁ with y upwards.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
+        across, down = np.frombuffer(bytes(matrix), np.int32).reshape(3, 3)[:2, :2].astype(float)
+        if across[0] * down[1] < across[1] * down[0]:
+            pixels = pixels[::-1]
+    return np.rot90(pixels, round(frame.rotation / 90))
 
 
 def stretch(numbered: Iterator[tuple[int, Any]], start: int, stop: int) -> Iterator[Any]:
@@ -304,7 +317,7 @@ def frames(path: str, every: int, limit: int | None) -> Iterator[np.ndarray]:
                     return
                 if number % every == 0:
                     picture: Any = reformatter.reformat(frame, *size, "rgb24", interpolation=SCALING, threads=1)
-                    yield np.rot90(picture.to_ndarray(), round(frame.rotation / 90))
+                    yield upright(frame, picture.to_ndarray())
                 number += 1
     if not number:
         raise UnusableVideo("no frame could be decoded")

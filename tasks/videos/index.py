@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vidistill.storage.errors import RunError
@@ -47,8 +48,21 @@ def survey(root: Path, parameters: IndexParameters, *, workers: int = 2, timeout
         flips=listing.flips,
         videos=tuple(videos),
         rejected=tuple(rejected),
-        notes=listing.notes,
+        notes=(*listing.notes, *_copies(videos)),
     )
+
+
+def _copies(videos: Sequence[Video]) -> Iterator[str]:
+    """Notes of files that are the same, byte for byte, and stand on both sides of the split or in several classes."""
+    alike: dict[str, list[Video]] = {}
+    for video in videos:
+        alike.setdefault(video.sha256, []).append(video)
+    kinds = {"split": "on both sides of the split, so that scores flatter", "label": "in several classes"}
+    for kind, told in kinds.items():
+        found = [same for same in alike.values() if len({getattr(video, kind) for video in same}) > 1]
+        if found:
+            first = " = ".join(video.path for video in found[0][:3])
+            yield f"{len(found)} files are there more than once, byte for byte, {told} (the first: {first})"
 
 
 class IndexJobParameters(Parameters):

@@ -186,6 +186,8 @@ def read_folders(folder: Path, parameters: IndexParameters, tree: Tree) -> Draft
             if len(parts) == 3 and parts[0] in sides:
                 draft.entries.append(entry_of(path, parts[1], sides[parts[0]]))
         return draft
+    if parameters.layout == "auto" and (unread := split_lists.unread(folder)):
+        raise RequestError(_in_no_form(unread))
     draft = Draft(dataset, [], lambda path: _outside_class_folder(path, 0, "", []))
     draft.entries = [entry_of(path, path.split("/")[0], "train") for path in tree.videos if path.count("/") == 1]
     if not draft.entries:
@@ -202,6 +204,15 @@ def read_folders(folder: Path, parameters: IndexParameters, tree: Tree) -> Draft
         f"class folders without a split of their own: the test split is {share}{_hint(tree, parameters)}"
     )
     return draft
+
+
+def _in_no_form(path: Path) -> str:
+    table = path.suffix.lower() in split_lists.TABLE_SUFFIXES
+    has = f" it has {', '.join(split_lists.columns(path)) or 'none'}" if table else " or the lists of UCF101 or HMDB51"
+    return (
+        f"{path} tells a split in no form that is read: give a table with the columns path,label,split;{has}. "
+        "To draw a split of class folders instead, name layout folders"
+    )
 
 
 def _hint(tree: Tree, parameters: IndexParameters) -> str:
@@ -291,20 +302,22 @@ def check(draft: Draft, folder: Path, *, test_only: bool = False) -> tuple[str, 
     test = {entry.label for entry in draft.entries if entry.split == "test"}
     if test_only and not train:
         return tuple(label for label in draft.classes or sorted(test) if label in test)
+    missing = [f"{row.video}, {row.reason}" for row in draft.rejected if row.outcome == "failed"]
+    lost = f" ({len(missing)} files are missing; the first is {missing[0]})" if missing else ""
     if unknown := sorted(test - train):
-        raise RequestError(f"class {unknown[0]!r} of {folder} has test videos but no training videos")
-    _check_classes(train, folder)
+        raise RequestError(f"class {unknown[0]!r} of {folder} has test videos but no training videos{lost}")
+    _check_classes(train, folder, lost)
     if not test:
         raise RequestError(
-            f"{folder} has no test videos: add some, or set holdout to score on part of the training split"
+            f"{folder} has no test videos{lost}: add some, or set holdout to score on part of the training split"
         )
     draft.notes += [f"class {label!r} has no test videos" for label in sorted(train - test)]
     return tuple(label for label in draft.classes or sorted(train) if label in train)
 
 
-def _check_classes(labels: set[str], folder: Path) -> None:
+def _check_classes(labels: set[str], folder: Path, lost: str = "") -> None:
     if len(labels) < 2:
-        raise RequestError(f"{folder} has only one class ({', '.join(labels)}): there is nothing to tell apart")
+        raise RequestError(f"{folder} has only one class ({', '.join(labels)}){lost}: there is nothing to tell apart")
 
 
 def all_rejected(draft: Draft, tree: Tree) -> tuple[Rejected, ...]:

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from flow_running import CLASSES, TINY, CommandLine, environment, snapshot
 
+from vidistill.flows import commands
+
 ROW = set(
     shlex.split(
         "dataset split protocol recipe method variant ipc student labels top1_mean top1_std top5_mean auc_mean f1_mean "
@@ -173,6 +175,27 @@ def test_index_lists_every_file_with_its_outcome(session: Session, videos: Path)
     assert outcomes.pop("train/left/broken.mp4") == "failed"
     files = {path.relative_to(videos).as_posix() for path in videos.rglob("*.mp4") if path.name != "broken.mp4"}
     assert outcomes == dict.fromkeys(files, "kept")
+
+
+def test_names_are_printed_as_they_are_and_with_what_was_noted(
+    tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Brackets are no markup; index and plan say that a split was drawn, and what copies stand on both sides of it."""
+    source = next((videos / "train" / "left").glob("left*.mp4")).read_bytes()
+    for name in ("a/[1] x.mp4", "a/2.mp4", "b/[bold]y.mp4", "b/4.mp4"):
+        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / name).write_bytes(source)
+    commands.index(str(tmp_path / "own"), None, None, as_json=False)
+    listed = capsys.readouterr().out
+    assert re.findall(r"^kept +(.*\.mp4)", listed, re.MULTILINE) == [
+        "a/2.mp4", "a/[1] x.mp4", "b/4.mp4", "b/[bold]y.mp4"
+    ]  # fmt: skip
+    asked = {"data": str(tmp_path / "own"), "cells": [{"method": "random"}], "front": "rgb"}
+    commands.plan(asked, str(tmp_path / "store"), "cpu", "threads")
+    for printed in (listed, capsys.readouterr().out):
+        assert "the test split is 25% of each class" in printed
+        assert "1 files are there more than once, byte for byte, on both sides of the split" in printed
+        assert "byte for byte, in several classes (the first: a/2.mp4 = a/[1] x.mp4 = b/4.mp4)" in printed
 
 
 def test_ls_lists_the_artifacts(session: Session) -> None:

@@ -34,13 +34,14 @@ def test_shards_become_class_folders(tmp_path: Path, videos: Path) -> None:
     real = sorted((videos / "train").rglob("*.mp4"))
     left, right = (next(path for path in real if path.parent.name == name).read_bytes() for name in ("left", "right"))
     shard(tmp_path / "shards" / "train-000.tar", {
-        "a/1.cls": b"left\n", "a/1.mp4": left, "a/2.mp4": right, "a/2.json": json.dumps({"class": "right"}).encode(),
+        "a/1.cls": b"left\n", "a/1.mp4": left,
+        "a/2.mp4": right, "a/2.cls": b"1", "a/2.json": json.dumps({"class": "right", "label": 1}).encode(),
         "a/3.txt": b"nothing to see",
     })  # fmt: skip
-    shard(tmp_path / "shards" / "val-000.tar", {"1.mp4": right, "1.txt": b"left", "2.MP4": left, "2.txt": b"right"})
+    shard(tmp_path / "shards" / "val-000.tar", {"1.mp4": right, "1.txt": b"left", "2.WMV": left, "2.txt": b"right"})
     assert unpack(tmp_path / "shards", tmp_path / "out") == {"train": 2, "test": 2}
     assert files(tmp_path / "out") == {
-        "train/left/1.mp4": left, "train/right/2.mp4": right, "test/left/1.mp4": right, "test/right/2.mp4": left,
+        "train/left/1.mp4": left, "train/right/2.mp4": right, "test/left/1.mp4": right, "test/right/2.wmv": left,
     }  # fmt: skip
     listing = list_videos(tmp_path / "out", IndexParameters())
     assert (listing.classes, len(listing.entries)) == (("left", "right"), 4)
@@ -67,7 +68,8 @@ def test_names_tell_groups_and_shards_their_side(tmp_path: Path) -> None:
         ({"1.mp4": b"x", "1.json": b"[0]"}, "1 of .* has no class"),
         ({"1.mp4": b"x", "1.cls": b"\xff"}, "1 of .* has no class"),
         ({"1.mp4": b"x", "1.cls": b"../up"}, "names no folder"),
-        ({"1.png": b"x", "1.cls": b"0"}, "holds no videos"),
+        ({"1.png": b"x", "1.cls": b"0"}, r"1 of .* has a class and no video of a known kind: it has \.png, \.cls"),
+        ({"1.png": b"x", "1.txt": b"a caption"}, "holds no videos"),
     ],
 )
 def test_what_is_no_sample_is_said_and_nothing_is_left(tmp_path: Path, members: dict[str, bytes], said: str) -> None:

@@ -456,6 +456,15 @@ def test_what_is_given_is_not_searched(bench):
     assert {(point.scale, point.frames) for point in searched(bench, 501.0, "hard").points} == {(0.75, 0.5)}
 
 
+def test_a_class_of_one_video_is_said_before_the_search_and_needs_none(bench):
+    videos = tuple(video for video in bench.given.table.videos if video.label or video.split == "test")
+    alone = next(video for video in bench.given.table.videos if not video.label and video.split == "train")
+    given = replace(bench.given, table=bench.given.table.model_copy(update={"videos": (alone, *videos)}), kb=50.0)
+    with pytest.raises(RequestError, match=r"a fifth of the training split, and class .* one .*coded\.search=null"):
+        Coded(Coded.Parameters(**QUICK)).inputs(given)
+    Coded(Coded.Parameters(**QUICK, search=None)).inputs(given)
+
+
 def test_the_search_uses_the_recipes_labels_and_every_stored_view(bench, monkeypatch):
     """A student is trained on the teacher's outputs for what is decoded, and scored on held-out clips alone."""
     seen: list[tuple[Any, ...]] = []

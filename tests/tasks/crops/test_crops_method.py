@@ -16,8 +16,9 @@ from resuming import killed_and_resumed
 
 from vidistill.models.regions import cells, enlarge
 from vidistill.storage.distilled import DistilledSet
-from vidistill.storage.errors import RequestError
+from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.exported import EXPORT, LOGITS
+from vidistill.storage.keys import file_digest
 from vidistill.storage.store import ArtifactRef, Manifest, Store
 from vidistill.tasks.crops import cutting, track, tracking
 from vidistill.tasks.crops.cutting import CROPS
@@ -257,7 +258,7 @@ def test_where_few_videos_give_a_crop_the_row_is_marked(bench: Bench) -> None:
         made_by(bench, grid=2, detector="hog")
 
 
-def test_a_video_that_is_gone_is_counted_and_costs_only_itself(bench: Bench, tmp_path: Path) -> None:
+def test_a_broken_video_costs_only_itself_and_one_that_changed_is_said(bench: Bench, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(bench.runtime.data, data)
     path = next((data / "train" / "left").glob("*c00.mp4"))
@@ -274,6 +275,11 @@ def test_a_video_that_is_gone_is_counted_and_costs_only_itself(bench: Bench, tmp
         dataclasses.replace(bench.given, add=add)
     )
     (job,) = [job for job in jobs if job.stage == "tracks" and len(job.parameters["videos"]) == 9]
+    with pytest.raises(RunError, match="changed since it was indexed"):
+        run_job(job, runtime)
+    named, own = path.relative_to(data).as_posix(), {"sha256": file_digest(path)}
+    videos = [video | (own if video["path"] == named else {}) for video in job.parameters["videos"]]
+    job = job.model_copy(update={"parameters": job.parameters | {"videos": videos}})
     run_job(job, runtime)
     outcomes = json.loads((Store(tmp_path / "store").folder(job.ref) / TRACKS).read_text())
     reasons = [one["reason"] for one in outcomes]

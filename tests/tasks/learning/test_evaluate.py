@@ -51,6 +51,12 @@ def test_scores_agree_with_scikit_learn() -> None:
     assert found["per_class"] == pytest.approx(expected)
 
 
+def test_a_class_without_clips_counts_in_no_area_under_the_curve() -> None:
+    """Of the four pairs of a clip of a class and one of another, class 0 and class 2 order three rightly."""
+    logits_NK = torch.tensor([[2.0, 0.0, 1.0], [2.0, 0.0, 0.0], [0.0, 0.0, 2.0], [2.0, 0.0, 0.5]])
+    assert score(logits_NK, np.array([0, 0, 2, 2]))["auc"] == pytest.approx(3 / 4)
+
+
 def test_two_classes_have_a_top_5_of_one() -> None:
     assert score(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1]))["top5"] == 1.0
 

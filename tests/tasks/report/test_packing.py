@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from method_contract import Bench
 
+from vidistill.flows.unpack import unpack
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import ArtifactDamaged
 from vidistill.storage.exported import EXPORT
@@ -155,6 +156,14 @@ def test_hugging_face_s_datasets_reads_it(
     np.testing.assert_array_equal(found["labels"][order], made.labels_N)
     np.testing.assert_array_equal(found["logits"][order], made.logits_NK)
     assert found["classes"].tolist() == [made.classes[label] for label in found["labels"]]
+
+
+def test_a_set_s_shards_are_unpacked_into_its_classes(
+    folders: dict[str, Path], made: DistilledSet, tmp_path: Path
+) -> None:
+    unpack(folders["webdataset"], tmp_path / "out")
+    found = sorted(path.parent.name for path in (tmp_path / "out").rglob("*.mkv"))
+    assert found == sorted(made.classes[label] for label in made.labels_N)
 
 
 def test_webdataset_reads_its_shards(folders: dict[str, Path], made: DistilledSet, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from vidistill.storage.errors import RunError
 from vidistill.tasks.stage import run_job
 from vidistill.tasks.videos import decode as module
 from vidistill.tasks.videos.decode import ClipsParameters, DecodeParameters, block_jobs, clips_job
+from vidistill.tasks.videos.decoder import Decoder, PassingError, Sampling
 from vidistill.tasks.videos.files import Rejected
 
 DECODE = DecodeParameters(frames=4, interval=1, size=48, views=2, max_lost_share=0.5)
@@ -80,3 +82,45 @@ def test_a_video_that_changed_since_it_was_indexed_is_not_filed_as_what_it_was(b
     with pytest.raises(RunError, match="changed since it was indexed: run the same command again"):
         run_job(job, bench.runtime.model_copy(update={"data": str(data)}))
     assert not bench.store.has(job.ref)
+
+
+@pytest.mark.parametrize("size", [33, 34])
+def test_a_video_that_is_gone_or_another_of_its_size_is_no_broken_one(bench: Bench, tmp_path: Path, size: int) -> None:
+    """The block is kept by what its videos hold: one that is there again must not be remembered as unreadable."""
+    data = Path(shutil.copytree(bench.runtime.data, tmp_path / "videos"))
+    job = block_jobs(bench.given.table, DECODE.model_copy(update={"size": size}), "train")[0]
+    path = data / job.parameters["videos"][0]["path"]
+    whole, elsewhere = path.read_bytes(), bench.runtime.model_copy(update={"data": str(data)})
+    path.write_bytes(bytes(len(whole))) if size == 33 else path.unlink()
+    with pytest.raises(RunError, match="changed since it was" if size == 33 else "can be read no longer .No such file"):
+        run_job(job, elsewhere)
+    assert not bench.store.has(job.ref)
+    path.write_bytes(whole)
+    outcomes = json.loads((bench.store.folder(run_job(job, elsewhere)[0]) / OUTCOMES).read_text())["outcomes"]
+    assert outcomes[0]["row"] == 0
+
+
+def test_what_the_machine_may_have_failed_at_is_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once at once; and where a set has lost too many, what failed twice is decoded by the next run."""
+    decode = DECODE.model_copy(update={"size": 35, "max_lost_share": 0.01})
+    blocks, clips, asked = block_jobs(bench.given.table, decode, "train"), Decoder.clips, []
+    busy = {blocks[0].parameters["videos"][0]["path"]: 1, blocks[1].parameters["videos"][0]["path"]: 2}
+
+    def failing(decoder: Decoder, path: Path, sampling: Sampling) -> np.ndarray:
+        name = path.relative_to(bench.runtime.data).as_posix()
+        asked.append(name)
+        if asked.count(name) <= busy.get(name, 0):
+            raise PassingError("the decoder crashed")
+        return clips(decoder, path, sampling)
+
+    monkeypatch.setattr(Decoder, "clips", failing)
+    job = clips_job(bench.given.index, decode, "train", blocks)
+    for block in blocks:
+        run_job(block, bench.runtime)
+    with pytest.raises(RunError, match=r"1 videos .*the decoder crashed"):
+        run_job(job, bench.runtime)
+    assert [bench.store.has(block.ref) for block in blocks[:2]] == [True, False]
+    for one in (*blocks, job):
+        run_job(one, bench.runtime)
+    assert len(Clips(bench.store, job.ref)) == len(bench.given.table.of_split("train"))
+    assert {name: asked.count(name) for name in busy} == dict(zip(busy, (2, 3), strict=True))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -301,6 +303,37 @@ def test_the_display_rotation_is_applied(data_root: Path, name: str, turns: int)
         stored = next(container.decode(video=0)).to_ndarray(format="rgb24", width=114, height=64)
     upright = np.rot90(stored[:, 25:89], turns)
     assert np.abs(odd_clip(data_root, f"rotated/{name}")[0].astype(int) - upright).mean() < 3
+
+
+MATRICES = list(itertools.product((-1, 1), (-1, 1), (False, True)))
+"""What a display matrix may do: the signs of x and y, and whether they change places."""
+
+
+@pytest.mark.parametrize(("across", "down", "swapped"), MATRICES)
+def test_frames_are_shown_as_their_display_matrix_says(tmp_path: Path, across: int, down: int, swapped: bool) -> None:
+    """(x, y) is shown at (ax + cy, bx + dy) for the matrix a, b, 0, c, d, 0 … of an MP4's track header."""
+    a, b, c, d = (0, across, down, 0) if swapped else (across, 0, 0, down)
+    levels = {(-1, -1): 30, (1, -1): 90, (-1, 1): 150, (1, 1): 210}
+    picture = np.zeros((64, 96, 3), np.uint8)
+    for (x, y), level in levels.items():
+        picture[32 * (y > 0) :, 48 * (x > 0) :] = level
+    with av.open(str(tmp_path / "video.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode())
+    data = bytearray((tmp_path / "video.mp4").read_bytes())
+    at = data.index(b"tkhd") + 44
+    data[at : at + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    (tmp_path / "video.mp4").write_bytes(data)
+    expected = [[0, 0], [0, 0]]
+    for (x, y), level in levels.items():
+        expected[b * x + d * y > 0][a * x + c * y > 0] = level
+    (whole,) = frames.frames(str(tmp_path / "video.mp4"), 1, None)
+    for shown in (frames.clips(str(tmp_path / "video.mp4"), 1, 1, 32, 1)[0, 0], whole):
+        corners = [[shown[y, x].mean() for x in (4, -4)] for y in (4, -4)]
+        assert np.abs(np.array(corners) - expected).max() < 8
+    assert whole.shape == ((96, 64, 3) if swapped else (64, 96, 3))
 
 
 def test_folders_missing_and_forbidden_files_are_named(tmp_path: Path, decoder: Decoder) -> None:

@@ -337,6 +337,39 @@ def test_tables_that_make_no_sense_are_errors(tmp_path, rows, message):
         read(write_table(lay(tmp_path, LEFT_RIGHT) / "t.csv", rows))
 
 
+def test_a_class_without_training_videos_is_told_which_files_are_missing(tmp_path):
+    rows = ["l/9.mp4,l,train", "left/1.mp4,l,test", "right/0.mp4,r,train", "right/1.mp4,r,test"]
+    with pytest.raises(RequestError, match=r"'l' .* no training videos \(1 files are missing; the first is l/9.mp4"):
+        read(write_table(lay(tmp_path, LEFT_RIGHT) / "t.csv", rows))
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "said"),
+    [
+        ("split.csv", "file,class,split", r"split\.csv tells a split in no form .* it has file, class, split\."),
+        ("splits/videos.csv", "name,class,split", "it has name, class, split"),
+        ("train.csv", "path;label", "it has path;label"),
+        ("test.txt", "left/0.mp4", r"test\.txt .* or the lists of UCF101"),
+        ("annotations/val.json", "[]", r"val\.json"),
+    ],
+)
+def test_a_split_that_is_not_understood_is_not_passed_over(tmp_path, name, header, said):
+    """A split of our own in its place would be scored on the user's training videos."""
+    write_table(lay(tmp_path, LEFT_RIGHT) / name, ["left/0.mp4,l,test"], header)
+    with pytest.raises(RequestError, match=said):
+        read(tmp_path)
+    assert Counter(splits(read(tmp_path, layout="folders")).values()) == {"train": 12, "test": 4}
+
+
+def test_other_lists_and_those_beside_train_and_test_folders_are_passed_over(tmp_path):
+    write_table(lay(tmp_path / "a", LEFT_RIGHT) / "notes.csv", ["1"], header="path,label")
+    (tmp_path / "a" / "boxes.json").write_text("{}")
+    assert len(read(tmp_path / "a").entries) == 16
+    sides = [f"{side}/{path}" for side in ("train", "test") for path in LEFT_RIGHT]
+    write_table(lay(tmp_path / "b", sides) / "split.csv", ["1"], header="path;split")
+    assert len(read(tmp_path / "b").entries) == 32
+
+
 def test_a_group_on_both_sides_is_a_note(tmp_path):
     names = [f"{label}_g01_c{clip:02d}.mp4" for label in "ab" for clip in (1, 2)]
     rows = [f"{name},{name[0]},{split}" for name, split in zip(names, ("train", "test") * 2, strict=True)]
