@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 from collections import defaultdict
@@ -62,6 +63,8 @@ def collect(
     keep = interval(keep_interrupted, "--keep-interrupted")
     limits = Limits(interval(older_than, "--older-than") if older_than else None, amount(max_size))
     store = existing(location)
+    if yes:
+        _make_room(store)
     with collecting(store) if yes else nullcontext(leases(store)) as others:
         survey = store.survey(content=True)
         named = {ref for one in names(store).values() for ref in (*one.sets, one.report)}
@@ -76,6 +79,22 @@ def collect(
             console.print("Nothing was removed: say --yes to do it.")
         else:
             console.print("There is nothing to remove.")
+
+
+def _make_room(store: Store) -> None:
+    """On a disk so full that not even a lease can be written, remove what no run can need: dead attempts, and the
+    checkpoints of what is finished.
+    """
+    try:
+        store.check_writable()
+    except StoreError as error:
+        if getattr(error.__cause__, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        store.sweep()
+        survey = store.survey()
+        for ref in survey:
+            if ref.parent in survey and survey[ref.parent].problem is None:
+                store.discard(ref)
 
 
 def interval(text: str, option: str) -> timedelta:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from vidistill.flows.rows import rows_of
 from vidistill.flows.runners import WORKERS, jobs_done_by
 from vidistill.flows.salvage import Failed, salvaged
 from vidistill.storage.errors import RequestError, RowsFailed, StoreError
+from vidistill.storage.files import copy_out
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.report.gather import HTML, JSON, MARKDOWN, ReportParameters
@@ -114,9 +114,7 @@ def publish(ref: ArtifactRef, runtime: Runtime, out: Path | None) -> Path:
     folder = open_store(runtime.store).folder(ref)
     page = folder / HTML
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in (HTML, JSON):
-            shutil.copyfile(folder / name, out / name)
+        copy_out(folder, (HTML, JSON), out)
         page = (out / HTML).absolute()
     create_markdown_artifact((folder / MARKDOWN).read_text(), key="distill-report", description=f"Report {ref.key}")
     create_link_artifact(page.as_uri(), link_text="report.html", key="distill-page")

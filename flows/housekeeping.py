@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vidistill.storage.errors import ArtifactDamaged, RequestError
+from vidistill.storage.files import copy_out
 from vidistill.storage.names import names
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.store import ArtifactRef, Found, Store
@@ -143,7 +143,5 @@ def write_report(key: str, location: str | None, out: Path) -> None:
         raise RequestError(f"The store {store.location} has no report {key!r}: {advice}.")
     if len(found) > 1:
         raise RequestError(f"{len(found)} reports begin with {key!r}: give more of the key (`vidistill ls report`).")
-    out.mkdir(parents=True, exist_ok=True)
-    for name in (HTML, JSON):
-        shutil.copyfile(store.folder(found[0]) / name, out / name)
+    copy_out(store.folder(found[0]), (HTML, JSON), out)
     console.print(f"The report is {out / HTML}")

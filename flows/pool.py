@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from prefect import flow
@@ -15,6 +14,7 @@ from vidistill.flows.own import with_own
 from vidistill.flows.parameters import SPRITES, PoolRequest
 from vidistill.flows.planning import Plan, plan_data
 from vidistill.flows.runners import WORKERS, jobs_done_by
+from vidistill.storage.files import copy_out
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef, Store
@@ -67,8 +67,7 @@ def publish(store: Store, ref: ArtifactRef, out: Path | None) -> None:
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "pool.md").write_text(words)
-        for name in (QUALITY_FACTS, SHEET):
-            shutil.copyfile(folder / name, out / name)
+        copy_out(folder, (QUALITY_FACTS, SHEET), out)
     create_markdown_artifact(words, key="distill-pool", description=f"Pool {store.manifest(ref).inputs['pool'][0].key}")
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from vidistill.storage.causes import CAUSES
+from vidistill.storage.errors import RunError
 from vidistill.storage.keys import file_digest
 
 
@@ -17,7 +20,12 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in files_of(folder))
+    """Of a folder's files, as far as nobody removes them meanwhile."""
+    total = 0
+    for path in files_of(folder):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def settled_digest(path: Path) -> str:
@@ -47,6 +55,20 @@ def write_whole(path: Path, content: bytes) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def copy_out(folder: Path, names: Iterable[str], out: Path) -> None:
+    """Copy files of an artifact into a user's folder, each of them whole or not at all.
+
+    Raises:
+        RunError: the user's folder cannot be written, and why.
+    """
+    try:
+        for name in names:
+            write_whole(out / name, (folder / name).read_bytes())
+    except OSError as error:
+        why = error.strerror or error
+        raise RunError(f"{out} cannot be written ({why}): all is in the store; name another --out.") from error
 
 
 def remove_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +103,26 @@ def _gone(content: str, silent_seconds: float) -> bool:
 
 
 def this_process() -> dict[str, object]:
-    """Who holds what this process takes: its host, its number, and when it started."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "start": _start(os.getpid())}
+    """Who holds what this process takes: its host, where its number is one, its number, and when it started."""
+    return {"host": socket.gethostname(), "space": _space(), "pid": os.getpid(), "start": _start(os.getpid())}
 
 
 def gone(owner: Mapping[str, Any], silent_seconds: float, stale_seconds: float) -> bool:
-    """Whether an owner no longer runs: asked on its own host, and told by its silence on another."""
-    if owner["host"] == socket.gethostname():
+    """Whether an owner no longer runs: asked on its own host, and told by its silence on another.
+
+    Containers may share a host's name and not its processes.
+    """
+    if (owner["host"], owner.get("space")) == (socket.gethostname(), _space()):
         return bool(_start(owner["pid"]) != owner["start"])
     return silent_seconds > stale_seconds
+
+
+@cache
+def _space() -> str:
+    """The boot of this machine and its namespace of process numbers; nothing where there is no /proc."""
+    with suppress(OSError):
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    return ""
 
 
 def _bury(path: Path, by: str, watch: _Watch) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from vidistill.storage.keys import file_digest
+from vidistill.storage.keys import digest, file_digest
 from vidistill.storage.parameters import Parameters
 
 MANIFEST = "manifest.json"
@@ -69,6 +69,8 @@ class Manifest(Parameters):
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     created: str = ""
+    checksum: str = Field("", exclude_if=lambda checksum: not checksum)
+    """Of all the rest."""
 
     @property
     def ref(self) -> ArtifactRef:
@@ -88,8 +90,27 @@ class Found:
     bytes: int
 
 
+class AlteredError(ValueError):
+    """A manifest that does not have its checksum."""
+
+
+def write_manifest(place: Path, manifest: Manifest) -> None:
+    sealed = manifest.model_copy(update={"checksum": digest(json.loads(manifest.model_dump_json()))})
+    (place / MANIFEST).write_text(sealed.model_dump_json(indent=1))
+
+
 def read_manifest(place: Path) -> Manifest:
-    return Manifest.model_validate(json.loads((place / MANIFEST).read_text()))
+    """The manifest in a folder; those of older versions have no checksum.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is no manifest; AlteredError: its checksum is another.
+    """
+    plain = json.loads((place / MANIFEST).read_text())
+    manifest = Manifest.model_validate(plain)
+    if plain.pop("checksum", None) not in (None, digest(plain)):
+        raise AlteredError
+    return manifest.model_copy(update={"checksum": ""})
 
 
 def damage(place: Path, manifest: Manifest, content: Literal["unread", "once", "read"]) -> str | None:
@@ -105,12 +126,15 @@ def damage(place: Path, manifest: Manifest, content: Literal["unread", "once", "
         path = place / name
         if not path.is_file():
             return f"{name} is missing"
-        status = path.stat()
-        if status.st_size != expected.bytes:
-            return f"{name} has {status.st_size} bytes instead of {expected.bytes}"
-        known = _digests.get(path) if content == "once" else None
-        if content != "unread" and known != (status.st_mtime_ns, expected.sha256):
-            if file_digest(path) != expected.sha256:
-                return f"{name} does not have its checksum"
-            _digests[path] = (status.st_mtime_ns, expected.sha256)
+        try:
+            status = path.stat()
+            if status.st_size != expected.bytes:
+                return f"{name} has {status.st_size} bytes instead of {expected.bytes}"
+            known = _digests.get(path) if content == "once" else None
+            if content != "unread" and known != (status.st_mtime_ns, expected.sha256):
+                if file_digest(path) != expected.sha256:
+                    return f"{name} does not have its checksum"
+                _digests[path] = (status.st_mtime_ns, expected.sha256)
+        except FileNotFoundError:  # removed meanwhile
+            return f"{name} is missing"
     return None

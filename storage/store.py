@@ -28,12 +28,14 @@ from vidistill.storage.locks import abandoned, locked
 from vidistill.storage.manifests import (
     CHECKPOINT,
     MANIFEST,
+    AlteredError,
     ArtifactRef,
     FileRecord,
     Found,
     Manifest,
     damage,
     read_manifest,
+    write_manifest,
 )
 
 __all__ = ["CHECKPOINT", "MANIFEST", "ArtifactRef", "Attempt", "FileRecord", "Found", "Manifest", "Store"]
@@ -258,6 +260,8 @@ class Store:
             manifest = read_manifest(place)
         except (FileNotFoundError, NotADirectoryError):
             return Found(None, f"no {MANIFEST}" if place.exists() else "no artifact", size_of(place))
+        except AlteredError:
+            return Found(None, f"{MANIFEST} does not have its checksum", size_of(place))
         except (ValidationError, ValueError):
             return Found(None, f"{MANIFEST} cannot be read", size_of(place))
         if manifest.ref != ref:
@@ -285,9 +289,8 @@ class Store:
             if path.name != MANIFEST
         }
         attempt.note(files=files, created=datetime.now(UTC).isoformat(timespec="seconds"))
-        manifest = folder / MANIFEST
-        manifest.write_text(attempt.manifest.model_dump_json(indent=1))
-        settled_digest(manifest)
+        write_manifest(folder, attempt.manifest)
+        settled_digest(folder / MANIFEST)
         self.discard(ref)
         self._place(ref).parent.mkdir(parents=True, exist_ok=True)
         folder.rename(self._place(ref))

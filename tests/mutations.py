@@ -101,6 +101,13 @@ LENGTHS, RATES, REFUSED = (
 OF_THE_STEP = of("tasks/match/test_match.py", "test_pixels_move_at_the_rate_that_is_asked_for_or_at_the_steps")
 TAPS = of("models/test_networks.py", "test_taps_that_meet_no_pixel_are_left_out_and_nothing_else")
 AT_ITS_RATE = of("tasks/learning/test_evaluate.py", "test_a_student_may_train_at_the_rate_that_its_set_learned")
+SHOWN = of("tasks/videos/test_decoder.py", "test_frames_are_shown_as_their_display_matrix_says")
+UNREAD = of("tasks/videos/test_layouts.py", "test_a_split_that_is_not_understood_is_not_passed_over")
+GONE = of("tasks/videos/test_decode.py", "test_a_video_that_is_gone_or_another_of_its_size_is_no_broken_one")
+AGAIN = of("tasks/videos/test_decode.py", "test_what_the_machine_may_have_failed_at_is_tried_again")
+AREA = of("tasks/learning/test_evaluate.py", "test_a_class_without_clips_counts_in_no_area_under_the_curve")
+DAMAGE = of("storage/test_store.py", "test_every_damage_is_named")
+CONTAINER = of("storage/test_locks.py", "test_a_container_that_shares_the_host_s_name_is_told_by_its_heartbeat")
 TOLD_APART = of("tasks/report/test_scores.py", "test_sets_of_several_networks_for_one_student_are_told_apart")
 BEHIND = of("tasks/report/test_page.py", "test_a_set_that_is_behind_what_it_began_as_says_so")
 LOSSES = of("tasks/match/test_match_losses.py")
@@ -480,6 +487,30 @@ MUTATIONS = [
     Mutation("tasks/learning/evaluate.py", "no student trains at its set's rate", AT_ITS_RATE,
              'if not student.learnt_lr or "lr" not in facts:',
              "if True:"),
+    Mutation("tasks/videos/frames.py", "no frame is mirrored", SHOWN,
+             "if across[0] * down[1] < across[1] * down[0]:",
+             "if False:"),
+    Mutation("tasks/videos/layouts.py", "a split in another form is passed over", UNREAD,
+             'if parameters.layout == "auto" and (unread',
+             'if False and (unread'),
+    Mutation("tasks/videos/decode.py", "a file that is gone is filed as a broken one", GONE,
+             "    check_there(root / video.path)\n",
+             "    return\n"),
+    Mutation("tasks/videos/decode.py", "what crashed once is not tried again", AGAIN,
+             "    except PassingError:\n        return decoder.clips(path, sampling)",
+             "    except PassingError:\n        raise"),
+    Mutation("tasks/videos/decode.py", "what failed twice is kept for ever", AGAIN,
+             "work.store.discard(ref)",
+             "pass"),
+    Mutation("tasks/learning/evaluate.py", "a class without clips has an area", AREA,
+             "auc[torch.bincount(labels, minlength=classes) > 0]",
+             "auc"),
+    Mutation("storage/manifests.py", "a manifest that was edited is whole", DAMAGE,
+             "not in (None, digest(plain))",
+             "in ()"),
+    Mutation("storage/locks.py", "a container asks after another's process", CONTAINER,
+             '(owner["host"], owner.get("space")) == (socket.gethostname(), _space())',
+             'owner["host"] == socket.gethostname()'),
     Mutation("tasks/report/gather.py", "sets of two networks have one name", TOLD_APART,
              "made.append(row if row.network == network else",
              "made.append(row if True else"),

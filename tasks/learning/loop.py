@@ -8,6 +8,7 @@ A step draws everything from its number, so that a run which was killed and goes
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import math
 import time
@@ -141,7 +142,9 @@ def stopped(said: str, step: int, state: State) -> RunError:
 def _save(folder: Path, state: State, curve: Curve) -> None:
     import torch
 
-    torch.save({"curve": asdict(curve), "state": _values(state)}, folder / STATE)
+    content = io.BytesIO()  # a full disk is an OSError of ours, and an error of the archive without a number of torch's
+    torch.save({"curve": asdict(curve), "state": _values(state)}, content)
+    (folder / STATE).write_bytes(content.getbuffer())
 
 
 def _resumed(state: State, keeper: Keeper) -> tuple[int, Curve]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -22,8 +23,9 @@ from flow_running import BIN, TINY, CommandLine, environment
 from vidistill.flows.cli import main
 from vidistill.flows.collecting import collect
 from vidistill.flows.housekeeping import verify
-from vidistill.storage.errors import RequestError
+from vidistill.storage.errors import RequestError, StoreError
 from vidistill.storage.leases import leased, leases
+from vidistill.storage.manifests import read_manifest, write_manifest
 from vidistill.storage.names import Promoted, promote
 from vidistill.storage.store import ArtifactRef, Manifest, Store
 
@@ -264,12 +266,33 @@ def test_a_store_with_nothing_to_remove(store: Store, gc: Callable[..., str]) ->
     assert gc() == said
 
 
+def test_on_a_full_disk_room_is_made_from_what_no_run_needs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a checkpoint of what is finished, or a dead attempt, is gone not even a lease can be written."""
+    teacher = make(store, "teacher", "t")
+    finished = make(store, "teacher-checkpoint", "t-5")
+    going = make(store, "teacher-checkpoint", "u-5")
+    (store.root / ".staging" / "dead.0").mkdir(parents=True)
+
+    def write_note(own: Store, *note: Any, written: Any = Store.write_note) -> None:
+        assert own.refs("teacher-checkpoint") == [going]
+        assert not list((own.root / ".staging").glob("dead.*"))
+        written(own, *note)
+
+    def check_writable(own: Store) -> None:
+        raise StoreError("full") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Store, "write_note", write_note)
+    monkeypatch.setattr(Store, "check_writable", check_writable)
+    collect(str(store.root), yes=True, keep_interrupted="7d")
+    assert finished not in store.refs()
+    assert teacher not in store.refs()  # as ever: nothing rests on it
+
+
 def dated(store: Store, days: int, *inputs: ArtifactRef) -> ArtifactRef:
     """A report of so many days ago."""
     ref = make(store, "report", f"r{days}", *inputs)
-    path = store.folder(ref) / "manifest.json"
     then = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"created": then}))
+    write_manifest(store.folder(ref), store.manifest(ref).model_copy(update={"created": then}))
     return ref
 
 
@@ -507,8 +530,7 @@ def test_ls_of_a_thousand_artifacts_is_quick(store: Store, monkeypatch: pytest.M
     for number in range(30, 1000):
         key = f"{number:024}"
         shutil.copytree(block, block.with_name(key))
-        plain = json.loads((block / "manifest.json").read_text()) | {"key": key}
-        (block.with_name(key) / "manifest.json").write_text(json.dumps(plain))
+        write_manifest(block.with_name(key), read_manifest(block).model_copy(update={"key": key}))
     assert clips in store.refs()
     monkeypatch.setattr(sys, "argv", ["vidistill", "ls", "--store", str(store.root)])
     begin = time.perf_counter()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from vidistill.storage import locks
-from vidistill.storage.locks import abandoned, locked
+from vidistill.storage.locks import abandoned, locked, this_process
 
 OWNER = """
 import socket, sys, time
@@ -110,6 +110,14 @@ def test_a_heart_beats_on_after_a_disk_that_did_not_answer(tmp_path, monkeypatch
         while len(touched) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert len(touched) >= 3
+
+
+def test_a_container_that_shares_the_host_s_name_is_told_by_its_heartbeat(tmp_path):
+    """Its process numbers are of another namespace: here they name nobody, or somebody else."""
+    for owner, dead in ((this_process() | {"pid": 2**22 + 1}, True), (this_process() | {"space": "another"}, False)):
+        (tmp_path / "key").write_text(json.dumps(owner | {"pid": 2**22 + 1}))
+        now = (tmp_path / "key").stat().st_mtime
+        assert (abandoned(tmp_path / "key", now), abandoned(tmp_path / "key", now + 2)) == (dead, True)
 
 
 def test_a_live_owner_on_this_host_is_waited_for_however_old_its_heartbeat(tmp_path):

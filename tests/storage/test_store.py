@@ -255,8 +255,14 @@ def test_every_damage_is_named(store):
     assert problem_after(manifest.write_bytes, b"\xff\xfe") == "manifest.json cannot be read"
     assert problem_after(manifest.write_bytes, b'{"kind": "thing"}') == "manifest.json cannot be read"
     assert problem_after(manifest.unlink) == "no manifest.json"
-    foreign = json.dumps(json.loads(whole[manifest]) | {"key": "another"}).encode()
+    told = json.loads(whole[manifest])
+    for name, value in (("parameters", {"size": 4}), ("seconds", 1e9), ("record", {"a": 1})):
+        edited = json.dumps(told | {name: value}).encode()
+        assert problem_after(manifest.write_bytes, edited) == "manifest.json does not have its checksum"
+    del told["checksum"]  # an older version's
+    foreign = json.dumps(told | {"key": "another"}).encode()
     assert problem_after(manifest.write_bytes, foreign) == "manifest.json is that of thing/another"
+    assert problem_after(manifest.write_text, json.dumps(told)) is None
 
 
 def test_a_damaged_artifact_is_not_handed_out(store):

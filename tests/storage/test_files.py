@@ -1,0 +1,39 @@
+"""Files that others remove meanwhile, and those that a user is given."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from vidistill.storage import files
+from vidistill.storage.errors import RunError
+from vidistill.storage.files import copy_out, size_of
+
+
+def test_what_is_removed_while_it_is_measured_has_no_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(bytes(10))
+    monkeypatch.setattr(files, "files_of", lambda folder: [folder / "a", folder / "gone", folder / "b"])
+    assert size_of(tmp_path) == 20
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, content in (("store", "new"), ("out", "old")):
+        (tmp_path / folder).mkdir()
+        for name in ("report.html", "report.json"):
+            (tmp_path / folder / name).write_text(content)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(RunError, match=r"out cannot be written \(No space left on device\): all is in the store"):
+            copy_out(tmp_path / "store", ("report.html", "report.json"), tmp_path / "out")
+    assert {path.read_text() for path in (tmp_path / "out").iterdir()} == {"old"}
+    copy_out(tmp_path / "store", ("report.html", "report.json"), tmp_path / "out")
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {
+        "report.html": "new", "report.json": "new"
+    }  # fmt: skip
