@@ -132,9 +132,12 @@ def _taught(experiment: Experiment, cell: Cell, student: str) -> StudentParamete
     if cell.student:
         own = taught.of(student).model_dump(mode="json") | {"networks": {}}
         taught = checked(StudentParameters, merged(own, cell.student), f"The student of {cell.method}")
-    if experiment.protocol == benchmark.NAME and (cell.student or taught.pretrained):
-        changed = f"`student` from the cell of {cell.method}" if cell.student else "student.pretrained away"
-        raise RequestError(f"The protocol {benchmark.NAME} trains every student alike: take {changed}.")
+    if experiment.protocol == benchmark.NAME:
+        usual = StudentParameters()
+        changed = [name for name, value in taught if name != "precision" and value != getattr(usual, name)]
+        if cell.student or changed:
+            away = f"`student` from the cell of {cell.method}" if cell.student else f"student.{changed[0]} away"
+            raise RequestError(f"The protocol {benchmark.NAME} trains every student alike: take {away}.")
     front, body = parted(student)
     if front != "rgb" and body in taught.pretrained:
         raise RequestError(f"The weights of {body} are for RGB, and {student} sees another front: ask for rgb:{body}.")

@@ -5,7 +5,9 @@ Legend: B clips, C channels, T frames, H height, W width, F features of a frame,
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -16,9 +18,20 @@ from vidistill.models.convnet2d import WIDTH, block
 DEPTH = 3
 
 
-def _differentiable(x: Tensor) -> AbstractContextManager[None]:
-    """Without cuDNN where gradients are taken: its layers give none in evaluation mode, and no second ones."""
-    return torch.backends.cudnn.flags(enabled=False) if x.is_cuda and torch.is_grad_enabled() else nullcontext()
+_without_cudnn = threading.Lock()
+
+
+@contextmanager
+def _differentiable(x: Tensor) -> Iterator[None]:
+    """Without cuDNN where gradients are taken: its layers give none in evaluation mode, and no second ones.
+
+    One thread at a time, since the switch is the process's.
+    """
+    if not (x.is_cuda and torch.is_grad_enabled()):
+        yield
+        return
+    with _without_cudnn, torch.backends.cudnn.flags(enabled=False):
+        yield
 
 
 class FrameRNN(nn.Module):

@@ -225,7 +225,7 @@ class Latte(nn.Module):
             if place == 1:
                 x_BTSD = x_BTSD + self.times_TD[:, None]
             if self.recompute and torch.is_grad_enabled():
-                x_BTSD = checkpoint(block, x_BTSD, condition_BD, use_reentrant=False)
+                x_BTSD = checkpoint(block, x_BTSD, condition_BD, use_reentrant=False, preserve_rng_state=False)
             else:
                 x_BTSD = block(x_BTSD, condition_BD)
         return self._unpatched(self.final_layer(x_BTSD, condition_BD), z_BCTHW.shape[-1])

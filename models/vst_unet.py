@@ -74,10 +74,13 @@ class Block(nn.Module):
 
 
 def forgetful(function: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
-    """`function(*arguments)`, whose intermediate maps are made again for the gradient instead of being kept."""
+    """`function(*arguments)`, whose intermediate maps are made again for the gradient instead of being kept.
+
+    Nothing is drawn in it, and to keep torch's one generator for it would set that of other threads back.
+    """
     if not torch.is_grad_enabled():
         return function(*arguments)
-    made: Tensor = checkpoint(function, *arguments, use_reentrant=False)
+    made: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
     return made
 
 

@@ -79,7 +79,8 @@ class Mirror:
         if self._limit == float("inf"):
             return
         with locked(self._root / ".locks" / "mirror"):
-            places = sorted(self._root.glob("[!.]*/*/"), key=lambda place: place.stat().st_mtime)
+            used = {place: _time_of(place) for place in self._root.glob("[!.]*/*/")}
+            places = sorted(used, key=lambda place: used[place])
             sizes = {place: size_of(place) for place in places}
             total = sum(sizes.values())
             for place in places:
@@ -99,8 +100,17 @@ class Mirror:
 
     def _users(self, place: Path) -> Iterator[Path]:
         for mark in self._marks(place).glob("*"):
-            age_seconds = time.time() - mark.stat().st_mtime
-            if gone(json.loads(mark.read_text()), age_seconds, ELSEWHERE_SECONDS):
-                mark.unlink(missing_ok=True)
-            else:
-                yield mark
+            with suppress(FileNotFoundError):  # whoever used it has ended meanwhile
+                owner, age_seconds = json.loads(mark.read_text()), time.time() - mark.stat().st_mtime
+                if gone(owner, age_seconds, ELSEWHERE_SECONDS):
+                    mark.unlink(missing_ok=True)
+                else:
+                    yield mark
+
+
+def _time_of(place: Path) -> float:
+    """When a folder was used last; one that somebody removes meanwhile was never."""
+    try:
+        return place.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

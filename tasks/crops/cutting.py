@@ -27,7 +27,7 @@ from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device, Precision
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.decode import check_there
-from vidistill.tasks.videos.decoder import Decoder, VideoError
+from vidistill.tasks.videos.decoder import Decoder, VideoError, twice
 from vidistill.tasks.videos.layouts import data_folder
 
 CROPS = "crops.json"
@@ -115,8 +115,9 @@ def crop_video(bench: Bench, video: dict[str, Any], folder: Path, name: str) -> 
     if not tracks:
         return outcome | ({"reason": f"lost in more than {p.max_lost:.0%} of its frames"} if video["tracks"] else {})
     try:
-        frames = bench.decoder.frames(bench.root / video["path"], every=p.interval)
-        cuts, border = cut_all(frames, [windowed(boxes, p.window) for boxes in tracks], p)
+        boxes = [windowed(track, p.window) for track in tracks]
+        path = bench.root / video["path"]
+        cuts, border = twice(lambda: cut_all(bench.decoder.frames(path, every=p.interval), boxes, p))
     except VideoError as error:
         check_there(bench.root / video["path"])
         return outcome | {"reason": f"unreadable: {error}"}

@@ -67,7 +67,8 @@ class KineticsScorer:
                 f"The weights {weights} tell {outputs} classes apart, and the data have {len(classes)}: "
                 "give weights of Kinetics-400 or of the data's classes."
             )
-        network = r3d_18(num_classes=outputs)
+        with training.seeded(0):  # its weights are loaded, and those that others draw meanwhile are their seeds'
+            network = r3d_18(num_classes=outputs)
         network.load_state_dict(state)
         self._network, self._device = training.settled(network, device), device
         transform = known.transforms()

@@ -39,7 +39,7 @@ from vidistill.tasks.crops.training import DetectorOf, load_detector
 from vidistill.tasks.learning.training import Device, generator
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.decode import BlockVideo, check_unchanged
-from vidistill.tasks.videos.decoder import Decoder, VideoError
+from vidistill.tasks.videos.decoder import Decoder, VideoError, twice
 from vidistill.tasks.videos.layouts import data_folder
 
 TRACKS, FIRST_FRAMES = "tracks.json", "first"
@@ -153,25 +153,29 @@ def track_video(
 ) -> dict[str, Any]:  # fmt: skip
     """A video's outcome: what was detected, and a track for each box that was chosen; no track, and the reason."""
     outcome: dict[str, Any] = {"path": video.path, "reason": "", "detections": [], "target": False, "tracks": []}
-    try:
+
+    def followed() -> dict[str, Any]:
         (first_HWC,) = decoder.frames(root / video.path, limit=1)
         _keep_picture(first_HWC, picture)
         outcome["shape"] = first_HWC.shape[:2]
         frames = decoder.frames(root / video.path)
         if detector is None:
-            return outcome | moved(frames, parameters)
+            return moved(frames, parameters)
         found = detector.detect(first_HWC)
         outcome["detections"] = [_plain(asdict(one)) for one in found]
         random = generator(parameters.seed, int(video.sha256[:8], 16))
         wanted = parameters.labels or detector.wanted
         chosen = choose_boxes(found, wanted, parameters.rule, random, first_HWC.shape)
         if not chosen:
-            return outcome | {"reason": f"no {' or '.join(wanted)} in the first frame"}
-        followed = track_all(frames, chosen, detector, parameters.redetect)
+            return {"reason": f"no {' or '.join(wanted)} in the first frame"}
+        tracks = track_all(frames, chosen, detector, parameters.redetect)
+        return {"target": True, "tracks": [_plain(asdict(one)) for one in tracks]}
+
+    try:
+        return outcome | twice(followed)
     except VideoError as error:
         check_unchanged(root, video)
         return outcome | {"reason": f"unreadable: {error}"}
-    return outcome | {"target": True, "tracks": [_plain(asdict(one)) for one in followed]}
 
 
 def moved(frames: Iterator[np.ndarray], parameters: TrackParameters) -> dict[str, Any]:

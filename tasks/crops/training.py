@@ -212,6 +212,7 @@ def load_detector(folder: Path, parameters: DetectorParameters, confidence: floa
 
     from vidistill.models.detector import Detector
 
-    network = Detector()
+    with seeded(0):  # its weights are loaded, and those that others draw meanwhile are their seeds'
+        network = Detector()
     network.load_state_dict(load_file(folder / WEIGHTS))
     return Trained(network, parameters.side, confidence)

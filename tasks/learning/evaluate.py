@@ -103,7 +103,7 @@ def evaluate_job(
     """Inputs: `train` and `test` clips; `distilled`, or `index` for all clips; `teacher` where labels are online."""
     own = student.of(network)
     if protocol == benchmark.NAME:
-        own = StudentParameters(**benchmark.STUDENT.model_dump(), networks={})
+        own = StudentParameters(**benchmark.STUDENT.model_dump() | {"precision": own.precision}, networks={})
     begun = {body: kinetics.named(weights) for body, weights in own.pretrained.items()}
     own = own.model_copy(update={"pretrained": {body: name for body, (name, _) in begun.items()}})
     parameters = EvaluateParameters(network=network, student=own, recipe=recipe, seed=seed, protocol=protocol)

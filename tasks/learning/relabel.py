@@ -5,6 +5,7 @@ Shapes: B clips, C colours, T frames, H height, W width, K classes. `x_BCTHW` is
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -127,5 +128,5 @@ def teacher_logits(teacher: nn.Module, made: DistilledSet, clips: Clips, device:
     logits_NK = of(made.clips_NTHWC)
     if made.others_VNTHWC is not None:
         every_VNK = torch.stack([logits_NK, *(of(other_NTHWC) for other_NTHWC in made.others_VNTHWC)])
-        logits_NK = every_VNK.softmax(2).mean(0).log()
+        logits_NK = every_VNK.log_softmax(2).logsumexp(0) - math.log(len(every_VNK))
     return np.asarray(logits_NK.numpy(), dtype=np.float32)

@@ -140,7 +140,8 @@ class Row(Parameters):
     @property
     def is_random(self) -> bool:
         """Whether it is what rows of its budget are measured against: Random, or random clips coded to a budget."""
-        return (self.method, self.variant.removesuffix(self.training).strip()) in {("random", ""), ("coded", "random")}
+        name = self.method, self.variant.removesuffix(self.training).strip()
+        return name == ("random", "") or (name == ("coded", "random") and self.kb is not None)
 
 
 class Curve(Parameters):

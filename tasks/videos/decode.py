@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from vidistill.storage.keys import file_digest
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.videos.decoder import Decoder, PassingError, Sampling, VideoError, borrowed
+from vidistill.tasks.videos.decoder import Decoder, PassingError, Sampling, VideoError, borrowed, twice
 from vidistill.tasks.videos.index import IndexTable, load_index
 from vidistill.tasks.videos.layouts import data_folder
 from vidistill.tasks.videos.scan import Video
@@ -129,7 +130,7 @@ def decode_block(
                 if (root / video.path).stat().st_size != video.bytes:
                     raise RunError(CHANGED.format(video.path))
             try:
-                clips_VTHWC = _clips(decoder, root / video.path, sampling)
+                clips_VTHWC = twice(partial(decoder.clips, root / video.path, sampling))
             except VideoError as error:
                 check_unchanged(root, video)
                 passing = {PASSING: True} if isinstance(error, PassingError) else {}
@@ -140,14 +141,6 @@ def decode_block(
             sums, squares = sums + centre.sum(0), squares + (centre**2).sum(0)
     work.progress(len(parameters.videos), len(parameters.videos))
     return outcomes, sums, squares
-
-
-def _clips(decoder: Decoder, path: Path, sampling: Sampling) -> np.ndarray:
-    """A video's clips; what may have been the machine's doing is tried once more."""
-    try:
-        return decoder.clips(path, sampling)
-    except PassingError:
-        return decoder.clips(path, sampling)
 
 
 def check_unchanged(root: Path, video: BlockVideo) -> None:

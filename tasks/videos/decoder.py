@@ -11,11 +11,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -59,12 +59,23 @@ class Probe(Parameters):
     codec: str
 
 
+T = TypeVar("T")
+
+
 class VideoError(Exception):
     """This one video cannot be used; the message is the reason."""
 
 
 class PassingError(VideoError):
     """It could not be used this time, and that may be the machine's doing: too long, out of memory, or crashed."""
+
+
+def twice(function: Callable[[], T]) -> T:
+    """What it gives; asked once more where it failed by what may have been the machine's doing."""
+    try:
+        return function()
+    except PassingError:
+        return function()
 
 
 class Decoder:

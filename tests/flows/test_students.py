@@ -16,6 +16,7 @@ from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.coded.method import CodedParameters
 from vidistill.tasks.coded.search import SearchParameters
+from vidistill.tasks.learning import benchmark
 from vidistill.tasks.report.data import RowPlan
 from vidistill.tasks.report.gather import ReportParameters
 from vidistill.tasks.stage import Job
@@ -87,6 +88,11 @@ def test_what_cannot_be_changed(student: dict[str, Any], said: str) -> None:
 def test_the_common_benchmark_lets_nothing_be_changed() -> None:
     with pytest.raises(RequestError, match="protocol vdsd trains every student alike: take `student` from the cell of"):
         built({"method": "random", "student": FAST}, protocol="vdsd")
+    with pytest.raises(RequestError, match=r"trains every student alike: take student\.epochs away"):
+        built({"method": "random"}, protocol="vdsd", student={"epochs": 7})
+    jobs, _ = built({"method": "random"}, protocol="vdsd", student={"precision": "fp32"})
+    students = [job.parameters["student"] for job in jobs.values() if job.stage == "score"]
+    assert {(one["precision"], one["epochs"]) for one in students} == {("fp32", benchmark.STUDENT.epochs)}
 
 
 def test_a_row_says_that_its_students_began_with_weights(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from object_storage import FILES, contents, keys, make
@@ -282,6 +283,21 @@ def test_a_mirror_keeps_to_its_limit_and_to_what_is_read(host, monkeypatch):
     assert mirrored == ["p", "t"]
     for ref in refs:
         assert (c.folder(ref) / "data").stat().st_size == 400_000
+
+
+def test_what_another_job_removes_while_a_mirror_is_trimmed_is_passed_over(host, monkeypatch):
+    monkeypatch.setenv(mirror.VARIABLE, "1")
+    a = host("a")
+    ref = large(a, "p")
+    found = Path.glob
+
+    def with_the_past(folder, pattern):
+        gone = [folder / "checkpoint" / "gone"] if pattern == "[!.]*/*/" else [folder / "1.2"] if pattern == "*" else []
+        return [*found(folder, pattern), *gone]
+
+    monkeypatch.setattr(Path, "glob", with_the_past)
+    a._mirror.trim()
+    assert not list(a._mirror._users(a.folder(ref)))[1:]
 
 
 def test_what_is_not_in_the_store_yet_stays_in_the_mirror(host, monkeypatch):

@@ -6,7 +6,9 @@ import dataclasses
 import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -23,6 +25,7 @@ from vidistill.tasks.crops.detect import Detection
 from vidistill.tasks.crops.mosaic import Crop
 from vidistill.tasks.crops.pictures import centre_frames, outline
 from vidistill.tasks.crops.tracking import TrackParameters, open_detector, tracks_job, weights_of
+from vidistill.tasks.learning import training as learning
 from vidistill.tasks.learning.kinetics import r3d_state
 from vidistill.tasks.learning.training import Device
 from vidistill.tasks.stage import Runtime, Work
@@ -500,6 +503,32 @@ def test_r3d_from_a_file_scores_like_torchvision(tmp_path: Path) -> None:
     np.testing.assert_allclose(scorer.log_probabilities(clip_THWC), expected, atol=1e-4)
     with pytest.raises(RequestError, match="3 classes apart, and the data have 2"):
         score.KineticsScorer(str(tmp_path / "r3d.safetensors"), ("a", "b"), Device(torch.device("cpu"), "fp32", 1))
+
+
+def test_networks_whose_weights_are_loaded_draw_none_beside_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch has one generator: whoever begins a network holds the lock, so that a student's weights are its seed's."""
+    from torchvision.models import video
+
+    from vidistill.models import detector
+
+    begun = []
+
+    def watched(make: Callable[..., torch.nn.Module]) -> Callable[..., torch.nn.Module]:
+        def made(**given: Any) -> torch.nn.Module:
+            begun.append(learning._seeding.locked())
+            return make(**given)
+
+        return made
+
+    save_file(video.r3d_18(num_classes=2).state_dict(), tmp_path / "r3d.safetensors")
+    save_file(detector.Detector().state_dict(), tmp_path / training.WEIGHTS)
+    monkeypatch.setattr(video, "r3d_18", watched(video.r3d_18))
+    monkeypatch.setattr(detector, "Detector", watched(detector.Detector))
+    score.KineticsScorer(str(tmp_path / "r3d.safetensors"), ("a", "b"), Device(torch.device("cpu"), "fp32", 1))
+    training.load_detector(tmp_path, training.DetectorParameters(), 0.5)
+    assert begun == [True, True]
 
 
 def test_weights_of_r3d_that_cannot_be_had(tmp_path: Path) -> None:

@@ -96,6 +96,17 @@ def test_a_set_with_variants_is_labelled_by_the_mean_over_them(bench: Bench) -> 
     assert np.abs(one - other).max() > 1e-3
 
 
+def test_classes_that_a_sure_teacher_rules_out_are_still_told_apart(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probabilities of these logits are zero in float32, and their logarithm is none."""
+    made = DistilledSet(bench.clips.read(range(1)), bench.clips.labels_N[:1], bench.clips.table.classes)
+    made = replace(made, others_VNTHWC=made.clips_NTHWC[None])
+    monkeypatch.setattr(training, "predict", lambda *_: torch.tensor([[0.0, -200.0, -300.0]]))
+    logits_NK = teacher_logits(torch.nn.Identity(), made, bench.clips, bench.device)
+    np.testing.assert_allclose(logits_NK, [[0.0, -200.0, -300.0]], atol=1e-4)
+
+
 # --- on tiny clips, written out ----------------------------------------------------------------------------------
 
 

@@ -65,6 +65,13 @@ def test_the_label_robust_score_is_dd_rankings() -> None:
     assert (normalised(-1), normalised(1)) == (0, 100)
 
 
+def test_random_clips_coded_are_the_measure_of_kilobytes_alone() -> None:
+    coded = {"method": "coded", "variant": "random"}
+    assert [row(top1=0.1, **more).is_random for more in (
+        {"method": "random"}, coded | {"ipc": None, "kb": 5.0}, coded, {"method": "random", "variant": "coded"},
+    )] == [True, True, False, False]  # fmt: skip
+
+
 def test_the_augmentation_robust_score_is_dd_rankings() -> None:
     beta = 0.5 * (0.15 - 0.10) + 0.5 * (0.09 - 0.05)
     assert augmentation_robust(ROWS[4], ROWS) == pytest.approx(normalised(beta))

@@ -23,9 +23,11 @@ from vidistill.flows.pool import build_pool
 from vidistill.flows.rows import rows_of, within_budgets
 from vidistill.models import vst_unet
 from vidistill.models.csta import SetScorer
+from vidistill.models.latte import Latte, Size
 from vidistill.models.vst_unet import (
     VSTUNet,
     diversity_loss,
+    forgetful,
     hardened,
     inclusion,
     mass,
@@ -275,6 +277,21 @@ def test_a_video_is_seen_among_the_others() -> None:
     score_N, _ = network(z_NCTHW)
     without_N, _ = network(z_NCTHW[:4])
     assert float((score_N[:4] - without_N).detach().abs().max()) > 1e-5
+
+
+def test_maps_that_are_made_again_leave_torch_s_generator_to_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those draw the first weights of networks from it: a state that is set back gives them another seed's."""
+
+    def set_back(state: Tensor) -> None:
+        raise AssertionError("the state of the process's generator was set")
+
+    x = torch.ones(2, 3, requires_grad=True)
+    monkeypatch.setattr(torch, "set_rng_state", set_back)
+    monkeypatch.setattr(torch.random, "set_rng_state", set_back)
+    forgetful(lambda y: y.square().sin(), x).sum().backward()
+    latte = Latte(3, 2, 4, Size(2, 16, 2), channels=4, patch=1)
+    latte.recompute = True
+    latte(torch.ones(1, 4, 2, 4, 4), torch.tensor([5]), torch.tensor([1])).sum().backward()
 
 
 @pytest.mark.parametrize("positions", [64, 1 << 17], ids=["part by part", "at once"])
