@@ -706,7 +706,7 @@ MUTATIONS = [
              "centred(emb_ND[latents.pool.rows_of(label)], material.device) for label",
              "centred(emb_ND[latents.pool.rows_of(0)], material.device) for label"),
     Mutation("models/vst_unet.py", "all maps of a large class are kept", PARTS,
-             "made: Tensor = checkpoint(function, *arguments, use_reentrant=False)",
+             "made: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)",
              "made: Tensor = function(*arguments)"),
     Mutation("models/vst_unet.py", "a class that goes through in parts loses the last", PARTS,
              "forgetful(self.attention, torch.cat(made))",
