@@ -244,6 +244,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
     difference = "" if row.get("difference_mean") is None else f"{100 * row['difference_mean']:+.1f}"
     if difference and row.get("difference_interval") is not None:
         difference += f" ± {100 * row['difference_interval']:.1f}"
+    from vidistill.tasks.report.tables import size
+
     kept = row["bytes"] if row["bytes_coded"] is None else row["bytes_coded"]
     return [
         f"{row['method']} {row['variant']}".strip(),
@@ -251,7 +253,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         _budget(row),
         f"{100 * row['top1_mean']:.1f}" + (f" ± {100 * row['top1_std']:.1f}" if row["seeds"] > 1 else ""),
         difference,
-        f"{kept / 1e6:.2f} MB" if kept >= 1e6 else f"{kept / 1e3:.1f} KB",
+        size(kept),
         f"{row['seconds']:.0f} s",
         str(row["seeds"]),
     ]

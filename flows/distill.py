@@ -25,7 +25,7 @@ from vidistill.flows.parameters import SPRITES, Experiment
 from vidistill.flows.rows import rows_of
 from vidistill.flows.runners import WORKERS, jobs_done_by
 from vidistill.flows.salvage import Failed, salvaged
-from vidistill.storage.errors import RequestError, RowsFailed, StoreError
+from vidistill.storage.errors import RowsFailed, StoreError
 from vidistill.storage.files import copy_out
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.store import ArtifactRef
@@ -89,10 +89,10 @@ def _rest(graph: Graph, failed: Failed) -> Graph:
     """The report of the rows that were made.
 
     Raises:
-        VidistillError: there is none, or what failed is no row's own: a wrong request, a store that is full.
+        VidistillError: there is none, or what failed is no row's own: a store that is full.
     """
     errors = list(failed.values())
-    ending = [error for error in errors if isinstance(error, RequestError | StoreError)]
+    ending = [error for error in errors if isinstance(error, StoreError)]
     rest = None if ending else salvaged(graph, failed)
     if rest is None:
         first = (ending or errors)[0]

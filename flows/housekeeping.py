@@ -120,7 +120,7 @@ def export(key: str, location: str | None, out: Path, fps: int, kind: str) -> No
     store = existing(location)
     ref = set_of(store, key)
     facts = export_set(store, ref, out, fps, kind)
-    sizes = {name: f"{size / 1e6:.2f} MB" for name, size in facts["bytes"].items()}
+    sizes = {name: size(stored) for name, stored in facts["bytes"].items()}
     console.print(f"{ref} is {sizes['stored']} as stored, {sizes['exported']} as {kind} with all it needs: {out}")
     console.print("Nothing is lost." if facts["lossless"] else said_of_loss(facts["loss"]))
 

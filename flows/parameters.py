@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -279,11 +279,27 @@ def completed(model: type[BaseModel], plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parts(plain: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: default.model_dump(mode="json") | plain[name] | _parts(plain[name], dict(default))
-        for name, default in defaults.items()
-        if isinstance(default, BaseModel) and isinstance(plain.get(name), dict)
-    }
+    made: dict[str, Any] = {}
+    for name, default in defaults.items():
+        given = plain.get(name)
+        if isinstance(default, BaseModel) and isinstance(given, dict):
+            made[name] = default.model_dump(mode="json") | given | _parts(given, dict(default))
+        elif name == "networks" and "optimiser" in defaults and isinstance(given, dict) and given:
+            # students: what is said of one network keeps the rates of the others
+            usual = made.get("optimiser", defaults["optimiser"].model_dump(mode="json"))
+            known = {body: optimiser.model_dump(mode="json") for body, optimiser in default.items()}
+            changed = {body: known.get(body, usual) | own for body, own in given.items() if isinstance(own, dict)}
+            made[name] = known | given | changed
+    return made
+
+
+def networks_of(model: BaseModel) -> Iterator[tuple[str, str]]:
+    """Every parameter called `network` in a model and its parts: (where it is, what it names)."""
+    for name, value in model:
+        if isinstance(value, BaseModel):
+            yield from ((f"{name}.{below}", network) for below, network in networks_of(value))
+        elif name == "network" and value:
+            yield name, str(value)
 
 
 def fronted_networks(model: Model, front: str) -> Model:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -45,9 +45,11 @@ def within(name: str, text: str) -> BaseDistribution:
         ) from error
 
 
-def _some(distribution: BaseDistribution) -> Any:
-    """A value of it."""
-    return distribution.choices[0] if hasattr(distribution, "choices") else distribution.low  # type: ignore[attr-defined]
+def _ends(distribution: BaseDistribution) -> Sequence[Any]:
+    """All choices, or both ends."""
+    if hasattr(distribution, "choices"):
+        return tuple(distribution.choices)
+    return distribution.low, distribution.high  # type: ignore[attr-defined]
 
 
 def is_range(text: str) -> bool:
@@ -69,7 +71,10 @@ def checked_request(
         raise RequestError("tune needs a range to look in, such as --set mtt.lr=0.003..0.1:log.")
     space = {name: within(name, text) for name, text in ranges.items()}
     held = experiment.model_copy(update={"index": experiment.index.model_copy(update={"holdout": True})})
-    trial_of(held, {name: _some(one) for name, one in space.items()})
+    first = {name: _ends(one)[0] for name, one in space.items()}
+    for name, one in space.items():
+        for value in _ends(one):
+            trial_of(held, first | {name: value})
     return held, space
 
 

@@ -28,6 +28,7 @@ from vidistill.flows.execution import data_runtime, find_videos, run_graph
 from vidistill.flows.experiment import Graph
 from vidistill.flows.forms import OWN, AdvancedRefresh, Front, Method, Number, Runner, Students, given, listed, parted
 from vidistill.flows.parameters import SPRITES, Experiment, checked, name_of
+from vidistill.flows.rows import FULL
 from vidistill.flows.runners import WORKERS, jobs_done_by
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
@@ -109,6 +110,8 @@ def _experiment(plain: dict[str, Any], named: Mapping[str, Any], name: str) -> E
         raise RequestError("refresh looks for videos that are new, and sprites never are: name a folder as data.")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise RequestError(f"name is {name!r}: a name has small letters, digits and _, and a letter first.")
+    if [cell["method"] for cell in named["cells"]] == [FULL]:
+        raise RequestError("refresh keeps a set under a name, and full makes none: name a method that distils.")
     return checked(Experiment, request_of(None, dict(named), plain), "The experiment")
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from vidistill.flows.parameters import Cell, Experiment, checked, in_words, merged, placeless
+from vidistill.flows.parameters import Cell, Experiment, checked, in_words, merged, networks_of, placeless
 from vidistill.models import FRONT_NAMES, NETWORKS, known, parted
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.learning import benchmark
 from vidistill.tasks.learning.evaluate import StudentParameters
 from vidistill.tasks.learning.saliency import SaliencyParameters
-from vidistill.tasks.methods import HARD, MethodSource, Recipe, find_method, recipe_named
+from vidistill.tasks.methods import HARD, REGISTRY, MethodSource, Recipe, find_method, recipe_named
 from vidistill.tasks.videos.index import IndexTable
 
 FULL, RANDOM = "full", "random"
+CONVNET = "convnet2d"
+"""Of single frames: it is no student, and stills are matched with it."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ def rows_of(experiment: Experiment) -> list[Row]:
         RequestError: an unknown method, student, recipe or option, or two cells of one name.
     """
     rows: dict[tuple[object, ...], Row] = {}
+    for body in experiment.student.networks:
+        if not known(body):
+            raise RequestError(f"student.networks.{body} is no network: there are {', '.join(NETWORKS)}.")
     for cell in experiment.cells:
         for row in _rows_of_cell(experiment, cell):
             for one in [row, *_companion(row)]:
@@ -102,6 +107,7 @@ def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
             raise RequestError("For all clips as compressed video ask for coded with an ipc or kb that takes them all.")
         return [Row(None, cell, HARD, None, student, seeds, taught[student]) for student in students]
     source = find_method(cell.method)
+    _check_networks(cell, source)
     if cell.store is not None:
         if cell.method == "coded":
             raise RequestError("The clips of coded are compressed video already: give it crf, not store.")
@@ -120,6 +126,15 @@ def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
         for recipe in recipes
         for student in students
     ]
+
+
+def _check_networks(cell: Cell, source: MethodSource) -> None:
+    """Make sure that what a method's options call a network is one; what a user's own method calls so is its own."""
+    if cell.method not in REGISTRY:
+        return
+    for place, network in networks_of(checked(source.method.Parameters, cell.options, f"The method {source.name}")):
+        if not known(network) and network != CONVNET:
+            raise RequestError(f"{source.name}.{place} is {network!r}: there are {', '.join(NETWORKS)}.")
 
 
 def _taught(experiment: Experiment, cell: Cell, student: str) -> StudentParameters:

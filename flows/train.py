@@ -1,7 +1,7 @@
 """`vidistill train`: a video classifier of one's own on a distilled set, scored on real test videos.
 
 The set is a key of the store or an exported folder; nothing but it and the test videos is read. With the network, the
-seed and the labels of a report's row, the student is that row's.
+seed and the labels of a report's row, the student is that row's, to rounding: it takes all cores, that took one.
 """
 
 from __future__ import annotations

@@ -139,7 +139,10 @@ def tune(
         from vidistill.flows import tune as studies
 
         studies.tune(experiment, ranges, trials, seed, runtime, out)
-    console.print(Markdown((out / studies.PAGE).read_text()))
+    page = (out / studies.PAGE).read_text()
+    console.print(Markdown(page))
+    for command in (line for line in page.splitlines() if line.startswith("vidistill ")):  # a terminal cuts a block's
+        console.print(f"\n{command}")
     console.print(f"\nThe page is {out / studies.PAGE}")
 
 

@@ -45,6 +45,8 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         others = [] if made.others_VNTHWC is None else list(made.others_VNTHWC)
         self._clips_VNTHWC = np.stack([made.clips_NTHWC, *others])
         self._targets = torch.from_numpy(made.labels_N)
+        if labels not in (None, "hard", "soft"):
+            raise ValueError(f"labels is {labels!r}: take 'hard' or 'soft', or leave it out.")
         if (labels or self.facts["labels"]) == "soft":
             if made.logits_NK is None:
                 raise ValueError(f"{folder} has no soft labels: take labels='hard'.")

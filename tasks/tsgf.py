@@ -17,15 +17,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from vidistill.models import BATCH_NORMED, NETWORKS, parted
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
+from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import loop
 from vidistill.tasks.learning.pixels import initial, pixel_range, to_pixels, total_variation
 from vidistill.tasks.learning.rows import draw_rows
 from vidistill.tasks.learning.saliency import SaliencyParameters, gradient_mask, saliency, threshold
 from vidistill.tasks.learning.training import Precision
-from vidistill.tasks.methods import Material, Method
+from vidistill.tasks.methods import Given, Material, Method
+
+UNNORMALISED = "tsgf needs a teacher with batch norm (S3, Eq. 5): set teacher.network=minic3d_bn."
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +79,7 @@ def batch_norm_losses(network: nn.Module) -> Iterator[list[Tensor]]:
 
     layers = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm3d | torch.nn.BatchNorm1d)]
     if not layers:
-        raise RequestError("tsgf needs a teacher with batch norm (S3, Eq. 5): set teacher.network=minic3d_bn.")
+        raise RequestError(UNNORMALISED)
     terms: list[Tensor] = []
 
     def note(layer: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -103,6 +107,12 @@ class TSGF(Method):
     needs = ("teacher",)
     Parameters = TSGFParameters
     recipes = ("soft+tsgf", "online+tsgf")
+
+    def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
+        body = parted(given.teacher.parameters["network"])[1]
+        if body in NETWORKS and body not in BATCH_NORMED:
+            raise RequestError(UNNORMALISED)
+        return super().inputs(given)
 
     def groups(self, classes: int, ipc: int) -> list[tuple[int, ...]]:  # noqa: ARG002
         count = math.ceil(classes / self.parameters.group_classes)

@@ -101,6 +101,8 @@ LENGTHS, RATES, REFUSED = (
 OF_THE_STEP = of("tasks/match/test_match.py", "test_pixels_move_at_the_rate_that_is_asked_for_or_at_the_steps")
 TAPS = of("models/test_networks.py", "test_taps_that_meet_no_pixel_are_left_out_and_nothing_else")
 AT_ITS_RATE = of("tasks/learning/test_evaluate.py", "test_a_student_may_train_at_the_rate_that_its_set_learned")
+RATE = of("flows/test_students.py", "test_a_network_s_rate_that_is_given_leaves_all_else_as_it_is")
+COSTS = of("flows/test_students.py", "test_a_wrong_request_that_a_stage_finds_costs_its_rows_alone")
 GENERATOR = (
     *of("tasks/select/test_select.py", "test_maps_that_are_made_again_leave_torch_s_generator_to_other_threads"),
     *of("tasks/crops/test_crops.py", "test_networks_whose_weights_are_loaded_draw_none_beside_others"),
@@ -518,6 +520,12 @@ MUTATIONS = [
     Mutation("storage/locks.py", "a container asks after another's process", CONTAINER,
              '(owner["host"], owner.get("space")) == (socket.gethostname(), _space())',
              'owner["host"] == socket.gethostname()'),
+    Mutation("flows/parameters.py", "a rate for one network takes the others' away", RATE,
+             "made[name] = known | given | changed",
+             "made[name] = given"),
+    Mutation("flows/distill.py", "a wrong request of one row ends the run", COSTS,
+             "isinstance(error, StoreError)]",
+             "isinstance(error, RequestError | StoreError)]"),
     Mutation("models/vst_unet.py", "maps made again set torch's generator back", GENERATOR,
              "use_reentrant=False, preserve_rng_state=False",
              "use_reentrant=False"),

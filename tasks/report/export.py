@@ -41,6 +41,8 @@ FORMATS = {
     "mp4": "H.264, crf 18, half of the colour resolution: lossy",
 }
 CODED = ("coded", "coded_class")
+NOTHING_LEARNED: dict[str, float | None] = {"learned_levels": None, "learned_kept": None}
+"""Of clips that did not begin as real ones, or that were mixed since: another clip's box is no distillation."""
 
 
 def export_set(store: Store, ref: ArtifactRef, out: Path, fps: int, kind: str) -> dict[str, Any]:
@@ -63,7 +65,8 @@ def export_set(store: Store, ref: ArtifactRef, out: Path, fps: int, kind: str) -
     try:
         facts = write_set(made, out, fps, kind) | origin.facts(made.logits_NK is not None)
         if kind == "mp4":
-            facts["loss"] |= _kept(made, facts, out, origin.clips)
+            mixed = origin.relabelled and origin.relabelled.parameters["recipe"]["augmentation"] != "none"
+            facts["loss"] |= NOTHING_LEARNED if mixed else _kept(made, facts, out, origin.clips)
         if origin.teacher:
             shutil.copyfile(store.folder(origin.teacher) / WEIGHTS, out / TEACHER)
         write_labels(out, facts, _logits_a_file(made, facts))
@@ -233,7 +236,7 @@ def _kept(made: DistilledSet, facts: dict[str, Any], out: Path, clips: Clips) ->
         left += float((coded * change).sum())
         size += change.size
     if not learned:
-        return {"learned_levels": None, "learned_kept": None}
+        return NOTHING_LEARNED
     return {"learned_levels": math.sqrt(learned / size), "learned_kept": left / learned}
 
 
@@ -242,5 +245,5 @@ def said_of_loss(loss: dict[str, float | None]) -> str:
     error, psnr, learned = loss["codec_error_levels"], loss["psnr_db"], loss["learned_levels"]
     lost = f"H.264 changed pixels by {error:.1f} levels of 255" + (f" ({psnr:.1f} dB)" if psnr is not None else "")
     if learned is None:
-        return f"{lost}; how much of what was learned is left cannot be told, for no clip was learned from a real one."
+        return f"{lost}; how much of what was learned is left cannot be told: no clip is a real one that learned."
     return f"{lost}; the distillation had changed them by {learned:.1f}, of which {loss['learned_kept']:.0%} is left."

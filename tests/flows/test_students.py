@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from listed import table
 
+from vidistill.flows.distill import _rest
 from vidistill.flows.experiment import build
 from vidistill.flows.fronts import with_front
 from vidistill.flows.parameters import Experiment, checked, load_preset
 from vidistill.flows.rows import rows_of
-from vidistill.storage.errors import RequestError
+from vidistill.storage.errors import RequestError, StoreError
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.coded.method import CodedParameters
 from vidistill.tasks.coded.search import SearchParameters
@@ -151,6 +152,46 @@ def test_a_part_that_is_given_in_part_keeps_the_rest_of_its_default() -> None:
     search = checked(CodedParameters, {"search": {"student": {"epochs": 2}}}, "coded").search
     assert search is not None
     assert search.student.least_steps == SearchParameters().student.least_steps
+
+
+def test_a_network_s_rate_that_is_given_leaves_all_else_as_it_is() -> None:
+    usual = Experiment.model_validate({"data": "sprites", "cells": [{"method": "random"}]}).student
+    given = {"minic3d": {"lr": 0.02}, "r2plus1d_small_gn": {"lr": 0.03}}
+    asked = {"data": "sprites", "cells": [{"method": "random"}], "student": {"networks": given}}
+    student = Experiment.model_validate(asked).student
+    assert student.of("minic3d").optimiser == usual.of("minic3d").optimiser.model_copy(update={"lr": 0.02})
+    assert student.of("r2plus1d_small_gn").optimiser == usual.optimiser.model_copy(update={"lr": 0.03})
+    for network in ("c3d", "video_swin_t", "r2plus1d_small"):
+        assert student.of(network) == usual.of(network)
+    with pytest.raises(RequestError, match=r"student\.networks\.minic4d is no network: there are r2plus1d_small, "):
+        built({"method": "random"}, student={"networks": {"minic4d": {"lr": 0.02}}})
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ({"method": "dm", "options": {"network": "nonet"}}, r"dm\.network is 'nonet': there are r2plus1d_small, "),
+        ({"method": "mtt", "options": {"expert": {"network": "nonet"}}}, r"mtt\.expert\.network is 'nonet'"),
+        ({"method": "tsgf"}, r"tsgf needs a teacher with batch norm .*: set teacher\.network=minic3d_bn"),
+    ],
+)
+def test_networks_that_a_method_cannot_have_are_said_before_anything_is_done(cell: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        built(cell, teacher={"network": "minic3d"} if cell["method"] == "tsgf" else {})
+    built({"method": "static_dc"}, {"method": "dm_vdsd"}, {"method": "tsgf"})
+
+
+def test_a_wrong_request_that_a_stage_finds_costs_its_rows_alone() -> None:
+    plain = {"data": "videos", "cells": [{"method": "random"}, {"method": "dm"}], "seeds": 1}
+    graph = build(with_front(Experiment.model_validate(plain), "rgb"), table())
+    dm = next(ref for ref, job in graph.jobs.items() if job.parameters.get("method") == "dm")
+    report = list(_rest(graph, {dm: RequestError("too few")}).jobs.values())[-1].parameters
+    assert [row["method"] for row in report["rows"]] == ["random"]
+    assert [(row["method"], row["error"]) for row in report["failed"]] == [("dm", "too few")]
+    with pytest.raises(StoreError, match="full"):
+        _rest(graph, {dm: StoreError("full")})
+    with pytest.raises(RequestError, match="too few"):
+        _rest(graph, {ref: RequestError("too few") for ref, job in graph.jobs.items() if job.stage == "distilled"})
 
 
 def test_what_a_row_rests_on_is_counted_once() -> None:

@@ -62,6 +62,12 @@ def test_one_method_at_a_time() -> None:
         checked_request(two, {"mtt.lr": "0.1..1"})
 
 
+@pytest.mark.parametrize(("name", "text"), [("mtt.init", "real|noize"), ("student.crop_scale", "0.5..2.0")])
+def test_every_choice_and_both_ends_are_tried_for_their_meaning_first(name: str, text: str) -> None:
+    with pytest.raises(RequestError):
+        checked_request(ASKED, {name: text})
+
+
 def test_the_fifth_is_what_scores() -> None:
     tested = ASKED.model_copy(update={"index": ASKED.index.model_copy(update={"holdout": False})})
     held, _ = checked_request(tested, {"mtt.lr": "0.1..1"})

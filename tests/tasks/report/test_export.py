@@ -178,6 +178,8 @@ def test_hard_labels_are_not_taken_for_soft_ones(tmp_path: Path) -> None:
     exported(noisy_set((2, 8, 8, 3)), tmp_path / "out", "npz", labels="hard", mean=[0] * 3, std=[1] * 3)
     with pytest.raises(ValueError, match="no soft labels"):
         vidistill.Dataset(tmp_path / "out", labels="soft")
+    with pytest.raises(ValueError, match="labels is 'Soft': take 'hard' or 'soft'"):
+        vidistill.Dataset(tmp_path / "out", labels="Soft")  # type: ignore[arg-type]
 
 
 def test_h264_says_how_much_of_what_was_learned_is_left(bench: Bench, tmp_path: Path) -> None:
@@ -195,6 +197,10 @@ def test_h264_says_how_much_of_what_was_learned_is_left(bench: Bench, tmp_path: 
     loss = export_set(bench.store, random, tmp_path / "random", 8, "mp4")["loss"]
     assert (loss["learned_levels"], loss["learned_kept"]) == (None, None)
     assert "cannot be told" in said_of_loss(loss)
+    mix = Recipe(labels="soft", augmentation="tsgf", settings={"saliency": {}})
+    mixed, _ = run_job(relabel_job(learned, bench.given.train, bench.teacher, mix, 0, ""), bench.runtime)
+    loss = export_set(bench.store, mixed, tmp_path / "mixed", 8, "mp4")["loss"]
+    assert loss["learned_levels"] is None  # another clip's box is nothing that was learned
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(bench: Bench, tmp_path: Path) -> None:
