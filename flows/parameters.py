@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -245,7 +246,11 @@ def _fields_at(model: type[BaseModel], place: tuple[int | str, ...]) -> Iterable
     return model.model_fields
 
 
-WORDS = {"tuple_type": "it takes a list, written [a, b]", "model_type": "it takes parameters of its own, name: value"}
+WORDS = {
+    "tuple_type": "it takes a list, written [a, b]",
+    "too_short": "it needs one at least",
+    "model_type": "it takes parameters of its own, name: value",
+}
 """Instead of pydantic's words, which are for programmers."""
 
 
@@ -262,9 +267,12 @@ def checked(model: type[Model], plain: dict[str, Any], where: str) -> Model:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or where
         if first["type"] == "extra_forbidden":
-            known = ", ".join(_fields_at(model, first["loc"][:-1]))
-            advice = f"it knows {known}" if known else "it has none"
-            raise RequestError(f"{where} has no parameter {name!r}; {advice}.") from error
+            known = list(_fields_at(model, first["loc"][:-1]))
+            meant = "".join(
+                f" (is {one} meant?)" for one in get_close_matches(str(first["loc"][-1]), known, 1, cutoff=0.75)
+            )
+            advice = f"it knows {', '.join(known)}" if known else "it has none"
+            raise RequestError(f"{where} has no parameter {name!r}{meant}; {advice}.") from error
         wanted = WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
         said = f"{name} is {first['input']!r}: {wanted}" if first["loc"] else str(first["ctx"]["error"])
         raise RequestError(f"{where}: {said}.") from error

@@ -75,7 +75,7 @@ def test_a_network_s_own_optimiser_is_what_is_changed() -> None:
 @pytest.mark.parametrize(
     ("student", "said"),
     [
-        ({"least_step": 7}, "The student of random has no parameter 'least_step'; it knows epochs, least_steps"),
+        ({"least_step": 7}, r"has no parameter 'least_step' \(is least_steps meant\?\); it knows epochs, least_steps"),
         ({"optimiser": {"speed": 7}}, "The student of random has no parameter 'optimiser.speed'; it knows method, lr"),
         ({"optimiser": {"lr": "fast"}}, "The student of random: optimiser.lr is 'fast'"),
         ({"optimiser": 3}, "The student of random: optimiser is 3: it takes parameters of its own"),
