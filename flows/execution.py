@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vidistill.flows.experiment import Graph
 from vidistill.flows.parameters import SPRITES, DataRequest
 from vidistill.flows.runners import submit
-from vidistill.storage.errors import RequestError, RunError, Stopped, VidistillError
+from vidistill.storage.errors import DivergedError, RequestError, RunError, Stopped, VidistillError
 from vidistill.storage.leases import leased
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Store
@@ -153,6 +153,8 @@ def _attempt(graph: Graph, runtime: Runtime) -> dict[ArtifactRef, VidistillError
 def _error_of(job: Job, future: PrefectFuture[Any]) -> VidistillError | None:
     try:
         future.result()
+    except DivergedError as error:
+        return DivergedError(f"{job.label or job.stage}: {error}")
     except VidistillError as error:
         return error
     except BrokenExecutor:

@@ -15,6 +15,10 @@ class RunError(VidistillError, RuntimeError):
     """The run failed: exit code 1."""
 
 
+class DivergedError(RunError):
+    """What was trained came to numbers that are of no use."""
+
+
 class RowsFailed(RunError):
     """Some rows of a report could not be made; the report is written, and names them."""
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from vidistill.storage.errors import RunError
+from vidistill.storage.errors import DivergedError
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +99,7 @@ def run(
         every: steps between checkpoints; by default the seconds count.
 
     Raises:
-        RunError: the loss is not finite or diverges; the last checkpoint stays.
+        DivergedError: the loss is not finite or diverges; the last checkpoint stays.
     """
     first, curve = (0, Curve()) if keeper is None else _resumed(state, keeper)
     saved = time.monotonic()
@@ -131,12 +131,12 @@ def descend(optimiser: torch.optim.Optimizer, loss: Tensor, clip_norm: float | N
     return float(loss.detach())
 
 
-def stopped(said: str, step: int, state: State) -> RunError:
+def stopped(said: str, step: int, state: State) -> DivergedError:
     """The error that ends a run whose numbers are no longer of use."""
     groups = [group for part in state.values() for group in getattr(part, "param_groups", [])]
     rates = f" (learning rate {', '.join(format(group['lr'], '.3g') for group in groups)})" if groups else ""
     advice = "try a learning rate ten times smaller, or precision=fp32"
-    return RunError(f"{said} at step {step}{rates}: {advice}. The last checkpoint stays.")
+    return DivergedError(f"{said} at step {step}{rates}: {advice}.")
 
 
 def _save(folder: Path, state: State, curve: Curve) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 from listed import table
 
 from vidistill.flows.distill import _rest
+from vidistill.flows.execution import _error_of
 from vidistill.flows.experiment import build
 from vidistill.flows.fronts import with_front
 from vidistill.flows.parameters import Experiment, checked, load_preset
 from vidistill.flows.rows import rows_of
-from vidistill.storage.errors import RequestError, StoreError
+from vidistill.storage.errors import DivergedError, RequestError, StoreError
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.coded.method import CodedParameters
 from vidistill.tasks.coded.search import SearchParameters
@@ -192,6 +194,14 @@ def test_a_wrong_request_that_a_stage_finds_costs_its_rows_alone() -> None:
         _rest(graph, {dm: StoreError("full")})
     with pytest.raises(RequestError, match="too few"):
         _rest(graph, {ref: RequestError("too few") for ref, job in graph.jobs.items() if job.stage == "distilled"})
+
+
+def test_a_training_that_diverges_is_named() -> None:
+    jobs, _ = built({"method": "tsgf"})
+    teacher = next(job for job in jobs.values() if job.stage == "teacher")
+    future: Future[None] = Future()
+    future.set_exception(DivergedError("The loss is nan at step 2: try less."))
+    assert str(_error_of(teacher, future)) == "teacher r2plus1d_small: The loss is nan at step 2: try less."  # type: ignore[arg-type]
 
 
 def test_what_a_row_rests_on_is_counted_once() -> None:
