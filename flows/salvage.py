@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vidistill.flows.experiment import Graph
+from vidistill.flows.experiment import EXPERT, TEACHER, Graph
 from vidistill.storage.errors import VidistillError
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.report.data import FailedRow, RowPlan
@@ -17,13 +17,13 @@ def salvaged(graph: Graph, failed: Failed) -> Graph | None:
     A row of which one seed failed has failed: rows are compared seed by seed.
 
     Returns:
-        A graph of the report alone; None where no row was made.
+        A graph of the report alone; None where no row was made but those of teachers and experts.
     """
     lost = _lost(graph, failed)
     job = list(graph.jobs.values())[-1]
     parameters = ReportParameters.model_validate(job.parameters)
     kept = tuple(row for row in parameters.rows if _cause(row, lost) is None)
-    if not kept:
+    if all(row.method in (TEACHER, EXPERT) for row in kept):
         return None
     rows = tuple(_failed_row(row, cause) for row in parameters.rows if (cause := _cause(row, lost)))
     inputs = {name: [ref for ref in refs if ref not in lost] for name, refs in job.inputs.items()}

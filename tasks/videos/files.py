@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -11,11 +12,14 @@ from typing import Literal
 
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
-from vidistill.tasks.videos.split_lists import LIST_FOLDERS, LIST_SUFFIXES
+from vidistill.tasks.videos.split_lists import LIST_FOLDERS, LIST_SUFFIXES, TABLE_SUFFIXES, columns
 
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 )
+
+
+SPLIT_NAME = re.compile(r"(train|test|val|split)", re.IGNORECASE)
 
 
 class Rejected(Parameters):
@@ -67,6 +71,17 @@ def read_tree(folder: Path) -> Tree:
 def _is_list(path: PurePosixPath) -> bool:
     place = "" if str(path.parent) == "." else str(path.parent)
     return path.suffix.lower() in LIST_SUFFIXES and place in LIST_FOLDERS
+
+
+def unread(folder: Path) -> Path | None:
+    """A list that by its name or its columns tells a split; asked for where no list is in a form that is read."""
+    places = (sorted((folder / place).glob("*")) for place in LIST_FOLDERS)
+    lists = (path for paths in places for path in paths if path.suffix.lower() in LIST_SUFFIXES and path.is_file())
+    return next((path for path in lists if SPLIT_NAME.match(path.stem) or _tells_split(path)), None)
+
+
+def _tells_split(path: Path) -> bool:
+    return path.suffix.lower() in TABLE_SUFFIXES and "split" in columns(path)
 
 
 def _folder_problem(path: Path, root: Path) -> str:

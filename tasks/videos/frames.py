@@ -207,12 +207,8 @@ def square(frame: Any, reformatter: VideoReformatter, out_HWC: np.ndarray) -> No
 
 
 def upright(frame: Any, pixels: np.ndarray) -> np.ndarray:
-    """The frame's pixels, (H, W, …), as it is meant to be shown: turned, and mirrored where its display matrix mirrors.
-
-    (x, y) is shown at (m₀x + m₃y, m₁x + m₄y), and the turn that PyAV reads is that of m₀ and m₁ with y upwards.
-    """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is not None:
+    """The frame's pixels, (H, W, …), as they are meant to be shown: turned, and mirrored where its matrix mirrors."""
+    if (matrix := frame.side_data.get("DISPLAYMATRIX")) is not None:
         across, down = np.frombuffer(bytes(matrix), np.int32).reshape(3, 3)[:2, :2].astype(float)
         if across[0] * down[1] < across[1] * down[0]:
             pixels = pixels[::-1]
@@ -352,6 +348,3 @@ def probe(path: str) -> dict[str, Any]:
             "duration_seconds": float(duration) if duration else None,
             "codec": stream.codec_context.name,
         }
-
-
-# --- serving ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pydantic import Field
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.videos import split_lists
-from vidistill.tasks.videos.files import Finder, Tree, filtered, read_tree
+from vidistill.tasks.videos.files import Finder, Tree, filtered, read_tree, unread
 from vidistill.tasks.videos.files import Rejected as Rejected
 from vidistill.tasks.videos.split_lists import LIST_FOLDERS, Lists, Row, Split
 from vidistill.tasks.videos.splits import Entry as Entry  # part of this module's interface, as is Rejected
@@ -186,8 +186,8 @@ def read_folders(folder: Path, parameters: IndexParameters, tree: Tree) -> Draft
             if len(parts) == 3 and parts[0] in sides:
                 draft.entries.append(entry_of(path, parts[1], sides[parts[0]]))
         return draft
-    if parameters.layout == "auto" and (unread := split_lists.unread(folder)):
-        raise RequestError(_in_no_form(unread))
+    if parameters.layout == "auto" and (found := unread(folder)):
+        raise RequestError(_in_no_form(found))
     draft = Draft(dataset, [], lambda path: _outside_class_folder(path, 0, "", []))
     draft.entries = [entry_of(path, path.split("/")[0], "train") for path in tree.videos if path.count("/") == 1]
     if not draft.entries:

@@ -41,7 +41,6 @@ SPLIT_WORDS: dict[str, Literal["train", "test", "validation"]] = {
     **dict.fromkeys(("test", "testing"), "test"),
     **dict.fromkeys(("val", "valid", "validate", "validation", "dev", "eval"), "validation"),
 }
-SPLIT_NAME = re.compile(r"(train|test|val|split)", re.IGNORECASE)
 UCF101_NAME = re.compile(r"v_.+_g\d+_c\d+")
 HMDB51_NAME = re.compile(r"(?P<source>.+)_[hulf]_(?:nm|cm)_np\d+_(?:fr|ba|le|ri)_(?:goo|med|bad)_\d+")
 NUMBERED_NAME = re.compile(r"(.+?)(?:\s+(\d+))?")
@@ -225,15 +224,6 @@ def tables(root: Path) -> list[Path]:
     """The tables of the data's folder that name videos, labels and splits."""
     found = [path for suffix in sorted(TABLE_SUFFIXES) for paths in _by_folder(root, f"*{suffix}") for path in paths]
     return [path for path in found if _is_table(columns(path))]
-
-
-def unread(root: Path) -> Path | None:
-    """A file that by its name or its columns tells a split, and is in no form that is read here."""
-    for suffix in sorted(LIST_SUFFIXES):
-        for path in (path for paths in _by_folder(root, f"*{suffix}") for path in paths):
-            if SPLIT_NAME.match(path.stem) or (suffix in TABLE_SUFFIXES and "split" in columns(path)):
-                return path
-    return None
 
 
 def _is_table(names: tuple[str, ...]) -> bool:
