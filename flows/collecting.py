@@ -93,8 +93,13 @@ def _make_room(store: Store) -> None:
         store.sweep()
         survey = store.survey()
         for ref in survey:
-            if ref.parent in survey and survey[ref.parent].problem is None:
+            if _finished(ref, survey):
                 store.discard(ref)
+
+
+def _finished(ref: ArtifactRef, survey: Survey) -> bool:
+    """Whether it is a checkpoint of what is made and whole."""
+    return ref.parent in survey and survey[ref.parent].problem is None
 
 
 def interval(text: str, option: str) -> timedelta:
@@ -141,8 +146,7 @@ def sort_out(
             made.expired.append(lease)
     reached, past = _kept(survey, limits, set(holding), named)
     for ref, found in survey.items():
-        parent = ref.parent
-        if parent in survey and survey[parent].problem is None:
+        if _finished(ref, survey):
             made.garbage[FINISHED].append(ref)
         elif ref in holding:
             made.kept[holding[ref]].extend([] if ref in reached else [ref])

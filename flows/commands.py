@@ -17,6 +17,7 @@ from vidistill.flows.runners import check_runner
 from vidistill.models import parted
 from vidistill.storage.errors import RequestError, RowsFailed
 from vidistill.storage.opening import default_location, open_store
+from vidistill.tasks.report.tables import size
 from vidistill.tasks.stage import Runtime
 from vidistill.tasks.videos.layouts import IndexParameters
 
@@ -244,8 +245,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
     difference = "" if row.get("difference_mean") is None else f"{100 * row['difference_mean']:+.1f}"
     if difference and row.get("difference_interval") is not None:
         difference += f" ± {100 * row['difference_interval']:.1f}"
-    from vidistill.tasks.report.tables import size
-
     kept = row["bytes"] if row["bytes_coded"] is None else row["bytes_coded"]
     return [
         f"{row['method']} {row['variant']}".strip(),

@@ -29,13 +29,13 @@ from vidistill.tasks.learning.saliency import SaliencyParameters, gradient_mask,
 from vidistill.tasks.learning.training import Precision
 from vidistill.tasks.methods import Given, Material, Method
 
-UNNORMALISED = "tsgf needs a teacher with batch norm (S3, Eq. 5): set teacher.network=minic3d_bn."
-
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from vidistill.storage.clips import Clips
+
+UNNORMALISED = "tsgf needs a teacher with batch norm (S3, Eq. 5): set teacher.network=minic3d_bn."
 
 
 class TSGFParameters(Parameters):

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet
-from vidistill.storage.errors import RequestError, RunError
+from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.coded.keep import Budget, Coder, Coding, Footage, Kept, as_set, kept
@@ -143,10 +143,7 @@ class Trials:
         self.clips = Clips(work.store, work.ref("clips")).preload()
         self.device = Device.of(work, self.asked.student.precision)
         self.teacher = cache(lambda: load_teacher(work.store, work.ref("teacher"), self.clips, self.device))
-        try:
-            fit_N, self.held_N = fifths(self.clips.table.videos, self.clips.classes)
-        except RequestError as error:  # of videos that could be read, and other rows need none of it
-            raise RunError(str(error)) from error
+        fit_N, self.held_N = fifths(self.clips.table.videos, self.clips.classes)
         by_class = [fit_N[self.clips.labels_N[fit_N] == label] for label in range(len(self.clips.classes))]
         embeddings = cache(lambda: load_embeddings(work.store.folder(work.ref(EMBEDDINGS))))
         self.orders = cache(lambda seed: [

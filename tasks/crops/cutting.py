@@ -114,12 +114,11 @@ def crop_video(bench: Bench, video: dict[str, Any], folder: Path, name: str) -> 
         tracks = [[(0, 0, width, height)]]
     if not tracks:
         return outcome | ({"reason": f"lost in more than {p.max_lost:.0%} of its frames"} if video["tracks"] else {})
+    boxes, path = [windowed(track, p.window) for track in tracks], bench.root / video["path"]
     try:
-        boxes = [windowed(track, p.window) for track in tracks]
-        path = bench.root / video["path"]
         cuts, border = twice(lambda: cut_all(bench.decoder.frames(path, every=p.interval), boxes, p))
     except VideoError as error:
-        check_there(bench.root / video["path"])
+        check_there(path)
         return outcome | {"reason": f"unreadable: {error}"}
     scores = [score_of(crop_LHWC, bench) for crop_LHWC in cuts]
     outcome |= {"scores": scores, "length": len(cuts[0]), "whole": whole, "shape": video["shape"]}

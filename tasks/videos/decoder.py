@@ -23,6 +23,7 @@ from pydantic import Field
 from vidistill.storage.errors import RunError
 from vidistill.storage.parameters import Parameters
 
+T = TypeVar("T")
 CHILD = Path(__file__).with_name("decoder_child.py")
 START_SECONDS = 60.0  # importing libav and numpy from a slow disk
 IDLE_SECONDS = 20.0
@@ -57,9 +58,6 @@ class Probe(Parameters):
     fps: float | None
     duration_seconds: float | None
     codec: str
-
-
-T = TypeVar("T")
 
 
 class VideoError(Exception):

@@ -12,13 +12,11 @@ from typing import Literal
 
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
-from vidistill.tasks.videos.split_lists import LIST_FOLDERS, LIST_SUFFIXES, TABLE_SUFFIXES, columns
+from vidistill.tasks.videos.split_lists import LIST_FOLDERS, LIST_SUFFIXES, TABLE_SUFFIXES, by_folder, columns
 
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 )
-
-
 SPLIT_NAME = re.compile(r"(train|test|val|split)", re.IGNORECASE)
 
 
@@ -75,8 +73,7 @@ def _is_list(path: PurePosixPath) -> bool:
 
 def unread(folder: Path) -> Path | None:
     """A list that by its name or its columns tells a split; asked for where no list is in a form that is read."""
-    places = (sorted((folder / place).glob("*")) for place in LIST_FOLDERS)
-    lists = (path for paths in places for path in paths if path.suffix.lower() in LIST_SUFFIXES and path.is_file())
+    lists = (path for paths in by_folder(folder, "*") for path in paths if path.suffix.lower() in LIST_SUFFIXES)
     return next((path for path in lists if SPLIT_NAME.match(path.stem) or _tells_split(path)), None)
 
 

@@ -201,18 +201,17 @@ def square(frame: Any, reformatter: VideoReformatter, out_HWC: np.ndarray) -> No
     width, height = (max(size, round(side * ratio)) for side in (frame.width, frame.height))
     left, top = (width - size) // 2, (height - size) // 2
     planar: Any = reformatter.reformat(frame, width, height, "gbrp", interpolation=SCALING, threads=1)
+    step, turns = orientation(frame)
     for plane, channel in zip(planar.planes, (1, 2, 0), strict=True):
         rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-        out_HWC[..., channel] = upright(frame, rows[top : top + size, left : left + size])
+        out_HWC[..., channel] = np.rot90(rows[top : top + size, left : left + size][::step], turns)
 
 
-def upright(frame: Any, pixels: np.ndarray) -> np.ndarray:
-    """The frame's pixels, (H, W, …), as they are meant to be shown: turned, and mirrored where its matrix mirrors."""
-    if (matrix := frame.side_data.get("DISPLAYMATRIX")) is not None:
-        across, down = np.frombuffer(bytes(matrix), np.int32).reshape(3, 3)[:2, :2].astype(float)
-        if across[0] * down[1] < across[1] * down[0]:
-            pixels = pixels[::-1]
-    return np.rot90(pixels, round(frame.rotation / 90))
+def orientation(frame: Any) -> tuple[int, int]:
+    """How a frame is meant to be shown: its rows by steps of −1 where it is mirrored, then so many quarter turns."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    (a, b), (c, d) = np.eye(2) if matrix is None else np.frombuffer(bytes(matrix), "=i4").reshape(3, 3)[:2, :2] / 65536
+    return (-1 if a * d < b * c else 1), round(frame.rotation / 90)
 
 
 def stretch(numbered: Iterator[tuple[int, Any]], start: int, stop: int) -> Iterator[Any]:
@@ -313,7 +312,8 @@ def frames(path: str, every: int, limit: int | None) -> Iterator[np.ndarray]:
                     return
                 if number % every == 0:
                     picture: Any = reformatter.reformat(frame, *size, "rgb24", interpolation=SCALING, threads=1)
-                    yield upright(frame, picture.to_ndarray())
+                    step, turns = orientation(frame)
+                    yield np.rot90(picture.to_ndarray()[::step], turns)
                 number += 1
     if not number:
         raise UnusableVideo("no frame could be decoded")

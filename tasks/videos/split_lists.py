@@ -75,10 +75,10 @@ class Lists:
 
 def find_lists(root: Path, pattern: str) -> list[Path]:
     """The files of this pattern in the first folder of `LIST_FOLDERS` that has any, sorted by name."""
-    return next(filter(None, _by_folder(root, pattern)), [])
+    return next(filter(None, by_folder(root, pattern)), [])
 
 
-def _by_folder(root: Path, pattern: str) -> Iterator[list[Path]]:
+def by_folder(root: Path, pattern: str) -> Iterator[list[Path]]:
     for folder in LIST_FOLDERS:
         yield sorted(path for path in (root / folder).glob(pattern) if path.name[0] != "." and path.is_file())
 
@@ -222,7 +222,7 @@ def ssv2_files(root: Path) -> dict[str, Path]:
 
 def tables(root: Path) -> list[Path]:
     """The tables of the data's folder that name videos, labels and splits."""
-    found = [path for suffix in sorted(TABLE_SUFFIXES) for paths in _by_folder(root, f"*{suffix}") for path in paths]
+    found = [path for suffix in sorted(TABLE_SUFFIXES) for paths in by_folder(root, f"*{suffix}") for path in paths]
     return [path for path in found if _is_table(columns(path))]
 
 
