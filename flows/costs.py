@@ -261,7 +261,8 @@ def _latents(job: Manifest, look: Look) -> tuple[float, float]:
 
 def _latte(job: Manifest, look: Look) -> tuple[float, float]:
     own, data = job.parameters, _data(job.inputs["clips"][0], look)
-    seconds = own["steps"] * own["batch_size"] * _generated(job, data, look)
+    frames = own.get("frame_steps", 0) * own.get("frame_batch_size", 32)
+    seconds = (own["steps"] * own["batch_size"] + frames / data.frames) * _generated(job, data, look)
     return 1 + seconds, 4 * GENERATORS[own["size"]]
 
 
