@@ -50,7 +50,7 @@ class LatteParameters(Parameters):
     and its size, patch and learned variance are the checkpoint's.
     """
 
-    size: Literal["micro", "mini", "S", "B", "L", "XL"] = Field(
+    size: Literal["micro", "tiny", "mini", "S", "B", "L", "XL"] = Field(
         "micro", description="1.9 M to 674 M parameters; a checkpoint has its own, as its patch and learned variance."
     )
     patch: int = Field(1, ge=1, description="Side of a token in latents; published: 2, of latents of 32×32.")
