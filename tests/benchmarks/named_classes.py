@@ -1,0 +1,120 @@
+"""Why students of some sets name few classes: the sets of a store, changed one by one, and what students then name.
+
+    python tests/benchmarks/named_classes.py --store STORE
+
+Each set of one network that the store has scores of is trained on again, as it is and in three forms: its motion (what
+is left of a clip when its mean over time is gone) as strong as that of the real clips, its frames averaged over three
+in time, and over 3×3 pixels with their motion made as strong again. Of each student: top-1, the perplexity of its
+answers (10 where it names ten classes equally often), and top-1 where every class's logits are standardised over the
+test clips, which needs no label of theirs. Run it on a store whose scores are of a held-out fifth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from vidistill.storage.clips import Clips
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.opening import open_store
+from vidistill.storage.store import Manifest, Store
+from vidistill.tasks.learning import evaluate, streams, training
+from vidistill.tasks.learning.training import Device, Order
+from vidistill.tasks.stage import Runtime
+
+Floats = NDArray[np.float32]
+
+
+def motion(x_NTHWC: Floats) -> Floats:
+    return x_NTHWC - x_NTHWC.mean(1, keepdims=True)
+
+
+def strength(x_NTHWC: Floats) -> float:
+    return float(motion(x_NTHWC).std())
+
+
+def as_strong(x_NTHWC: Floats, real_NTHWC: Floats) -> Floats:
+    gain = strength(real_NTHWC) / strength(x_NTHWC)
+    return x_NTHWC.mean(1, keepdims=True) + gain * motion(x_NTHWC)
+
+
+def flicker(x_NTHWC: Floats) -> float:
+    """Energy of the differences of neighbouring frames by twice that of the motion: 1 for noise, 0 for slow changes."""
+    return float((np.diff(x_NTHWC, axis=1) ** 2).mean() / (2 * (motion(x_NTHWC) ** 2).mean()))
+
+
+def smoothed(x_NTHWC: Floats) -> Floats:
+    padded = np.concatenate([x_NTHWC[:, :1], x_NTHWC, x_NTHWC[:, -1:]], 1)
+    return (padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]) / 3
+
+
+def blurred(x_NTHWC: Floats) -> Floats:
+    frames_XCHW = torch.from_numpy(x_NTHWC).flatten(0, 1).permute(0, 3, 1, 2)
+    mean_XCHW = F.avg_pool2d(F.pad(frames_XCHW, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    return mean_XCHW.permute(0, 2, 3, 1).reshape(x_NTHWC.shape).numpy()
+
+
+def logits(manifest: Manifest, clips: Clips, test: Clips, distilled: DistilledSet, device: Device) -> torch.Tensor:
+    """Of the test clips, by a student trained as the score's was."""
+    asked = evaluate.EvaluateParameters.model_validate(manifest.parameters)
+    student, seed = asked.student, training.role_seed(asked.seed, streams.STUDENT_WEIGHTS)
+    network = training.build_network(asked.network, len(clips.classes), clips.shape_THWC, seed)
+    order = Order(len(distilled), student.optimiser.batch_size, seed)
+    draw = evaluate.DistilledBatches(distilled, clips.table, asked.recipe, order, device, None, student)
+    training.train(
+        network, draw, student.steps(order.n), student.optimiser, device, seed=seed, average=student.average,
+        temperature=1.0 if asked.recipe.kind == "hard" else asked.recipe.temperature,
+    )  # fmt: skip
+    return evaluate.predict_test(network, test, device)
+
+
+def described(logits_NK: torch.Tensor, labels_N: NDArray[np.int64]) -> str:
+    share_K = torch.bincount(logits_NK.argmax(1), minlength=logits_NK.shape[1]) / len(logits_NK)
+    named = torch.special.entr(share_K).sum().exp()
+    standard_NK = (logits_NK - logits_NK.mean(0)) / logits_NK.std(0)
+    plain, standardised = (evaluate.score(values, labels_N) for values in (logits_NK, standard_NK))
+    told = [f"top-1 {plain['top1']:6.1%}", f"AUC {plain['auc']:.3f}", f"names {named:4.1f}"]
+    return ", ".join([*told, f"standardised {standardised['top1']:6.1%}"])
+
+
+def examine(store: Store, manifest: Manifest, device: Device, *, as_is: bool) -> None:
+    clips, test = (Clips(store, manifest.inputs[role][0]) for role in ("train", "test"))
+    real_NTHWC = clips.read(range(len(clips))).astype(np.float32)
+    made = manifest.inputs["distilled"][0]
+    kept = DistilledSet.load(store.folder(made))
+    x_NTHWC = kept.clips_NTHWC.astype(np.float32)
+    own = store.manifest(made).parameters
+    title = f"{own['method']} {own['options'].get('iterations', '')} seed {own['seed']}"
+    strong, quick = (f"{of(x_NTHWC):.2f} (real {of(real_NTHWC):.2f})" for of in (strength, flicker))
+    print(f"{title}: motion of {strong} levels, flicker {quick}")
+    forms = {"as it is": x_NTHWC}
+    if not as_is:
+        forms |= {"as strong": as_strong(x_NTHWC, real_NTHWC), "smoothed": as_strong(smoothed(x_NTHWC), real_NTHWC),
+                  "blurred": as_strong(blurred(x_NTHWC), real_NTHWC)}  # fmt: skip
+    for name, form_NTHWC in forms.items():
+        changed = dataclasses.replace(kept, clips_NTHWC=form_NTHWC.round().clip(0, 255).astype(np.uint8))
+        print(f"  {name:9s} {described(logits(manifest, clips, test, changed, device), test.labels_N)}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--store", required=True)
+    parser.add_argument("--network", default="centred:minic3d")
+    parser.add_argument("--as-is", action="store_true", help="students of the sets as they are alone")
+    asked = parser.parse_args()
+    store = open_store(asked.store)
+    device = Device.on(Runtime(store=asked.store, threads=1), 1, "auto")
+    scores = [entry.manifest for entry in store.survey("score").values() if entry.manifest]
+    of_sets = {str(store.manifest(one.inputs["distilled"][0]).parameters): one for one in scores
+               if one.inputs.get("distilled") and one.parameters["network"] == asked.network}  # fmt: skip
+    for _, manifest in sorted(of_sets.items()):
+        examine(store, manifest, device, as_is=asked.as_is)
+
+
+if __name__ == "__main__":
+    main()
