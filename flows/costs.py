@@ -34,7 +34,7 @@ WEIGHTS = {
     "": 14.6e6,
 }
 """Bytes of a network's weights, of clips of 8×56×56."""
-GENERATORS = {"micro": 1.9e6, "tiny": 3.7e6, "mini": 5.5e6, "S": 33e6, "B": 130e6, "L": 457e6, "XL": 674e6}
+GENERATORS = {"micro": 1.9e6, "mini": 5.5e6, "S": 33e6, "B": 130e6, "L": 457e6, "XL": 674e6}
 """Weights of Latte."""
 STORED, CODED = 0.55, 0.036
 """Bytes of a compressed clip a byte of its pixels, and of one that is coded as video a pixel."""
@@ -261,8 +261,7 @@ def _latents(job: Manifest, look: Look) -> tuple[float, float]:
 
 def _latte(job: Manifest, look: Look) -> tuple[float, float]:
     own, data = job.parameters, _data(job.inputs["clips"][0], look)
-    frames = own.get("frame_steps", 0) * own.get("frame_batch_size", 32)
-    seconds = (own["steps"] * own["batch_size"] + frames / data.frames) * _generated(job, data, look)
+    seconds = own["steps"] * own["batch_size"] * _generated(job, data, look)
     return 1 + seconds, 4 * GENERATORS[own["size"]]
 
 

@@ -33,7 +33,6 @@ class Size:
 
 SIZES: dict[str, Size] = {
     "micro": Size(6, 128, 2),  # 1.9 M parameters
-    "tiny": Size(12, 128, 4),  # 3.7 M, as deep as S
     "mini": Size(8, 192, 3),  # 5.5 M
     "S": Size(12, 384, 6),  # 32.5 M at 101 classes and p = 2, as are the next
     "B": Size(12, 768, 12),  # 129.6 M
@@ -218,21 +217,13 @@ class Latte(nn.Module):
             if "adaLN_modulation" in name or name.startswith("final_layer.linear"):
                 nn.init.zeros_(weight)
 
-    def forward(self, z_BCTHW: Tensor, steps_B: Tensor, labels_B: Tensor, times_B: Tensor | None = None) -> Tensor:
-        """The noise in `z_BCTHW`, or its velocity, at diffusion steps 0…999, for classes 0…K, of which K is none.
-
-        `times_B` says that each of B stands alone (T = 1), and which frame 0…T − 1 of its clip it is: temporal blocks,
-        which would mix it with no other, are passed by.
-        """
+    def forward(self, z_BCTHW: Tensor, steps_B: Tensor, labels_B: Tensor) -> Tensor:
+        """The noise in `z_BCTHW`, or its velocity, at diffusion steps 0…999, for classes 0…K, of which K is none."""
         condition_BD = self.t_embedder(steps_B) + self.y_embedder(labels_B)
         x_BTSD = self.x_embedder(z_BCTHW) + self.places_SD
-        alone = times_B is not None
-        times_T1D = self.times_TD[times_B][:, None, None] if alone else self.times_TD[:, None]
         for place, block in enumerate(self.blocks):
             if place == 1:
-                x_BTSD = x_BTSD + times_T1D
-            if alone and place % 2:
-                continue
+                x_BTSD = x_BTSD + self.times_TD[:, None]
             if self.recompute and torch.is_grad_enabled():
                 x_BTSD = checkpoint(block, x_BTSD, condition_BD, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -246,23 +237,14 @@ class Latte(nn.Module):
         patches = x_BTSO.view(b, t, s * p // width, width // p, p, p, self.outputs)
         return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
 
-    def guided(
-        self, z_BCTHW: Tensor, steps_B: Tensor, labels_B: Tensor, scale: float, guide: Latte | None = None
-    ) -> Tensor:
-        """The C noise channels led away from a worse prediction: worse + scale·(own − worse); variances are its own.
-
-        Worse is the prediction without a class (classifier-free guidance), or that of the class by `guide`, a network
-        which learned less (autoguidance: Karras et al. 2024, §3).
-        """
+    def guided(self, z_BCTHW: Tensor, steps_B: Tensor, labels_B: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance of the C noise channels: none + scale·(class − none); variances are the class's."""
         if scale == 1:
             return self(z_BCTHW, steps_B, labels_B)  # type: ignore[no-any-return]
-        if guide is None:
-            labels = torch.cat([labels_B, torch.full_like(labels_B, self.no_class)])
-            own, worse = self(z_BCTHW.repeat(2, 1, 1, 1, 1), steps_B.repeat(2), labels).chunk(2)
-        else:
-            own, worse = self(z_BCTHW, steps_B, labels_B), guide(z_BCTHW, steps_B, labels_B)
-        noise, away = own[:, : self.channels], worse[:, : self.channels]
-        return torch.cat([away + scale * (noise - away), own[:, self.channels :]], dim=1)
+        labels = torch.cat([labels_B, torch.full_like(labels_B, self.no_class)])
+        classed, free = self(z_BCTHW.repeat(2, 1, 1, 1, 1), steps_B.repeat(2), labels).chunk(2)
+        noise, none = classed[:, : self.channels], free[:, : self.channels]
+        return torch.cat([none + scale * (noise - none), classed[:, self.channels :]], dim=1)
 
 
 def sines(places: Tensor, width: int) -> Tensor:

@@ -210,8 +210,6 @@ LATENT_BATCHES, ADAMW, MIRRORED = (
         "test_mirrors_of_every_view_are_learned_where_the_data_allow_them",
     )
 )
-FRAMES_FIRST = of("tasks/generate/test_generate.py", "test_single_frames_come_first_each_with_its_place_and_class")
-GUIDED = of("tasks/generate/test_generate_pool.py", "test_a_guide_is_the_same_transformer_after_fewer_steps")
 SAMPLERS = of(
     "tasks/generate/test_generate_pool.py", "test_samplers_begin_at_the_last_step_and_add_as_much_as_the_betas"
 )
@@ -840,23 +838,8 @@ MUTATIONS = [
              "(queries * queries.shape[-1] ** -0.5) @ keys",
              "queries @ keys"),
     Mutation("models/latte.py", "guidance is one too strong", LATTE,
-             "away + scale * (noise - away)",
-             "noise + scale * (noise - away)"),
-    Mutation("models/latte.py", "lone frames go through temporal blocks", LATTE,
-             "if alone and place % 2:",
-             "if alone and place % 2 and False:"),
-    Mutation("models/latte.py", "lone frames are the first of their clips", LATTE,
-             "self.times_TD[times_B][:, None, None]",
-             "self.times_TD[0 * times_B][:, None, None]"),
-    Mutation("models/latte.py", "a guide is not asked", LATTE,
-             "guide(z_BCTHW, steps_B, labels_B)\n",
-             "self(z_BCTHW, steps_B, labels_B)\n"),
-    Mutation("tasks/generate/diffusion.py", "lone frames are others than they say", FRAMES_FIRST,
-             "times_B[:, None, None, None, None], axis=2)",
-             "0 * times_B[:, None, None, None, None], axis=2)"),
-    Mutation("tasks/generate/sample.py", "a pool's guide is left out", GUIDED,
-             ' if "guide" in work.job.inputs else None',
-             " if False else None"),
+             "none + scale * (noise - none)",
+             "noise + scale * (noise - none)"),
     Mutation("models/diffusion.py", "the bound counts the last step", LATTE,
              "counted = (steps_B > 0)",
              "counted = (steps_B >= 0)"),

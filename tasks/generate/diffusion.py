@@ -50,7 +50,7 @@ class LatteParameters(Parameters):
     and its size, patch and learned variance are the checkpoint's.
     """
 
-    size: Literal["micro", "tiny", "mini", "S", "B", "L", "XL"] = Field(
+    size: Literal["micro", "mini", "S", "B", "L", "XL"] = Field(
         "micro", description="1.9 M to 674 M parameters; a checkpoint has its own, as its patch and learned variance."
     )
     patch: int = Field(1, ge=1, description="Side of a token in latents; published: 2, of latents of 32×32.")
@@ -72,15 +72,6 @@ class LatteParameters(Parameters):
     new_labels: bool = Field(True, description="Fine-tune with a new label table; without: the classes are its own.")
     steps: int = Field(6000, ge=0, description="0: the checkpoint as it is.")
     batch_size: int = Field(16, ge=1, description="Clips a step.")
-    frame_steps: int = Field(
-        0,
-        ge=0,
-        exclude_if=lambda steps: not steps,
-        description="Steps before those on clips, on single frames: they teach shapes for a fraction of the time.",
-    )
-    frame_batch_size: int = Field(
-        32, ge=1, exclude_if=lambda frames: frames == 32, description="Frames a step on single frames."
-    )
     at_once: int | None = Field(
         None,
         ge=1,
@@ -114,8 +105,6 @@ def latte_job(
         return latte(parameters, inputs, label=f"latte {parameters.size}")
     if parameters.velocity:
         raise RequestError("A released Latte predicts the noise: leave out latte.velocity to start from it.")
-    if parameters.frame_steps:
-        raise RequestError("A released Latte has learned frames: leave out latte.frame_steps to start from it.")
     path = Path(parameters.pretrained).expanduser()
     if not path.is_file():
         raise RequestError(f"There is no checkpoint {path}: give the file of a released Latte, such as ucf101.pt.")
@@ -140,8 +129,8 @@ def latte(work: Work) -> None:
     network.recompute = parameters.recompute
     warnings = _start_from(network, Path(work.job.places[PLACE]), parameters) if parameters.pretrained else []
     weights, curve = fit(
-        network, lambda step: batches.losses(network, step), parameters.frame_steps + parameters.steps, parameters.adam,
-        device, work, checkpoint_every=parameters.checkpoint_steps, ema_decay=parameters.ema_decay,
+        network, lambda step: batches.losses(network, step), parameters.steps, parameters.adam, device, work,
+        checkpoint_every=parameters.checkpoint_steps, ema_decay=parameters.ema_decay,
     )  # fmt: skip
     save_file({name: weight.contiguous() for name, weight in weights.items()}, work.folder / WEIGHTS)
     write_curve(work.folder, curve)
@@ -172,32 +161,24 @@ class LatentBatches:
     def shape_CTHW(self) -> tuple[int, int, int, int]:
         return tuple(self.views_NVCTHW.shape[2:])
 
-    def __call__(self, step: int) -> tuple[Tensor, ...]:
-        """z_BCTHW, noise_BCTHW, steps_B (0…999) and labels_B, where a dropped label is `classes`: none.
-
-        The first `frame_steps` have single frames (T = 1), and after the labels times_B, which of their clips' they
-        are.
-        """
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """z_BCTHW, noise_BCTHW, steps_B (0…999) and labels_B, where a dropped label is `classes`: none."""
         import torch
 
         from vidistill.models.diffusion import STEPS
 
-        alone = step < self.parameters.frame_steps
         random = generator(self.parameters.seed, step, streams.DIFFUSION_BATCH)
-        size = self.parameters.frame_batch_size if alone else self.parameters.batch_size
-        rows = random.integers(len(self.labels_N), size=size)
+        rows = random.integers(len(self.labels_N), size=self.parameters.batch_size)
         views = random.integers(self.views_NVCTHW.shape[1], size=len(rows))
         z_BCTHW = np.stack([self.views_NVCTHW[row, view] for row, view in zip(rows, views, strict=True)])
-        times_B = random.integers(self.shape_CTHW[1], size=size) if alone else None
-        if times_B is not None:
-            z_BCTHW = np.take_along_axis(z_BCTHW, times_B[:, None, None, None, None], axis=2)
         noise_BCTHW = random.standard_normal(z_BCTHW.shape, dtype=np.float32)
         steps_B = random.integers(STEPS, size=len(rows))
         dropped = random.random(len(rows)) < self.parameters.label_dropout
         labels_B = np.where(dropped, self.classes, self.labels_N[rows])
         place = self.device.torch_device
-        arrays = [z_BCTHW.astype(np.float32), noise_BCTHW, steps_B, labels_B, *([] if times_B is None else [times_B])]
-        return tuple(torch.from_numpy(array).to(place) for array in arrays)
+        arrays = (z_BCTHW.astype(np.float32), noise_BCTHW, steps_B, labels_B)
+        z, noise, steps, labels = (torch.from_numpy(array).to(place) for array in arrays)
+        return z, noise, steps, labels
 
     def losses(self, network: Latte, step: int) -> Iterator[Tensor]:
         """The loss of a step, part by part: what each adds to the mean over the batch."""
@@ -205,12 +186,11 @@ class LatentBatches:
 
         from vidistill.models.diffusion import diffusion_loss, noised
 
-        velocity, batch = bool(self.parameters.velocity), self(step)
-        size = len(batch[0])
-        parts = [torch.split(tensor, self.parameters.at_once or size) for tensor in batch]
-        for z_BCTHW, noise_BCTHW, steps_B, labels_B, *times_B in zip(*parts, strict=True):
+        size, velocity = self.parameters.batch_size, bool(self.parameters.velocity)
+        parts = [torch.split(tensor, self.parameters.at_once or size) for tensor in self(step)]
+        for z_BCTHW, noise_BCTHW, steps_B, labels_B in zip(*parts, strict=True):
             with self.device.autocast():
-                output = network(noised(z_BCTHW, noise_BCTHW, steps_B), steps_B, labels_B, *times_B)
+                output = network(noised(z_BCTHW, noise_BCTHW, steps_B), steps_B, labels_B)
             loss = diffusion_loss(output, z_BCTHW, noise_BCTHW, steps_B, velocity=velocity)
             yield loss if len(z_BCTHW) == size else loss * (len(z_BCTHW) / size)
 

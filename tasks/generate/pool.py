@@ -22,16 +22,6 @@ from vidistill.tasks.methods import Given
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.decode import block_jobs, clips_job
 
-GENERATOR = ("size", "patch", "pretrained", "steps", "frame_steps", "seed")
-"""What the pool's manifest says of its transformer's training."""
-
-
-class GuideParameters(Parameters):
-    """How much shorter the guide trains: in all else it is the transformer. Published: a sixteenth of its training."""
-
-    steps: int = Field(ge=1, description="As latte.steps.")
-    frame_steps: int = Field(0, ge=0, description="As latte.frame_steps.")
-
 
 class PoolParameters(Parameters):
     """What a pool is made of and by. Published: 100 clips a class, of 256×256 pixels."""
@@ -41,12 +31,6 @@ class PoolParameters(Parameters):
     size: int | None = Field(None, ge=8, description="Pixels that are generated, and resized; none: the data set's.")
     autoencoder: AutoencoderParameters = AutoencoderParameters()
     latte: LatteParameters = LatteParameters()
-    guide: GuideParameters | None = Field(
-        None,
-        exclude_if=lambda guide: guide is None,
-        description="A second transformer that trains for less, from whose prediction the sampler leads away, in place "
-        "of the one without a class (autoguidance: Karras et al. 2024).",
-    )
     sampler: SamplerParameters = SamplerParameters()
     seed: int = Field(0, description="Of the noise: with a clip's class and number it is all that draws it.")
 
@@ -62,21 +46,14 @@ def pool_of(given: Given, parameters: PoolParameters) -> ArtifactRef:
     codec = given.add(autoencoder_job(source, parameters.autoencoder))
     latents = given.add(latents_job(source, codec, parameters.autoencoder.precision))
     side = (parameters.size or given.decode.size) // parameters.autoencoder.factor
-    shape = {"classes": len(given.table.classes), "side": side, "channels": parameters.autoencoder.channels}
-    trained = {"latte": parameters.latte}
-    if parameters.guide:
-        trained["guide"] = parameters.latte.model_copy(update=dict(parameters.guide))
-    jobs = {name: latte_job(source, latents, own, **shape) for name, own in trained.items()}
-    made = {name: given.add(_called(name, job)) for name, job in jobs.items()}
-    drawn = part_jobs(made | {"autoencoder": codec}, parameters.sampler, parameters.seed, given.table.classes,
-                      parameters.clips_a_class, parameters.part_clips)  # fmt: skip
-    parts = [given.add(job) for job in drawn]
-    blocks = parts if source == given.train else [given.add(_resize_job(job, given.decode.size)) for job in drawn]
-    return given.add(pool_job(given.train, made["latte"], codec, parts, blocks, parameters))
-
-
-def _called(name: str, latte: Job) -> Job:
-    return latte.model_copy(update={"label": latte.label.replace("latte", name)})
+    own = latte_job(source, latents, parameters.latte, classes=len(given.table.classes), side=side,
+                    channels=parameters.autoencoder.channels)  # fmt: skip
+    latte = given.add(own)
+    jobs = part_jobs(latte, codec, parameters.sampler, parameters.seed, given.table.classes,
+                     parameters.clips_a_class, parameters.part_clips)  # fmt: skip
+    parts = [given.add(job) for job in jobs]
+    blocks = parts if source == given.train else [given.add(_resize_job(job, given.decode.size)) for job in jobs]
+    return given.add(pool_job(given.train, latte, codec, parts, blocks, parameters))
 
 
 def _clips_to_learn(given: Given, size: int | None) -> ArtifactRef:
@@ -128,7 +105,7 @@ def pool(work: Work) -> None:
         seeds=[parameters.seed],
         counts={"clips": len(videos), "parts": len(work.refs("blocks"))},
         labels=[video.label for video in videos],
-        generator={name: generator.parameters[name] for name in GENERATOR if name in generator.parameters},
+        generator={name: generator.parameters[name] for name in ("size", "patch", "pretrained", "steps", "seed")},
         warnings=generator.record["warnings"],
     )
 

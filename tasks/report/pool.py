@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from vidistill.storage.clips import Clips
 from vidistill.storage.pool import LATENTS, Pool
-from vidistill.storage.store import ArtifactRef, Manifest, Store
+from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.generate.autoencoder import FACTS as AUTOENCODER_FACTS
 from vidistill.tasks.generate.optimising import CURVE
 from vidistill.tasks.generate.quality import Neighbour, load_quality
@@ -53,7 +53,6 @@ def pool_facts(store: Store, pool: Pool, ref: ArtifactRef) -> dict[str, str]:
     """How the pool was made, in words."""
     manifest = store.manifest(ref)
     latte, codec = (store.manifest(manifest.inputs[name][0]) for name in ("latte", "autoencoder"))
-    guides = [store.manifest(ref) for ref in store.manifest(manifest.inputs[LATENTS][0]).inputs.get("guide", ())]
     codec_facts = json.loads((store.folder(codec.ref) / AUTOENCODER_FACTS).read_text())
     network, sampler = manifest.record["generator"], pool.facts["sampler"]
     start = f" from {network['pretrained']}" if network["pretrained"] else ""
@@ -61,21 +60,13 @@ def pool_facts(store: Store, pool: Pool, ref: ArtifactRef) -> dict[str, str]:
     sampling = sum(store.manifest(part).seconds for part in manifest.inputs[LATENTS])
     return {
         "clips": f"{len(pool)}, {pool.facts['clips_a_class']} a class, {frames} frames of {height}×{width}",
-        "generator": f"Latte {network['size']}{start}, patches of {network['patch']}, {_steps(latte)}",
+        "generator": f"Latte {network['size']}{start}, patches of {network['patch']}, {network['steps']} steps",
         "latents": "×".join(map(str, pool.shape_CTHW)),
-        "sampler": f"{sampler['method']}, {sampler['steps']} steps, guidance {sampler['guidance']:g}"
-        + "".join(f" by the same Latte after {_steps(guide)}" for guide in guides),
+        "sampler": f"{sampler['method']}, {sampler['steps']} steps, guidance {sampler['guidance']:g}",
         "seed": str(pool.facts["seed"]),
         "autoencoder’s error": f"{codec_facts['error']:.1f} levels of 255, {codec_facts['psnr']:.1f} dB",
-        "time": f"autoencoder {duration(codec.seconds)}, Latte {duration(latte.seconds)}, "
-        + "".join(f"its guide {duration(guide.seconds)}, " for guide in guides)
-        + f"clips {duration(sampling)}",
+        "time": f"autoencoder {duration(codec.seconds)}, Latte {duration(latte.seconds)}, clips {duration(sampling)}",
     }
-
-
-def _steps(latte: Manifest) -> str:
-    on_clips, on_frames = latte.parameters["steps"], latte.parameters.get("frame_steps", 0)
-    return f"{on_frames} steps on frames and {on_clips} on clips" if on_frames else f"{on_clips} steps"
 
 
 def _add_quality(made: PoolShown, store: Store, pool: Pool, ref: ArtifactRef) -> None:

@@ -225,16 +225,6 @@ def test_a_generator_with_four_times_the_tokens_takes_four_times_as_long(kind: s
     assert fine == pytest.approx(4 * coarse, rel=0.1)
 
 
-def test_single_frames_take_the_time_of_as_many_clips() -> None:
-    """Steps of 32 frames are steps of four clips of eight; a guide costs what its steps do."""
-    latte = {"steps": 1000, "batch_size": 4}
-    shorter = {"frame_steps": 2000, "frame_batch_size": 32}
-    (clips,), (frames,) = (pool_costs("latte", latte=latte | own) for own in ({"steps": 3000}, shorter))
-    assert frames.seconds == pytest.approx(clips.seconds)
-    both = pool_costs("latte", latte=latte, guide={"steps": 100})
-    assert both[0].seconds == pytest.approx(10 * both[1].seconds, rel=0.2)
-
-
 def wall(jobs: Sequence[Job], each: float, workers: int, threads: int) -> float:
     known: dict[ArtifactRef, float] = {job.ref: each for job in jobs}
     return wall_seconds(jobs, known, Runtime(store="store", threads=threads), workers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -76,11 +76,10 @@ def made(bench: Bench) -> Made:
     return Made(bench.store, bench.runtime, bench, codec, latents)
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "latte", "latte, killed before its first clip"])
+@pytest.mark.parametrize("kind", ["autoencoder", "latte"])
 def test_a_killed_training_ends_with_the_same_bytes(made: Made, kind: str) -> None:
     train = made.bench.given.train
-    own = LATTE.model_copy(update={"frame_steps": 6, "steps": 2}) if "first" in kind else LATTE
-    job = autoencoder_job(train, CODEC) if kind == "autoencoder" else made.latte(own)
+    job = autoencoder_job(train, CODEC) if kind == "autoencoder" else made.latte(LATTE)
     whole = load_file(made.store.folder(made.do(job)) / "weights.safetensors")
     curve = made.facts(job.ref, "curve.json")
     made.store.discard(job.ref)
@@ -140,45 +139,6 @@ def test_a_batch_has_each_clips_own_label_and_all_of_its_views() -> None:
     rows_B, views_B = np.divmod(z_BCTHW[:, 0, 0, 0, 0].numpy().astype(int), 10)
     assert labels_B.tolist() == labels_N[rows_B].tolist()
     assert len({*zip(rows_B.tolist(), views_B.tolist(), strict=True)}) == 15
-
-
-def test_single_frames_come_first_each_with_its_place_and_class(made: Made) -> None:
-    own = LATTE.model_copy(update={"label_dropout": 0.0, "frame_steps": 2, "frame_batch_size": 40, "at_once": 15})
-    batches = LatentBatches.of(made.store.folder(made.latents), made.bench.clips, own, made.bench.device)
-    z_BCTHW, noise_BCTHW, steps_B, labels_B, times_B = batches(1)
-    assert z_BCTHW.shape == noise_BCTHW.shape == (40, 4, 1, 6, 6)
-    assert len({*steps_B.tolist()}) > 20  # each has a step of its own
-    assert {*times_B.tolist()} == {0, 1, 2, 3}
-    views_NVCTHW = torch.from_numpy(np.asarray(open_latent_array(made.store.folder(made.latents))[...])).float()
-    for z_CTHW, label, time in zip(z_BCTHW, labels_B.tolist(), times_B.tolist(), strict=True):
-        theirs = views_NVCTHW[made.bench.clips.labels_N == label, :, :, time].flatten(0, 1)
-        assert bool((theirs == z_CTHW[:, 0]).flatten(1).all(1).any())
-    assert batches(2)[0].shape == (4, 4, 4, 6, 6)
-    assert len(batches(2)) == 4
-    network = Latte(3, 4, 6, SIZES["micro"], patch=1, velocity=True)
-    at_once = replace(batches, parameters=own.model_copy(update={"at_once": None}))
-    whole, parts = ([float(loss.detach()) for loss in one.losses(network, 1)] for one in (at_once, batches))
-    assert len(parts) == 3
-    assert sum(parts) == pytest.approx(*whole)
-
-
-def test_frames_teach_all_but_the_temporal_blocks(made: Made) -> None:
-    frames = LATTE.model_copy(update={"frame_steps": 3, "steps": 0, "ema_decay": 0.0})
-    began = load_latte(made.store, made.do(made.latte(LATTE.model_copy(update={"steps": 0}))), made.bench.device)
-    ended = load_latte(made.store, made.do(made.latte(frames)), made.bench.device)
-    same = {name for name, weight in began.state_dict().items() if torch.equal(weight, ended.state_dict()[name])}
-    temporal = {name for name in began.state_dict() if name.startswith("blocks.1.")}
-    assert temporal <= same
-    assert "blocks.0.adaLN_modulation.1.weight" not in same
-    both = load_latte(made.store, made.do(made.latte(frames.model_copy(update={"steps": 3}))), made.bench.device)
-    assert not torch.equal(both.state_dict()["blocks.1.adaLN_modulation.1.weight"],
-                           began.state_dict()["blocks.1.adaLN_modulation.1.weight"])  # fmt: skip
-
-
-def test_a_released_latte_does_not_begin_with_frames(made: Made, tmp_path: Path) -> None:
-    checkpoint(tmp_path / "ucf101.pt", classes=101)
-    with pytest.raises(RequestError, match=r"has learned frames: leave out latte\.frame_steps"):
-        made.asked(tmp_path / "ucf101.pt", "frame_steps=5")
 
 
 def test_adamw_decays_clips_and_comes_to_rest() -> None:
