@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from vidistill.tasks.learning.training import Device, Order
 from vidistill.tasks.stage import Runtime
 
 Floats = NDArray[np.float32]
+Change = Callable[[Floats], Floats]
 
 
 def motion(x_NTHWC: Floats) -> Floats:
@@ -85,20 +87,28 @@ def described(logits_NK: torch.Tensor, labels_N: NDArray[np.int64]) -> str:
 def examine(store: Store, manifest: Manifest, device: Device, *, as_is: bool) -> None:
     clips, test = (Clips(store, manifest.inputs[role][0]) for role in ("train", "test"))
     real_NTHWC = clips.read(range(len(clips))).astype(np.float32)
-    made = manifest.inputs["distilled"][0]
-    kept = DistilledSet.load(store.folder(made))
+    ref = manifest.inputs["distilled"][0]
+    kept = DistilledSet.load(store.folder(ref))
     x_NTHWC = kept.clips_NTHWC.astype(np.float32)
-    own = store.manifest(made).parameters
-    title = f"{own['method']} {own['options'].get('iterations', '')} seed {own['seed']}"
+    own = store.manifest(ref).parameters
+    name = f"{own['method']} {own['options'].get('iterations', '')} {manifest.parameters['recipe']['labels']}"
     strong, quick = (f"{of(x_NTHWC):.2f} (real {of(real_NTHWC):.2f})" for of in (strength, flicker))
-    print(f"{title}: motion of {strong} levels, flicker {quick}")
-    forms = {"as it is": x_NTHWC}
+    print(f"{name} seed {own['seed']}: motion of {strong} levels, flicker {quick}")
+    changes: dict[str, Change] = {"as it is": lambda x: x}
     if not as_is:
-        forms |= {"as strong": as_strong(x_NTHWC, real_NTHWC), "smoothed": as_strong(smoothed(x_NTHWC), real_NTHWC),
-                  "blurred": as_strong(blurred(x_NTHWC), real_NTHWC)}  # fmt: skip
-    for name, form_NTHWC in forms.items():
-        changed = dataclasses.replace(kept, clips_NTHWC=form_NTHWC.round().clip(0, 255).astype(np.uint8))
-        print(f"  {name:9s} {described(logits(manifest, clips, test, changed, device), test.labels_N)}", flush=True)
+        changes |= {"as strong": lambda x: as_strong(x, real_NTHWC),
+                    "smoothed": lambda x: as_strong(smoothed(x), real_NTHWC),
+                    "blurred": lambda x: as_strong(blurred(x), real_NTHWC)}  # fmt: skip
+    for form, change in changes.items():
+        made = changed(kept, change)
+        print(f"  {form:9s} {described(logits(manifest, clips, test, made, device), test.labels_N)}", flush=True)
+
+
+def changed(kept: DistilledSet, change: Change) -> DistilledSet:
+    """With the clips of all its variants changed."""
+    every = [kept.clips_NTHWC, *(kept.others_VNTHWC if kept.others_VNTHWC is not None else ())]
+    first, *others = (change(one.astype(np.float32)).round().clip(0, 255).astype(np.uint8) for one in every)
+    return dataclasses.replace(kept, clips_NTHWC=first, others_VNTHWC=np.stack(others) if others else None)
 
 
 def main() -> None:
@@ -110,9 +120,8 @@ def main() -> None:
     store = open_store(asked.store)
     device = Device.on(Runtime(store=asked.store, threads=1), 1, "auto")
     scores = [entry.manifest for entry in store.survey("score").values() if entry.manifest]
-    of_sets = {str(store.manifest(one.inputs["distilled"][0]).parameters): one for one in scores
-               if one.inputs.get("distilled") and one.parameters["network"] == asked.network}  # fmt: skip
-    for _, manifest in sorted(of_sets.items()):
+    of_sets = [one for one in scores if one.inputs.get("distilled") and one.parameters["network"] == asked.network]
+    for manifest in sorted(of_sets, key=lambda one: str(store.manifest(one.inputs["distilled"][0]).parameters)):
         examine(store, manifest, device, as_is=asked.as_is)
 
 
