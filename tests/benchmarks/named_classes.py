@@ -2,11 +2,12 @@
 
     python tests/benchmarks/named_classes.py --store STORE
 
-Each set of one network that the store has scores of is trained on again, as it is and in three forms: its motion (what
-is left of a clip when its mean over time is gone) as strong as that of the real clips, its frames averaged over three
-in time, and over 3×3 pixels with their motion made as strong again. Of each student: top-1, the perplexity of its
-answers (10 where it names ten classes equally often), and top-1 where every class's logits are standardised over the
-test clips, which needs no label of theirs. Run it on a store whose scores are of a held-out fifth.
+Each set of one network that the store has scores of, but for those with a teacher online, is trained on again, as it is
+and in three forms: its motion (what is left of a clip when its mean over time is gone) as strong as that of the real
+clips, its frames averaged over three in time, and over 3×3 pixels, both with their motion made as strong again. Of each
+student: top-1, the perplexity of its answers (10 where it names ten classes equally often), and top-1 where every
+class's logits are standardised over the test clips, which needs no label of theirs. Run it on a store whose scores are
+of a held-out fifth.
 """
 
 from __future__ import annotations
@@ -40,9 +41,8 @@ def strength(x_NTHWC: Floats) -> float:
     return float(motion(x_NTHWC).std())
 
 
-def as_strong(x_NTHWC: Floats, real_NTHWC: Floats) -> Floats:
-    gain = strength(real_NTHWC) / strength(x_NTHWC)
-    return x_NTHWC.mean(1, keepdims=True) + gain * motion(x_NTHWC)
+def as_strong(x_NTHWC: Floats, wanted: float) -> Floats:
+    return x_NTHWC.mean(1, keepdims=True) + wanted / strength(x_NTHWC) * motion(x_NTHWC)
 
 
 def flicker(x_NTHWC: Floats) -> float:
@@ -64,7 +64,8 @@ def blurred(x_NTHWC: Floats) -> Floats:
 def logits(manifest: Manifest, clips: Clips, test: Clips, distilled: DistilledSet, device: Device) -> torch.Tensor:
     """Of the test clips, by a student trained as the score's was."""
     asked = evaluate.EvaluateParameters.model_validate(manifest.parameters)
-    student, seed = asked.student, training.role_seed(asked.seed, streams.STUDENT_WEIGHTS)
+    student = evaluate.at_its_rate(asked.student, distilled.facts)
+    seed = training.role_seed(asked.seed, streams.STUDENT_WEIGHTS)
     network = training.build_network(asked.network, len(clips.classes), clips.shape_THWC, seed)
     order = Order(len(distilled), student.optimiser.batch_size, seed)
     draw = evaluate.DistilledBatches(distilled, clips.table, asked.recipe, order, device, None, student)
@@ -84,7 +85,7 @@ def described(logits_NK: torch.Tensor, labels_N: NDArray[np.int64]) -> str:
     return ", ".join([*told, f"standardised {standardised['top1']:6.1%}"])
 
 
-def examine(store: Store, manifest: Manifest, device: Device, *, as_is: bool) -> None:
+def examine(store: Store, manifest: Manifest, device: Device) -> None:
     clips, test = (Clips(store, manifest.inputs[role][0]) for role in ("train", "test"))
     real_NTHWC = clips.read(range(len(clips))).astype(np.float32)
     ref = manifest.inputs["distilled"][0]
@@ -92,13 +93,15 @@ def examine(store: Store, manifest: Manifest, device: Device, *, as_is: bool) ->
     x_NTHWC = kept.clips_NTHWC.astype(np.float32)
     own = store.manifest(ref).parameters
     name = f"{own['method']} {own['options'].get('iterations', '')} {manifest.parameters['recipe']['labels']}"
-    strong, quick = (f"{of(x_NTHWC):.2f} (real {of(real_NTHWC):.2f})" for of in (strength, flicker))
-    print(f"{name} seed {own['seed']}: motion of {strong} levels, flicker {quick}")
-    changes: dict[str, Change] = {"as it is": lambda x: x}
-    if not as_is:
-        changes |= {"as strong": lambda x: as_strong(x, real_NTHWC),
-                    "smoothed": lambda x: as_strong(smoothed(x), real_NTHWC),
-                    "blurred": lambda x: as_strong(blurred(x), real_NTHWC)}  # fmt: skip
+    (own_strength, wanted), (own_flicker, real_flicker) = ((of(x_NTHWC), of(real_NTHWC)) for of in (strength, flicker))
+    print(f"{name} seed {own['seed']}: motion of {own_strength:.2f} levels (real {wanted:.2f}),"
+          f" flicker {own_flicker:.2f} (real {real_flicker:.2f})")  # fmt: skip
+    changes: dict[str, Change] = {
+        "as it is": lambda x: x,
+        "as strong": lambda x: as_strong(x, wanted),
+        "smoothed": lambda x: as_strong(smoothed(x), wanted),
+        "blurred": lambda x: as_strong(blurred(x), wanted),
+    }
     for form, change in changes.items():
         made = changed(kept, change)
         print(f"  {form:9s} {described(logits(manifest, clips, test, made, device), test.labels_N)}", flush=True)
@@ -115,14 +118,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", required=True)
     parser.add_argument("--network", default="centred:minic3d")
-    parser.add_argument("--as-is", action="store_true", help="students of the sets as they are alone")
     asked = parser.parse_args()
     store = open_store(asked.store)
     device = Device.on(Runtime(store=asked.store, threads=1), 1, "auto")
     scores = [entry.manifest for entry in store.survey("score").values() if entry.manifest]
-    of_sets = [one for one in scores if one.inputs.get("distilled") and one.parameters["network"] == asked.network]
+    of_sets = [one for one in scores if one.parameters["network"] == asked.network and one.inputs.get("distilled")
+               and not one.inputs.get("teacher")]  # fmt: skip
     for manifest in sorted(of_sets, key=lambda one: str(store.manifest(one.inputs["distilled"][0]).parameters)):
-        examine(store, manifest, device, as_is=asked.as_is)
+        examine(store, manifest, device)
 
 
 if __name__ == "__main__":
