@@ -34,7 +34,7 @@ WEIGHTS = {
     "": 14.6e6,
 }
 """Bytes of a network's weights, of clips of 8×56×56."""
-GENERATORS = {"micro": 1.9e6, "mini": 5.5e6, "S": 33e6, "B": 130e6, "L": 457e6, "XL": 674e6}
+GENERATORS = {"micro": 1.9e6, "tiny": 3.7e6, "mini": 5.5e6, "S": 33e6, "B": 130e6, "L": 457e6, "XL": 674e6}
 """Weights of Latte."""
 STORED, CODED = 0.55, 0.036
 """Bytes of a compressed clip a byte of its pixels, and of one that is coded as video a pixel."""

@@ -33,6 +33,7 @@ class Size:
 
 SIZES: dict[str, Size] = {
     "micro": Size(6, 128, 2),  # 1.9 M parameters
+    "tiny": Size(12, 128, 4),  # 3.7 M, as deep as S
     "mini": Size(8, 192, 3),  # 5.5 M
     "S": Size(12, 384, 6),  # 32.5 M at 101 classes and p = 2, as are the next
     "B": Size(12, 768, 12),  # 129.6 M

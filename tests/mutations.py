@@ -202,14 +202,16 @@ DSA = of("tasks/match/test_match_losses.py", "test_colours_by_hand", "test_scali
 DROPS_OUT = of("tasks/match/test_by_hand.py", "test_students_and_networks_of_the_pool_drop_out_as_they_learn")
 NOISE = of("tasks/match/test_match.py", "test_noise_is_the_seeds_own_and_names_no_clip")
 COPIES = of("tasks/match/test_vdsd.py", "test_a_hallucinator_that_copies_shows_each_image_in_its_own_frame")
-LATENT_BATCHES, ADAMW, MIRRORED = (
+LATENT_BATCHES, ADAMW, MUON, MIRRORED = (
     of("tasks/generate/test_generate.py", name)
     for name in (
         "test_a_batch_has_each_clips_own_label_and_all_of_its_views",
         "test_adamw_decays_clips_and_comes_to_rest",
+        "test_muon_trains_the_matrices_of_the_blocks_and_adamw_the_rest",
         "test_mirrors_of_every_view_are_learned_where_the_data_allow_them",
     )
 )
+MUON_RESUMED = of("tasks/generate/test_generate.py", "test_a_killed_training_ends_with_the_same_bytes")
 SAMPLERS = of(
     "tasks/generate/test_generate_pool.py", "test_samplers_begin_at_the_last_step_and_add_as_much_as_the_betas"
 )
@@ -943,6 +945,15 @@ MUTATIONS = [
     Mutation("tasks/generate/optimising.py", "the rate does not fall", ADAMW,
              "min(1.0, rising, falling)",
              "min(1.0, rising, max(1.0, falling))"),
+    Mutation("tasks/generate/optimising.py", "Muon trains all matrices", MUON,
+             'name.startswith("blocks.") and weight.ndim == 2',
+             "weight.ndim == 2"),
+    Mutation("tasks/generate/optimising.py", "Muon's rate is AdamW's", MUON,
+             "rates[name] * adam.lr_at",
+             "adam.lr * adam.lr_at"),
+    Mutation("tasks/generate/optimising.py", "a Muon that goes on has forgotten", MUON_RESUMED,
+             '"network": network, **optimisers, **averages',
+             '"network": network, "optimiser": optimisers["optimiser"], **averages'),
     Mutation("tasks/generate/autoencoder.py", "mirrors stand on their heads", MIRRORED,
              "np.ascontiguousarray(view[:, :, :, ::-1])",
              "np.ascontiguousarray(view[:, :, ::-1])"),

@@ -50,7 +50,7 @@ class LatteParameters(Parameters):
     and its size, patch and learned variance are the checkpoint's.
     """
 
-    size: Literal["micro", "mini", "S", "B", "L", "XL"] = Field(
+    size: Literal["micro", "tiny", "mini", "S", "B", "L", "XL"] = Field(
         "micro", description="1.9 M to 674 M parameters; a checkpoint has its own, as its patch and learned variance."
     )
     patch: int = Field(1, ge=1, description="Side of a token in latents; published: 2, of latents of 32×32.")
@@ -85,6 +85,13 @@ class LatteParameters(Parameters):
     )
     ema_decay: float = Field(0.999, ge=0, lt=1, description="Of the averaged weights, which generate.")
     adam: AdamParameters = AdamParameters(lr=5e-4, decay_share=0.2)
+    muon_lr: float = Field(
+        0.0,
+        ge=0,
+        exclude_if=lambda rate: not rate,
+        description="Rate of Muon (Jordan et al. 2024), which then trains the matrices of the blocks, AdamW the rest; "
+        "0: AdamW trains all, as published.",
+    )
     precision: Precision = "auto"
     seed: int = 0
     checkpoint_steps: int = Field(500, ge=1)
@@ -130,7 +137,7 @@ def latte(work: Work) -> None:
     warnings = _start_from(network, Path(work.job.places[PLACE]), parameters) if parameters.pretrained else []
     weights, curve = fit(
         network, lambda step: batches.losses(network, step), parameters.steps, parameters.adam, device, work,
-        checkpoint_every=parameters.checkpoint_steps, ema_decay=parameters.ema_decay,
+        checkpoint_every=parameters.checkpoint_steps, ema_decay=parameters.ema_decay, muon_lr=parameters.muon_lr,
     )  # fmt: skip
     save_file({name: weight.contiguous() for name, weight in weights.items()}, work.folder / WEIGHTS)
     write_curve(work.folder, curve)

@@ -1,4 +1,7 @@
-"""AdamW with clipped gradients and an average of the weights: how the autoencoder and the transformer are trained."""
+"""AdamW with clipped gradients and an average of the weights: how the autoencoder and the transformer are trained.
+
+Muon may train the matrices of the transformer's blocks.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from vidistill.tasks.learning.loop import Curve
 from vidistill.tasks.learning.training import Device
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from vidistill.tasks.stage import Work
@@ -61,8 +65,12 @@ def fit(
     *,
     checkpoint_every: int,
     ema_decay: float = 0.0,
+    muon_lr: float = 0.0,
 ) -> tuple[Average, Curve]:
     """Train on the sum of `losses_of(step)`, of which one graph at a time is held; resumes from the last checkpoint.
+
+    Where `muon_lr` is not 0, Muon (Jordan et al. 2024) trains the matrices of the network's `blocks` at that rate,
+    which rises and falls with AdamW's.
 
     Returns:
         The averaged weights by name (the last ones where `ema_decay` is 0), and the loss curve.
@@ -73,24 +81,42 @@ def fit(
     import torch
 
     network.to(device.torch_device).train()
-    optimiser = torch.optim.AdamW(network.parameters(), lr=adam.lr, weight_decay=adam.weight_decay, fused=True)
+    optimisers = _optimisers(network, adam, muon_lr)
+    rates = {name: optimiser.param_groups[0]["lr"] / adam.lr for name, optimiser in optimisers.items()}
     average = {name: weight.detach().clone() for name, weight in network.named_parameters()}
 
     def step(number: int) -> float:
-        optimiser.param_groups[0]["lr"] = adam.lr_at(number, steps)
         total = 0.0
         for loss in losses_of(number):
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(network.parameters(), adam.clip_norm)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        for name, optimiser in optimisers.items():
+            optimiser.param_groups[0]["lr"] = rates[name] * adam.lr_at(number, steps)
+            optimiser.step()
+        network.zero_grad(set_to_none=True)
         averaged(average, network, number, ema_decay)
         return total
 
     averages = {f"average.{name}": weight for name, weight in average.items()}
-    state: loop.State = {"network": network, "optimiser": optimiser, **averages}
+    state: loop.State = {"network": network, **optimisers, **averages}
     return average, loop.run(step, steps, state, work, every=checkpoint_every)
+
+
+def _optimisers(network: nn.Module, adam: AdamParameters, muon_lr: float) -> dict[str, torch.optim.Optimizer]:
+    import torch
+
+    matrices: list[Tensor] = []
+    rest: list[Tensor] = []
+    for name, weight in network.named_parameters():
+        hidden = name.startswith("blocks.") and weight.ndim == 2
+        (matrices if muon_lr and hidden else rest).append(weight)
+    made: dict[str, torch.optim.Optimizer] = {
+        "optimiser": torch.optim.AdamW(rest, adam.lr, weight_decay=adam.weight_decay, fused=True)
+    }
+    if matrices:
+        made["muon"] = torch.optim.Muon(matrices, muon_lr, adam.weight_decay)
+    return made
 
 
 def write_curve(folder: Path, curve: Curve) -> None:

@@ -76,10 +76,11 @@ def made(bench: Bench) -> Made:
     return Made(bench.store, bench.runtime, bench, codec, latents)
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "latte"])
+@pytest.mark.parametrize("kind", ["autoencoder", "latte", "latte by Muon"])
 def test_a_killed_training_ends_with_the_same_bytes(made: Made, kind: str) -> None:
     train = made.bench.given.train
-    job = autoencoder_job(train, CODEC) if kind == "autoencoder" else made.latte(LATTE)
+    latte = LATTE.model_copy(update={"muon_lr": 0.02 if "Muon" in kind else 0.0})
+    job = autoencoder_job(train, CODEC) if kind == "autoencoder" else made.latte(latte)
     whole = load_file(made.store.folder(made.do(job)) / "weights.safetensors")
     curve = made.facts(job.ref, "curve.json")
     made.store.discard(job.ref)
@@ -162,6 +163,30 @@ def test_adamw_decays_clips_and_comes_to_rest() -> None:
     for name, weight in theirs.named_parameters():
         torch.testing.assert_close(made[name], weight)
     assert len(curve.loss) == 8
+
+
+def test_muon_trains_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
+    """Against torch's own, each at its rate, which rise and fall together."""
+    adam = AdamParameters(lr=0.1, weight_decay=0.5, warmup_steps=2, decay_share=0.5, clip_norm=0.2)
+    ours, theirs = (torch.nn.ModuleDict({"blocks": torch.nn.Linear(3, 4), "head": torch.nn.Linear(4, 2)}) for _ in "ab")
+    theirs.load_state_dict(ours.state_dict())
+    x_BD = torch.randn(8, 5, 3)
+
+    def loss(network: torch.nn.ModuleDict, step: int) -> torch.Tensor:
+        return network["head"](network["blocks"](x_BD[step])).square().mean()
+
+    made, _ = fit(ours, lambda step: [loss(ours, step)], 8, adam, tiny.CPU, None, checkpoint_every=9, muon_lr=0.02)
+    muon = torch.optim.Muon([theirs["blocks"].weight], weight_decay=0.5)
+    rest = torch.optim.AdamW([theirs["blocks"].bias, *theirs["head"].parameters()], weight_decay=0.5, fused=True)
+    for step in range(8):
+        muon.param_groups[0]["lr"], rest.param_groups[0]["lr"] = 0.2 * adam.lr_at(step, 8), adam.lr_at(step, 8)
+        theirs.zero_grad()
+        loss(theirs, step).backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.2)
+        muon.step()
+        rest.step()
+    for name, weight in theirs.named_parameters():
+        torch.testing.assert_close(made[name], weight)
 
 
 def test_mirrors_of_every_view_are_learned_where_the_data_allow_them(tmp_path: Path) -> None:
