@@ -82,7 +82,6 @@ def fit(
 
     network.to(device.torch_device).train()
     optimisers = _optimisers(network, adam, muon_lr)
-    rates = {name: optimiser.param_groups[0]["lr"] / adam.lr for name, optimiser in optimisers.items()}
     average = {name: weight.detach().clone() for name, weight in network.named_parameters()}
 
     def step(number: int) -> float:
@@ -91,8 +90,8 @@ def fit(
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(network.parameters(), adam.clip_norm)
-        for name, optimiser in optimisers.items():
-            optimiser.param_groups[0]["lr"] = rates[name] * adam.lr_at(number, steps)
+        for optimiser in optimisers.values():
+            optimiser.param_groups[0]["lr"] = optimiser.defaults["lr"] / adam.lr * adam.lr_at(number, steps)
             optimiser.step()
         network.zero_grad(set_to_none=True)
         averaged(average, network, number, ema_decay)
