@@ -2,12 +2,14 @@
 
     python tests/benchmarks/named_classes.py --store STORE
 
-Each set of one network that the store has scores of, but for those with a teacher online, is trained on again, as it is
-and in three forms: its motion (what is left of a clip when its mean over time is gone) as strong as that of the real
-clips, its frames averaged over three in time, and over 3×3 pixels, both with their motion made as strong again. Of each
-student: top-1, the perplexity of its answers (10 where it names ten classes equally often), and top-1 where every
-class's logits are standardised over the test clips, which needs no label of theirs. Run it on a store whose scores are
-of a held-out fifth.
+Each set of one network that the store has scores of, but for those with a teacher online, is trained on again, as it
+is and in three forms: its motion (what is left of a clip when its mean over time is gone) as strong as that of the
+real clips, its frames averaged over three in time, and over 3×3 pixels, both with their motion made as strong again.
+A set that learned its labels is also trained on with the labels of its classes, and with its own in equal shares of
+all classes; the shares are said, and how the students' mean logits go with them. Of each student: top-1, the
+perplexity of its answers (10 where it names ten classes equally often), and top-1 where every class's logits are
+standardised over the test clips, which needs no label of theirs. Run it on a store whose scores are of a held-out
+fifth.
 """
 
 from __future__ import annotations
@@ -76,6 +78,14 @@ def logits(manifest: Manifest, clips: Clips, test: Clips, distilled: DistilledSe
     return evaluate.predict_test(network, test, device)
 
 
+def in_equal_shares(logits_NK: Floats) -> Floats:
+    """Labels nearest to these of which every class has as much (Sinkhorn), as log probabilities."""
+    for _ in range(100):
+        logits_NK = logits_NK - np.logaddexp.reduce(logits_NK, 0)
+        logits_NK = logits_NK - np.logaddexp.reduce(logits_NK, 1)[:, None]
+    return logits_NK
+
+
 def described(logits_NK: torch.Tensor, labels_N: NDArray[np.int64]) -> str:
     share_K = torch.bincount(logits_NK.argmax(1), minlength=logits_NK.shape[1]) / len(logits_NK)
     named = torch.special.entr(share_K).sum().exp()
@@ -105,6 +115,20 @@ def examine(store: Store, manifest: Manifest, device: Device) -> None:
     for form, change in changes.items():
         made = changed(kept, change)
         print(f"  {form:9s} {described(logits(manifest, clips, test, made, device), test.labels_N)}", flush=True)
+    if kept.logits_NK is not None and manifest.parameters["recipe"]["labels"] == "learned":
+        examine_labels(manifest, clips, test, kept, device)
+
+
+def examine_labels(manifest: Manifest, clips: Clips, test: Clips, kept: DistilledSet, device: Device) -> None:
+    shares_K = torch.from_numpy(kept.logits_NK).softmax(1).mean(0)
+    hard = manifest.model_copy(update={"parameters": manifest.parameters | {"recipe": {"labels": "hard"}}})
+    equal = dataclasses.replace(kept, logits_NK=in_equal_shares(kept.logits_NK))
+    print(f"  shares of the classes in its labels: {shares_K.min():.3f} to {shares_K.max():.3f}")
+    for form, asked, made in (("as it is", manifest, kept), ("hard", hard, kept), ("equal", manifest, equal)):
+        logits_NK = logits(asked, clips, test, made, device)
+        alike = float(torch.corrcoef(torch.stack([logits_NK.mean(0), shares_K.log()]))[0, 1])
+        print(f"  labels {form:9s} {described(logits_NK, test.labels_N)}, mean logits correlate with the log shares"
+              f" by {alike:.2f}", flush=True)  # fmt: skip
 
 
 def changed(kept: DistilledSet, change: Change) -> DistilledSet:
