@@ -238,23 +238,14 @@ class Latte(nn.Module):
         patches = x_BTSO.view(b, t, s * p // width, width // p, p, p, self.outputs)
         return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
 
-    def guided(
-        self, z_BCTHW: Tensor, steps_B: Tensor, labels_B: Tensor, scale: float, guide: Latte | None = None
-    ) -> Tensor:
-        """The C noise channels led away from a worse prediction: worse + scale·(own − worse); variances are its own.
-
-        Worse is the prediction without a class (classifier-free guidance), or that of the class by `guide`, a network
-        which learned less (autoguidance: Karras et al. 2024, §3).
-        """
+    def guided(self, z_BCTHW: Tensor, steps_B: Tensor, labels_B: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance of the C noise channels: none + scale·(class − none); variances are the class's."""
         if scale == 1:
             return self(z_BCTHW, steps_B, labels_B)  # type: ignore[no-any-return]
-        if guide is None:
-            labels = torch.cat([labels_B, torch.full_like(labels_B, self.no_class)])
-            own, worse = self(z_BCTHW.repeat(2, 1, 1, 1, 1), steps_B.repeat(2), labels).chunk(2)
-        else:
-            own, worse = self(z_BCTHW, steps_B, labels_B), guide(z_BCTHW, steps_B, labels_B)
-        noise, away = own[:, : self.channels], worse[:, : self.channels]
-        return torch.cat([away + scale * (noise - away), own[:, self.channels :]], dim=1)
+        labels = torch.cat([labels_B, torch.full_like(labels_B, self.no_class)])
+        classed, free = self(z_BCTHW.repeat(2, 1, 1, 1, 1), steps_B.repeat(2), labels).chunk(2)
+        noise, none = classed[:, : self.channels], free[:, : self.channels]
+        return torch.cat([none + scale * (noise - none), classed[:, self.channels :]], dim=1)
 
 
 def sines(places: Tensor, width: int) -> Tensor:

@@ -212,7 +212,6 @@ LATENT_BATCHES, ADAMW, MUON, MIRRORED = (
     )
 )
 MUON_RESUMED = of("tasks/generate/test_generate.py", "test_a_killed_training_ends_with_the_same_bytes")
-GUIDED = of("tasks/generate/test_generate_pool.py", "test_a_guide_is_the_same_transformer_after_fewer_steps")
 SAMPLERS = of(
     "tasks/generate/test_generate_pool.py", "test_samplers_begin_at_the_last_step_and_add_as_much_as_the_betas"
 )
@@ -841,17 +840,8 @@ MUTATIONS = [
              "(queries * queries.shape[-1] ** -0.5) @ keys",
              "queries @ keys"),
     Mutation("models/latte.py", "guidance is one too strong", LATTE,
-             "away + scale * (noise - away)",
-             "noise + scale * (noise - away)"),
-    Mutation("models/latte.py", "a guide is not asked", LATTE,
-             "guide(z_BCTHW, steps_B, labels_B)\n",
-             "self(z_BCTHW, steps_B, labels_B)\n"),
-    Mutation("tasks/generate/sample.py", "a pool's guide is left out", GUIDED,
-             ' if "guide" in work.job.inputs else None',
-             " if False else None"),
-    Mutation("tasks/generate/pool.py", "a guide trains as long as what it guides", GUIDED,
-             '{"steps": parameters.guide_steps}',
-             "{}"),
+             "none + scale * (noise - none)",
+             "noise + scale * (noise - none)"),
     Mutation("models/diffusion.py", "the bound counts the last step", LATTE,
              "counted = (steps_B > 0)",
              "counted = (steps_B >= 0)"),

@@ -31,13 +31,6 @@ class PoolParameters(Parameters):
     size: int | None = Field(None, ge=8, description="Pixels that are generated, and resized; none: the data set's.")
     autoencoder: AutoencoderParameters = AutoencoderParameters()
     latte: LatteParameters = LatteParameters()
-    guide_steps: int = Field(
-        0,
-        ge=0,
-        exclude_if=lambda steps: not steps,
-        description="Steps of a second, shorter training of the transformer: the sampler leads away from what it "
-        "predicts (autoguidance: Karras et al. 2024); 0: away from the prediction without a class, as published.",
-    )
     sampler: SamplerParameters = SamplerParameters()
     seed: int = Field(0, description="Of the noise: with a clip's class and number it is all that draws it.")
 
@@ -46,32 +39,21 @@ def pool_of(given: Given, parameters: PoolParameters) -> ArtifactRef:
     """The pool's artifact, after adding the jobs that make it: the same ones for every method, budget and seed.
 
     Raises:
-        RequestError: diffusers is not installed, weights to begin from are not there, or a guide cannot lead.
+        RequestError: diffusers is not installed, or weights to begin from are not there.
     """
     check_installed("diffusers", "Generating clips")
-    steps, guidance = parameters.latte.steps, parameters.sampler.guidance
-    if parameters.guide_steps and (parameters.guide_steps >= steps or guidance == 1):
-        raise RequestError(
-            f"A guide of {parameters.guide_steps} steps cannot lead a Latte of {steps} at guidance {guidance:g}: give "
-            f"pool.guide_steps below {steps} and pool.sampler.guidance above 1, or leave pool.guide_steps out."
-        )
     source = _clips_to_learn(given, parameters.size)
     codec = given.add(autoencoder_job(source, parameters.autoencoder))
     latents = given.add(latents_job(source, codec, parameters.autoencoder.precision))
     side = (parameters.size or given.decode.size) // parameters.autoencoder.factor
-    trained = {"latte": parameters.latte}
-    if parameters.guide_steps:
-        trained["guide"] = parameters.latte.model_copy(update={"steps": parameters.guide_steps})
-    made = {"autoencoder": codec}
-    for name, own in trained.items():
-        job = latte_job(source, latents, own, classes=len(given.table.classes), side=side,
-                        channels=parameters.autoencoder.channels)  # fmt: skip
-        made[name] = given.add(job.model_copy(update={"label": f"{name} {job.parameters['size']}"}))
-    jobs = part_jobs(made, parameters.sampler, parameters.seed, given.table.classes,
+    own = latte_job(source, latents, parameters.latte, classes=len(given.table.classes), side=side,
+                    channels=parameters.autoencoder.channels)  # fmt: skip
+    latte = given.add(own)
+    jobs = part_jobs(latte, codec, parameters.sampler, parameters.seed, given.table.classes,
                      parameters.clips_a_class, parameters.part_clips)  # fmt: skip
     parts = [given.add(job) for job in jobs]
     blocks = parts if source == given.train else [given.add(_resize_job(job, given.decode.size)) for job in jobs]
-    return given.add(pool_job(given.train, made["latte"], codec, parts, blocks, parameters))
+    return given.add(pool_job(given.train, latte, codec, parts, blocks, parameters))
 
 
 def _clips_to_learn(given: Given, size: int | None) -> ArtifactRef:

@@ -38,9 +38,7 @@ class SamplerParameters(Parameters):
         "dpm", description="ddim; dpm: DPM-Solver++ of second order; ddpm: the published one, slow and stochastic."
     )
     steps: int = Field(25, ge=1, le=1000)
-    guidance: float = Field(
-        3.0, ge=1, description="Scale of guidance, by no class or by the pool's guide; 1 is none, and half the work."
-    )
+    guidance: float = Field(3.0, ge=1, description="Scale of classifier-free guidance; 1 is none, and half the work.")
     batch_size: int = Field(10, ge=1, description="Clips at a time.")
     precision: Precision = "auto"
 
@@ -56,13 +54,11 @@ class PartParameters(Parameters):
 
 
 def part_jobs(
-    inputs: dict[str, ArtifactRef], sampler: SamplerParameters, seed: int, classes: Sequence[str],
+    latte: ArtifactRef, codec: ArtifactRef, sampler: SamplerParameters, seed: int, classes: Sequence[str],
     clips_a_class: int, part_clips: int,
 ) -> list[Job]:  # fmt: skip
-    """The parts that hold so many clips a class, class by class; the last of a class is whole too.
-
-    `inputs` are `latte` and `autoencoder`, and the `guide` where there is one.
-    """
+    """The parts that hold so many clips a class, class by class; the last of a class is whole too."""
+    inputs = {"latte": latte, "autoencoder": codec}
     return [
         pool_part(
             PartParameters(sampler=sampler, seed=seed, label=label, first=first, count=part_clips),
@@ -80,7 +76,6 @@ def pool_part(work: Work) -> None:
     sampler, numbers = parameters.sampler, range(parameters.first, parameters.first + parameters.count)
     device = Device.of(work, sampler.precision)
     network = load_latte(work.store, work.ref("latte"), device)
-    guide = load_latte(work.store, work.ref("guide"), device) if "guide" in work.job.inputs else None
     codec = load_codec(work.store, work.ref("autoencoder"), device)
     shape_CTHW = (network.channels, network.frames, network.side, network.side)
     size = network.side * codec.factor
@@ -88,7 +83,7 @@ def pool_part(work: Work) -> None:
     latents = create_latent_array(work.folder, (parameters.count, *shape_CTHW))
     for start in range(0, parameters.count, sampler.batch_size):
         rows = numbers[start : start + sampler.batch_size]
-        z_BCTHW = sampled(network, sampler, parameters.seed, parameters.label, rows, shape_CTHW, device, guide)
+        z_BCTHW = sampled(network, sampler, parameters.seed, parameters.label, rows, shape_CTHW, device)
         stop = start + len(rows)
         latents[start:stop] = z_BCTHW.cpu().numpy().astype(np.float16)
         clips[start:stop] = decoded(codec, z_BCTHW, device)
@@ -98,7 +93,7 @@ def pool_part(work: Work) -> None:
 
 def sampled(
     network: Latte, sampler: SamplerParameters, seed: int, label: int, numbers: Sequence[int],
-    shape_CTHW: tuple[int, ...], device: Device, guide: Latte | None = None,
+    shape_CTHW: tuple[int, ...], device: Device,
 ) -> Tensor:  # fmt: skip
     """Latents of these clips of a class: float32 (B, C, T, h, w)."""
     import torch
@@ -113,7 +108,7 @@ def sampled(
         for step in scheduler.timesteps:
             steps_B = step.to(device.torch_device).expand(len(numbers))
             with device.autocast():
-                output = network.guided(z_BCTHW, steps_B, labels_B, sampler.guidance, guide).float()
+                output = network.guided(z_BCTHW, steps_B, labels_B, sampler.guidance).float()
             if sampler.method != "ddpm":
                 output = output[:, : network.channels]
             z_BCTHW = scheduler.step(output, step, z_BCTHW, **draws).prev_sample

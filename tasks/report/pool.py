@@ -53,7 +53,6 @@ def pool_facts(store: Store, pool: Pool, ref: ArtifactRef) -> dict[str, str]:
     """How the pool was made, in words."""
     manifest = store.manifest(ref)
     latte, codec = (store.manifest(manifest.inputs[name][0]) for name in ("latte", "autoencoder"))
-    guides = [store.manifest(ref) for ref in store.manifest(manifest.inputs[LATENTS][0]).inputs.get("guide", ())]
     codec_facts = json.loads((store.folder(codec.ref) / AUTOENCODER_FACTS).read_text())
     network, sampler = manifest.record["generator"], pool.facts["sampler"]
     start = f" from {network['pretrained']}" if network["pretrained"] else ""
@@ -64,13 +63,10 @@ def pool_facts(store: Store, pool: Pool, ref: ArtifactRef) -> dict[str, str]:
         "generator": f"Latte {network['size']}{start}, patches of {network['patch']}, {network['steps']} steps"
         + (" by Muon" if latte.parameters.get("muon_lr") else ""),
         "latents": "×".join(map(str, pool.shape_CTHW)),
-        "sampler": f"{sampler['method']}, {sampler['steps']} steps, guidance {sampler['guidance']:g}"
-        + "".join(f" by the same Latte after {guide.parameters['steps']} steps" for guide in guides),
+        "sampler": f"{sampler['method']}, {sampler['steps']} steps, guidance {sampler['guidance']:g}",
         "seed": str(pool.facts["seed"]),
         "autoencoder’s error": f"{codec_facts['error']:.1f} levels of 255, {codec_facts['psnr']:.1f} dB",
-        "time": f"autoencoder {duration(codec.seconds)}, Latte {duration(latte.seconds)}, "
-        + "".join(f"its guide {duration(guide.seconds)}, " for guide in guides)
-        + f"clips {duration(sampling)}",
+        "time": f"autoencoder {duration(codec.seconds)}, Latte {duration(latte.seconds)}, clips {duration(sampling)}",
     }
 
 

@@ -225,11 +225,6 @@ def test_a_generator_with_four_times_the_tokens_takes_four_times_as_long(kind: s
     assert fine == pytest.approx(4 * coarse, rel=0.1)
 
 
-def test_a_guide_takes_the_time_of_its_steps() -> None:
-    own, guide = pool_costs("latte", latte={"steps": 1000}, guide_steps=100)
-    assert own.seconds == pytest.approx(10 * guide.seconds, rel=0.1)
-
-
 def wall(jobs: Sequence[Job], each: float, workers: int, threads: int) -> float:
     known: dict[ArtifactRef, float] = {job.ref: each for job in jobs}
     return wall_seconds(jobs, known, Runtime(store="store", threads=threads), workers)

@@ -35,7 +35,6 @@ from vidistill.tasks.generate.pool import PoolParameters, check_pool, pool_of
 from vidistill.tasks.generate.quality import SHEET, frechet_distance, load_quality, quality_job
 from vidistill.tasks.generate.sample import SamplerParameters, sampled, scheduler_of
 from vidistill.tasks.generate.sheet import GAP, TITLE
-from vidistill.tasks.report.pool import pool_facts
 from vidistill.tasks.stage import Job, listening, run_job
 
 pytestmark = pytest.mark.usefixtures("tiny_transformer")
@@ -178,20 +177,6 @@ def test_samplers_draw_from_a_distribution_that_is_known(bench: Bench, method: A
     assert float(sampled(network, guided, 0, 2, range(10), (4, 2, 4, 4), bench.device).mean()) < 1.5
 
 
-def test_a_guide_leads_away_from_what_it_would_draw(bench: Bench) -> None:
-    """Own latents are N(2, 0.5²), the guide's N(1, 0.5²), those of no class N(3, 0.5²)."""
-
-    class Lower(Gaussian):
-        def forward(self, z_BCTHW: torch.Tensor, steps_B: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-            return super().forward(z_BCTHW, steps_B, labels_B - 1)
-
-    network, guide = (kind(3, 2, 4, Size(2, 32, 2), velocity=True) for kind in (Gaussian, Lower))
-    sampler = SamplerParameters(steps=25, guidance=2, precision="fp32")
-    z = sampled(network, sampler, 0, 2, range(10), (4, 2, 4, 4), bench.device, guide)
-    assert float(z.mean()) == pytest.approx(3, abs=0.05)
-    assert float(z.std()) == pytest.approx(0.5, abs=0.05)
-
-
 class Learned(Gaussian):
     """The exact noise, and a variance that lies everywhere at the same place between its bounds."""
 
@@ -313,31 +298,6 @@ def test_sigkill_in_training_and_in_generation_changes_no_byte(maker: Maker, aga
     again.make(PARAMETERS)
     assert again.done == ["pool-part"]
     assert [store.manifest(job.ref).files for job in jobs] == files
-
-
-def test_a_guide_is_the_same_transformer_after_fewer_steps(maker: Maker, again: Maker) -> None:
-    """Its clips are neither those without it nor those of the guide alone, and a pool without one keeps its name."""
-    store, plain = maker.bench.store, again.make(PARAMETERS)
-    made = again.make(PARAMETERS.model_copy(update={"guide_steps": 3}))
-    _, latte, guide = (job for job in again.jobs if job.stage == "latte")
-    assert (latte.label, guide.label) == ("latte micro", "guide micro")
-    assert guide.parameters == latte.parameters | {"steps": 3}
-    assert next(job for job in reversed(again.jobs) if job.stage == "pool-part").inputs["guide"] == [guide.ref]
-    alone = again.make(PARAMETERS.model_copy(update={"latte": LatteParameters.model_validate(guide.parameters)}))
-    clips = [Pool(store, ref).read([0]).astype(int) for ref in (plain, made, alone)]
-    assert all(np.abs(one - clips[1]).max() > 0 for one in (clips[0], clips[2]))
-    facts = pool_facts(store, Pool(store, made), made)
-    assert facts["sampler"] == "dpm, 3 steps, guidance 3 by the same Latte after 3 steps"
-    assert "its guide " in facts["time"]
-    assert "guide" not in pool_facts(store, Pool(store, plain), plain)["time"]
-
-
-@pytest.mark.parametrize(("steps", "guidance"), [(PARAMETERS.latte.steps, 2.0), (1, 1.0)])
-def test_a_guide_that_cannot_lead_is_a_wrong_request(again: Maker, steps: int, guidance: float) -> None:
-    wrong = PARAMETERS.model_copy(update={"guide_steps": steps, "sampler": SamplerParameters(guidance=guidance)})
-    with pytest.raises(RequestError, match=rf"A guide of {steps} steps cannot lead .* at guidance {guidance:g}: give"):
-        again.make(wrong)
-    assert again.jobs == []
 
 
 def test_two_writers_make_a_part_once(maker: Maker) -> None:
