@@ -112,23 +112,21 @@ def examine(store: Store, manifest: Manifest, device: Device) -> None:
         "smoothed": lambda x: as_strong(smoothed(x), wanted),
         "blurred": lambda x: as_strong(blurred(x), wanted),
     }
-    for form, change in changes.items():
-        made = changed(kept, change)
-        print(f"  {form:9s} {described(logits(manifest, clips, test, made, device), test.labels_N)}", flush=True)
+    asked = {form: (manifest, changed(kept, change)) for form, change in changes.items()}
+    shares_K = None
     if kept.logits_NK is not None and manifest.parameters["recipe"]["labels"] == "learned":
-        examine_labels(manifest, clips, test, kept, device)
-
-
-def examine_labels(manifest: Manifest, clips: Clips, test: Clips, kept: DistilledSet, device: Device) -> None:
-    shares_K = torch.from_numpy(kept.logits_NK).softmax(1).mean(0)
-    hard = manifest.model_copy(update={"parameters": manifest.parameters | {"recipe": {"labels": "hard"}}})
-    equal = dataclasses.replace(kept, logits_NK=in_equal_shares(kept.logits_NK))
-    print(f"  shares of the classes in its labels: {shares_K.min():.3f} to {shares_K.max():.3f}")
-    for form, asked, made in (("as it is", manifest, kept), ("hard", hard, kept), ("equal", manifest, equal)):
-        logits_NK = logits(asked, clips, test, made, device)
-        alike = float(torch.corrcoef(torch.stack([logits_NK.mean(0), shares_K.log()]))[0, 1])
-        print(f"  labels {form:9s} {described(logits_NK, test.labels_N)}, mean logits correlate with the log shares"
-              f" by {alike:.2f}", flush=True)  # fmt: skip
+        shares_K = torch.from_numpy(kept.logits_NK).softmax(1).mean(0)
+        print(f"  shares of the classes in its labels: {shares_K.min():.3f} to {shares_K.max():.3f}")
+        hard = manifest.model_copy(update={"parameters": manifest.parameters | {"recipe": {"labels": "hard"}}})
+        equal = dataclasses.replace(kept, logits_NK=in_equal_shares(kept.logits_NK))
+        asked |= {"one-hot": (hard, kept), "in equal shares": (manifest, equal)}
+    for form, (score, made) in asked.items():
+        logits_NK = logits(score, clips, test, made, device)
+        told = described(logits_NK, test.labels_N)
+        if shares_K is not None:
+            alike = torch.corrcoef(torch.stack([logits_NK.mean(0), shares_K.log()]))[0, 1]
+            told += f", mean logits correlate with the log shares by {alike:.2f}"
+        print(f"  {form:15s} {told}", flush=True)
 
 
 def changed(kept: DistilledSet, change: Change) -> DistilledSet:

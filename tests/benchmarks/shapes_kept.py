@@ -88,8 +88,8 @@ def described(names_NT: NDArray[np.int64]) -> str:
             f" all frames of {whole:.1%} of the clips; {shares}")  # fmt: skip
 
 
-def judge(store: Store, pool: Pool, ref: ArtifactRef, device: Device, judges: dict[ArtifactRef, nn.Module]) -> None:
-    manifest = store.manifest(ref)
+def judge(store: Store, ref: ArtifactRef, device: Device, judges: dict[ArtifactRef, nn.Module]) -> None:
+    pool, manifest = Pool(store, ref), store.manifest(ref)
     latte = store.manifest(manifest.inputs["latte"][0])
     clips = Clips(store, manifest.inputs["clips"][0])
     (latents,) = latte.inputs["latents"]
@@ -129,7 +129,7 @@ def main() -> None:
     judges: dict[ArtifactRef, nn.Module] = {}
     for entry in store.survey("pool").values():
         if entry.manifest:
-            judge(store, Pool(store, entry.manifest.ref), entry.manifest.ref, device, judges)
+            judge(store, entry.manifest.ref, device, judges)
 
 
 if __name__ == "__main__":
