@@ -13,24 +13,23 @@ import argparse
 
 import numpy as np
 import torch
+from network_choice import training_clips
+from numpy.typing import NDArray
 from torch import Tensor
 
-from vidistill.flows.execution import data_runtime, find_videos
 from vidistill.flows.parameters import PoolRequest, load_preset
 from vidistill.models.compute import keep_freed_memory
 from vidistill.models.diffusion import diffusion_loss, noised
+from vidistill.models.latte import Latte
 from vidistill.storage.clips import Clips
 from vidistill.storage.opening import open_store
 from vidistill.storage.pool import open_latent_array
-from vidistill.storage.store import ArtifactRef, Store
+from vidistill.storage.store import ArtifactRef, Manifest, Store
 from vidistill.tasks.generate.autoencoder import latents_job
 from vidistill.tasks.generate.diffusion import load_latte
 from vidistill.tasks.learning.training import Device
 from vidistill.tasks.stage import Runtime, run_job
-from vidistill.tasks.videos.decode import block_jobs, clips_job
-from vidistill.tasks.videos.index import index_job
 from vidistill.tasks.videos.sprites import CLASSES, SpritesParameters
-from vidistill.tasks.videos.sprites_stage import sprites_job
 
 STEPS = (100, 300, 450, 600, 800)
 SCENES = SpritesParameters(seed=1, train_per_class=20, test_per_class=1)
@@ -41,27 +40,19 @@ def other_scenes(runtime: Runtime) -> ArtifactRef:
     """The clips of other scenes, at the size that is generated."""
     request = PoolRequest.model_validate(load_preset("pool_sprites") | {"sprites": SCENES})
     decode = request.decode.model_copy(update={"size": request.pool.size})
-    run_job(sprites_job(request.sprites), runtime)
-    runtime = data_runtime(request, runtime)
-    table = find_videos(request, runtime, 1)
-    blocks, indexed = block_jobs(table, decode, "train"), index_job(table, request.index)
-    joined = clips_job(indexed.ref, decode, "train", blocks)
-    for job in (indexed, *blocks, joined):
-        run_job(job, runtime)
-    return joined.ref
+    return training_clips(request.model_copy(update={"decode": decode}), runtime)
 
 
-def batch_of(store: Store, clips: ArtifactRef, latents: ArtifactRef) -> tuple[Tensor, Tensor]:
-    """z_NCTHW and labels_N of as many clips as the other scenes have, evenly chosen."""
-    labels_M = Clips(store, clips).labels_N
+def batch_of(store: Store, labels_M: NDArray[np.int64], latents: ArtifactRef) -> tuple[Tensor, Tensor]:
+    """z_NCTHW and labels_N of as many clips as the other scenes have, evenly chosen of M."""
     rows = np.linspace(0, len(labels_M) - 1, len(CLASSES) * SCENES.train_per_class).astype(int)
     array = open_latent_array(store.folder(latents))
     z_NCTHW = np.stack([array[row][0] for row in rows]).astype(np.float32)
     return torch.from_numpy(z_NCTHW), torch.from_numpy(labels_M[rows])
 
 
-def losses(store: Store, latte: ArtifactRef, batch: tuple[Tensor, Tensor], device: Device) -> list[float]:
-    network, random, found = load_latte(store, latte, device), torch.Generator().manual_seed(0), []
+def losses(network: Latte, batch: tuple[Tensor, Tensor], device: Device) -> list[float]:
+    random, found = torch.Generator().manual_seed(0), []
     for step in STEPS:
         of_parts = []
         for z_BCTHW, labels_B in zip(*(tensor.split(AT_ONCE) for tensor in batch), strict=True):
@@ -73,6 +64,22 @@ def losses(store: Store, latte: ArtifactRef, batch: tuple[Tensor, Tensor], devic
     return found
 
 
+def examine(store: Store, latte: Manifest, others: ArtifactRef, runtime: Runtime, device: Device) -> None:
+    own, unseen = Clips(store, latte.inputs["clips"][0]), Clips(store, others)
+    if own.classes != unseen.classes:
+        print(f"{latte.ref}: not of sprites, but of {', '.join(own.classes[:3])} …", flush=True)
+        return
+    latents = store.manifest(latte.inputs["latents"][0])
+    job = latents_job(others, latents.inputs["autoencoder"][0], latents.parameters["precision"])
+    run_job(job, runtime)
+    network = load_latte(store, latte.ref, device)
+    for name, clips, ref in (("its own", own, latents.ref), ("others", unseen, job.ref)):
+        by_step = losses(network, batch_of(store, clips.labels_N, ref), device)
+        shown = ", ".join(f"{loss:.3f} at {step}" for step, loss in zip(STEPS, by_step, strict=True))
+        print(f"Latte {latte.parameters['size']}, {latte.parameters['steps']} steps of {len(own)} clips, {name}:"
+              f" {np.mean(by_step):.3f} ({shown})", flush=True)  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", required=True)
@@ -81,21 +88,8 @@ def main() -> None:
     store, device = open_store(runtime.store), Device.on(runtime, 1, "auto")
     others = other_scenes(runtime)
     for entry in store.survey("latte").values():
-        if (manifest := entry.manifest) is None:
-            continue
-        (clips,), (latents,) = manifest.inputs["clips"], manifest.inputs["latents"]
-        if (classes := Clips(store, clips).classes) != Clips(store, others).classes:
-            print(f"{manifest.ref}: not of sprites, but of {', '.join(classes[:3])} …", flush=True)
-            continue
-        codec, precision = store.manifest(latents).inputs["autoencoder"][0], store.manifest(latents).parameters
-        job = latents_job(others, codec, precision["precision"])
-        run_job(job, runtime)
-        own = manifest.parameters
-        for name, batch in (("its own", batch_of(store, clips, latents)), ("others", batch_of(store, others, job.ref))):
-            by_step = losses(store, manifest.ref, batch, device)
-            shown = ", ".join(f"{loss:.3f} at {step}" for step, loss in zip(STEPS, by_step, strict=True))
-            print(f"Latte {own['size']}, {own['steps']} steps of {len(Clips(store, clips))} clips, {name}:"
-                  f" {np.mean(by_step):.3f} ({shown})", flush=True)  # fmt: skip
+        if entry.manifest:
+            examine(store, entry.manifest, others, runtime, device)
 
 
 if __name__ == "__main__":

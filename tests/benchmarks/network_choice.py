@@ -29,6 +29,7 @@ from vidistill.models.fronts import FRONTS, difference
 from vidistill.models.r2plus1d import R2Plus1DSmall
 from vidistill.storage.clips import Clips
 from vidistill.storage.opening import default_location, open_store
+from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.evaluate import StudentParameters
 from vidistill.tasks.learning.training import Device
@@ -150,19 +151,23 @@ def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _clips(asked: argparse.Namespace) -> Clips:
-    """The training split's clips, decoded where the store has them not."""
     decode = DecodeParameters(frames=asked.frames, interval=asked.interval, size=asked.size, views=asked.views)
     index = IndexParameters() if asked.data == SPRITES else IndexParameters(split=asked.split)
     request, runtime = DataRequest(data=asked.data, decode=decode, index=index), Runtime(store=asked.store, threads=1)
-    if asked.data == SPRITES:
+    return Clips(open_store(asked.store), training_clips(request, runtime))
+
+
+def training_clips(request: DataRequest, runtime: Runtime) -> ArtifactRef:
+    """The training split's clips, rendered and decoded where the store has them not."""
+    if request.data == SPRITES:
         run_job(sprites_job(request.sprites), runtime)
     runtime = data_runtime(request, runtime)
     table = find_videos(request, runtime, 1)
-    blocks, indexed = block_jobs(table, decode, "train"), index_job(table, index)
-    joined = clips_job(indexed.ref, decode, "train", blocks)
+    blocks, indexed = block_jobs(table, request.decode, "train"), index_job(table, request.index)
+    joined = clips_job(indexed.ref, request.decode, "train", blocks)
     for job in (indexed, *blocks, joined):
         run_job(job, runtime)
-    return Clips(open_store(asked.store), joined.ref)
+    return joined.ref
 
 
 def tried(variant: Variant, clips: Clips, student: StudentParameters, device: Device, seeds: int, front: str) -> Result:

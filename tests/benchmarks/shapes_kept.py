@@ -98,10 +98,8 @@ def judge(store: Store, ref: ArtifactRef, device: Device, judges: dict[ArtifactR
         judges[latents] = judge_of(store, clips, manifest.inputs["autoencoder"][0], latents, device)
     facts = pool_facts(store, pool, ref)
     names_NT = named(judges[latents], pool.read(range(len(pool))))
-    print(
-        f"{facts['generator']} of {len(clips)} clips; {facts['sampler']}; {len(pool)} clips: {described(names_NT)}",
-        flush=True,
-    )
+    made = f"{facts['generator']} of {len(clips)} clips; {facts['sampler']}; {len(pool)} clips"
+    print(f"{made}: {described(names_NT)}", flush=True)
 
 
 def judge_of(store: Store, clips: Clips, codec: ArtifactRef, latents: ArtifactRef, device: Device) -> nn.Module:
