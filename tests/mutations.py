@@ -39,6 +39,7 @@ PARTS = of(
     "test_a_large_class_keeps_a_fraction_of_its_maps",
 )
 DIFFERING = of("tasks/select/test_select.py", "test_a_score_sees_how_a_video_differs_from_the_others_alone")
+COMPILED = of("tasks/generate/test_generate.py", "test_a_network_is_not_compiled_without_a_compiler")
 RELEASED = of(
     "tasks/generate/test_generate.py",
     "test_a_checkpoint_says_what_it_is_and_is_tuned_as_published",
@@ -743,6 +744,9 @@ MUTATIONS = [
     Mutation("tasks/generate/diffusion.py", "parts of a step weigh as much as the whole", RELEASED,
              "yield loss if len(z_BCTHW) == size else loss * (len(z_BCTHW) / size)",
              "yield loss"),
+    Mutation("tasks/generate/diffusion.py", "the network is never compiled", COMPILED,
+             "if parameters.compile:",
+             "if False:"),
     Mutation("tasks/generate/optimising.py", "the parts of a step are steps", RELEASED,
              "            total += float(loss.detach())\n",
              "            total += float(loss.detach())\n            optimiser.step()\n"),

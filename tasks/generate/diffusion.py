@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vidistill.storage.clips import Clips
-from vidistill.storage.errors import RequestError
+from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
@@ -83,6 +85,12 @@ class LatteParameters(Parameters):
         exclude_if=lambda recompute: not recompute,
         description="Keep no block's maps and make them again for the gradient: a third more time, far less memory.",
     )
+    compile: bool = Field(
+        False,
+        exclude_if=lambda wanted: not wanted,
+        description="Compile the network (torch.compile): steps are faster after the first, which takes a minute. On a "
+        "CPU it needs a C++ compiler.",
+    )
     ema_decay: float = Field(0.999, ge=0, lt=1, description="Of the averaged weights, which generate.")
     adam: AdamParameters = AdamParameters(lr=5e-4, decay_share=0.2)
     muon_lr: float = Field(
@@ -134,6 +142,8 @@ def latte(work: Work) -> None:
     shape, classes = batches.shape_CTHW, len(clips.classes)
     network = built(parameters, classes, shape)
     network.recompute = parameters.recompute
+    if parameters.compile:
+        _compile(network, device)
     warnings = _start_from(network, Path(work.job.places[PLACE]), parameters) if parameters.pretrained else []
     weights, curve = fit(
         network, lambda step: batches.losses(network, step), parameters.steps, parameters.adam, device, work,
@@ -224,6 +234,19 @@ def _start_from(network: Latte, path: Path, parameters: LatteParameters) -> list
     start_from(network, read_checkpoint(path), path, new_labels=parameters.new_labels)
     log.warning(LEAK)
     return [LEAK]
+
+
+def _compile(network: Latte, device: Device) -> None:
+    """Have the network's passes compiled in place, at the first of them.
+
+    Raises:
+        RunError: this is a CPU without a C++ compiler.
+    """
+    compiler = os.environ.get("CXX") or "g++"
+    if device.torch_device.type == "cpu" and not shutil.which(compiler):
+        raise RunError(f"latte.compile needs a C++ compiler, and there is no {compiler} here: install it, name another "
+                       "in CXX, or leave latte.compile out.")  # fmt: skip
+    network.compile()  # type: ignore[no-untyped-call]
 
 
 def load_latte(store: Store, ref: ArtifactRef, device: Device) -> Latte:

@@ -1,4 +1,4 @@
-"""CPU seconds of a training step of Latte on one thread: with its own attention for CPUs, and with torch's fused one.
+"""CPU seconds of a training step of Latte on one thread: its own attention for CPUs, torch's fused one, and compiled.
 
     python tests/benchmarks/latte_speed.py
 
@@ -17,6 +17,8 @@ from torch import Tensor
 from vidistill.models import latte
 from vidistill.models.diffusion import diffusion_loss, noised
 
+STEPS = 10
+
 
 def main() -> None:
     torch.manual_seed(0)
@@ -28,12 +30,15 @@ def main() -> None:
     z_BCTHW, noise_BCTHW = torch.randn(2, 16, 4, 8, 8, 8)
     batch = z_BCTHW, noise_BCTHW, torch.randint(1000, (16,)), torch.randint(10, (16,))
     exact = gradient(network, batch, bf16=False)
-    for name, attended in {"plain": latte.attended, "fused": F.scaled_dot_product_attention}.items():
+    own = latte.attended
+    for name, attended in {"plain": own, "fused": F.scaled_dot_product_attention, "compiled": own}.items():
         latte.attended = attended
+        if name == "compiled":
+            network.compile()
         gradient(network, batch, bf16=True)
         began = time.process_time()
-        found = [gradient(network, batch, bf16=True) for _ in range(5)]
-        seconds = (time.process_time() - began) / 5
+        found = [gradient(network, batch, bf16=True) for _ in range(STEPS)]
+        seconds = (time.process_time() - began) / STEPS
         print(f"{name}: {seconds:.2f} s a step, error {(found[0] - exact).norm() / exact.norm():.4f}")
 
 

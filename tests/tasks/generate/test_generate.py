@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from vidistill.flows.parameters import PoolRequest, checked, override
 from vidistill.models.autoencoder import to_frames
 from vidistill.models.latte import SIZES, Latte
-from vidistill.storage.errors import RequestError
+from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.generate.autoencoder import (
@@ -378,3 +378,22 @@ def test_a_step_in_parts_whose_maps_are_made_again_is_the_step_at_once(made: Mad
         for name, weight in weights[0].items():
             assert torch.allclose(other[name], weight, atol=2e-4), name
     assert any(float((other - weights[0][name]).abs().max()) == 0 for name, other in weights[2].items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles with g++, and there is none")
+def test_a_compiled_network_learns_what_the_plain_one_does(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    curves, calls = [], []
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: (calls.append(type(module)), compiled(module)))
+    for changed in ({}, {"compile": True}):
+        ref = made.do(made.latte(LATTE.model_copy(update={"steps": 4} | changed)))
+        curves.append(made.facts(ref, "curve.json")["loss"])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-2)
+    assert calls == [Latte]
+
+
+def test_a_network_is_not_compiled_without_a_compiler(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RunError, match="no no-such-compiler here: install it, name another in CXX"):
+        made.do(made.latte(LATTE.model_copy(update={"steps": 1, "compile": True})))
