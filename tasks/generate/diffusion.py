@@ -246,7 +246,7 @@ def _compile(network: Latte, device: Device) -> None:
     if device.torch_device.type == "cpu" and not shutil.which(compiler):
         raise RunError(f"latte.compile needs a C++ compiler, and there is no {compiler} here: install it, name another "
                        "in CXX, or leave latte.compile out.")  # fmt: skip
-    network.compile()  # type: ignore[no-untyped-call]
+    network.compile()
 
 
 def load_latte(store: Store, ref: ArtifactRef, device: Device) -> Latte:
