@@ -1,6 +1,7 @@
 """The diffusion that Latte is trained under: 1,000 steps, linear betas, noise prediction (Ho et al. 2020) or velocity.
 
-Legend: B clips, C latent channels, T frames, H, W latent height and width.
+Legend: B clips, C latent channels, T frames, H, W latent height and width. `steps_B`, a step of each clip, may be
+`steps_BT`, one of each of its frames (Diffusion Forcing, Chen et al. 2024).
 """
 
 from __future__ import annotations
@@ -71,9 +72,15 @@ def variance_bound(predicted: Tensor, place: Tensor, z_BCTHW: Tensor, noise_BCTH
     to_mean = _of_step(betas / ((1 - whole).sqrt() * (1 - betas).sqrt()), steps_B, z_BCTHW)
     gap = to_mean * (predicted - noise_BCTHW)  # of the means, as both are linear in the noise
     divergence = 0.5 * (variance_log - low - 1 + (low - variance_log).exp() + gap**2 * (-variance_log).exp())
-    counted = (steps_B > 0).to(divergence.dtype)[:, None, None, None, None]
+    counted = _of_step((torch.arange(STEPS) > 0).double(), steps_B, divergence)
     return (divergence * counted).mean() / torch.log(torch.tensor(2.0))
 
 
 def _of_step(values: Tensor, steps_B: Tensor, like: Tensor) -> Tensor:
-    return values.to(like.device)[steps_B].to(like.dtype)[:, None, None, None, None]
+    """(B, 1, T, 1, 1), or (B, 1, 1, 1, 1) where all frames of a clip have its step."""
+    return values.to(like.device)[by_frame(steps_B)].to(like.dtype)[:, None, :, None, None]
+
+
+def by_frame(steps_B: Tensor) -> Tensor:
+    """(B, T) as it is; (B,) as (B, 1)."""
+    return steps_B.view(len(steps_B), -1)

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vidistill.models.diffusion import by_frame
+
 FREQUENCIES = 256
 """Values of the sinusoidal embedding of a timestep."""
 LABELS = "y_embedder.embedding_table.weight"
@@ -78,9 +80,9 @@ class MLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
 
 
-def modulated(norm: nn.Module, x_BTSD: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
+def modulated(norm: nn.Module, x_BTSD: Tensor, shift_BTD: Tensor, scale_BTD: Tensor) -> Tensor:
     """Layer norm whose shift and scale are the condition's."""
-    out: Tensor = norm(x_BTSD) * (1 + scale_BD[:, None, None]) + shift_BD[:, None, None]
+    out: Tensor = norm(x_BTSD) * (1 + scale_BTD[:, :, None]) + shift_BTD[:, :, None]
     return out
 
 
@@ -96,11 +98,11 @@ class Block(nn.Module):
         self.mlp = MLP(width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x_BTSD: Tensor, condition_BD: Tensor) -> Tensor:
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.adaLN_modulation(condition_BD).chunk(6, dim=1)
-        x_BTSD = x_BTSD + gate[:, None, None] * self._attend(modulated(self.norm1, x_BTSD, shift, scale))
+    def forward(self, x_BTSD: Tensor, condition_BTD: Tensor) -> Tensor:
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.adaLN_modulation(condition_BTD).chunk(6, dim=-1)
+        x_BTSD = x_BTSD + gate[:, :, None] * self._attend(modulated(self.norm1, x_BTSD, shift, scale))
         mixed = self.mlp(modulated(self.norm2, x_BTSD, mlp_shift, mlp_scale))
-        return x_BTSD + mlp_gate[:, None, None] * mixed  # type: ignore[no-any-return]
+        return x_BTSD + mlp_gate[:, :, None] * mixed  # type: ignore[no-any-return]
 
     def _attend(self, x_BTSD: Tensor) -> Tensor:
         """Among the tokens of a frame, or among the frames of a token."""
@@ -153,8 +155,8 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, outputs)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x_BTSD: Tensor, condition_BD: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(condition_BD).chunk(2, dim=1)
+    def forward(self, x_BTSD: Tensor, condition_BTD: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(condition_BTD).chunk(2, dim=-1)
         return self.linear(modulated(self.norm_final, x_BTSD, shift, scale))  # type: ignore[no-any-return]
 
 
@@ -219,17 +221,22 @@ class Latte(nn.Module):
                 nn.init.zeros_(weight)
 
     def forward(self, z_BCTHW: Tensor, steps_B: Tensor, labels_B: Tensor) -> Tensor:
-        """The noise in `z_BCTHW`, or its velocity, at diffusion steps 0…999, for classes 0…K, of which K is none."""
-        condition_BD = self.t_embedder(steps_B) + self.y_embedder(labels_B)
+        """The noise in `z_BCTHW`, or its velocity, at diffusion steps 0…999, for classes 0…K, of which K is none.
+
+        `steps_B` may be `steps_BT`, the step of each frame.
+        """
+        steps_BT = by_frame(steps_B)
+        times_BTD = self.t_embedder(steps_BT.flatten()).unflatten(0, steps_BT.shape)
+        condition_BTD = times_BTD + self.y_embedder(labels_B)[:, None]
         x_BTSD = self.x_embedder(z_BCTHW) + self.places_SD
         for place, block in enumerate(self.blocks):
             if place == 1:
                 x_BTSD = x_BTSD + self.times_TD[:, None]
             if self.recompute and torch.is_grad_enabled():
-                x_BTSD = checkpoint(block, x_BTSD, condition_BD, use_reentrant=False, preserve_rng_state=False)
+                x_BTSD = checkpoint(block, x_BTSD, condition_BTD, use_reentrant=False, preserve_rng_state=False)
             else:
-                x_BTSD = block(x_BTSD, condition_BD)
-        return self._unpatched(self.final_layer(x_BTSD, condition_BD), z_BCTHW.shape[-1])
+                x_BTSD = block(x_BTSD, condition_BTD)
+        return self._unpatched(self.final_layer(x_BTSD, condition_BTD), z_BCTHW.shape[-1])
 
     def _unpatched(self, x_BTSO: Tensor, width: int) -> Tensor:
         """Each token's p·p·outputs values at their place: (B, outputs, T, H, W)."""

@@ -39,6 +39,7 @@ PARTS = of(
     "test_a_large_class_keeps_a_fraction_of_its_maps",
 )
 DIFFERING = of("tasks/select/test_select.py", "test_a_score_sees_how_a_video_differs_from_the_others_alone")
+FRAME_NOISE = of("tasks/generate/test_generate.py", "test_frames_have_steps_of_their_own_in_as_many_clips_as_asked")
 COMPILED = of("tasks/generate/test_generate.py", "test_a_network_is_not_compiled_without_a_compiler")
 RELEASED = of(
     "tasks/generate/test_generate.py",
@@ -744,6 +745,15 @@ MUTATIONS = [
     Mutation("tasks/generate/diffusion.py", "parts of a step weigh as much as the whole", RELEASED,
              "yield loss if len(z_BCTHW) == size else loss * (len(z_BCTHW) / size)",
              "yield loss"),
+    Mutation("tasks/generate/diffusion.py", "all clips' frames have steps of their own", FRAME_NOISE,
+             "np.where(own_B1, own_BT, steps_B[:, None])",
+             "own_BT"),
+    Mutation("models/latte.py", "a clip has its first frame's step", LATTE,
+             "steps_BT = by_frame(steps_B)",
+             "steps_BT = by_frame(steps_B)[:, :1]"),
+    Mutation("models/diffusion.py", "a clip's noise is its first frame's", LATTE,
+             "[by_frame(steps_B)]",
+             "[by_frame(steps_B)[:, :1]]"),
     Mutation("tasks/generate/diffusion.py", "the network is never compiled", COMPILED,
              "if parameters.compile:",
              "if False:"),
@@ -847,8 +857,8 @@ MUTATIONS = [
              "none + scale * (noise - none)",
              "noise + scale * (noise - none)"),
     Mutation("models/diffusion.py", "the bound counts the last step", LATTE,
-             "counted = (steps_B > 0)",
-             "counted = (steps_B >= 0)"),
+             "(torch.arange(STEPS) > 0)",
+             "(torch.arange(STEPS) >= 0)"),
     Mutation("tasks/generate/quality.py", "copies are never counted", QUALITY,
              "close = np.quantile(among_M, 0.99)",
              "close = 1.0"),

@@ -64,6 +64,14 @@ class LatteParameters(Parameters):
         "as much as detail: on sprites, after 2,000 steps of noise prediction the teacher knew 8 % of the clips, after "
         "750 of this 29 %.",
     )
+    frame_noise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        exclude_if=lambda share: not share,
+        description="Share of clips whose frames each have a step of noise of their own (Diffusion Forcing, Chen et "
+        "al. 2024), which teaches to carry over what clearer frames show; published: 0.",
+    )
     label_dropout: float = Field(0.1, ge=0, lt=1, description="Share of clips trained without their label.")
     pretrained: str = Field("", description="A released checkpoint (.pt or .safetensors) to fine-tune from.")
     tuning: TuningParameters = Field(
@@ -179,7 +187,10 @@ class LatentBatches:
         return tuple(self.views_NVCTHW.shape[2:])
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """z_BCTHW, noise_BCTHW, steps_B (0…999) and labels_B, where a dropped label is `classes`: none."""
+        """z_BCTHW, noise_BCTHW, steps_B (0…999) and labels_B, where a dropped label is `classes`: none.
+
+        Where frames may have steps of their own, it is steps_BT.
+        """
         import torch
 
         from vidistill.models.diffusion import STEPS
@@ -192,6 +203,10 @@ class LatentBatches:
         steps_B = random.integers(STEPS, size=len(rows))
         dropped = random.random(len(rows)) < self.parameters.label_dropout
         labels_B = np.where(dropped, self.classes, self.labels_N[rows])
+        if share := self.parameters.frame_noise:
+            own_B1 = random.random((len(rows), 1)) < share
+            own_BT = random.integers(STEPS, size=(len(rows), self.shape_CTHW[1]))
+            steps_B = np.where(own_B1, own_BT, steps_B[:, None])
         place = self.device.torch_device
         arrays = (z_BCTHW.astype(np.float32), noise_BCTHW, steps_B, labels_B)
         z, noise, steps, labels = (torch.from_numpy(array).to(place) for array in arrays)

@@ -74,7 +74,7 @@ def test_published_sizes(name, millions):
 
 def test_a_block_is_the_identity_at_first_and_the_output_is_zero():
     network = tiny()
-    x, condition = torch.randn(2, 4, 16, 32), torch.randn(2, 32)
+    x, condition = torch.randn(2, 4, 16, 32), torch.randn(2, 4, 32)
     for block in network.blocks:
         assert torch.equal(block(x, condition), x)
     assert network(*latents()).abs().max() == 0
@@ -88,6 +88,26 @@ def test_time_and_label_and_place_matter():
     assert not torch.allclose(out, network(z, steps, labels + 1))
     assert not torch.allclose(out.flip(2), network(z.flip(2), steps, labels))
     assert not torch.allclose(out.flip(4), network(z.flip(4), steps, labels))
+
+
+def test_a_frame_of_its_own_step_is_that_of_a_clip_of_this_step():
+    network = shaken(tiny(learned_sigma=True))
+    z, steps, labels = latents()
+    torch.testing.assert_close(network(z, steps[:, None].expand(2, 4), labels), network(z, steps, labels))
+    for block in network.blocks[1::2]:
+        block.forward = lambda x_BTSD, condition_BTD: x_BTSD  # so that frames do not mix
+    steps_BT, noise = torch.tensor([[999, 3, 0, 500], [7, 0, 600, 2]]), torch.randn_like(z)
+    for frame in range(4):
+        of_clip = steps_BT[:, frame]
+        for found, wanted in (
+            (network(z, steps_BT, labels), network(z, of_clip, labels)),
+            (noised(z, noise, steps_BT), noised(z, noise, of_clip)),
+            (velocity_of(z, noise, steps_BT), velocity_of(z, noise, of_clip)),
+        ):
+            torch.testing.assert_close(found[:, :, frame], wanted[:, :, frame])
+    place = torch.rand_like(z)
+    parts = [variance_bound(*(v[:, :, [f]] for v in (z, place, z, noise)), steps_BT[:, f]) for f in range(4)]
+    torch.testing.assert_close(variance_bound(z, place, z, noise, steps_BT), torch.stack(parts).mean())
 
 
 def reference(network: Latte, z_BCTHW: Tensor, steps: Tensor, labels: Tensor) -> Tensor:

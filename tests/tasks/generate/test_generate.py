@@ -130,6 +130,23 @@ def test_labels_are_dropped_as_often_as_asked_and_steps_and_noise_are_drawn_anew
     assert not torch.equal(batches(1)[1], noise)
 
 
+def test_frames_have_steps_of_their_own_in_as_many_clips_as_asked(made: Made) -> None:
+    parameters = LATTE.model_copy(update={"batch_size": 200})
+    plain, own = (
+        LatentBatches.of(made.store.folder(made.latents), made.bench.clips, changed, made.bench.device)
+        for changed in (parameters, parameters.model_copy(update={"frame_noise": 0.25}))
+    )
+    (z, noise, steps_B, labels), (own_z, own_noise, steps_BT, own_labels) = plain(0), own(0)
+    assert torch.equal(own_z, z)
+    assert torch.equal(own_noise, noise)
+    assert torch.equal(own_labels, labels)
+    assert steps_BT.shape == (200, z.shape[2])
+    differ = (steps_BT != steps_B[:, None]).any(1)
+    assert float(differ.float().mean()) == pytest.approx(0.25, abs=0.1)
+    assert all(len({*row.tolist()}) > 1 for row in steps_BT[differ])
+    assert (int(steps_BT[differ].min()) < 100, int(steps_BT[differ].max()) > 900) == (True, True)
+
+
 def test_a_batch_has_each_clips_own_label_and_all_of_its_views() -> None:
     labels_N = np.array([0, 2, 1, 1, 0])
     views_NVCTHW = (10 * np.arange(5)[:, None] + np.arange(3))[:, :, None, None, None, None] * np.ones(
@@ -369,7 +386,7 @@ def test_released_weights_that_do_not_fit_are_a_wrong_request_before_anything_is
 def test_a_step_in_parts_whose_maps_are_made_again_is_the_step_at_once(made: Made) -> None:
     weights, curves = [], []
     for changed in ({}, {"at_once": 3}, {"recompute": True}):
-        parameters = LATTE.model_copy(update={"batch_size": 8, "steps": 3} | changed)
+        parameters = LATTE.model_copy(update={"batch_size": 8, "steps": 3, "frame_noise": 0.5} | changed)
         ref = made.do(made.latte(parameters))
         weights.append(load_file(made.store.folder(ref) / "weights.safetensors"))
         curves.append(made.facts(ref, "curve.json")["loss"])
