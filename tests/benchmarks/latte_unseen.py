@@ -4,7 +4,8 @@
 
 Of each Latte in the store that was trained on sprites: the loss, averaged weights and true classes, at five steps of
 the diffusion, on 160 of its training clips and on 160 of 20 scenes that were rendered from another seed, each pair with
-one noise. Other scenes are made as the training clips of `pool_sprites` are; half a minute a Latte.
+one noise; and that of a frame whose others are nearly clear, which tells how much is carried over from them. Other
+scenes are made as the training clips of `pool_sprites` are; half a minute a Latte.
 """
 
 from __future__ import annotations
@@ -52,14 +53,21 @@ def batch_of(store: Store, labels_M: NDArray[np.int64], latents: ArtifactRef) ->
 
 
 def losses(network: Latte, batch: tuple[Tensor, Tensor], device: Device) -> list[float]:
+    """At each of STEPS, and last of the middle frame at 600 where the others are at 50."""
+    frames = batch[0].shape[2]
+    middle = slice(frames // 2, frames // 2 + 1)
+    among_clear_T = torch.full((frames,), 50)
+    among_clear_T[middle] = 600
+    cases = [(torch.full((frames,), step), slice(None)) for step in STEPS] + [(among_clear_T, middle)]
     random, found = torch.Generator().manual_seed(0), []
-    for step in STEPS:
+    for steps_T, shown in cases:
         of_parts = []
         for z_BCTHW, labels_B in zip(*(tensor.split(AT_ONCE) for tensor in batch), strict=True):
-            noise_BCTHW, steps_B = torch.randn(z_BCTHW.shape, generator=random), torch.full_like(labels_B, step)
+            noise_BCTHW, steps_BT = torch.randn(z_BCTHW.shape, generator=random), steps_T.expand(len(labels_B), -1)
             with torch.inference_mode(), device.autocast():
-                output = network(noised(z_BCTHW, noise_BCTHW, steps_B), steps_B, labels_B)
-            of_parts.append(float(diffusion_loss(output, z_BCTHW, noise_BCTHW, steps_B, velocity=network.velocity)))
+                output = network(noised(z_BCTHW, noise_BCTHW, steps_BT), steps_BT, labels_B)
+            parts = (tensor[:, :, shown] for tensor in (output, z_BCTHW, noise_BCTHW))
+            of_parts.append(float(diffusion_loss(*parts, steps_BT[:, shown], velocity=network.velocity)))
         found.append(float(np.mean(of_parts)))
     return found
 
@@ -74,10 +82,11 @@ def examine(store: Store, latte: Manifest, others: ArtifactRef, runtime: Runtime
     run_job(job, runtime)
     network = load_latte(store, latte.ref, device)
     for name, clips, ref in (("its own", own, latents.ref), ("others", unseen, job.ref)):
-        by_step = losses(network, batch_of(store, clips.labels_N, ref), device)
+        *by_step, of_frame = losses(network, batch_of(store, clips.labels_N, ref), device)
         shown = ", ".join(f"{loss:.3f} at {step}" for step, loss in zip(STEPS, by_step, strict=True))
         print(f"Latte {latte.parameters['size']}, {latte.parameters['steps']} steps of {len(own)} clips, {name}:"
-              f" {np.mean(by_step):.3f} ({shown})", flush=True)  # fmt: skip
+              f" {np.mean(by_step):.3f} ({shown}), a frame at 600 among clear ones {of_frame:.3f}",
+              flush=True)  # fmt: skip
 
 
 def main() -> None:
