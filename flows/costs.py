@@ -36,6 +36,8 @@ WEIGHTS = {
 """Bytes of a network's weights, of clips of 8×56×56."""
 GENERATORS = {"micro": 1.9e6, "tiny": 3.7e6, "mini": 5.5e6, "S": 33e6, "B": 130e6, "L": 457e6, "XL": 674e6}
 """Weights of Latte."""
+COMPILED = 1.3
+"""What a generator's steps gain when they are compiled (`tests/benchmarks/latte_speed.py`)."""
 STORED, CODED = 0.55, 0.036
 """Bytes of a compressed clip a byte of its pixels, and of one that is coded as video a pixel."""
 
@@ -262,6 +264,8 @@ def _latents(job: Manifest, look: Look) -> tuple[float, float]:
 def _latte(job: Manifest, look: Look) -> tuple[float, float]:
     own, data = job.parameters, _data(job.inputs["clips"][0], look)
     seconds = own["steps"] * own["batch_size"] * _generated(job, data, look)
+    if own.get("compile"):
+        seconds /= COMPILED
     return 1 + seconds, 4 * GENERATORS[own["size"]]
 
 

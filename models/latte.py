@@ -250,7 +250,7 @@ class Latte(nn.Module):
         if scale == 1:
             return self(z_BCTHW, steps_B, labels_B)  # type: ignore[no-any-return]
         labels = torch.cat([labels_B, torch.full_like(labels_B, self.no_class)])
-        classed, free = self(z_BCTHW.repeat(2, 1, 1, 1, 1), steps_B.repeat(2), labels).chunk(2)
+        classed, free = self(torch.cat([z_BCTHW] * 2), torch.cat([steps_B] * 2), labels).chunk(2)
         noise, none = classed[:, : self.channels], free[:, : self.channels]
         return torch.cat([none + scale * (noise - none), classed[:, self.channels :]], dim=1)
 

@@ -755,7 +755,7 @@ MUTATIONS = [
              "[by_frame(steps_B)]",
              "[by_frame(steps_B)[:, :1]]"),
     Mutation("tasks/generate/diffusion.py", "the network is never compiled", COMPILED,
-             "if parameters.compile:",
+             "if parameters.compile and parameters.steps:",
              "if False:"),
     Mutation("tasks/generate/optimising.py", "the parts of a step are steps", RELEASED,
              "            total += float(loss.detach())\n",

@@ -150,7 +150,7 @@ def latte(work: Work) -> None:
     shape, classes = batches.shape_CTHW, len(clips.classes)
     network = built(parameters, classes, shape)
     network.recompute = parameters.recompute
-    if parameters.compile:
+    if parameters.compile and parameters.steps:
         _compile(network, device)
     warnings = _start_from(network, Path(work.job.places[PLACE]), parameters) if parameters.pretrained else []
     weights, curve = fit(

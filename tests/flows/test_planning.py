@@ -225,6 +225,11 @@ def test_a_generator_with_four_times_the_tokens_takes_four_times_as_long(kind: s
     assert fine == pytest.approx(4 * coarse, rel=0.1)
 
 
+def test_a_compiled_generator_takes_less() -> None:
+    plain, compiled = (pool_costs("latte", latte={"compile": wanted})[0].seconds for wanted in (False, True))
+    assert plain == pytest.approx(1.3 * compiled, rel=0.01)
+
+
 def wall(jobs: Sequence[Job], each: float, workers: int, threads: int) -> float:
     known: dict[ArtifactRef, float] = {job.ref: each for job in jobs}
     return wall_seconds(jobs, known, Runtime(store="store", threads=threads), workers)

@@ -172,9 +172,11 @@ def test_guidance_is_of_the_noise_channels_alone():
     with torch.no_grad():
         classed, free = network(z, steps, labels), network(z, steps, torch.full_like(labels, network.no_class))
         guided = network.guided(z, steps, labels, 4.0)
+        by_frame = network.guided(z, steps[:, None].expand(-1, network.frames), labels, 4.0)
         assert torch.equal(network.guided(z, steps, labels, 1.0), classed)
     torch.testing.assert_close(guided[:, :4], free[:, :4] + 4 * (classed - free)[:, :4], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(guided[:, 4:], classed[:, 4:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(by_frame, guided, rtol=1e-4, atol=1e-4)
 
 
 def test_bf16_is_close():
