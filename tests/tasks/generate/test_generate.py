@@ -414,3 +414,4 @@ def test_a_network_is_not_compiled_without_a_compiler(made: Made, monkeypatch: p
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(RunError, match="no no-such-compiler here: install it, name another in CXX"):
         made.do(made.latte(LATTE.model_copy(update={"steps": 1, "compile": True})))
+    made.do(made.latte(LATTE.model_copy(update={"steps": 0, "compile": True})))
