@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,19 @@ def to_clips(frames_XCHW: Tensor, frames: int) -> Tensor:
     pixels = frames_XCHW.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
     pixels_XHWC = pixels.permute(0, 2, 3, 1)
     return pixels_XHWC.reshape(-1, frames, *pixels_XHWC.shape[1:])
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Made smaller, to `side` latents, and turned by quarters (EQ-VAE, Kouzelis et al. 2025)."""
+
+    side: int
+    quarters: int
+
+    def __call__(self, x_XCHW: Tensor, factor: int) -> Tensor:
+        """Square maps of `factor` pixels a latent: (X, C, side·factor, side·factor)."""
+        size = self.side * factor
+        return F.interpolate(x_XCHW, (size, size), mode="bilinear", antialias=True).rot90(self.quarters, (2, 3))
 
 
 class Residual(nn.Module):
@@ -138,7 +152,9 @@ class Codec(nn.Module):
         return to_clips(self.network.decode(z_XCHW), z_NCTHW.shape[2])
 
 
-def autoencoder_loss(network: FrameAutoencoder, frames_XCHW: Tensor, noise: Tensor, kl_weight: float) -> Tensor:
+def autoencoder_loss(
+    network: FrameAutoencoder, frames_XCHW: Tensor, noise: Tensor, kl_weight: float, turned: Turned | None = None
+) -> Tensor:
     """Absolute error of the frames decoded from sampled latents, plus the latents' divergence from a unit Gaussian.
 
     Args:
@@ -146,11 +162,14 @@ def autoencoder_loss(network: FrameAutoencoder, frames_XCHW: Tensor, noise: Tens
         frames_XCHW: in [−1, 1].
         noise: Gaussian, of the latents' shape.
         kl_weight: of the divergence, averaged over the latents' values.
+        turned: what is done to the latents before they are decoded, and to the frames that they are to show.
     """
     mean, log_variance = network.moments(frames_XCHW)
-    decoded = network.decode(mean + noise * (0.5 * log_variance).exp())
+    z_XCHW = mean + noise * (0.5 * log_variance).exp()
+    if turned:
+        z_XCHW, frames_XCHW = turned(z_XCHW, 1), turned(frames_XCHW, network.factor)
     divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-    return F.l1_loss(decoded.float(), frames_XCHW) + kl_weight * divergence
+    return F.l1_loss(network.decode(z_XCHW).float(), frames_XCHW) + kl_weight * divergence
 
 
 def pretrained(place: str) -> Pretrained:

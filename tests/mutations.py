@@ -204,13 +204,15 @@ DSA = of("tasks/match/test_match_losses.py", "test_colours_by_hand", "test_scali
 DROPS_OUT = of("tasks/match/test_by_hand.py", "test_students_and_networks_of_the_pool_drop_out_as_they_learn")
 NOISE = of("tasks/match/test_match.py", "test_noise_is_the_seeds_own_and_names_no_clip")
 COPIES = of("tasks/match/test_vdsd.py", "test_a_hallucinator_that_copies_shows_each_image_in_its_own_frame")
-LATENT_BATCHES, ADAMW, MUON, MIRRORED = (
+LATENT_BATCHES, ADAMW, MUON, MIRRORED, TURNED, LEARNS_TURNED = (
     of("tasks/generate/test_generate.py", name)
     for name in (
         "test_a_batch_has_each_clips_own_label_and_all_of_its_views",
         "test_adamw_decays_clips_and_comes_to_rest",
         "test_muon_trains_the_matrices_of_the_blocks_and_adamw_the_rest",
         "test_mirrors_of_every_view_are_learned_where_the_data_allow_them",
+        "test_latents_are_turned_in_as_many_steps_as_asked",
+        "test_an_autoencoder_of_turned_latents_shows_turned_frames",
     )
 )
 MUON_RESUMED = of("tasks/generate/test_generate.py", "test_a_killed_training_ends_with_the_same_bytes")
@@ -853,6 +855,12 @@ MUTATIONS = [
     Mutation("models/autoencoder.py", "latents are decoded where they lie", LATTE,
              "/ self.scale + self.shift",
              "* self.scale + self.shift"),
+    Mutation("models/autoencoder.py", "latents are turned, frames are not", LATTE,
+             "turned(z_XCHW, 1), turned(frames_XCHW, network.factor)",
+             "turned(z_XCHW, 1), Turned(turned.side, 0)(frames_XCHW, network.factor)"),
+    Mutation("models/autoencoder.py", "turned latents keep their size", LATTE,
+             "size = self.side * factor",
+             "size = x_XCHW.shape[-1]"),
     Mutation("models/latte.py", "scores are not scaled", LATTE,
              "(queries * queries.shape[-1] ** -0.5) @ keys",
              "queries @ keys"),
@@ -974,6 +982,15 @@ MUTATIONS = [
     Mutation("tasks/generate/autoencoder.py", "mirrors stand on their heads", MIRRORED,
              "np.ascontiguousarray(view[:, :, :, ::-1])",
              "np.ascontiguousarray(view[:, :, ::-1])"),
+    Mutation("tasks/generate/autoencoder.py", "latents are turned at every step", TURNED,
+             "if random.random() < self.parameters.equivariance:",
+             "if self.parameters.equivariance:"),
+    Mutation("tasks/generate/autoencoder.py", "latents are turned, but never made small", TURNED,
+             "random.integers(-(-side // 4), side + 1)",
+             "random.integers(side, side + 1)"),
+    Mutation("tasks/generate/autoencoder.py", "the loss does not know that latents are turned", LEARNS_TURNED,
+             "parameters.kl_weight, turned)]",
+             "parameters.kl_weight)]"),
     Mutation("tasks/generate/autoencoder.py", "frames are never mirrored", MIRRORED,
              "        if table.flips:\n",
              "        if False:\n"),

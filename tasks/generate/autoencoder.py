@@ -29,7 +29,7 @@ from vidistill.tasks.stage import Job, Work, stage
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vidistill.models.autoencoder import Codec, FrameAutoencoder, Pretrained
+    from vidistill.models.autoencoder import Codec, FrameAutoencoder, Pretrained, Turned
 
 WEIGHTS, FACTS, DIFFUSERS = "weights.safetensors", "autoencoder.json", "diffusers"
 PLACE = "autoencoder"
@@ -47,6 +47,15 @@ class AutoencoderParameters(Parameters):
     steps: int = Field(3000, ge=1)
     batch_frames: int = Field(32, ge=1)
     kl_weight: float = Field(1e-4, ge=0, description="Of the divergence from a unit Gaussian.")
+    equivariance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        exclude_if=lambda share: not share,
+        description="Share of steps in which latents and frames are made smaller, to a quarter at least, and turned "
+        "before the latents are decoded (EQ-VAE, Kouzelis et al. 2025), so that latents look like the picture, which "
+        "is easier to learn; published: 0.",
+    )
     adam: AdamParameters = AdamParameters(lr=1e-3, decay_share=0.3)
     precision: Precision = "auto"
     seed: int = 0
@@ -98,9 +107,9 @@ def _trained(clips: Clips, parameters: AutoencoderParameters, device: Device, wo
     batches = FrameBatches(clips, parameters, device)
 
     def losses_of(step: int) -> list[Tensor]:
-        frames_XCHW, noise = batches(step)
+        frames_XCHW, noise, turned = batches(step)
         with device.autocast():
-            return [autoencoder_loss(network, frames_XCHW, noise, parameters.kl_weight)]
+            return [autoencoder_loss(network, frames_XCHW, noise, parameters.kl_weight, turned)]
 
     every = parameters.checkpoint_steps
     weights, curve = fit(network, losses_of, parameters.steps, parameters.adam, device, work, checkpoint_every=every)
@@ -124,16 +133,16 @@ def _check_fit(shape_THWC: tuple[int, ...], factor: int) -> None:
 
 @dataclass(frozen=True)
 class FrameBatches:
-    """Random frames of random clips, and the noise of their latents: functions of the step."""
+    """Random frames of random clips, the noise of their latents and how both are turned: functions of the step."""
 
     clips: Clips
     parameters: AutoencoderParameters
     device: Device
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, Turned | None]:
         import torch
 
-        from vidistill.models.autoencoder import to_frames
+        from vidistill.models.autoencoder import Turned, to_frames
 
         random, table = generator(self.parameters.seed, step, streams.AUTOENCODER_FRAMES), self.clips.table
         rows = random.integers(len(self.clips), size=self.parameters.batch_frames)
@@ -146,7 +155,10 @@ class FrameBatches:
         frames_XCHW = to_frames(torch.from_numpy(frames_NTHWC).to(self.device.torch_device))
         side = frames_XCHW.shape[-1] // self.parameters.factor
         noise = random.standard_normal((len(rows), self.parameters.channels, side, side), dtype=np.float32)
-        return frames_XCHW, torch.from_numpy(noise).to(self.device.torch_device)
+        turned = None
+        if random.random() < self.parameters.equivariance:
+            turned = Turned(int(random.integers(-(-side // 4), side + 1)), int(random.integers(4)))
+        return frames_XCHW, torch.from_numpy(noise).to(self.device.torch_device), turned
 
 
 def measured(network: FrameAutoencoder | Pretrained, clips: Clips, device: Device) -> dict[str, Any]:

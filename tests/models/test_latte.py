@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidistill.models.autoencoder import Codec, FrameAutoencoder, autoencoder_loss, to_clips, to_frames
+from vidistill.models.autoencoder import Codec, FrameAutoencoder, Turned, autoencoder_loss, to_clips, to_frames
 from vidistill.models.diffusion import STEPS, alphas_cumulated, diffusion_loss, noised, variance_bound, velocity_of
 from vidistill.models.latte import LABELS, SIZES, Latte, Size, load_published
 
@@ -319,6 +319,28 @@ def test_an_autoencoder_learns_by_absolute_error_and_divergence():
     error = (network.decode(latents.mean + noise * latents.stddev) - frames).abs().mean()
     divergence = torch.distributions.kl_divergence(latents, torch.distributions.Normal(0.0, 1.0)).mean()
     torch.testing.assert_close(autoencoder_loss(network, frames, noise, 0.1), error + 0.1 * divergence)
+
+
+def test_turned_latents_are_to_show_the_turned_frames():
+    """EQ-VAE (Kouzelis et al. 2025): the error of τ(x) against the decoded τ(E(x)), τ a smaller size and quarters."""
+    torch.manual_seed(0)
+    network = FrameAutoencoder(4, 8, 4)
+    frames, noise = torch.rand(3, 3, 16, 16) * 2 - 1, torch.randn(3, 4, 4, 4)
+    mean, log_variance = network.moments(frames)
+    z = mean + noise * (0.5 * log_variance).exp()
+    halves = [torch.nn.functional.avg_pool2d(map_, 2).detach() for map_ in (z, frames)]
+    assert Turned(2, 0)(frames, 4).shape == (3, 3, 8, 8)
+    for turned, (latents, shown) in {
+        Turned(4, 0): (z, frames),
+        Turned(4, 1): (z.transpose(2, 3).flip(2), frames.transpose(2, 3).flip(2)),
+        Turned(2, 2): (Turned(2, 0)(z, 1).flip(2, 3), Turned(2, 0)(frames, 4).flip(2, 3)),
+    }.items():
+        divergence = autoencoder_loss(network, frames, noise, 1.0) - autoencoder_loss(network, frames, noise, 0.0)
+        error = (network.decode(latents) - shown).abs().mean()
+        torch.testing.assert_close(autoencoder_loss(network, frames, noise, 0.1, turned), error + 0.1 * divergence)
+    for map_, half, factor in zip((z, frames), halves, (1, 4), strict=True):
+        smaller = Turned(2, 0)(map_, factor).detach()
+        assert float((smaller - half).abs().mean()) < 0.5 * float(half.abs().mean())
 
 
 def test_a_codecs_latents_are_standardised_and_decoded_as_they_were():

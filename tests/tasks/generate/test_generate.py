@@ -17,7 +17,7 @@ from resuming import killed_and_resumed
 from safetensors.torch import load_file
 
 from vidistill.flows.parameters import PoolRequest, checked, override
-from vidistill.models.autoencoder import to_frames
+from vidistill.models.autoencoder import Turned, to_frames
 from vidistill.models.latte import SIZES, Latte
 from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.pool import open_latent_array
@@ -103,6 +103,19 @@ def test_the_autoencoder_learns_and_its_error_is_recorded(made: Made) -> None:
     round_trip = decoded(codec, encoded(codec, clips_NTHWC, device), device).astype(float)
     assert np.abs(round_trip - clips_NTHWC).mean() == pytest.approx(short["error"], rel=0.02)
     assert 10 * np.log10(255**2 / ((round_trip - clips_NTHWC) ** 2).mean()) == pytest.approx(short["psnr"], rel=0.02)
+
+
+def test_an_autoencoder_of_turned_latents_shows_turned_frames(made: Made) -> None:
+    frames_XCHW = to_frames(torch.from_numpy(made.bench.clips.read(range(4))))
+    half, errors = Turned(frames_XCHW.shape[-1] // 16, 1), []
+    for share in (0, 1):
+        learned = CODEC.model_copy(update={"steps": 60, "equivariance": share})
+        ref = made.do(autoencoder_job(made.bench.given.train, learned))
+        network = load_codec(made.store, ref, made.bench.device).network
+        with torch.inference_mode():
+            shown = network.decode(half(network.encode(frames_XCHW), 1))
+        errors.append(float((shown - half(frames_XCHW, network.factor)).abs().mean()))
+    assert errors[1] < 0.95 * errors[0]
 
 
 def test_latents_are_normalised_and_hold_every_view_and_its_mirror(made: Made) -> None:
@@ -218,13 +231,32 @@ def test_mirrors_of_every_view_are_learned_where_the_data_allow_them(tmp_path: P
         mirrored = np.ascontiguousarray(clips.read([2], view)[:, :, :, ::-1])
         assert np.abs(array[2, tiny.VIEWS + view] - encoded(network, mirrored, tiny.CPU)[0].numpy()).max() < 0.01
     shown = CODEC.model_copy(update={"batch_frames": 64, "factor": 2})
-    frames_XCHW, _ = FrameBatches(clips, shown, tiny.CPU)(0)
+    frames_XCHW, *_ = FrameBatches(clips, shown, tiny.CPU)(0)
     own = to_frames(torch.from_numpy(np.concatenate([clips.read(range(6), view) for view in range(tiny.VIEWS)])))
     plain, flipped = (
         [bool((frame == kind).flatten(1).all(1).any()) for frame in frames_XCHW] for kind in (own, own.flip(-1))
     )
     assert all(one != other for one, other in zip(plain, flipped, strict=True))
     assert 16 < sum(flipped) < 48
+
+
+def test_latents_are_turned_in_as_many_steps_as_asked(tmp_path: Path) -> None:
+    clips = tiny.tiny_clips(tmp_path)
+    plain, some = (
+        FrameBatches(clips, CODEC.model_copy(update={"factor": 2, "equivariance": share}), tiny.CPU)
+        for share in (0, 0.25)
+    )
+    drawn = [some(step)[2] for step in range(400)]
+    assert [some(step)[2] for step in range(9)] == drawn[:9]
+    assert sum(turned is not None for turned in drawn) == pytest.approx(100, abs=30)
+    side = clips.shape_THWC[1] // 2
+    assert {turned.side for turned in drawn if turned} == set(range(-(-side // 4), side + 1))
+    assert {turned.quarters for turned in drawn if turned} == {0, 1, 2, 3}
+    for step in range(9):
+        frames_XCHW, noise, turned = plain(step)
+        assert turned is None
+        assert torch.equal(some(step)[0], frames_XCHW)
+        assert torch.equal(some(step)[1], noise)
 
 
 def test_the_average_of_the_weights_follows_its_formula() -> None:
