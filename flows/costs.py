@@ -280,7 +280,8 @@ def _generated(latte: Manifest, data: Data, look: Look) -> float:
 def _pool_part(job: Manifest, look: Look) -> tuple[float, float]:
     own, latte = job.parameters, _known(job.inputs["latte"][0], look)
     codec, data = _known(job.inputs["autoencoder"][0], look).parameters, _data(latte.inputs["clips"][0], look)
-    guided = own["count"] * own["sampler"]["steps"] * 2 / 3  # with the label and without it, forward
+    steps = own["sampler"]["steps"] * max(1, len(own["sampler"].get("chunks", ())))
+    guided = own["count"] * steps * 2 / 3  # with the label and without it, forward
     latents = 2 * codec["channels"] / codec["factor"] ** 2
     seconds = guided * _generated(latte, data, look)
     return 0.3 + seconds, own["count"] * data.pixels * (3 * STORED + latents)

@@ -245,12 +245,20 @@ class Latte(nn.Module):
         patches = x_BTSO.view(b, t, s * p // width, width // p, p, p, self.outputs)
         return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
 
-    def guided(self, z_BCTHW: Tensor, steps_B: Tensor, labels_B: Tensor, scale: float) -> Tensor:
-        """Classifier-free guidance of the C noise channels: none + scale·(class − none); variances are the class's."""
+    def guided(
+        self, z_BCTHW: Tensor, steps_B: Tensor, labels_B: Tensor, scale: float, *,
+        blind: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Classifier-free guidance of the C noise channels: none + scale·(class − none); variances are the class's.
+
+        `blind` are the clips and steps that the pass of no class sees, if others: without the frames that the class's
+        is shown, guidance leads to what goes with them too (Song et al. 2025, history guidance).
+        """
         if scale == 1:
             return self(z_BCTHW, steps_B, labels_B)  # type: ignore[no-any-return]
+        blind_BCTHW, blind_B = blind or (z_BCTHW, steps_B)
         labels = torch.cat([labels_B, torch.full_like(labels_B, self.no_class)])
-        classed, free = self(torch.cat([z_BCTHW] * 2), torch.cat([steps_B] * 2), labels).chunk(2)
+        classed, free = self(torch.cat([z_BCTHW, blind_BCTHW]), torch.cat([steps_B, blind_B]), labels).chunk(2)
         noise, none = classed[:, : self.channels], free[:, : self.channels]
         return torch.cat([none + scale * (noise - none), classed[:, self.channels :]], dim=1)
 

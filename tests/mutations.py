@@ -219,6 +219,14 @@ MUON_RESUMED = of("tasks/generate/test_generate.py", "test_a_killed_training_end
 SAMPLERS = of(
     "tasks/generate/test_generate_pool.py", "test_samplers_begin_at_the_last_step_and_add_as_much_as_the_betas"
 )
+CHUNKS, CHUNKS_REFUSED, BLIND = (
+    of("tasks/generate/test_generate_pool.py", name)
+    for name in (
+        "test_later_chunks_go_with_the_finished_ones",
+        "test_chunks_that_cannot_be_generated_are_refused_before_anything_is_made",
+        "test_guidance_leads_away_from_noise_in_place_of_the_finished_frames",
+    )
+)
 PICKED, CORNERS, DRAWN_VIEWS, THINNED = (
     of("tasks/coded/test_coded.py", name)
     for name in (
@@ -750,6 +758,27 @@ MUTATIONS = [
     Mutation("tasks/generate/diffusion.py", "all clips' frames have steps of their own", FRAME_NOISE,
              "np.where(own_B1, own_BT, steps_B[:, None])",
              "own_BT"),
+    Mutation("tasks/generate/sample.py", "finished frames are taken for noise", CHUNKS,
+             "            steps_BT[:, :first] = 0\n",
+             ""),
+    Mutation("tasks/generate/sample.py", "the transformer is shown later frames as clear", CHUNKS,
+             "            steps_BT[:, :first] = 0\n",
+             "            steps_BT[:] = 0\n"),
+    Mutation("tasks/generate/sample.py", "what guidance leads away from sees the finished frames", BLIND,
+             "torch.cat([noise_BCTHW[:, :, :first], z_BCTHW[:, :, first:]], dim=2)",
+             "z_BCTHW"),
+    Mutation("tasks/generate/sample.py", "what guidance leads away from is told that its noise is clear", BLIND,
+             "blind=(blind_BCTHW, blind_BT)",
+             "blind=(blind_BCTHW, steps_BT)"),
+    Mutation("models/latte.py", "guidance leads away from the same frames", BLIND,
+             "blind or (z_BCTHW, steps_B)",
+             "(z_BCTHW, steps_B)"),
+    Mutation("tasks/generate/pool.py", "chunks may be other frames than a clip has", CHUNKS_REFUSED,
+             "if chunks and sum(chunks) != frames:",
+             "if False:"),
+    Mutation("tasks/generate/pool.py", "any Latte generates in chunks", CHUNKS_REFUSED,
+             "if chunks and not parameters.latte.frame_noise:",
+             "if False:"),
     Mutation("models/latte.py", "a clip has its first frame's step", LATTE,
              "steps_BT = by_frame(steps_B)",
              "steps_BT = by_frame(steps_B)[:, :1]"),

@@ -39,9 +39,10 @@ def pool_of(given: Given, parameters: PoolParameters) -> ArtifactRef:
     """The pool's artifact, after adding the jobs that make it: the same ones for every method, budget and seed.
 
     Raises:
-        RequestError: diffusers is not installed, or weights to begin from are not there.
+        RequestError: diffusers is not installed, weights to begin from are not there, or see `check_chunks`.
     """
     check_installed("diffusers", "Generating clips")
+    check_chunks(parameters, given.decode.frames)
     source = _clips_to_learn(given, parameters.size)
     codec = given.add(autoencoder_job(source, parameters.autoencoder))
     latents = given.add(latents_job(source, codec, parameters.autoencoder.precision))
@@ -54,6 +55,21 @@ def pool_of(given: Given, parameters: PoolParameters) -> ArtifactRef:
     parts = [given.add(job) for job in jobs]
     blocks = parts if source == given.train else [given.add(_resize_job(job, given.decode.size)) for job in jobs]
     return given.add(pool_job(given.train, latte, codec, parts, blocks, parameters))
+
+
+def check_chunks(parameters: PoolParameters, frames: int) -> None:
+    """That chunks of frames can be generated one after another.
+
+    Raises:
+        RequestError: they are not all of the frames, or the transformer knows no frames with steps of their own.
+    """
+    chunks = parameters.sampler.chunks
+    if chunks and sum(chunks) != frames:
+        raise RequestError(f"pool.sampler.chunks {list(chunks)} are {sum(chunks)} frames, and a clip has {frames}: "
+                           f"give counts that add up to {frames}.")  # fmt: skip
+    if chunks and not parameters.latte.frame_noise:
+        raise RequestError("pool.sampler.chunks need a Latte that has learned frames with noise of their own: set "
+                           "pool.latte.frame_noise, such as 0.5, or leave out the chunks.")  # fmt: skip
 
 
 def _clips_to_learn(given: Given, size: int | None) -> ArtifactRef:

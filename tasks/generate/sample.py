@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from vidistill.storage.clips import create_clip_array, open_clip_array
 from vidistill.storage.parameters import Parameters
@@ -39,6 +40,13 @@ class SamplerParameters(Parameters):
     )
     steps: int = Field(25, ge=1, le=1000)
     guidance: float = Field(3.0, ge=1, description="Scale of classifier-free guidance; 1 is none, and half the work.")
+    chunks: tuple[PositiveInt, ...] = Field(
+        (),
+        exclude_if=lambda chunks: not chunks,
+        description="Frames that are generated one chunk after another, such as 1 and 7, each beside those before and "
+        "guided by them (Diffusion Forcing, Chen et al. 2024; history guidance, Song et al. 2025), so that shapes "
+        "stay; for a Latte that learned with frame_noise. Published: all at once.",
+    )
     batch_size: int = Field(10, ge=1, description="Clips at a time.")
     precision: Precision = "auto"
 
@@ -95,23 +103,38 @@ def sampled(
     network: Latte, sampler: SamplerParameters, seed: int, label: int, numbers: Sequence[int],
     shape_CTHW: tuple[int, ...], device: Device,
 ) -> Tensor:  # fmt: skip
-    """Latents of these clips of a class: float32 (B, C, T, h, w)."""
+    """Latents of these clips of a class: float32 (B, C, T, h, w).
+
+    While a chunk is denoised, the frames before it are clear and those after it noise. What guidance leads away from
+    has no class, and noise for the frames before.
+    """
     import torch
 
-    scheduler = scheduler_of(sampler, network)
-    first = [generator(seed, label, number, streams.FIRST_NOISE).standard_normal(shape_CTHW, dtype=np.float32)
+    from vidistill.models.diffusion import STEPS
+
+    drawn = [generator(seed, label, number, streams.FIRST_NOISE).standard_normal(shape_CTHW, dtype=np.float32)
              for number in numbers]  # fmt: skip
-    z_BCTHW = torch.from_numpy(np.stack(first)).to(device.torch_device)
+    noise_BCTHW = torch.from_numpy(np.stack(drawn)).to(device.torch_device)
     labels_B = torch.full((len(numbers),), label, device=device.torch_device)
     draws = {"generator": _generators(seed, label, numbers)} if sampler.method == "ddpm" else {}
+    z_BCTHW = noise_BCTHW.clone()
     with torch.inference_mode():
-        for step in scheduler.timesteps:
-            steps_B = step.to(device.torch_device).expand(len(numbers))
-            with device.autocast():
-                output = network.guided(z_BCTHW, steps_B, labels_B, sampler.guidance).float()
-            if sampler.method != "ddpm":
-                output = output[:, : network.channels]
-            z_BCTHW = scheduler.step(output, step, z_BCTHW, **draws).prev_sample
+        for first, last in pairwise([0, *accumulate(sampler.chunks or [shape_CTHW[1]])]):
+            scheduler = scheduler_of(sampler, network)
+            blind_BT = torch.full((len(numbers), shape_CTHW[1]), STEPS - 1, device=device.torch_device)
+            steps_BT = blind_BT.clone()
+            steps_BT[:, :first] = 0
+            for step in scheduler.timesteps:
+                steps_BT[:, first:last] = blind_BT[:, first:last] = step
+                blind_BCTHW = torch.cat([noise_BCTHW[:, :, :first], z_BCTHW[:, :, first:]], dim=2)
+                with device.autocast():
+                    output_BCTHW = network.guided(
+                        z_BCTHW, steps_BT, labels_B, sampler.guidance, blind=(blind_BCTHW, blind_BT)
+                    ).float()
+                if sampler.method != "ddpm":
+                    output_BCTHW = output_BCTHW[:, : network.channels]
+                chunk = scheduler.step(output_BCTHW[:, :, first:last], step, z_BCTHW[:, :, first:last], **draws)
+                z_BCTHW[:, :, first:last] = chunk.prev_sample
     return z_BCTHW
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from vidistill.flows.parameters import PoolRequest
 from vidistill.flows.pool import build_pool
-from vidistill.models.diffusion import alphas_cumulated
+from vidistill.models.diffusion import alphas_cumulated, by_frame
 from vidistill.models.latte import Latte, Size
 from vidistill.storage.clips import Clips, open_clip_array
 from vidistill.storage.errors import RequestError
@@ -159,7 +159,7 @@ class Gaussian(Latte):
     """The exact prediction, of noise or velocity, where the latents of class k are N(k, 0.5²)."""
 
     def forward(self, z_BCTHW: torch.Tensor, steps_B: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-        alpha = alphas_cumulated()[steps_B].float()[:, None, None, None, None]
+        alpha = alphas_cumulated()[by_frame(steps_B)].float()[:, None, :, None, None]
         mean = labels_B.float()[:, None, None, None, None]
         noise = (1 - alpha).sqrt() * (z_BCTHW - alpha.sqrt() * mean) / (0.25 * alpha + 1 - alpha)
         return (noise - (1 - alpha).sqrt() * z_BCTHW) / alpha.sqrt() if self.velocity else noise
@@ -175,6 +175,54 @@ def test_samplers_draw_from_a_distribution_that_is_known(bench: Bench, method: A
     assert float(z.std()) == pytest.approx(0.5, abs=0.03)
     guided = sampler.model_copy(update={"guidance": 2.0})  # away from no class, which is N(3, 0.5²)
     assert float(sampled(network, guided, 0, 2, range(10), (4, 2, 4, 4), bench.device).mean()) < 1.5
+
+
+class Still(Latte):
+    """The exact velocity where all frames of a clip are alike, and their latents N(k, 0.5²); keeps what it is shown."""
+
+    def forward(self, z_BCTHW: torch.Tensor, steps_B: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+        self.shown.append((z_BCTHW.clone(), steps_B.clone(), labels_B))
+        alpha = alphas_cumulated()[steps_B].float()[:, None, :, None, None]
+        told = (alpha.sqrt() * z_BCTHW / (1 - alpha)).sum(2, keepdim=True) + 4 * labels_B[:, None, None, None, None]
+        clean = told / ((alpha / (1 - alpha)).sum(2, keepdim=True) + 4)
+        return (alpha.sqrt() * z_BCTHW - clean) / (1 - alpha).sqrt()
+
+
+def still() -> Still:
+    network = Still(3, 4, 4, Size(2, 32, 2), velocity=True)
+    network.shown = []
+    return network
+
+
+@pytest.mark.parametrize(("method", "steps"), [("ddim", 100), ("dpm", 25), ("ddpm", 250)])
+def test_later_chunks_go_with_the_finished_ones(bench: Bench, method: Any, steps: int) -> None:
+    sampler = SamplerParameters(method=method, steps=steps, guidance=1, chunks=(1, 2, 1), precision="fp32")
+    z = sampled(still(), sampler, 0, 2, range(40), (4, 4, 4, 4), bench.device)
+    assert float(z.mean()) == pytest.approx(2, abs=0.03)
+    assert float(z.std()) == pytest.approx(0.5, abs=0.03)
+    assert float((z - z[:, :, :1]).abs().max()) < 0.1
+
+
+def test_guidance_leads_away_from_noise_in_place_of_the_finished_frames(bench: Bench) -> None:
+    network = still()
+    sampler = SamplerParameters(steps=5, guidance=2, chunks=(1, 3), precision="fp32")
+    z = sampled(network, sampler, 0, 2, range(2), (4, 4, 4, 4), bench.device)
+    noise = network.shown[0][0][:2]
+    assert len(network.shown) == 10
+    for number, (clips, steps, labels) in enumerate(network.shown):
+        assert labels.tolist() == [2, 2, 3, 3]
+        (beside, blind), (steps_BT, blind_BT) = clips.chunk(2), steps.chunk(2)
+        now = int(steps_BT[0, 0 if number < 5 else 1])
+        assert (now == 999) == (number % 5 == 0)
+        assert blind_BT.tolist() == [[now, 999, 999, 999] if number < 5 else [999, now, now, now]] * 2
+        assert steps_BT.tolist() == ([[now, 999, 999, 999]] if number < 5 else [[0, now, now, now]]) * 2
+        if number < 5:
+            assert torch.equal(beside, blind)
+            assert torch.equal(beside[:, :, 1:], noise[:, :, 1:])
+        else:
+            assert torch.equal(beside[:, :, 1:], blind[:, :, 1:])
+            assert torch.equal(blind[:, :, :1], noise[:, :, :1])
+            assert torch.equal(beside[:, :, :1], z[:, :, :1])
 
 
 class Learned(Gaussian):
@@ -342,6 +390,22 @@ def test_what_does_not_fit_the_data_set_is_a_wrong_request(pool: Pool, bench: Be
     longer = type("Longer", (Clips,), {"shape_THWC": (8, 48, 48, 3)})(bench.store, bench.given.train)
     with pytest.raises(RequestError, match="The pool's clips are 4×48×48, the data set's 8×48×48"):
         check_pool(pool, longer, 1)
+
+
+def test_chunks_that_cannot_be_generated_are_refused_before_anything_is_made(again: Maker) -> None:
+    forced = PARAMETERS.latte.model_copy(update={"frame_noise": 0.5})
+    for latte, chunks, said in (
+        (forced, (1, 2), r"chunks \[1, 2\] are 3 frames, and a clip has 4: give counts that add up to 4"),
+        (
+            PARAMETERS.latte,
+            (1, 3),
+            "need a Latte that has learned frames with noise of their own: set pool.latte.frame",
+        ),
+    ):
+        sampler = PARAMETERS.sampler.model_copy(update={"chunks": chunks})
+        with pytest.raises(RequestError, match=said):
+            again.make(PARAMETERS.model_copy(update={"latte": latte, "sampler": sampler}))
+    assert again.jobs == []
 
 
 def test_without_diffusers_nothing_is_trained(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
