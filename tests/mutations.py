@@ -219,6 +219,7 @@ MUON_RESUMED = of("tasks/generate/test_generate.py", "test_a_killed_training_end
 SAMPLERS = of(
     "tasks/generate/test_generate_pool.py", "test_samplers_begin_at_the_last_step_and_add_as_much_as_the_betas"
 )
+CHUNKS_PRICED = of("flows/test_planning.py", "test_frames_in_two_chunks_take_twice_as_long")
 CHUNKS, CHUNKS_REFUSED, BLIND = (
     of("tasks/generate/test_generate_pool.py", name)
     for name in (
@@ -779,6 +780,9 @@ MUTATIONS = [
     Mutation("tasks/generate/pool.py", "any Latte generates in chunks", CHUNKS_REFUSED,
              "if chunks and not parameters.latte.frame_noise:",
              "if False:"),
+    Mutation("flows/costs.py", "chunks of frames cost nothing", CHUNKS_PRICED,
+             ' * max(1, len(own["sampler"].get("chunks", ())))',
+             ""),
     Mutation("models/latte.py", "a clip has its first frame's step", LATTE,
              "steps_BT = by_frame(steps_B)",
              "steps_BT = by_frame(steps_B)[:, :1]"),

@@ -230,6 +230,14 @@ def test_a_compiled_generator_takes_less() -> None:
     assert plain == pytest.approx(1.3 * compiled, rel=0.01)
 
 
+def test_frames_in_two_chunks_take_twice_as_long() -> None:
+    plain, chunked = (
+        pool_costs("pool-part", latte={"frame_noise": 0.5}, sampler={"steps": 1000} | chunks)[0].seconds
+        for chunks in ({}, {"chunks": [1, 7]})
+    )
+    assert chunked == pytest.approx(2 * plain, rel=0.05)
+
+
 def wall(jobs: Sequence[Job], each: float, workers: int, threads: int) -> float:
     known: dict[ArtifactRef, float] = {job.ref: each for job in jobs}
     return wall_seconds(jobs, known, Runtime(store="store", threads=threads), workers)

@@ -35,8 +35,8 @@ PARAMETERS = PoolParameters(
     clips_a_class=4,
     part_clips=2,
     autoencoder=AutoencoderParameters(width=8, steps=20, batch_frames=4, precision="fp32"),
-    latte=LatteParameters(steps=8, batch_size=2, muon_lr=0.02, precision="fp32"),
-    sampler=SamplerParameters(steps=2, precision="fp32"),
+    latte=LatteParameters(steps=8, batch_size=2, muon_lr=0.02, frame_noise=0.5, precision="fp32"),
+    sampler=SamplerParameters(steps=2, chunks=(1, 3), precision="fp32"),
     seed=7,
 )
 
@@ -91,7 +91,7 @@ def test_the_page_shows_the_pool_and_its_quality(made: Made, folder: Path) -> No
     assert '<a href="#pool">Pool</a>' in page
     assert "12, 4 a class, 4 frames of 48×48" in page
     assert "Latte micro, patches of 1, 8 steps by Muon" in page
-    assert "dpm, 2 steps, guidance 3" in page
+    assert "dpm, 2 steps, guidance 3, frames 1, then 3" in page
     assert f'<strong>{found.accuracy:.1%}</strong></td><td class="number">33.3%</td>' in page
     assert f'<strong>{found.fvd:.2f}</strong></td><td class="number">{found.fvd_real:.2f}</td>' in page
     assert "Training loss of Latte" in page
