@@ -64,10 +64,12 @@ def check_chunks(parameters: PoolParameters, frames: int) -> None:
         RequestError: they are not all of the frames, or the transformer knows no frames with steps of their own.
     """
     chunks = parameters.sampler.chunks
-    if chunks and sum(chunks) != frames:
+    if not chunks:
+        return
+    if sum(chunks) != frames:
         raise RequestError(f"pool.sampler.chunks {list(chunks)} are {sum(chunks)} frames, and a clip has {frames}: "
                            f"give counts that add up to {frames}.")  # fmt: skip
-    if chunks and not parameters.latte.frame_noise:
+    if not parameters.latte.frame_noise:
         raise RequestError("pool.sampler.chunks need a Latte that has learned frames with noise of their own: set "
                            "pool.latte.frame_noise, such as 0.5, or leave out the chunks.")  # fmt: skip
 

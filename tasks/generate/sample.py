@@ -119,22 +119,20 @@ def sampled(
     draws = {"generator": _generators(seed, label, numbers)} if sampler.method == "ddpm" else {}
     z_BCTHW = noise_BCTHW.clone()
     with torch.inference_mode():
-        for first, last in pairwise([0, *accumulate(sampler.chunks or [shape_CTHW[1]])]):
+        for start, stop in pairwise([0, *accumulate(sampler.chunks or [shape_CTHW[1]])]):
             scheduler = scheduler_of(sampler, network)
             blind_BT = torch.full((len(numbers), shape_CTHW[1]), STEPS - 1, device=device.torch_device)
             steps_BT = blind_BT.clone()
-            steps_BT[:, :first] = 0
+            steps_BT[:, :start] = 0
             for step in scheduler.timesteps:
-                steps_BT[:, first:last] = blind_BT[:, first:last] = step
-                blind_BCTHW = torch.cat([noise_BCTHW[:, :, :first], z_BCTHW[:, :, first:]], dim=2)
+                steps_BT[:, start:stop] = blind_BT[:, start:stop] = step
+                blind = torch.cat([noise_BCTHW[:, :, :start], z_BCTHW[:, :, start:]], dim=2), blind_BT
                 with device.autocast():
-                    output_BCTHW = network.guided(
-                        z_BCTHW, steps_BT, labels_B, sampler.guidance, blind=(blind_BCTHW, blind_BT)
-                    ).float()
+                    output = network.guided(z_BCTHW, steps_BT, labels_B, sampler.guidance, blind=blind).float()
                 if sampler.method != "ddpm":
-                    output_BCTHW = output_BCTHW[:, : network.channels]
-                chunk = scheduler.step(output_BCTHW[:, :, first:last], step, z_BCTHW[:, :, first:last], **draws)
-                z_BCTHW[:, :, first:last] = chunk.prev_sample
+                    output = output[:, : network.channels]
+                made = scheduler.step(output[:, :, start:stop], step, z_BCTHW[:, :, start:stop], **draws)
+                z_BCTHW[:, :, start:stop] = made.prev_sample
     return z_BCTHW
 
 

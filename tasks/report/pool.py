@@ -55,7 +55,7 @@ def pool_facts(store: Store, pool: Pool, ref: ArtifactRef) -> dict[str, str]:
     latte, codec = (store.manifest(manifest.inputs[name][0]) for name in ("latte", "autoencoder"))
     codec_facts = json.loads((store.folder(codec.ref) / AUTOENCODER_FACTS).read_text())
     network, sampler = manifest.record["generator"], pool.facts["sampler"]
-    chunks = sampler.get("chunks", ())
+    chunks = ", then ".join(map(str, sampler.get("chunks", ())))
     start = f" from {network['pretrained']}" if network["pretrained"] else ""
     frames, height, width, _ = pool.shape_THWC
     sampling = sum(store.manifest(part).seconds for part in manifest.inputs[LATENTS])
@@ -65,7 +65,7 @@ def pool_facts(store: Store, pool: Pool, ref: ArtifactRef) -> dict[str, str]:
         + (" by Muon" if latte.parameters.get("muon_lr") else ""),
         "latents": "×".join(map(str, pool.shape_CTHW)),
         "sampler": f"{sampler['method']}, {sampler['steps']} steps, guidance {sampler['guidance']:g}"
-        + "".join(f", then {count}" if place else f", frames {count}" for place, count in enumerate(chunks)),
+        + (f", frames {chunks}" if chunks else ""),
         "seed": str(pool.facts["seed"]),
         "autoencoder’s error": f"{codec_facts['error']:.1f} levels of 255, {codec_facts['psnr']:.1f} dB",
         "time": f"autoencoder {duration(codec.seconds)}, Latte {duration(latte.seconds)}, clips {duration(sampling)}",

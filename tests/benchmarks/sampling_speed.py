@@ -86,7 +86,7 @@ def main() -> None:
     bench = Bench.of(open_store(given.store))
     where = compute.resolve_device("auto")
     own = SamplerParameters.model_validate(bench.pool.facts["sampler"])
-    plain = own.model_copy(update={"method": "ddpm", "steps": given.plain_steps, "batch_size": 1})
+    plain = own.model_copy(update={"method": "ddpm", "steps": given.plain_steps, "batch_size": 1, "chunks": ()})
     ours = Device(where, compute.resolve_precision(own.precision, where), given.threads)
     rows = [
         ["plain", *measure(bench, plain, Device(where, "fp32", given.threads), given.plain_clips)],
