@@ -38,6 +38,8 @@ GENERATORS = {"micro": 1.9e6, "tiny": 3.7e6, "mini": 5.5e6, "S": 33e6, "B": 130e
 """Weights of Latte."""
 COMPILED = 1.3
 """What a generator's steps gain when they are compiled (`tests/benchmarks/latte_speed.py`)."""
+MUON = 1.3e-8
+"""Seconds an update by Muon takes more than one by AdamW, a weight (the same)."""
 STORED, CODED = 0.55, 0.036
 """Bytes of a compressed clip a byte of its pixels, and of one that is coded as video a pixel."""
 
@@ -266,6 +268,8 @@ def _latte(job: Manifest, look: Look) -> tuple[float, float]:
     seconds = own["steps"] * own["batch_size"] * _generated(job, data, look)
     if own.get("compile"):
         seconds /= COMPILED
+    if own.get("muon_lr"):
+        seconds += own["steps"] * MUON * GENERATORS[own["size"]]
     return 1 + seconds, 4 * GENERATORS[own["size"]]
 
 

@@ -220,6 +220,7 @@ SAMPLERS = of(
     "tasks/generate/test_generate_pool.py", "test_samplers_begin_at_the_last_step_and_add_as_much_as_the_betas"
 )
 CHUNKS_PRICED = of("flows/test_planning.py", "test_frames_in_two_chunks_take_twice_as_long")
+MUON_PRICED = of("flows/test_planning.py", "test_muon_costs_a_step_the_same_at_every_number_of_tokens")
 CHUNKS, CHUNKS_REFUSED, BLIND = (
     of("tasks/generate/test_generate_pool.py", name)
     for name in (
@@ -783,6 +784,9 @@ MUTATIONS = [
     Mutation("flows/costs.py", "chunks of frames cost nothing", CHUNKS_PRICED,
              ' * max(1, len(own["sampler"].get("chunks", ())))',
              ""),
+    Mutation("flows/costs.py", "Muon costs nothing", MUON_PRICED,
+             'if own.get("muon_lr"):',
+             "if False:"),
     Mutation("models/latte.py", "a clip has its first frame's step", LATTE,
              "steps_BT = by_frame(steps_B)",
              "steps_BT = by_frame(steps_B)[:, :1]"),

@@ -81,7 +81,7 @@ def fit(
     import torch
 
     network.to(device.torch_device).train()
-    optimisers = _optimisers(network, adam, muon_lr)
+    optimisers = optimisers_of(network, adam, muon_lr)
     average = {name: weight.detach().clone() for name, weight in network.named_parameters()}
 
     def step(number: int) -> float:
@@ -102,7 +102,8 @@ def fit(
     return average, loop.run(step, steps, state, work, every=checkpoint_every)
 
 
-def _optimisers(network: nn.Module, adam: AdamParameters, muon_lr: float) -> dict[str, torch.optim.Optimizer]:
+def optimisers_of(network: nn.Module, adam: AdamParameters, muon_lr: float) -> dict[str, torch.optim.Optimizer]:
+    """AdamW, and Muon for the matrices of the blocks where its rate is not 0."""
     import torch
 
     matrices: list[Tensor] = []

@@ -1,5 +1,7 @@
 """CPU seconds of a training step of Latte on one thread: its own attention for CPUs, torch's fused one, and compiled.
 
+And of an update of the weights by AdamW, and by Muon and AdamW.
+
     python tests/benchmarks/latte_speed.py
 
 Sixteen clips of 8×8×8 latents through `mini` in bf16, as in the presets' pools. The error is that of the gradient
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from vidistill.models import latte
 from vidistill.models.diffusion import diffusion_loss, noised
+from vidistill.tasks.generate.optimising import AdamParameters, optimisers_of
 
 STEPS = 10
 
@@ -40,6 +43,13 @@ def main() -> None:
         found = [gradient(network, batch, bf16=True) for _ in range(STEPS)]
         seconds = (time.process_time() - began) / STEPS
         print(f"{name}: {seconds:.2f} s a step, error {(found[0] - exact).norm() / exact.norm():.4f}")
+    for name, muon_lr in {"AdamW": 0.0, "Muon": 0.01}.items():
+        optimisers = optimisers_of(network, AdamParameters(), muon_lr).values()
+        began = time.process_time()
+        for _ in range(STEPS):
+            for optimiser in optimisers:
+                optimiser.step()
+        print(f"{name}: {(time.process_time() - began) / STEPS:.3f} s an update")
 
 
 def gradient(network: latte.Latte, batch: tuple[Tensor, ...], *, bf16: bool) -> Tensor:

@@ -3,6 +3,7 @@
     python tests/benchmarks/matching_speed.py                              # 8×56², ten classes, one instance each
     python tests/benchmarks/matching_speed.py --frames 16 --size 112 --ipc 5 --methods mtt
     python tests/benchmarks/matching_speed.py --device cuda --frames 16 --size 112 --classes 50
+    python tests/benchmarks/matching_speed.py --methods mtt --convolutions # their share of a plain iteration's CPU time
 
 "Plain" is what the published code does: fp32, contiguous clips, a Python loop over the classes, for MTT all N steps
 unrolled in one graph and for FRePo the graph of the whole set. "Ours" is the method's own loss on the same network
@@ -282,6 +283,21 @@ def measure(case: Case) -> tuple[float, int, float]:
     return statistics.mean(seconds), peak, loss
 
 
+def convolutions(case: Case) -> float:
+    """The share of convolutions, and of their gradients, in the CPU time of the operations of one iteration."""
+    options = case.options
+    torch.set_num_threads(options.threads)
+    device = Device(compute.resolve_device("cpu"), "fp32", options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        clips = noise_clips(Path(folder) / "store", options)
+        step = plain(case, clips, noise_expert(Path(folder) / "expert", options), device)
+        step(0)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            step(1)
+    every = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    return sum(time for name, time in every.items() if "conv" in name) / sum(every.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="An iteration against the published loops.")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
@@ -297,7 +313,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--cpu-time", action="store_true", help="CPU seconds of the process instead of the wall's")
+    parser.add_argument("--convolutions", action="store_true", help="only their share of a plain iteration")
     options = parser.parse_args()
+    if options.convolutions:
+        for method in options.methods:
+            share = convolutions(Case(method, "plain", options))
+            print(f"{method}: {share:.0%} of the CPU time of a plain iteration are convolutions")
+        return
     for method in options.methods:
         found: dict[str, tuple[float, int, float]] = {}
         sides = ("plain", "ours", "reuse") if method.startswith("dm") else ("plain", "ours")

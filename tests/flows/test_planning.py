@@ -230,6 +230,15 @@ def test_a_compiled_generator_takes_less() -> None:
     assert plain == pytest.approx(1.3 * compiled, rel=0.01)
 
 
+def test_muon_costs_a_step_the_same_at_every_number_of_tokens() -> None:
+    added = []
+    for patch in (1, 2):
+        adam, muon = (pool_costs("latte", latte={"patch": patch, "muon_lr": rate})[0].seconds for rate in (0, 0.01))
+        added.append(muon - adam)
+    assert added[0] == pytest.approx(added[1])
+    assert added[0] > 100  # of 6,000 steps
+
+
 def test_frames_in_two_chunks_take_twice_as_long() -> None:
     plain, chunked = (
         pool_costs("pool-part", latte={"frame_noise": 0.5}, sampler={"steps": 1000} | chunks)[0].seconds
