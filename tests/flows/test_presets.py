@@ -37,11 +37,11 @@ def test_a_preset_without_cells_is_a_pool(name: str) -> None:
     assert checked(PoolRequest, PLAIN[name], name).pool != PoolRequest(data="videos").pool
 
 
-@pytest.mark.parametrize("data", ["sprites", "ucf101_10"])
-def test_selections_read_the_pool_that_its_preset_makes(data: str) -> None:
+@pytest.mark.parametrize(("data", "pool"), [("sprites", "sprites_shapes"), ("ucf101_10", "ucf101_10")])
+def test_selections_read_the_pool_that_its_preset_makes(data: str, pool: str) -> None:
     selections = PLAIN[f"select_{data}"]
     chosen, made = (checked(PoolRequest, {name: plain[name] for name in POOL_FIELDS if name in plain}, "a preset")
-                    for plain in (selections, PLAIN[f"pool_{data}"]))  # fmt: skip
+                    for plain in (selections, PLAIN[f"pool_{pool}"]))  # fmt: skip
     assert chosen == made
     whole = [cell["ipc"] for cell in selections["cells"] if cell.get("variant") == "all of it"]
     assert whole == [[made.pool.clips_a_class]]
