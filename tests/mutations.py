@@ -39,6 +39,9 @@ PARTS = of(
     "test_a_large_class_keeps_a_fraction_of_its_maps",
 )
 DIFFERING = of("tasks/select/test_select.py", "test_a_score_sees_how_a_video_differs_from_the_others_alone")
+MIDDLE_NOISE = of(
+    "tasks/generate/test_generate.py", "test_steps_of_middle_noise_are_drawn_more_often_while_the_rate_falls"
+)
 FRAME_NOISE = of("tasks/generate/test_generate.py", "test_frames_have_steps_of_their_own_in_as_many_clips_as_asked")
 COMPILED = of("tasks/generate/test_generate.py", "test_a_network_is_not_compiled_without_a_compiler")
 RELEASED = of(
@@ -781,6 +784,15 @@ MUTATIONS = [
     Mutation("tasks/generate/pool.py", "any Latte generates in chunks", CHUNKS_REFUSED,
              "if not parameters.latte.frame_noise:",
              "if False:"),
+    Mutation("tasks/generate/diffusion.py", "middle noise from the first step on", MIDDLE_NOISE,
+             "if not (p.middle_noise and p.adam.falls_at(step, p.steps)):",
+             "if not p.middle_noise:"),
+    Mutation("tasks/generate/diffusion.py", "frames' own steps are drawn from all alike", MIDDLE_NOISE,
+             "own_BT = self._noise_steps(random, (len(rows), self.shape_CTHW[1]), step)",
+             "own_BT = self._noise_steps(random, (len(rows), self.shape_CTHW[1]), 0)"),
+    Mutation("tasks/generate/diffusion.py", "all steps are of middle noise", MIDDLE_NOISE,
+             "random.random(shape) < p.middle_noise",
+             "random.random(shape) < 1"),
     Mutation("flows/costs.py", "chunks of frames cost nothing", CHUNKS_PRICED,
              ' * max(1, len(own["sampler"].get("chunks", ())))',
              ""),

@@ -12,11 +12,11 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vidistill.storage.clips import Clips
 from vidistill.storage.errors import RequestError, RunError
@@ -41,6 +41,8 @@ LEAK = (
     "its splits: scores on UCF101's test videos, or on those of a subset of it, are not clean."
 )
 PRELOAD_BYTES = 2 << 30
+MIDDLE = (100, 450)
+"""Steps of noise in which the shape of what moves is decided: before, all of it shows, and after, only where it is."""
 log = logging.getLogger("vidistill")
 
 
@@ -71,6 +73,14 @@ class LatteParameters(Parameters):
         exclude_if=lambda share: not share,
         description="Share of clips whose frames each have a step of noise of their own (Diffusion Forcing, Chen et "
         "al. 2024), which teaches to carry over what clearer frames show; published: 0.",
+    )
+    middle_noise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        exclude_if=lambda share: not share,
+        description=f"Share of the steps of noise that, while the rate falls, are drawn from {MIDDLE[0]} to "
+        f"{MIDDLE[1] - 1}, where shapes are decided, and not from all alike; published: 0.",
     )
     label_dropout: float = Field(0.1, ge=0, lt=1, description="Share of clips trained without their label.")
     pretrained: str = Field("", description="A released checkpoint (.pt or .safetensors) to fine-tune from.")
@@ -111,6 +121,12 @@ class LatteParameters(Parameters):
     precision: Precision = "auto"
     seed: int = 0
     checkpoint_steps: int = Field(500, ge=1)
+
+    @model_validator(mode="after")
+    def _the_rate_falls(self) -> Self:
+        if self.middle_noise and not self.adam.decay_share:
+            raise ValueError("middle_noise acts while the rate falls: give adam.decay_share, such as 0.4")
+        return self
 
 
 def latte_job(
@@ -193,24 +209,31 @@ class LatentBatches:
         """
         import torch
 
-        from vidistill.models.diffusion import STEPS
-
         random = generator(self.parameters.seed, step, streams.DIFFUSION_BATCH)
         rows = random.integers(len(self.labels_N), size=self.parameters.batch_size)
         views = random.integers(self.views_NVCTHW.shape[1], size=len(rows))
         z_BCTHW = np.stack([self.views_NVCTHW[row, view] for row, view in zip(rows, views, strict=True)])
         noise_BCTHW = random.standard_normal(z_BCTHW.shape, dtype=np.float32)
-        steps_B = random.integers(STEPS, size=len(rows))
+        steps_B = self._noise_steps(random, (len(rows),), step)
         dropped = random.random(len(rows)) < self.parameters.label_dropout
         labels_B = np.where(dropped, self.classes, self.labels_N[rows])
         if share := self.parameters.frame_noise:
             own_B1 = random.random((len(rows), 1)) < share
-            own_BT = random.integers(STEPS, size=(len(rows), self.shape_CTHW[1]))
+            own_BT = self._noise_steps(random, (len(rows), self.shape_CTHW[1]), step)
             steps_B = np.where(own_B1, own_BT, steps_B[:, None])
         place = self.device.torch_device
         arrays = (z_BCTHW.astype(np.float32), noise_BCTHW, steps_B, labels_B)
         z, noise, steps, labels = (torch.from_numpy(array).to(place) for array in arrays)
         return z, noise, steps, labels
+
+    def _noise_steps(self, random: np.random.Generator, shape: tuple[int, ...], step: int) -> NDArray[np.int64]:
+        from vidistill.models.diffusion import STEPS
+
+        p = self.parameters
+        drawn = random.integers(STEPS, size=shape)
+        if not (p.middle_noise and p.adam.falls_at(step, p.steps)):
+            return drawn
+        return np.where(random.random(shape) < p.middle_noise, random.integers(*MIDDLE, size=shape), drawn)
 
     def losses(self, network: Latte, step: int) -> Iterator[Tensor]:
         """The loss of a step, part by part: what each adds to the mean over the batch."""

@@ -41,6 +41,10 @@ class AdamParameters(Parameters):
         falling = (steps - step) / (self.decay_share * steps) if self.decay_share else 1.0
         return self.lr * min(1.0, rising, falling)
 
+    def falls_at(self, step: int, steps: int) -> bool:
+        """Whether this is one of the last steps, over which the rate falls."""
+        return steps - step < self.decay_share * steps
+
 
 def averaged(average: Average, network: nn.Module, step: int, decay: float) -> None:
     """Move the average of the weights towards the network's, in place.

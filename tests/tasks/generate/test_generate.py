@@ -160,6 +160,31 @@ def test_frames_have_steps_of_their_own_in_as_many_clips_as_asked(made: Made) ->
     assert (int(steps_BT[differ].min()) < 100, int(steps_BT[differ].max()) > 900) == (True, True)
 
 
+def test_steps_of_middle_noise_are_drawn_more_often_while_the_rate_falls(made: Made) -> None:
+    def drawn(step: int, **changed: Any) -> torch.Tensor:
+        own = {"batch_size": 400, "steps": 10, "adam": AdamParameters(decay_share=0.4)} | changed
+        parameters = LATTE.model_copy(update=own)
+        batches = LatentBatches.of(made.store.folder(made.latents), made.bench.clips, parameters, made.bench.device)
+        return batches(step)[2]
+
+    def middle(steps: torch.Tensor) -> float:
+        return float(((steps >= 100) & (steps < 450)).float().mean())
+
+    assert torch.equal(drawn(6, middle_noise=0.6), drawn(6))
+    assert middle(drawn(7)) == pytest.approx(0.35, abs=0.08)
+    assert middle(drawn(7, middle_noise=0.6)) == pytest.approx(0.6 + 0.4 * 0.35, abs=0.08)
+    framed = drawn(7, middle_noise=0.6, frame_noise=0.5)
+    own = (framed != framed[:, :1]).any(1)
+    assert float(own.float().mean()) == pytest.approx(0.5, abs=0.1)
+    assert middle(framed[own]) == pytest.approx(0.74, abs=0.05)
+    assert middle(framed[~own]) == pytest.approx(0.74, abs=0.1)
+
+
+def test_middle_noise_needs_a_rate_that_falls() -> None:
+    with pytest.raises(ValueError, match="middle_noise acts while the rate falls"):
+        LatteParameters(middle_noise=0.5, adam=AdamParameters())
+
+
 def test_a_batch_has_each_clips_own_label_and_all_of_its_views() -> None:
     labels_N = np.array([0, 2, 1, 1, 0])
     views_NVCTHW = (10 * np.arange(5)[:, None] + np.arange(3))[:, :, None, None, None, None] * np.ones(
