@@ -274,7 +274,9 @@ def checked(model: type[Model], plain: dict[str, Any], where: str) -> Model:
             advice = f"it knows {', '.join(known)}" if known else "it has none"
             raise RequestError(f"{where} has no parameter {name!r}{meant}; {advice}.") from error
         wanted = WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
-        said = f"{name} is {first['input']!r}: {wanted}" if first["loc"] else str(first["ctx"]["error"])
+        together = first["type"] == "value_error" and isinstance(first["input"], dict)  # no one value is wrong
+        got = "" if together else f" is {first['input']!r}"
+        said = f"{name}{got}: {wanted}" if first["loc"] else str(first["ctx"]["error"])
         raise RequestError(f"{where}: {said}.") from error
     except ValueError as error:
         raise RequestError(f"{where} has a number that is infinite, or none (.inf, .nan): give one.") from error

@@ -223,6 +223,7 @@ SAMPLERS = of(
     "tasks/generate/test_generate_pool.py", "test_samplers_begin_at_the_last_step_and_add_as_much_as_the_betas"
 )
 CHUNKS_PRICED = of("flows/test_planning.py", "test_frames_in_two_chunks_take_twice_as_long")
+TOGETHER = of("flows/test_pool.py", "test_settings_that_do_not_go_together_are_named_without_all_the_others")
 MUON_PRICED = of("flows/test_planning.py", "test_muon_costs_a_step_the_same_at_every_number_of_tokens")
 CHUNKS, CHUNKS_REFUSED, BLIND = (
     of("tasks/generate/test_generate_pool.py", name)
@@ -793,6 +794,9 @@ MUTATIONS = [
     Mutation("tasks/generate/diffusion.py", "all steps are of middle noise", MIDDLE_NOISE,
              "random.random(shape) < p.middle_noise",
              "random.random(shape) < 1"),
+    Mutation("flows/parameters.py", "all settings of a part are printed", TOGETHER,
+             'together = first["type"] == "value_error"',
+             'together = first["type"] == ""'),
     Mutation("flows/costs.py", "chunks of frames cost nothing", CHUNKS_PRICED,
              ' * max(1, len(own["sampler"].get("chunks", ())))',
              ""),

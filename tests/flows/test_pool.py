@@ -14,7 +14,7 @@ from method_contract import DECODE
 from method_contract import POOL as CONTRACT_POOL
 
 from vidistill.flows.cli import app
-from vidistill.flows.parameters import PoolRequest, override
+from vidistill.flows.parameters import PoolRequest, checked, override
 from vidistill.flows.pool import pool
 from vidistill.storage.errors import RequestError
 from vidistill.storage.pool import Pool
@@ -77,6 +77,14 @@ def test_settings_reach_the_pool() -> None:
     assert (request.pool.sampler.steps, request.pool.latte.size) == (7, "S")
     with pytest.raises(RequestError, match="knows no parameter 'cells'"):
         override({"data": "sprites"}, ["cells=1"], PoolRequest)
+
+
+def test_settings_that_do_not_go_together_are_named_without_all_the_others() -> None:
+    plain = override({"data": "sprites"}, ["pool.latte.middle_noise=0.5", "pool.latte.adam.decay_share=0"], PoolRequest)
+    with pytest.raises(
+        RequestError, match=r"^The pool: pool\.latte: middle_noise acts while the rate falls: give adam"
+    ):
+        checked(PoolRequest, plain, "The pool")
 
 
 def test_the_command_is_there() -> None:
