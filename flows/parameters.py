@@ -276,7 +276,7 @@ def checked(model: type[Model], plain: dict[str, Any], where: str) -> Model:
         wanted = WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
         together = first["type"] == "value_error" and isinstance(first["input"], dict)  # no one value is wrong
         got = "" if together else f" is {first['input']!r}"
-        said = f"{name}{got}: {wanted}" if first["loc"] else str(first["ctx"]["error"])
+        said = f"{name}{got}: {wanted}" if first["loc"] else wanted
         raise RequestError(f"{where}: {said}.") from error
     except ValueError as error:
         raise RequestError(f"{where} has a number that is infinite, or none (.inf, .nan): give one.") from error

@@ -144,6 +144,9 @@ def latte_job(
         return latte(parameters, inputs, label=f"latte {parameters.size}")
     if parameters.velocity:
         raise RequestError("A released Latte predicts the noise: leave out latte.velocity to start from it.")
+    if parameters.middle_noise and not parameters.tuning.adam.decay_share:
+        raise RequestError("latte.middle_noise acts while the rate falls, and a released Latte is tuned at a "
+                           "constant one: give latte.tuning.adam.decay_share, such as 0.4.")  # fmt: skip
     path = Path(parameters.pretrained).expanduser()
     if not path.is_file():
         raise RequestError(f"There is no checkpoint {path}: give the file of a released Latte, such as ucf101.pt.")

@@ -414,6 +414,7 @@ def test_released_weights_that_do_not_fit_are_a_wrong_request_before_anything_is
     for changed, said in {
         "new_labels": (False, r"do not fit: .* ← 102×32"),
         "velocity": (True, "predicts the noise"),
+        "middle_noise": (0.5, "tuned at a constant one: give latte.tuning.adam.decay_share"),
         "size": ("XL", r"have size=micro, not XL: leave out latte.size"),
         "patch": (2, r"have patch=1, not 2: leave out latte.patch"),
         "batch_size": (8, "latte.batch_size is that of training from nothing: set latte.tuning.batch_size"),
