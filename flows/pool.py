@@ -20,7 +20,7 @@ from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.generate.pool import pool_of
 from vidistill.tasks.generate.quality import FACTS as QUALITY_FACTS
-from vidistill.tasks.generate.quality import SHEET, load_quality, quality_job
+from vidistill.tasks.generate.quality import SHEET, in_words, load_quality, quality_job
 from vidistill.tasks.learning.teacher import teacher_job
 from vidistill.tasks.methods import Given
 from vidistill.tasks.report.pool import pool_facts
@@ -89,12 +89,13 @@ def described(store: Store, ref: ArtifactRef) -> str:
     """A pool and its quality in Markdown."""
     pool_ref = store.manifest(ref).inputs["pool"][0]
     made, found = Pool(store, pool_ref), load_quality(store.folder(ref))
+    apart, apart_real = in_words(found.fvd), in_words(found.fvd_real)
     lines = [
         f"**{len(made)} clips of {len(made.classes)} classes**",
         "",
         *(f"- {name}: {words}" for name, words in pool_facts(store, made, pool_ref).items()),
         f"- the teacher names the class of {found.accuracy:.1%}",
-        f"- Fréchet distance in its features: {found.fvd:.2f}; between halves of the real clips: {found.fvd_real:.2f}",
+        f"- Fréchet distance in its features: {apart}; between halves of the real clips: {apart_real}",
         f"- correlation with the nearest training clip, median: {found.nearest_median:.2f}",
         f"- the same of a training clip with one of another group: {found.nearest_real:.2f}",
         f"- copies, more like a training clip than 99 % of these are: {found.copied:.1%}",

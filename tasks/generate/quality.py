@@ -7,6 +7,7 @@ K classes.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +61,25 @@ class Quality(Parameters):
     Attributes:
         accuracy: share of the clips whose class the teacher, which never saw them, names.
         accuracy_by_class: the same, class by class.
-        fvd: Fréchet distance of the pool to one half of the training clips, in the teacher's features.
-        fvd_real: that of the other half: what sampling alone makes of it. Both are of as many clips as a half has, or
-            the pool where that is less, since fewer clips are farther away.
-        nearest: a row a generated clip, the training clip that correlates most with it.
+        fvd: Fréchet distance of the pool to one half of the training clips, in the teacher's features; none where a
+            half is a single clip.
+        fvd_real: that of the other half, which has other groups: what sampling alone makes of it. Both are of as many
+            clips as the other half has, or the pool where that is less, since fewer clips are farther away.
+        nearest: a row a generated clip, the training clip that correlates most with it, in any of its views, mirrored
+            where the data set allows it: all that the generator has seen.
         nearest_median: median correlation with it.
         nearest_real: median correlation of a training clip with the nearest one of another group: those of one group
             are often one scene.
         copied: share of the clips more like a training clip than 99 of 100 training clips are like one of another
             group.
-        control: the same share of training clips that the pool's autoencoder encodes and decodes: copies, of which a
-            measure that sees copies misses few.
+        control: the same share of training clips, of all views and mirrored, that the pool's autoencoder encodes and
+            decodes: copies, of which a measure that sees copies misses few.
     """
 
     accuracy: float
     accuracy_by_class: dict[str, float]
-    fvd: float
-    fvd_real: float
+    fvd: float | None
+    fvd_real: float | None
     nearest: tuple[Neighbour, ...]
     nearest_median: float
     nearest_real: float
@@ -88,7 +91,7 @@ def quality_job(pool: ArtifactRef, train: ArtifactRef, teacher: ArtifactRef) -> 
     return quality(QualityParameters(), {"pool": pool, "clips": train, "teacher": teacher}, label="quality of the pool")
 
 
-@stage("pool-quality", version=3, threads="all")  # 3: copies are told by thumbnails, groups apart
+@stage("pool-quality", version=4, threads="all")  # 4: copies of any view, mirrored too; halves without common groups
 def quality(work: Work) -> None:
     device = Device.of(work, QualityParameters.model_validate(work.job.parameters).precision)
     pool, clips = Pool(work.store, work.ref("pool")), Clips(work.store, work.ref("clips"))
@@ -98,12 +101,16 @@ def quality(work: Work) -> None:
     right_N = training.predict(network, inputs, device).numpy().argmax(1) == pool.labels_N
     made_ND = features(network, pool, np.arange(len(pool)), device)
     real_MD = features(network, clips, np.arange(len(clips)), device)
-    made_NP, real_MP = thumbnails(pool), thumbnails(clips)
-    nearest_N, alike_N = nearest(made_NP, real_MP)
-    _, among_M = nearest(real_MP, real_MP, groups_of(clips))
+    groups_M = groups_of(clips)
+    parts = [thumbnails(pool), thumbnails(clips), reconstructed(work, clips, device)]
+    lengths = np.cumsum([len(part) for part in parts])[:-1]
+    own = [np.full(len(parts[0]), ""), groups_M, np.full(len(parts[2]), "")]  # who was made is of no group
+    found_rows, found_alike = nearest(np.concatenate(parts), looks(clips), np.concatenate(own), groups_M)
+    (nearest_N, _, _), (alike_N, among_M, of_copies) = np.split(found_rows, lengths), np.split(found_alike, lengths)
     close = np.quantile(among_M, 0.99)
-    _, of_copies_N = nearest(reconstructed(work, clips, device), real_MP)
-    count = min(len(made_ND), len(real_MD) // 2)
+    first_M = first_half(groups_M)
+    half_HD, other_HD = real_MD[first_M], real_MD[~first_M]
+    count = min(len(made_ND), len(other_HD))
     neighbours = [
         Neighbour(row=row, train_row=int(near), correlation=float(alike))
         for row, (near, alike) in enumerate(zip(nearest_N, alike_N, strict=True))
@@ -111,13 +118,13 @@ def quality(work: Work) -> None:
     found = Quality(
         accuracy=float(right_N.mean()),
         accuracy_by_class={name: float(right_N[pool.rows_of(label)].mean()) for label, name in enumerate(pool.classes)},
-        fvd=frechet_distance(spread(made_ND, count), real_MD[::2]),
-        fvd_real=frechet_distance(spread(real_MD[1::2], count), real_MD[::2]),
+        fvd=frechet_distance(spread(made_ND, count), half_HD),
+        fvd_real=frechet_distance(spread(other_HD, count), half_HD),
         nearest=tuple(neighbours),
         nearest_median=float(np.median(alike_N)),
         nearest_real=float(np.median(among_M)),
         copied=float((alike_N > close).mean()),
-        control=float((of_copies_N > close).mean()),
+        control=float((of_copies > close).mean()),
     )
     (work.folder / FACTS).write_text(json.dumps(found.model_dump(mode="json")))
     Image.fromarray(contact_sheet(pool, clips, nearest_N.tolist())).save(work.folder / SHEET)
@@ -125,19 +132,34 @@ def quality(work: Work) -> None:
 
 
 def reconstructed(work: Work, clips: Clips, device: Device) -> Thumbnails:
-    """Of training clips, encoded and decoded by the pool's autoencoder at the size that it generates."""
+    """Of training clips, encoded and decoded by the pool's autoencoder at the size that it generates.
+
+    One after another of another view, and every other round of them mirrored.
+    """
     codec_ref = work.store.manifest(work.ref("pool")).inputs["autoencoder"][0]
     codec = load_codec(work.store, codec_ref, device)
     source = Clips(work.store, work.store.manifest(codec_ref).inputs["clips"][0])
-    found, size = [], clips.shape_THWC[1]
-    for row in np.linspace(0, len(source) - 1, min(len(source), CONTROLS)).astype(int):
-        clip_THWC = decoded(codec, encoded(codec, source.read([row]), device), device)[0]
+    found, size, views = [], clips.shape_THWC[1], clips.table.views
+    for number, row in enumerate(np.linspace(0, len(source) - 1, min(len(source), CONTROLS)).astype(int)):
+        mirrored = clips.table.flips and number // views % 2
+        shown_NTHWC = source.read([row], number % views)[:, :, :, :: -1 if mirrored else 1]
+        clip_THWC = decoded(codec, encoded(codec, np.ascontiguousarray(shown_NTHWC), device), device)[0]
         found.append(thumbnail(clip_THWC if len(clip_THWC[0]) == size else scaled(clip_THWC, size)))
     return np.stack(found)
 
 
-def thumbnails(source: Pool | Clips) -> Thumbnails:
-    return np.stack([thumbnail(source.read([row])[0]) for row in range(len(source))])
+def looks(clips: Clips) -> Iterator[Thumbnails]:
+    """Of all that a generator has seen of the training clips: each view, and each mirrored where they may be."""
+    side = min(THUMBNAIL, clips.shape_THWC[1])
+    for view in range(clips.table.views):
+        shown_MP = thumbnails(clips, view)
+        yield shown_MP
+        if clips.table.flips:
+            yield shown_MP.reshape(len(clips), -1, side, 3)[:, :, ::-1].reshape(len(clips), -1)
+
+
+def thumbnails(source: Pool | Clips, view: int = 0) -> Thumbnails:
+    return np.stack([thumbnail(source.read([row], view)[0]) for row in range(len(source))])
 
 
 def thumbnail(clip_THWC: NDArray[np.uint8]) -> Thumbnails:
@@ -154,6 +176,13 @@ def groups_of(clips: Clips) -> NDArray[np.str_]:
     return groups if len(set(groups)) > 1 else np.array([video.path for video in clips.table.videos])
 
 
+def first_half(groups_M: NDArray[np.str_]) -> NDArray[np.bool_]:
+    """Which clips are of one half: every other group, in the order of the clips."""
+    _, first, number_M = np.unique(groups_M, return_index=True, return_inverse=True)
+    half_M: NDArray[np.bool_] = first.argsort().argsort()[number_M] % 2 == 0
+    return half_M
+
+
 def spread(rows_ND: Features, count: int) -> Features:
     """So many of the rows, evenly from the first to the last."""
     chosen_ND: Features = rows_ND[np.linspace(0, len(rows_ND) - 1, count).astype(int)]
@@ -164,16 +193,22 @@ def load_quality(folder: Path) -> Quality:
     return Quality.model_validate_json((folder / FACTS).read_text())
 
 
+def in_words(distance: float | None) -> str:
+    return "not measured" if distance is None else f"{distance:.2f}"
+
+
 def _summary(found: Quality) -> dict[str, Any]:
     return {name: getattr(found, name) for name in ("accuracy", "fvd", "fvd_real", "copied", "control")}
 
 
-def frechet_distance(a_ND: Features, b_MD: Features) -> float:
-    """‖μ − μ'‖² + Tr(C + C' − 2(C·C')^½) of two samples (Heusel et al. 2017, Eq. 6), of any number of rows above one.
+def frechet_distance(a_ND: Features, b_MD: Features) -> float | None:
+    """‖μ − μ'‖² + Tr(C + C' − 2(C·C')^½) of two samples (Heusel et al. 2017, Eq. 6); none where one has a single row.
 
     With C = R'R and C' = Q'Q the last trace is the sum of the singular values of R·Q': no matrix root, and samples
     smaller than D do no harm.
     """
+    if min(len(a_ND), len(b_MD)) < 2:
+        return None
     root_a, root_b = _root(a_ND), _root(b_MD)
     shared = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
     apart = ((a_ND.mean(0) - b_MD.mean(0)) ** 2).sum()
@@ -187,20 +222,23 @@ def _root(sample_ND: Features) -> Features:
 
 
 def nearest(
-    a_NP: Thumbnails, b_MP: Thumbnails, groups_M: NDArray[np.str_] | None = None
+    a_NP: Thumbnails, looks: Iterable[Thumbnails], groups_N: NDArray[np.str_], groups_M: NDArray[np.str_]
 ) -> tuple[NDArray[np.int64], Thumbnails]:
-    """For each row of the first its nearest row of the second, and how they correlate.
+    """For each row of the first the nearest other clip, and how they correlate.
 
     Args:
         a_NP: thumbnails.
-        b_MP: others.
-        groups_M: where both are the same clips, their groups: none is nearest to a clip of its own group.
+        looks: of the others, (M, P) each: a clip is as near as its nearest look.
+        groups_N: the group of each of the first: no clip of it is its nearest.
+        groups_M: that of the others.
     """
-    rows, alike = [], []
-    for first in range(0, len(a_NP), AT_ONCE):
-        alike_BM = a_NP[first : first + AT_ONCE] @ b_MP.T
-        if groups_M is not None:
-            alike_BM[groups_M[first : first + AT_ONCE, None] == groups_M] = -np.inf
-        rows.append(alike_BM.argmax(1))
-        alike.append(alike_BM.max(1))
-    return np.concatenate(rows), np.concatenate(alike)
+    row_N, alike_N = np.zeros(len(a_NP), np.int64), np.full(len(a_NP), -np.inf, np.float32)
+    for b_MP in looks:
+        for first in range(0, len(a_NP), AT_ONCE):
+            part = slice(first, first + AT_ONCE)
+            alike_BM = a_NP[part] @ b_MP.T
+            alike_BM[groups_N[part, None] == groups_M] = -np.inf
+            better = alike_BM.max(1) > alike_N[part]
+            row_N[part] = np.where(better, alike_BM.argmax(1), row_N[part])
+            alike_N[part] = np.maximum(alike_BM.max(1), alike_N[part])
+    return row_N, alike_N

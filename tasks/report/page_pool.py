@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vidistill.tasks.generate.quality import in_words
 from vidistill.tasks.report import pictures
 from vidistill.tasks.report.data import NeighbourShown, PoolShown
 from vidistill.tasks.videos.strips import GAP, strip
@@ -81,8 +82,8 @@ def measures(pool: PoolShown) -> list[Measure]:
     chance = 1 / len(pool.accuracy_by_class)
     return [
         Measure("clips whose class the teacher names", f"{found['accuracy']:.1%}", f"{chance:.1%}", "by chance"),
-        Measure("Fréchet video distance to the training clips", f"{found['fvd']:.2f}", f"{found['fvd_real']:.2f}",
-                "between the halves of the training clips, as many clips"),
+        Measure("Fréchet video distance to the training clips", in_words(found["fvd"]), in_words(found["fvd_real"]),
+                "between halves of the training clips without a common group, as many clips"),
         Measure("correlation with the nearest training clip, median", f"{found['nearest_median']:.2f}",
                 f"{found['nearest_real']:.2f}", "of a training clip with one of another group"),
         Measure("clips copied", f"{found['copied']:.1%}", "1.0%",

@@ -14,11 +14,20 @@ import torch
 from vidistill.models.autoencoder import FrameAutoencoder, to_clips, to_frames
 from vidistill.storage.clips import Clips
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks.generate.quality import Quality, load_quality, nearest, quality_job, thumbnail
+from vidistill.tasks.generate.quality import (
+    Quality,
+    first_half,
+    frechet_distance,
+    load_quality,
+    nearest,
+    quality_job,
+    thumbnail,
+)
 from vidistill.tasks.stage import Runtime, run_job
 
 COUNT = 40
-ROWS = [3, 8, 0, 5, 10, 1]  # the training clips that are in the pool
+ROWS = [3, 8, 0, 5, 10, 1]  # the training clips that are in the pool,
+VIEWS, MIRRORED = [0, 1, 0, 1, 0, 1], [False, False, True, True, False, True]  # as what the generator learned from
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +49,10 @@ def codec(clips: Clips) -> FrameAutoencoder:
 def pooled_NTHWC(clips: Clips, codec: FrameAutoencoder, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     """Half of it: training clips, encoded and decoded. The other half: generated anew."""
     others = tiny.tiny_clips(tmp_path_factory.mktemp("others"), labels=(0, 1) * 3, seed=4)
+    seen_NTHWC = clips.read(ROWS, VIEWS)
+    seen_NTHWC[MIRRORED] = seen_NTHWC[MIRRORED][:, :, :, ::-1]
     with torch.inference_mode():
-        frames_XCHW = codec.decode(codec.encode(to_frames(torch.from_numpy(clips.read(ROWS)))))
+        frames_XCHW = codec.decode(codec.encode(to_frames(torch.from_numpy(seen_NTHWC))))
     return np.concatenate([to_clips(frames_XCHW, tiny.FRAMES).numpy(), others.read(range(6))])
 
 
@@ -103,11 +114,18 @@ def test_the_frechet_distance_is_that_of_the_teachers_features(
 def test_the_nearest_clip_is_the_one_that_correlates_most(
     clips: Clips, pooled_NTHWC: np.ndarray, found: Quality
 ) -> None:
-    real_NTHWC = clips.read(range(COUNT))  # no larger than thumbnails are
+    views = [clips.read(range(COUNT), view) for view in range(tiny.VIEWS)]  # no larger than thumbnails are
+    looks = [*views, *(view_NTHWC[:, :, :, ::-1] for view_NTHWC in views)]
+
+    def alike_to_all(clip_THWC: np.ndarray) -> np.ndarray:
+        """With each training clip, in the look that is most alike."""
+        each = [[np.corrcoef(clip_THWC.ravel(), real_THWC.ravel())[0, 1] for real_THWC in look] for look in looks]
+        return np.max(each, axis=0)
+
     for one in found.nearest:
-        alike_N = [np.corrcoef(pooled_NTHWC[one.row].ravel(), real_THWC.ravel())[0, 1] for real_THWC in real_NTHWC]
-        assert (one.train_row, one.correlation) == (np.argmax(alike_N), pytest.approx(max(alike_N), rel=1e-3))
-    alike_NN = np.corrcoef(real_NTHWC.reshape(COUNT, -1)) - 2 * np.eye(COUNT)
+        alike_N = alike_to_all(pooled_NTHWC[one.row])
+        assert (one.train_row, one.correlation) == (np.argmax(alike_N), pytest.approx(alike_N.max(), rel=1e-3))
+    alike_NN = np.stack([alike_to_all(clip_THWC) for clip_THWC in views[0]]) - 2 * np.eye(COUNT)
     assert found.nearest_real == pytest.approx(np.median(alike_NN.max(1)), rel=1e-3)
 
 
@@ -122,9 +140,26 @@ def test_a_thumbnail_is_the_mean_of_each_square_whatever_the_contrast() -> None:
 def test_clips_of_a_group_are_not_each_others_neighbours() -> None:
     """As scenes that were cut into several clips are."""
     clips_NP = np.array([[1.0, 0], [0.9, 0.1], [0, 1], [0.2, 0.8]], dtype=np.float32)
-    rows_N, alike_N = nearest(clips_NP, clips_NP, np.array(["a", "a", "b", "b"]))
+    groups_N = np.array(["a", "a", "b", "b"])
+    rows_N, alike_N = nearest(clips_NP, [clips_NP], groups_N, groups_N)
     assert rows_N.tolist() == [3, 3, 1, 1]
     assert alike_N == pytest.approx([0.2, 0.26, 0.1, 0.26])
+    looks = [clips_NP, 2 * clips_NP[[2, 3, 0, 1]]]
+    for order in (looks, looks[::-1]):
+        rows_N, alike_N = nearest(clips_NP, order, groups_N, groups_N)
+        assert rows_N.tolist() == [2, 2, 0, 0]
+        assert alike_N == pytest.approx([2, 1.8, 2, 1.6])
+
+
+def test_halves_of_the_training_clips_have_no_common_group() -> None:
+    assert first_half(np.array(["b", "b", "a", "c", "a", "d"])).tolist() == [True, True, False, True, False, False]
+    assert first_half(np.array(["x", "z", "y", "w"])).tolist() == [True, False, True, False]
+
+
+def test_a_single_clip_has_no_frechet_distance() -> None:
+    rows_ND = np.random.default_rng(0).normal(size=(5, 3))
+    assert frechet_distance(rows_ND, rows_ND[:1]) is frechet_distance(rows_ND[:1], rows_ND) is None
+    assert frechet_distance(rows_ND, rows_ND[:2]) > 0  # type: ignore[operator]
 
 
 def test_accuracy_is_the_share_of_clips_whose_class_the_teacher_names(pooled_NTHWC: np.ndarray, found: Quality) -> None:
