@@ -148,6 +148,18 @@ SOURCES = of("tasks/select/test_sources.py")
 QUALITY = of("tasks/generate/test_quality.py")
 SAMPLED = of("tasks/generate/test_generate_pool.py", "test_a_learned_variance_is_what_ddpm_adds")
 LATTE = of("models/test_latte.py")
+REFUSED_POOL = of(
+    "tasks/generate/test_generate_pool.py",
+    "test_a_pool_that_cannot_be_made_is_refused_before_anything_is_made",
+    "test_every_number_of_steps_that_is_allowed_gives_clips",
+    "test_clips_that_are_no_numbers_are_an_error",
+)
+REFUSED_LATTE = of(
+    "tasks/generate/test_generate.py",
+    "test_what_is_for_a_checkpoint_is_refused_without_one",
+    "test_a_checkpoint_is_taken_as_it_is_with_its_own_classes_alone",
+    "test_a_named_autoencoder_takes_no_options_of_training",
+)
 TRAINED = of("flows/test_train.py")
 INTERVALS = of("tasks/report/test_page.py", "test_differences_carry_t_intervals")
 TRAJECTORY = of("tasks/learning/test_experts.py", "test_a_trajectory_is_plain_gradient_descent")
@@ -827,6 +839,27 @@ MUTATIONS = [
     Mutation("tasks/generate/quality.py", "the pool is compared with all real clips", QUALITY,
              "fvd=frechet_distance(spread(made_ND, count), half_HD)",
              "fvd=frechet_distance(spread(made_ND, count), real_MD)"),
+    Mutation("tasks/generate/pool.py", "a Latte is guided away from a class that it never learned", REFUSED_POOL,
+             "if parameters.sampler.guidance > 1 and not",
+             "if False and not"),
+    Mutation("tasks/generate/sample.py", "a sampler takes more steps than there are", REFUSED_POOL,
+             'if self.method == "dpm" and self.steps > 999:',
+             "if False:"),
+    Mutation("tasks/generate/sample.py", "clips that are no numbers are kept", REFUSED_POOL,
+             "if not z_BCTHW.isfinite().all():",
+             "if False:"),
+    Mutation("tasks/generate/diffusion.py", "a checkpoint forgets its classes before it generates", REFUSED_LATTE,
+             "if not parameters.steps and parameters.new_labels:",
+             "if False:"),
+    Mutation("tasks/generate/diffusion.py", "what is for a checkpoint is forgotten without one", REFUSED_LATTE,
+             "if getattr(parameters, name) != getattr(usual, name):",
+             "if False:"),
+    Mutation("tasks/generate/autoencoder.py", "options beside a named autoencoder are forgotten", REFUSED_LATTE,
+             'if name not in ("pretrained", "precision") and value != getattr(usual, name):',
+             "if False:"),
+    Mutation("tasks/generate/autoencoder.py", "a named autoencoder's factor is the usual one", REFUSED_LATTE,
+             'return 2 ** (len(found["block_out_channels"]) - 1), found["latent_channels"]',
+             "return parameters.factor, parameters.channels"),
     Mutation("tasks/generate/quality.py", "mirrored copies are not seen", QUALITY,
              "        if clips.table.flips:\n            yield",
              "        if False:\n            yield"),

@@ -63,8 +63,18 @@ class AutoencoderParameters(Parameters):
 
 
 def autoencoder_job(clips: ArtifactRef, parameters: AutoencoderParameters) -> Job:
+    """The job that trains an autoencoder on the clips, or takes the one that is named.
+
+    Raises:
+        RequestError: it is not there, or something is asked for that acts on training alone.
+    """
     if not parameters.pretrained:
         return autoencoder(parameters, {"clips": clips}, label="autoencoder")
+    usual = AutoencoderParameters()
+    for name, value in parameters:
+        if name not in ("pretrained", "precision") and value != getattr(usual, name):
+            raise RequestError(f"autoencoder.{name} is for one that is trained here: leave it out, or "
+                               "autoencoder.pretrained.")  # fmt: skip
     asked = {"pretrained": known_by(parameters.pretrained), "precision": parameters.precision}
     job = autoencoder(AutoencoderParameters.model_validate(asked), {"clips": clips}, label="autoencoder")
     path = Path(parameters.pretrained).expanduser()
@@ -77,7 +87,7 @@ def autoencoder(work: Work) -> None:
     clips = Clips(work.store, work.ref("clips")).preload()
     device = Device.of(work, parameters.precision)
     network = _given(work) if parameters.pretrained else _trained(clips, parameters, device, work)
-    _check_fit(clips.shape_THWC, network.factor)
+    check_fit(clips.shape_THWC[1], network.factor)
     facts = {"factor": network.factor, "channels": network.channels} | measured(network, clips, device)
     (work.folder / FACTS).write_text(json.dumps(facts, indent=1))
     work.record(seeds=[parameters.seed], counts={"clips": len(clips)}, **device.facts())
@@ -102,7 +112,6 @@ def _trained(clips: Clips, parameters: AutoencoderParameters, device: Device, wo
 
     from vidistill.models.autoencoder import autoencoder_loss
 
-    _check_fit(clips.shape_THWC, parameters.factor)
     network = _built(parameters)
     batches = FrameBatches(clips, parameters, device)
 
@@ -125,10 +134,26 @@ def _built(parameters: AutoencoderParameters) -> FrameAutoencoder:
         return FrameAutoencoder(parameters.channels, parameters.width, parameters.factor)
 
 
-def _check_fit(shape_THWC: tuple[int, ...], factor: int) -> None:
-    if shape_THWC[1] % factor:
-        size, fitting = shape_THWC[1], shape_THWC[1] // factor * factor
-        raise RequestError(f"Clips of {size} pixels do not divide by the autoencoder's {factor}: try {fitting} pixels.")
+def made_of(parameters: AutoencoderParameters) -> tuple[int, int]:
+    """Pixels a latent on each side, and channels: those of a folder are read there, of a name on the Hub taken to be
+    Stable Diffusion's.
+    """
+    config = Path(parameters.pretrained).expanduser() / "config.json"
+    if not parameters.pretrained or not config.is_file():
+        return parameters.factor, parameters.channels
+    found = json.loads(config.read_text())
+    return 2 ** (len(found["block_out_channels"]) - 1), found["latent_channels"]
+
+
+def check_fit(size: int, factor: int) -> None:
+    """That clips of so many pixels a side can be encoded.
+
+    Raises:
+        RequestError: the factor does not divide it.
+    """
+    if size % factor:
+        raise RequestError(f"Clips of {size} pixels do not divide by the autoencoder's {factor}: try "
+                           f"{size // factor * factor or factor} pixels.")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ class LatteParameters(Parameters):
     """The transformer and its training.
 
     Published (methods §9): XL, patches of 2, learned sigma, a constant 1e-4, EMA 0.9999, a million steps of 40 clips.
-    The defaults are for small clips on two cores; those of a fine-tuning are the published ones (`tuning`),
-    and its size, patch and learned variance are the checkpoint's.
+    The defaults are for small clips on two cores; those of a fine-tuning are the published ones but for what `tuning`
+    says, and its size, patch and learned variance are the checkpoint's.
     """
 
     size: Literal["micro", "tiny", "mini", "S", "B", "L", "XL"] = Field(
@@ -135,27 +135,44 @@ def latte_job(
     """The job that trains a transformer on latents of so many channels and this side.
 
     Raises:
-        RequestError: the checkpoint to start from is not a file, does not fit, or predicts something else.
+        RequestError: the checkpoint to start from is not a file, does not fit, or predicts something else; without one
+            there is nothing to train, or something is asked for that acts on a checkpoint alone.
     """
-    inputs = {"clips": clips, "latents": latents}
+    inputs, usual = {"clips": clips, "latents": latents}, LatteParameters()
     if not parameters.pretrained:
+        _check_new(parameters, usual, side)
         if parameters.velocity is None:
             parameters = parameters.model_copy(update={"velocity": True})
         return latte(parameters, inputs, label=f"latte {parameters.size}")
     if parameters.velocity:
         raise RequestError("A released Latte predicts the noise: leave out latte.velocity to start from it.")
+    if not parameters.steps and parameters.new_labels:
+        raise RequestError("latte.steps=0 takes the checkpoint as it is, and a new table of labels would know no "
+                           "class: give latte.new_labels=false, or steps.")  # fmt: skip
     if parameters.middle_noise and not parameters.tuning.adam.decay_share:
         raise RequestError("latte.middle_noise acts while the rate falls, and a released Latte is tuned at a "
                            "constant one: give latte.tuning.adam.decay_share, such as 0.4.")  # fmt: skip
     path = Path(parameters.pretrained).expanduser()
     if not path.is_file():
         raise RequestError(f"There is no checkpoint {path}: give the file of a released Latte, such as ucf101.pt.")
-    usual = LatteParameters()
     changed = {name: value for name, value in parameters if value != getattr(usual, name)}
     own = settled(parameters.tuning, changed, path, classes, channels, side)
     own |= {"pretrained": known_by(parameters.pretrained), "tuning": usual.tuning, "velocity": False}
     job = latte(parameters.model_copy(update=own), inputs, label=f"latte {own['size']}")
     return job.model_copy(update={"places": {PLACE: str(path.absolute())}})
+
+
+def _check_new(parameters: LatteParameters, usual: LatteParameters, side: int) -> None:
+    for name in ("tuning", "new_labels"):
+        if getattr(parameters, name) != getattr(usual, name):
+            raise RequestError(
+                f"latte.{name} is for a checkpoint to fine-tune: give latte.pretrained, or leave it out."
+            )
+    if not parameters.steps:
+        raise RequestError("latte.steps=0 takes a checkpoint as it is: give latte.pretrained, or steps.")
+    if side % parameters.patch:
+        raise RequestError(f"Patches of {parameters.patch} do not fill latents of {side}×{side}: choose another "
+                           "latte.patch or pool.size.")  # fmt: skip
 
 
 @stage("latte", version=1, threads="all")
@@ -254,20 +271,13 @@ class LatentBatches:
 
 
 def built(parameters: LatteParameters, classes: int, shape_CTHW: tuple[int, ...]) -> Latte:
-    """A freshly initialised transformer for latents of this shape, drawn from the seed.
-
-    Raises:
-        RequestError: the patch does not divide the latents.
-    """
+    """A freshly initialised transformer for latents of this shape, drawn from the seed."""
     from vidistill.models.latte import SIZES, Latte
 
     channels, frames, side = shape_CTHW[:3]
     with training.seeded(parameters.seed):
-        try:
-            return Latte(classes, frames, side, SIZES[parameters.size], channels=channels, patch=parameters.patch,
-                         learned_sigma=parameters.learned_sigma, velocity=bool(parameters.velocity))  # fmt: skip
-        except ValueError as error:
-            raise RequestError(f"The transformer cannot be built: {error}.") from error
+        return Latte(classes, frames, side, SIZES[parameters.size], channels=channels, patch=parameters.patch,
+                     learned_sigma=parameters.learned_sigma, velocity=bool(parameters.velocity))  # fmt: skip
 
 
 def _start_from(network: Latte, path: Path, parameters: LatteParameters) -> list[str]:

@@ -14,7 +14,13 @@ from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import LATENTS, Pool
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks.generate.autoencoder import AutoencoderParameters, autoencoder_job, latents_job
+from vidistill.tasks.generate.autoencoder import (
+    AutoencoderParameters,
+    autoencoder_job,
+    check_fit,
+    latents_job,
+    made_of,
+)
 from vidistill.tasks.generate.diffusion import LatteParameters, latte_job
 from vidistill.tasks.generate.sample import ResizeParameters, SamplerParameters, part_jobs, resized
 from vidistill.tasks.learning.weights import check_installed
@@ -39,17 +45,18 @@ def pool_of(given: Given, parameters: PoolParameters) -> ArtifactRef:
     """The pool's artifact, after adding the jobs that make it: the same ones for every method, budget and seed.
 
     Raises:
-        RequestError: diffusers is not installed, weights to begin from are not there, or see `check_chunks`.
+        RequestError: diffusers is not installed, weights to begin from are not there, clips of this size cannot be
+            encoded, or see `check_sampler`.
     """
     check_installed("diffusers", "Generating clips")
-    check_chunks(parameters, given.decode.frames)
+    check_sampler(parameters, given.decode.frames)
+    size, (factor, channels) = parameters.size or given.decode.size, made_of(parameters.autoencoder)
+    check_fit(size, factor)
     source = _clips_to_learn(given, parameters.size)
     codec = given.add(autoencoder_job(source, parameters.autoencoder))
     latents = given.add(latents_job(source, codec, parameters.autoencoder.precision))
-    side = (parameters.size or given.decode.size) // parameters.autoencoder.factor
-    own = latte_job(source, latents, parameters.latte, classes=len(given.table.classes), side=side,
-                    channels=parameters.autoencoder.channels)  # fmt: skip
-    latte = given.add(own)
+    latte = given.add(latte_job(source, latents, parameters.latte, classes=len(given.table.classes),
+                                side=size // factor, channels=channels))  # fmt: skip
     jobs = part_jobs(latte, codec, parameters.sampler, parameters.seed, given.table.classes,
                      parameters.clips_a_class, parameters.part_clips)  # fmt: skip
     parts = [given.add(job) for job in jobs]
@@ -57,12 +64,17 @@ def pool_of(given: Given, parameters: PoolParameters) -> ArtifactRef:
     return given.add(pool_job(given.train, latte, codec, parts, blocks, parameters))
 
 
-def check_chunks(parameters: PoolParameters, frames: int) -> None:
-    """That chunks of frames can be generated one after another.
+def check_sampler(parameters: PoolParameters, frames: int) -> None:
+    """That the transformer can be guided, and chunks of frames be generated one after another.
 
     Raises:
-        RequestError: they are not all of the frames, or the transformer knows no frames with steps of their own.
+        RequestError: it never learns clips without a class; the chunks are not all of the frames, or it knows no frames
+            with steps of their own.
     """
+    if parameters.sampler.guidance > 1 and not (parameters.latte.label_dropout or parameters.latte.pretrained):
+        raise RequestError("pool.sampler.guidance leads away from clips without a class, which a Latte of "
+                           "label_dropout=0 never learns: set the guidance to 1, or pool.latte.label_dropout, such as "
+                           "0.1.")  # fmt: skip
     chunks = parameters.sampler.chunks
     if not chunks:
         return

@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 
 
 class TuningParameters(Parameters):
-    """How a checkpoint is fine-tuned, as published: instead of the values of these names for training from nothing."""
+    """How a checkpoint is fine-tuned, as published: instead of the values of these names for training from nothing.
+
+    Two departures: gradients are clipped at 1 from the first step on (published: at 0.1 after step 100,000), and the
+    average begins over few steps (`averaged`).
+    """
 
     batch_size: int = Field(40, ge=1, description="Clips a step.")
     at_once: int | None = Field(5, ge=1, description="Clips that go through at once; published: 5 on each of 8 GPUs.")
     recompute: bool = Field(True, description="Keep no block's maps and make them again for the gradient.")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="Of the averaged weights, which generate.")
-    adam: AdamParameters = AdamParameters(lr=1e-4)
+    adam: AdamParameters = AdamParameters(lr=1e-4, warmup_steps=0)
 
 
 class Told(Parameters):
@@ -130,14 +134,19 @@ def read_checkpoint(path: Path, *, shapes: bool = False) -> dict[str, Tensor]:
         RequestError: it cannot be read as weights.
     """
     import torch
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
     place: Literal["meta", "cpu"] = "meta" if shapes else "cpu"
     try:
         if path.suffix == ".safetensors":
-            return {name: tensor.to(place) for name, tensor in load_file(path).items()}
+            with safe_open(path, framework="pt") as file:
+                names = file.keys()
+                if shapes:
+                    return {name: torch.empty(file.get_slice(name).get_shape(), device=place) for name in names}
+                return {name: file.get_tensor(name) for name in names}
         found = torch.load(path, map_location=place, weights_only=True)
+        state = found.get("ema", found.get("model", found))
     except Exception as error:
         why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise RequestError(f"The weights {path} cannot be read ({why}): give a .pt or .safetensors file.") from error
-    return cast("dict[str, Tensor]", found.get("ema", found.get("model", found)))
+    return cast("dict[str, Tensor]", state)

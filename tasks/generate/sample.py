@@ -10,13 +10,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from vidistill.storage.clips import create_clip_array, open_clip_array
+from vidistill.storage.errors import RunError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import create_latent_array
 from vidistill.storage.store import ArtifactRef
@@ -49,6 +50,14 @@ class SamplerParameters(Parameters):
     )
     batch_size: int = Field(10, ge=1, description="Clips at a time.")
     precision: Precision = "auto"
+
+    @model_validator(mode="after")
+    def _steps_that_there_are(self) -> Self:
+        if self.method == "dpm" and self.steps > 999:
+            raise ValueError("dpm takes at most 999 steps")
+        if self.method == "ddpm" and self.steps < 2:
+            raise ValueError("ddpm takes at least 2 steps")
+        return self
 
 
 class PartParameters(Parameters):
@@ -92,6 +101,9 @@ def pool_part(work: Work) -> None:
     for start in range(0, parameters.count, sampler.batch_size):
         rows = numbers[start : start + sampler.batch_size]
         z_BCTHW = sampled(network, sampler, parameters.seed, parameters.label, rows, shape_CTHW, device)
+        if not z_BCTHW.isfinite().all():
+            raise RunError(f"The sampler's numbers overflow at {sampler.steps} steps of {sampler.method}, guidance "
+                           f"{sampler.guidance:g}: try other steps, less guidance or precision=fp32.")  # fmt: skip
         stop = start + len(rows)
         latents[start:stop] = z_BCTHW.cpu().numpy().astype(np.float16)
         clips[start:stop] = decoded(codec, z_BCTHW, device)

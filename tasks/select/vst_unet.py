@@ -6,7 +6,7 @@ Shapes: N clips of a class (N_c), C channels of latents, T frames, h, w height a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,9 @@ class VSTUNetParameters(Parameters):
     )
     epochs: int = Field(60, ge=1, description="E_s: in each, every class is one step, in random order.")
     lr: float = Field(1e-3, gt=0, description="Of Adam.")
-    widths: tuple[int, ...] = Field((16, 32, 64), min_length=2, description="Channels of the U-Net's levels.")
+    widths: tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...] = Field(
+        (16, 32, 64), min_length=2, description="Channels of the U-Net's levels."
+    )
     features: int = Field(64, ge=1, description="Length of f_c.")
     embedding: str = Field(TEACHER, description="What Eq. 1 and 2 compare videos by; as TAC-DT's.")
     precision: Precision = Field("fp32", description="Maps of latents are too small for bf16 to gain on a CPU.")

@@ -30,6 +30,7 @@ from vidistill.tasks.generate.autoencoder import (
     encoded,
     latents_job,
     load_codec,
+    made_of,
 )
 from vidistill.tasks.generate.diffusion import LEAK, LatentBatches, LatteParameters, latte_job, load_latte
 from vidistill.tasks.generate.optimising import AdamParameters, averaged, fit
@@ -316,8 +317,18 @@ def test_every_size_can_be_asked_for() -> None:
 
 
 def test_a_patch_that_does_not_fit_is_a_wrong_request(made: Made) -> None:
-    with pytest.raises(RequestError, match="patches of 4 do not fill latents of 6×6"):
-        made.do(made.latte(LATTE.model_copy(update={"patch": 4})))
+    with pytest.raises(RequestError, match="Patches of 4 do not fill latents of 6×6"):
+        made.latte(LATTE.model_copy(update={"patch": 4}))
+
+
+def test_what_is_for_a_checkpoint_is_refused_without_one(made: Made) -> None:
+    for changed, said in (
+        ({"steps": 0}, "steps=0 takes a checkpoint as it is: give latte.pretrained"),
+        ({"new_labels": False}, "latte.new_labels is for a checkpoint"),
+        ({"tuning": TUNED.tuning}, "latte.tuning is for a checkpoint"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            made.latte(LATTE.model_copy(update=changed))
 
 
 def test_a_size_that_the_autoencoder_does_not_divide_is_a_wrong_request(made: Made, tmp_path: Path) -> None:
@@ -336,6 +347,15 @@ def diffusers_autoencoder(folder: Path, levels: int = 4) -> Path:
     )
     network.save_pretrained(folder)
     return folder
+
+
+def test_a_named_autoencoder_takes_no_options_of_training(tmp_path: Path) -> None:
+    named = AutoencoderParameters(pretrained=str(diffusers_autoencoder(tmp_path / "vae", levels=2)))
+    assert made_of(named) == (2, 4)
+    assert made_of(AutoencoderParameters(factor=4, channels=6)) == (4, 6)
+    for changed in ({"equivariance": 0.5}, {"factor": 4}, {"steps": 7}):
+        with pytest.raises(RequestError, match=f"autoencoder.{next(iter(changed))} is for one that is trained here"):
+            autoencoder_job(ArtifactRef(kind="clips", key="c"), named.model_copy(update=changed))
 
 
 def test_a_named_autoencoder_is_known_by_its_content_and_kept(made: Made, tmp_path: Path) -> None:
@@ -376,14 +396,28 @@ def checkpoint(
 
 
 def test_fine_tuning_starts_from_the_released_weights_and_warns(made: Made, tmp_path: Path) -> None:
-    state = checkpoint(tmp_path / "ucf101.pt", classes=101)
-    ref = made.do(made.latte(TUNED.model_copy(update={"pretrained": str(tmp_path / "ucf101.pt"), "steps": 0})))
-    loaded = load_latte(made.store, ref, made.bench.device).state_dict()
-    table = loaded.pop("y_embedder.embedding_table.weight")
-    assert all(torch.equal(weight, state[name]) for name, weight in loaded.items())
-    assert len(table) == len(made.bench.clips.classes) + 1
+    path, classes = tmp_path / "ucf101.pt", len(made.bench.clips.classes)
+    state = checkpoint(path, classes=101)
+    still = TuningParameters(batch_size=4, adam=AdamParameters(lr=1e-9))
+    ref = made.do(made.latte(TUNED.model_copy(update={"pretrained": str(path), "steps": 1, "tuning": still})))
+    loaded, name = load_latte(made.store, ref, made.bench.device).state_dict(), "y_embedder.embedding_table.weight"
+    table, released = loaded.pop(name), state.pop(name)
+    assert all(torch.allclose(weight, state[name], atol=1e-6) for name, weight in loaded.items())
+    assert len(table) == classes + 1
+    assert torch.allclose(table[-1], released[-1], atol=1e-6)  # of no class
     assert made.facts(ref, "latte.json")["warnings"] == [LEAK]
     assert made.store.manifest(ref).parameters["pretrained"].startswith("ucf101.pt:")
+
+
+def test_a_checkpoint_is_taken_as_it_is_with_its_own_classes_alone(made: Made, tmp_path: Path) -> None:
+    path = tmp_path / "own.pt"
+    state = checkpoint(path, classes=len(made.bench.clips.classes))
+    released = TUNED.model_copy(update={"pretrained": str(path), "steps": 0})
+    with pytest.raises(RequestError, match=r"would know no class: give latte\.new_labels=false"):
+        made.latte(released)
+    ref = made.do(made.latte(released.model_copy(update={"new_labels": False, "compile": True})))
+    loaded = load_latte(made.store, ref, made.bench.device).state_dict()
+    assert all(torch.equal(weight, state[name]) for name, weight in loaded.items())
 
 
 @pytest.mark.parametrize(("patch", "learned_sigma"), [(1, False), (2, True), (3, False)])
@@ -394,7 +428,8 @@ def test_a_checkpoint_says_what_it_is_and_is_tuned_as_published(
     own = made.asked(tmp_path / "ucf101.pt", "steps=7").parameters
     assert (own["size"], own["patch"], own["learned_sigma"]) == ("mini", patch, learned_sigma)
     assert (own["batch_size"], own["at_once"], own["recompute"], own["ema_decay"]) == (40, 5, True, 0.9999)
-    assert (own["adam"]["lr"], own["adam"]["decay_share"], own["velocity"], own["steps"]) == (1e-4, 0, False, 7)
+    assert (own["adam"]["lr"], own["adam"]["decay_share"], own["adam"]["warmup_steps"]) == (1e-4, 0, 0)
+    assert (own["velocity"], own["steps"]) == (False, 7)
     changed = "tuning.batch_size=8", "tuning.adam.lr=0.003", "tuning.recompute=false", "size=mini"
     own = made.asked(tmp_path / "ucf101.pt", *changed).parameters
     assert (own["batch_size"], own["adam"]["lr"], own["ema_decay"], own["size"]) == (8, 3e-3, 0.9999, "mini")
@@ -430,6 +465,9 @@ def test_released_weights_that_do_not_fit_are_a_wrong_request_before_anything_is
             made.latte(released)
     path.write_bytes(b"not weights")
     with pytest.raises(RequestError, match=r"ucf101.pt cannot be read .*: give a .pt or .safetensors file"):
+        made.latte(released)
+    torch.save([torch.zeros(1)], path)
+    with pytest.raises(RequestError, match=r"ucf101.pt cannot be read \(AttributeError"):
         made.latte(released)
     torch.save({"ema": {"conv.weight": torch.zeros(1)}}, path)
     with pytest.raises(RequestError, match="are not a Latte's"):
@@ -472,4 +510,3 @@ def test_a_network_is_not_compiled_without_a_compiler(made: Made, monkeypatch: p
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(RunError, match="no no-such-compiler here: install it, name another in CXX"):
         made.do(made.latte(LATTE.model_copy(update={"steps": 1, "compile": True})))
-    made.do(made.latte(LATTE.model_copy(update={"steps": 0, "compile": True})))

@@ -19,15 +19,17 @@ import scipy.linalg
 import torch
 from method_contract import Bench
 from PIL import Image
+from pydantic import ValidationError
 
 from vidistill.flows.parameters import PoolRequest
 from vidistill.flows.pool import build_pool
 from vidistill.models.diffusion import alphas_cumulated, by_frame
 from vidistill.models.latte import Latte, Size
 from vidistill.storage.clips import Clips, open_clip_array
-from vidistill.storage.errors import RequestError
+from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef
+from vidistill.tasks.generate import sample
 from vidistill.tasks.generate.autoencoder import AutoencoderParameters, decoded, load_codec
 from vidistill.tasks.generate.diffusion import LatteParameters, load_latte
 from vidistill.tasks.generate.optimising import AdamParameters
@@ -175,6 +177,31 @@ def test_samplers_draw_from_a_distribution_that_is_known(bench: Bench, method: A
     assert float(z.std()) == pytest.approx(0.5, abs=0.03)
     guided = sampler.model_copy(update={"guidance": 2.0})  # away from no class, which is N(3, 0.5²)
     assert float(sampled(network, guided, 0, 2, range(10), (4, 2, 4, 4), bench.device).mean()) < 1.5
+
+
+@pytest.mark.parametrize(("method", "least", "most"), [("ddim", 1, 1000), ("dpm", 1, 999), ("ddpm", 2, 1000)])
+def test_every_number_of_steps_that_is_allowed_gives_clips(bench: Bench, method: Any, least: int, most: int) -> None:
+    network = Gaussian(3, 2, 4, Size(2, 32, 2), velocity=True)
+    for steps in (least, most):
+        sampler = SamplerParameters(method=method, steps=steps, guidance=1, precision="fp32")
+        z = sampled(network, sampler, 0, 2, range(10), (4, 2, 4, 4), bench.device)
+        assert float(z.mean()) == pytest.approx(2, abs=0.1)
+    for steps in (least - 1, most + 1):
+        with pytest.raises(ValidationError):
+            SamplerParameters(method=method, steps=steps)
+
+
+class Blind(Latte):
+    def forward(self, z_BCTHW: torch.Tensor, _steps: torch.Tensor, _labels: torch.Tensor) -> torch.Tensor:
+        return z_BCTHW * torch.nan
+
+
+def test_clips_that_are_no_numbers_are_an_error(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "load_latte", lambda *_: Blind(8, 4, 6, Size(2, 32, 2), velocity=True))
+    job = parts(maker)[0]
+    new = job.model_copy(update={"parameters": job.parameters | {"seed": 99}})
+    with pytest.raises(RunError, match="numbers overflow at 3 steps of dpm, guidance 3: try other steps"):
+        run_job(new, maker.bench.runtime)
 
 
 class Still(Latte):
@@ -390,6 +417,17 @@ def test_what_does_not_fit_the_data_set_is_a_wrong_request(pool: Pool, bench: Be
     longer = type("Longer", (Clips,), {"shape_THWC": (8, 48, 48, 3)})(bench.store, bench.given.train)
     with pytest.raises(RequestError, match="The pool's clips are 4×48×48, the data set's 8×48×48"):
         check_pool(pool, longer, 1)
+
+
+def test_a_pool_that_cannot_be_made_is_refused_before_anything_is_made(again: Maker) -> None:
+    unguided = PARAMETERS.latte.model_copy(update={"label_dropout": 0.0})
+    for changed, said in (
+        ({"latte": unguided}, "a Latte of label_dropout=0 never learns: set the guidance to 1"),
+        ({"size": 50}, "50 pixels do not divide by the autoencoder's 8: try 48 pixels"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            again.make(PARAMETERS.model_copy(update=changed))
+    assert again.jobs == []
 
 
 def test_chunks_that_cannot_be_generated_are_refused_before_anything_is_made(again: Maker) -> None:
