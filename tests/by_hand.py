@@ -24,10 +24,12 @@ from vidistill.tasks.match import dsa
 
 Learnt = dict[str, Tensor]
 Loss = Callable[[int, Learnt], Tensor]
-ClipsOf = Callable[[Learnt, np.ndarray, np.random.Generator], Tensor]
+Draw = Callable[[int], np.random.Generator]
+Schedule = Callable[[int, float], float]
+ClipsOf = Callable[[Learnt, np.ndarray, Draw], Tensor]
 
 
-def the_clips(learnt: Learnt, slots: np.ndarray, random: np.random.Generator) -> Tensor:
+def the_clips(learnt: Learnt, slots: np.ndarray, draw: Draw) -> Tensor:
     return learnt["clips"][slots]
 
 
@@ -72,8 +74,8 @@ class Hand:
     def of_class(self, label: int) -> np.ndarray:
         return np.array([n for n, own in enumerate(self.labels) if own == label])
 
-    def variants(self, *draw: int) -> np.random.Generator:
-        return generator(self.seed, *draw, streams.SET_VARIANTS)
+    def variants(self, *draw: int) -> Draw:
+        return lambda number: generator(self.seed, *draw, number, streams.SET_VARIANTS)
 
 
 # --- losses ------------------------------------------------------------------------------------------------------
@@ -86,7 +88,7 @@ def dm(hand: Hand, clips_of: ClipsOf, count: int, reuse: int = 1) -> Loss:
         number, total = iteration // reuse, 0.0
         network = hand.fresh(number)
         real, owners = hand.real(number, [0, 1], count)
-        x = clips_of(learnt, np.arange(len(hand.labels)), hand.variants(iteration, 0))
+        x = clips_of(learnt, np.arange(len(hand.labels)), hand.variants(iteration))
         for label in (0, 1):
             theirs = torch.stack([clip for clip, own in zip(real, owners, strict=True) if own == label])
             theirs, ours = (hand.augmented(clips, number, label) for clips in (theirs, x[hand.of_class(label)]))
@@ -235,13 +237,15 @@ class FRePo:
         """A step of a network on the set as it is now; after `age` of them another is born."""
         n = len(self.hand.labels)
         slots = generator(self.hand.seed, iteration, streams.FREPO_ROWS).permutation(n)[: self.p.batch_network]
-        x = self.clips_of(learnt, slots, generator(self.hand.seed, iteration, streams.FREPO_VARIANTS)).detach()
+        x = self.clips_of(
+            learnt, slots, lambda slot: generator(self.hand.seed, iteration, slot, streams.FREPO_VARIANTS)
+        ).detach()
         network = self.networks[number]
         value = ((network(x) - learnt["labels"].detach()[slots]) ** 2).mean()
         gradients = torch.autograd.grad(value, list(network.parameters()))
         steps = self.steps[number]
         rate = self.p.lr_network * min(1, 0.01 + 0.99 * steps / self.p.warmup)
-        rate *= (1 + math.cos(math.pi * steps / self.p.age)) / 2
+        rate *= 0.01 + 0.99 * (1 + math.cos(math.pi * steps / self.p.age)) / 2
         self.adams[number].step([rate] * len(gradients), list(gradients))
         self.ages[number] += 1
         self.steps[number] += 1
@@ -255,7 +259,7 @@ class FRePo:
             self.learn(self.pick(iteration - 1), iteration, learnt)
         network, classes = self.networks[self.pick(iteration)], 2
         real, owners = self.hand.real(iteration, [0, 1], max(1, self.p.batch_real // classes))
-        x = self.clips_of(learnt, np.arange(len(self.hand.labels)), self.hand.variants(iteration, 0))
+        x = self.clips_of(learnt, np.arange(len(self.hand.labels)), self.hand.variants(iteration))
         psi_b, psi_s = network.embed(real).detach(), network.embed(x)
         kernel = psi_s @ psi_s.T
         ridge = self.p.ridge * kernel.diagonal().sum() / len(kernel)
@@ -297,7 +301,7 @@ class SGD:
 
 def minimised(
     learnt: Learnt, loss: Loss, rates: dict[str, float], iterations: int, *, momentum: float | None = 0.5,
-    schedule: Callable[[int], float] = lambda _: 1.0, keep: str | None = "clips", lr_min: float = 0.0,
+    schedule: Schedule = lambda _, rate: rate, keep: str | None = "clips", lr_min: float = 0.0,
     eps: float = 1e-15,
 ) -> list[float]:  # fmt: skip
     """The loss of each step of SGD, or of Adam where there is no momentum; `learnt` moves in place."""
@@ -307,9 +311,8 @@ def minimised(
     for iteration in range(iterations):
         value = loss(iteration, learnt)
         gradients = torch.autograd.grad(value, moved, allow_unused=True)
-        share = schedule(iteration)
         filled = [torch.zeros_like(t) if g is None else g for t, g in zip(moved, gradients, strict=True)]
-        optimiser.step([share * rate for rate in rates.values()], filled)
+        optimiser.step([schedule(iteration, rate) for rate in rates.values()], filled)
         if keep is not None:
             learnt[keep].data = tiny.in_range(learnt[keep].data)
         if "lr" in learnt:

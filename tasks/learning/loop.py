@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 STATE = "state.pt"
 SECONDS = 30.0  # between checkpoints, where a loop does not count steps
-DIVERGED, WATCHED = 1e3, 10  # the loss may grow to so many times the largest of the first so many steps
+DIVERGED, WATCHED = 1e3, 10  # the loss may grow to so many times the largest of the first so many steps, mostly
 log = logging.getLogger("vidistill")
 
 
@@ -78,17 +78,18 @@ class Curve:
             self.loss.append(round(float(np.mean(self.pending)), 6))
             self.pending = []
 
-    def broken(self, step: int, loss: float) -> str:
+    def broken(self, step: int, loss: float, diverged: float) -> str:
         """What is wrong with the loss of a step; nothing, mostly."""
         if not math.isfinite(loss):
             return f"The loss is {loss}"
-        grown = step >= WATCHED and abs(loss) > DIVERGED * self.largest > 0
+        grown = step >= WATCHED and abs(loss) > diverged * self.largest > 0
         return f"The loss grew from {self.largest:.3g} to {loss:.3g}" if grown else ""
 
 
 def run(
-    step: Callable[[int], float], steps: int, state: State, keeper: Keeper | None = None, *, every: int | None = None
-) -> Curve:
+    step: Callable[[int], float], steps: int, state: State, keeper: Keeper | None = None, *, every: int | None = None,
+    diverged: float = DIVERGED,
+) -> Curve:  # fmt: skip
     """Take all steps from the keeper's last checkpoint on.
 
     Args:
@@ -97,6 +98,7 @@ def run(
         state: what a checkpoint holds; a checkpoint's values are put into these very objects.
         keeper: nobody, and then there are no checkpoints.
         every: steps between checkpoints; by default the seconds count.
+        diverged: the loss may grow to so many times the largest of its first ten values.
 
     Raises:
         DivergedError: the loss is not finite or diverges; the last checkpoint stays.
@@ -105,7 +107,7 @@ def run(
     saved = time.monotonic()
     for number in range(first, steps):
         loss = step(number)
-        if said := curve.broken(number, loss):
+        if said := curve.broken(number, loss, diverged):
             raise stopped(said, number, state)
         curve.add(number, steps, loss)
         if keeper is None:

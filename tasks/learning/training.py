@@ -164,7 +164,7 @@ def generator(*seed: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class Order:
-    """Which rows each step takes: epochs of shuffled batches, the last one of an epoch shorter by what is missing."""
+    """Which rows each step takes: epochs of shuffled batches of nearly one size, none larger than `batch_size`."""
 
     n: int
     batch_size: int

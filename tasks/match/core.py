@@ -1,7 +1,8 @@
 """The loop of the matching methods, and what their losses share: fresh networks, clips a pass, gradients in parts.
 
 A method learns a dict of tensors (pixels, memories, a learning rate). A *parametrisation* turns it into clips, a *loss*
-into a number and its gradients; `optimise` does the rest. Every draw is a function of (seed, iteration, class).
+into a number and its gradients; `optimise` does the rest. Every draw is a function of (seed, iteration, class or clip),
+never of the clips that share a pass, of which a GPU takes more.
 
 Shapes: B clips a batch, N clips of the set, C colours, T frames, H height, W width, K classes, P parameters.
 `x_BCTHW` is float32 and normalised.
@@ -21,7 +22,7 @@ from pydantic import AfterValidator, Field
 from vidistill.models import BATCH_NORMED, parted
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.learning import streams, training
-from vidistill.tasks.learning.loop import Curve, State, Stateful, run, stopped
+from vidistill.tasks.learning.loop import DIVERGED, Curve, State, Stateful, run, stopped
 from vidistill.tasks.learning.pixels import total_variation
 from vidistill.tasks.learning.training import generator
 from vidistill.tasks.methods import Material
@@ -52,11 +53,21 @@ AT_ONCE, PIXELS_AT_ONCE = {"cpu": 8, "cuda": 256}, 8 * 8 * 56 * 56
 pixels: a pass costs the weights once (a step of MTT on 10 clips of 8×32×32: 320 ms in one pass, 430 ms as 8 and 2)."""
 
 
+Draw = Callable[[int], np.random.Generator]
+"""What a variant is drawn by, from the number of its clip or class."""
+
+
+def draws(*seed: int) -> Draw:
+    """Those of a use of the set: of (seed, iteration, …, stream)."""
+    *first, stream = seed
+    return lambda number: generator(*first, number, stream)
+
+
 class Parametrisation(Protocol):
     """How clips are made from what is learnt."""
 
-    def __call__(self, part: Part, slots_B: NDArray[np.int64], random: np.random.Generator) -> Tensor:
-        """x_BCTHW of these clips of the set; `random` is for those that have variants."""
+    def __call__(self, part: Part, slots_B: NDArray[np.int64], draw: Draw) -> Tensor:
+        """x_BCTHW of these clips of the set; `draw` is for those that have variants."""
         ...
 
 
@@ -111,7 +122,7 @@ class Part:
         return value.detach()
 
 
-def pixels(part: Part, slots_B: NDArray[np.int64], random: np.random.Generator) -> Tensor:  # noqa: ARG001
+def pixels(part: Part, slots_B: NDArray[np.int64], draw: Draw) -> Tensor:  # noqa: ARG001
     """The parametrisation of the methods that learn `clips` themselves."""
     return part.rows("clips", slots_B)
 
@@ -215,14 +226,16 @@ class Loop:
         iterations: steps of the optimiser.
         checkpoint_every: iterations between checkpoints; by default a twentieth of all.
         project: called after each step, without gradients: keeps what is learnt where it must stay.
-        schedule: the share of each group's learning rate at an iteration.
+        schedule: a group's learning rate at an iteration, from that and its first rate.
+        diverged: the loss may grow to so many times the largest of its first ten values.
         memory: what else must be kept to resume, beside what is learnt and the optimiser: a pool of networks, say.
     """
 
     iterations: int
     checkpoint_every: int | None = None
     project: Callable[[Learnt], None] = lambda _learnt: None
-    schedule: Callable[[int], float] = lambda _iteration: 1.0
+    schedule: Callable[[int, float], float] = lambda _iteration, rate: rate
+    diverged: float = DIVERGED
     memory: Stateful | Tensor | None = None
 
 
@@ -250,7 +263,7 @@ def optimise(learnt: Learnt, loss: Loss, optimiser: torch.optim.Optimizer, mater
 
     def step(iteration: int) -> float:
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * loop.schedule(iteration)
+            group["lr"] = loop.schedule(iteration, rate)
         value, gradients = loss(iteration, learnt)
         for name, tensor in learnt.items():
             tensor.grad = gradients.pop(name, None)
@@ -263,4 +276,5 @@ def optimise(learnt: Learnt, loss: Loss, optimiser: torch.optim.Optimizer, mater
                 raise stopped(f"The learnt {name} are no longer finite", iteration, state)
         return float(value)
 
-    return run(step, loop.iterations, state, material, every=loop.checkpoint_every or max(1, loop.iterations // 20))
+    every = loop.checkpoint_every or max(1, loop.iterations // 20)
+    return run(step, loop.iterations, state, material, every=every, diverged=loop.diverged)

@@ -15,7 +15,7 @@ from pydantic import Field
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.learning import streams
-from vidistill.tasks.learning.training import Order, Precision, generator, role_seed
+from vidistill.tasks.learning.training import Order, Precision, role_seed
 from vidistill.tasks.match import core, dsa, sets
 from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, Part, Valued
 from vidistill.tasks.match.losses import gradient_distance
@@ -61,7 +61,7 @@ class DCParameters(DCLossParameters, core.Steps):
 class DC(Method):
     """Learn clips by matching the gradients of their class."""
 
-    version = 2  # since Adam steps and networks learn by shuffled batches
+    version = 3  # since a cutout is as large as published
     Parameters = DCParameters
 
     def distil(self, material: Material) -> DistilledSet:
@@ -120,8 +120,8 @@ def dc_loss(
         for label, slots_B in slots.items():
             omega = dsa.draw(parameters.augmentation, material.clips.table.flips, material.seed, step, label)
             real = _real_gradients(network, dsa.apply(omega, real_of(step, label)), label, material)
-            part, random = Part(learnt), generator(material.seed, step, label, streams.SET_VARIANTS)
-            x_BCTHW = clips_of(part, slots_B, random)
+            part = Part(learnt)
+            x_BCTHW = clips_of(part, slots_B, core.draws(material.seed, step, streams.SET_VARIANTS))
             synthetic = _gradients(network, dsa.apply(omega, x_BCTHW), label, material, create_graph=True)
             total += part.differentiate(gradient_distance(real, synthetic), gradients)
         return total, gradients
@@ -169,10 +169,10 @@ def _train(
     order = Order(len(labels_N), parameters.batch_train, role_seed(material.seed, step, streams.DC_INNER))
     weights = list(network.parameters())
     for turn in range(inner * order.steps_an_epoch):
-        random = generator(material.seed, step, turn, streams.DC_INNER)
+        draw = core.draws(material.seed, step, turn, streams.DC_INNER)
         slots_B, gradients = np.sort(order.rows(turn)), [torch.zeros_like(weight) for weight in weights]
         for own_B in core.passes(material, slots_B):
-            x_BCTHW = clips_of(Part(learnt, fixed=True), own_B, random)
+            x_BCTHW = clips_of(Part(learnt, fixed=True), own_B, draw)
             omegas = [
                 dsa.draw(parameters.augmentation, flips, material.seed, step, turn, slot) for slot in own_B.tolist()
             ]

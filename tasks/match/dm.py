@@ -16,7 +16,7 @@ from pydantic import Field
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.learning import streams
-from vidistill.tasks.learning.training import Precision, generator
+from vidistill.tasks.learning.training import Precision
 from vidistill.tasks.match import core, dsa, sets
 from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, Part, Valued
 from vidistill.tasks.match.losses import class_means, mean_embedding_distance
@@ -57,7 +57,7 @@ class DMParameters(DMLossParameters, core.Steps):
 class DM(Method):
     """Learn clips whose mean embedding is that of the real clips of their class."""
 
-    version = 2  # since Adam steps and ω is drawn a class
+    version = 3  # since a cutout is as large as published
     Parameters = DMParameters
 
     def distil(self, material: Material) -> DistilledSet:
@@ -97,9 +97,10 @@ def dm_loss(
         number = iteration // parameters.reuse
         network, real_KD = drawn(number)
         total, gradients = torch.zeros((), device=device.torch_device), Learnt()
+        draw = core.draws(material.seed, iteration, streams.SET_VARIANTS)
         for kinds, slots_B in groups:
-            part, random = Part(learnt), generator(material.seed, iteration, kinds[0], streams.SET_VARIANTS)
-            x_BCTHW = _augmented(clips_of(part, slots_B, random), labels_N[slots_B], parameters, material, number)
+            part = Part(learnt)
+            x_BCTHW = _augmented(clips_of(part, slots_B, draw), labels_N[slots_B], parameters, material, number)
             with device.autocast():
                 emb_BD = network.embed(x_BCTHW)  # type: ignore[operator]
             places_B = _places(labels_N[slots_B], material.labels, x_BCTHW) - kinds[0]

@@ -73,10 +73,10 @@ def _crop(x_BCTHW: Tensor, y: float, x: float, _unused: float) -> Tensor:
 def _cutout(x_BCTHW: Tensor, y: float, x: float, _unused: float) -> Tensor:
     """A box of half the side becomes zero."""
     height, width = x_BCTHW.shape[3:]
-    half_y, half_x = int(height * CUTOUT_SHARE + 0.5) // 2, int(width * CUTOUT_SHARE + 0.5) // 2
-    centre_y, centre_x = int(y * height), int(x * width)
+    box_y, box_x = int(height * CUTOUT_SHARE + 0.5), int(width * CUTOUT_SHARE + 0.5)
+    top, left = int(y * height) - box_y // 2, int(x * width) - box_x // 2
     kept_HW = x_BCTHW.new_ones(height, width)
-    kept_HW[max(0, centre_y - half_y) : centre_y + half_y, max(0, centre_x - half_x) : centre_x + half_x] = 0
+    kept_HW[max(0, top) : top + box_y, max(0, left) : left + box_x] = 0
     return x_BCTHW * kept_HW
 
 

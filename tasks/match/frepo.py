@@ -13,7 +13,7 @@ K classes, D features. `x_BCTHW` is normalised.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -47,7 +47,9 @@ class FRePoLossParameters(Parameters):
         1e-3, gt=0, description="Adam; the code's default. Its scripts say 1e-4, at which young networks hardly learn."
     )
     warmup: int = Field(500, ge=1, description="Steps over which lr_network rises from its hundredth.")
-    batch_real: int = Field(512, ge=1, description="Real clips an iteration, as many of each class.")
+    batch_real: int = Field(
+        512, ge=1, description="Real clips an iteration, as many of each class (published: of all)."
+    )
     batch_network: int = Field(500, ge=1, description="Clips of the set in a network's step; all, if fewer.")
     ridge: float = Field(1e-6, gt=0, description="λ, in units of the kernel's mean diagonal.")
     lr_labels: float = Field(1e-3, gt=0, description="Adam; VDSD gives the labels the hallucinator's rate.")
@@ -65,7 +67,7 @@ class FRePoParameters(FRePoLossParameters):
 class FRePo(Method):
     """Learn clips and labels from which kernel ridge regression predicts the real ones."""
 
-    version = 3  # since networks learn from a large set in parts
+    version = 4  # since a network's rate ends at its hundredth
     Parameters = FRePoParameters
     recipes = ("learned",)
 
@@ -133,9 +135,14 @@ def as_logits(y_NK: Tensor) -> NDArray[np.float32]:
     return logits_NK
 
 
-def cosine(iterations: int) -> Any:
-    """From 1 to a tenth over the run."""
-    return lambda iteration: 0.1 + 0.45 * (1 + math.cos(math.pi * iteration / iterations))
+def cosine(iterations: int, lowest: float | None = None) -> Callable[[int, float], float]:
+    """A rate that falls over the run, by default to a tenth of its own."""
+
+    def rate_at(iteration: int, rate: float) -> float:
+        last = rate / 10 if lowest is None else lowest
+        return last + (rate - last) / 2 * (1 + math.cos(math.pi * iteration / iterations))
+
+    return rate_at
 
 
 class Pool:
@@ -200,10 +207,10 @@ class Pool:
             self.networks[number], self.adams[number] = self._born(number)
 
     def rate(self, steps: int) -> float:
-        """Of a network's step after so many: a warm-up from a hundredth, times a cosine to 0 over its life."""
+        """Of a network's step after so many: a warm-up from a hundredth, times a cosine to that over its life."""
         p = self.parameters
         warm = min(1, 0.01 + 0.99 * steps / p.warmup)
-        return p.lr_network * warm * 0.5 * (1 + math.cos(math.pi * steps / p.age))
+        return p.lr_network * warm * (0.505 + 0.495 * math.cos(math.pi * steps / p.age))
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -234,9 +241,9 @@ def frepo_loss(material: Material, clips_of: Parametrisation, parameters: FRePoL
         """What a network learns from: clips of the set with their labels, a pass at a time."""
         y_SK, order = learnt["labels"].detach(), generator(material.seed, iteration, streams.FREPO_ROWS)
         slots_B = order.permutation(len(y_SK))[: parameters.batch_network]
-        random = generator(material.seed, iteration, streams.FREPO_VARIANTS)
+        draw = core.draws(material.seed, iteration, streams.FREPO_VARIANTS)
         for own_B in core.passes(material, slots_B):
-            yield clips_of(Part(learnt, fixed=True), own_B, random), y_SK[own_B]
+            yield clips_of(Part(learnt, fixed=True), own_B, draw), y_SK[own_B]
 
     def loss(iteration: int, learnt: Learnt) -> Valued:
         y_SK = learnt["labels"]
@@ -249,7 +256,7 @@ def frepo_loss(material: Material, clips_of: Parametrisation, parameters: FRePoL
             """The set's embeddings from a clip on, as many as go together."""
             part = Part(learnt, fixed=fixed)
             slots_B = np.arange(first, min(first + size, len(y_SK)))
-            x_BCTHW = clips_of(part, slots_B, generator(material.seed, iteration, first, streams.SET_VARIANTS))
+            x_BCTHW = clips_of(part, slots_B, core.draws(material.seed, iteration, streams.SET_VARIANTS))
             with material.device.autocast():
                 return network.embed(x_BCTHW).float(), part  # type: ignore[operator]
 

@@ -11,7 +11,7 @@ Shapes, networks, λ, rates and iterations are not known. Ours is the simplest t
 - Diversity: the mean cosine between two segments of a class, of the same or of different selectors.
 - The fusor, shared by all classes, interpolates the segments to T frames and adds a 3×3×3 convolution of that, which
   begins at zero.
-- Stochastic temporal augmentation: at each use in matching some of the segments, at least one, drawn in order.
+- Stochastic temporal augmentation: at each use in matching some of a class's segments, at least one, drawn in order.
 - The base is DM, the cheapest.
 
 Shapes: B clips a batch, N instances, C colours, T frames, F segments, P features, H height, W width, K classes.
@@ -30,7 +30,7 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.tasks.learning.pixels import pixel_range, to_pixels
 from vidistill.tasks.learning.training import Precision
 from vidistill.tasks.match import core, sets
-from vidistill.tasks.match.core import Learnt, Loop, Part, Valued
+from vidistill.tasks.match.core import Draw, Learnt, Loop, Part, Valued
 from vidistill.tasks.match.dm import DMLossParameters, dm_loss
 from vidistill.tasks.methods import Material, Method
 
@@ -55,7 +55,7 @@ class IDTDParameters(DMLossParameters):
 class IDTD(Method):
     """Learn a pool of images a class, what each instance selects of it, and how a clip is made of that."""
 
-    version = 2  # since Adam steps
+    version = 3  # since each class draws its own segments
     Parameters = IDTDParameters
 
     def distil(self, material: Material) -> DistilledSet:
@@ -112,7 +112,7 @@ def begin(material: Material, x_NCTHW: Tensor, parameters: IDTDParameters) -> Le
 
 @dataclass(frozen=True)
 class Fused:
-    """The parametrisation: some of an instance's segments, in order, fused to a clip."""
+    """The parametrisation: some of an instance's segments, in order, the same of all of a class, fused to a clip."""
 
     ipc: int
     frames: int
@@ -131,14 +131,18 @@ class Fused:
             keys.append(select(pool_PCHW, part.rows("choice", slots_B[slots_B // self.ipc == label])))
         return torch.cat(keys)
 
-    def __call__(self, part: Part, slots_B: NDArray[np.int64], random: np.random.Generator) -> Tensor:
+    def __call__(self, part: Part, slots_B: NDArray[np.int64], draw: Draw) -> Tensor:
+        import torch
+
         from vidistill.models.temporal import fuse
 
-        keys_BCFHW = self.keys(part, slots_B)
-        segments = keys_BCFHW.shape[2]
-        some = np.sort(random.permutation(segments)[: random.integers(segments) + 1]).tolist()
-        x_BCTHW = fuse(keys_BCFHW[:, :, some], self.frames, part["weight"], part["bias"])
-        return x_BCTHW.clamp(self.low_C, self.high_C)
+        weight, bias, made = part["weight"], part["bias"], []
+        for place in np.unique(slots_B // self.ipc).tolist():
+            keys_BCFHW, random = self.keys(part, slots_B[slots_B // self.ipc == place]), draw(place)
+            segments = keys_BCFHW.shape[2]
+            some = np.sort(random.permutation(segments)[: random.integers(segments) + 1]).tolist()
+            made.append(fuse(keys_BCFHW[:, :, some], self.frames, weight, bias))
+        return torch.cat(made).clamp(self.low_C, self.high_C)
 
 
 def diversity_loss(keys_NCFHW: Tensor, ipc: int) -> Tensor:
@@ -152,7 +156,7 @@ def diversity_loss(keys_NCFHW: Tensor, ipc: int) -> Tensor:
 
     segments = ipc * keys_NCFHW.shape[2]
     if segments == 1:
-        return keys_NCFHW.new_zeros(())
+        return keys_NCFHW.sum() * 0
     flat_KSD = keys_NCFHW.transpose(1, 2).reshape(len(keys_NCFHW) // ipc, segments, -1)
     unit_KSD = torch.nn.functional.normalize(flat_KSD, dim=2)
     cosines_KSS = unit_KSD @ unit_KSD.transpose(1, 2)

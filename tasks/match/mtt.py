@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+DIVERGED = 10.0
+"""Eq. 2 is 1 where the student did not move: what is ten times as far away has nothing left to match."""
 KEPT_BYTES = {"cpu": 2**28, "cuda": 2**33}
 """Of graphs of a student's steps; what does not fit is made twice."""
 FP32: Any = Field("fp32", description="bf16 was a tenth off in the gradient, and no faster.")
@@ -97,7 +99,7 @@ class MTTParameters(TrajectoryParameters):
 class MTT(Method):
     """Learn clips, and the student's learning rate, by matching trajectories (Eq. 1–4)."""
 
-    version = 3  # since pixels move faster
+    version = 4  # since a cutout is as large as published
     Parameters: ClassVar[type[TrajectoryParameters]] = MTTParameters
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
@@ -156,7 +158,7 @@ def match_trajectories(
         return matching(iteration, tensors)
 
     matching = core.with_rate(mtt_loss(material, labels_N, clips_of, parameters), rate)
-    loop = Loop(parameters.iterations, project=all_in_place, memory=alphas)
+    loop = Loop(parameters.iterations, project=all_in_place, diverged=DIVERGED, memory=alphas)
     curve = core.optimise(learnt, loss, optimiser, material, loop)
     return curve, {"lr": float(learnt["lr"].detach()), "alpha": [float(alphas[step - 1]) for step in curve.steps]}
 
@@ -239,13 +241,13 @@ class _Student:
 
         seed, slots_B = (self.material.seed, self.iteration, step), self.slots(step)
         seed_dropout(self.network, int(generator(*seed, streams.DROPOUT).integers(2**31)))
-        random = generator(*seed, streams.SET_VARIANTS)
+        draw = core.draws(*seed, streams.SET_VARIANTS)
         omega = dsa.draw(self.parameters.augmentation, self.material.clips.table.flips, *seed)
         named = dict(zip(dict(self.network.named_parameters()), weights, strict=True))
         size = core.at_once(self.network, self.material, len(slots_B))
         for own_B in (slots_B[first : first + size] for first in range(0, len(slots_B), size)):
             read = Part(self.learnt, fixed=fixed)
-            x_BCTHW = dsa.apply(omega, self.clips_of(read, own_B, random))
+            x_BCTHW = dsa.apply(omega, self.clips_of(read, own_B, draw))
             with self.material.device.autocast():
                 logits_BK = torch.func.functional_call(self.network, named, (x_BCTHW,))
             labels_B = torch.from_numpy(self.labels_N[own_B]).to(logits_BK.device)

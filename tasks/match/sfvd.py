@@ -52,7 +52,7 @@ class SFVDTParameters(SFVDParameters):
 class SFVD(MTT):
     """Learn key frames whose interpolation leads a student where the experts went."""
 
-    version = 3  # since pixels move faster
+    version = 4  # since a cutout is as large as published
     Parameters = SFVDParameters
 
     @property
@@ -87,7 +87,7 @@ class SFVD(MTT):
 class SFVDT(SFVD):
     """SFVD with real clips of the same class mixed in by a reshaping layer that is learnt."""
 
-    version = 3  # since pixels move faster
+    version = 4  # since a cutout is as large as published
     Parameters = SFVDTParameters
 
     @property
@@ -130,7 +130,7 @@ class Interpolated:
 
     frames: int
 
-    def __call__(self, part: Part, slots_B: NDArray[np.int64], random: np.random.Generator) -> Tensor:  # noqa: ARG002
+    def __call__(self, part: Part, slots_B: NDArray[np.int64], draw: core.Draw) -> Tensor:  # noqa: ARG002
         from vidistill.models.temporal import interpolate
 
         return interpolate(part.rows("keys", slots_B), self.frames)
@@ -144,12 +144,12 @@ class Reshaped:
     low_C: Tensor
     high_C: Tensor
 
-    def __call__(self, part: Part, slots_B: NDArray[np.int64], random: np.random.Generator) -> Tensor:
+    def __call__(self, part: Part, slots_B: NDArray[np.int64], draw: core.Draw) -> Tensor:
         import torch
 
         from vidistill.models.temporal import reshape_channels
 
-        still_BCTHW = Interpolated(self.real_NCTHW.shape[2])(part, slots_B, random)
+        still_BCTHW = Interpolated(self.real_NCTHW.shape[2])(part, slots_B, draw)
         real_BCTHW = self.real_NCTHW[torch.from_numpy(slots_B).to(self.real_NCTHW.device)]
         x_BCTHW = reshape_channels(still_BCTHW, real_BCTHW, part["weight"], part["bias"])
         return x_BCTHW.clamp(self.low_C, self.high_C)

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
+from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.pixels import to_pixels
 from vidistill.tasks.learning.training import generator
@@ -20,7 +21,7 @@ from vidistill.tasks.match import core, sets
 from vidistill.tasks.match.dc import PUBLISHED, DCParameters, dc_loop, dc_loss
 from vidistill.tasks.match.real import RealClips
 from vidistill.tasks.match.sets import Start
-from vidistill.tasks.methods import Material, Method
+from vidistill.tasks.methods import Given, Material, Method
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,19 +38,26 @@ class StaticDCParameters(DCParameters):
 
 
 class StaticDC(Method):
-    """Learn images by matching gradients of single random frames; each begins as a random frame of a random clip."""
+    """Learn images by matching gradients of single random frames; each begins as a random frame of a random clip.
 
-    version = 2
+    Images that begin in one clip begin in different frames: what begins alike has the same gradients and stays alike.
+    """
+
+    version = 3  # since images of a clip begin in different frames
     Parameters = StaticDCParameters
 
     @property
     def still(self) -> bool:
         return True
 
+    def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
+        check_frames(self.parameters, given.decode.frames, given.decode.size)
+        return super().inputs(given)
+
     def distil(self, material: Material) -> DistilledSet:
         parameters: StaticDCParameters = self.parameters
         start = first_clips(material, parameters)
-        learnt = {"clips": core.leaf(one_frame(start.x_NCTHW, generator(material.seed, streams.STILL_START)))}
+        learnt = {"clips": core.leaf(first_frames(start.x_NCTHW, parameters.images, material.seed))}
         real = RealClips(material.clips, material.seed, material.device)
 
         def frames_of(step: int, label: int) -> Tensor:
@@ -69,6 +77,20 @@ class StaticDC(Method):
         return sets.kept(material, "still", {"images": images_NHWC}, start, curve)
 
 
+def check_frames(parameters: StaticDCParameters, frames: int, size: int) -> None:
+    """That images of this size can be learned, and begin in so many frames.
+
+    Raises:
+        RequestError: the frames are too small for so many blocks, or too few.
+    """
+    if size < 2**parameters.depth:
+        raise RequestError(f"Frames of {size} pixels are too small for the {parameters.depth} blocks of static_dc: "
+                           f"take {2**parameters.depth} pixels or more, or a smaller depth.")  # fmt: skip
+    if parameters.init == "real" and parameters.images > frames:
+        raise RequestError(f"{parameters.images} images cannot begin in different frames of a clip of {frames}: take "
+                           "fewer, longer clips, or init=noise.")  # fmt: skip
+
+
 def first_clips(material: Material, parameters: StaticDCParameters) -> Start:
     """The clip in which each image begins.
 
@@ -83,6 +105,16 @@ def first_clips(material: Material, parameters: StaticDCParameters) -> Start:
     return sets.start_clips(replace(material, ipc=clips), parameters.init, parameters.images)
 
 
+def first_frames(x_NCTHW: Tensor, images: int, seed: int) -> Tensor:
+    """x_NC1HW: a random frame of each clip; another one for each of so many in a row, which are one clip."""
+    import torch
+
+    random, frames = generator(seed, streams.STILL_START), x_NCTHW.shape[2]
+    of_clips = [random.permutation(frames)[np.arange(images) % frames] for _ in range(len(x_NCTHW) // images)]
+    frames_N = torch.from_numpy(np.concatenate(of_clips)).to(x_NCTHW.device)
+    return x_NCTHW[torch.arange(len(x_NCTHW), device=x_NCTHW.device), :, frames_N].unsqueeze(2)
+
+
 def one_frame(x_BCTHW: Tensor, random: np.random.Generator) -> Tensor:
     """x_BC1HW: a random frame of each clip."""
     import torch
@@ -92,11 +124,7 @@ def one_frame(x_BCTHW: Tensor, random: np.random.Generator) -> Tensor:
 
 
 def image_network(material: Material, depth: int, number: int) -> nn.Module:
-    """A fresh ConvNet for clips of one frame, its weights learning.
-
-    Raises:
-        RequestError: the frames are too small for so many blocks.
-    """
+    """A fresh ConvNet for clips of one frame, its weights learning."""
     import torch
 
     from vidistill.models.convnet2d import ConvNet2D

@@ -29,12 +29,12 @@ from vidistill.tasks.learning.loop import Curve
 from vidistill.tasks.learning.pixels import pixel_range
 from vidistill.tasks.learning.training import Precision, generator
 from vidistill.tasks.match import core, sets
-from vidistill.tasks.match.core import Group, Learnt, Loop, Part
+from vidistill.tasks.match.core import Draw, Group, Learnt, Loop, Part
 from vidistill.tasks.match.dm import DMLossParameters, dm_loss
 from vidistill.tasks.match.frepo import FRePoLossParameters, Pool, as_logits, cosine, frepo_loss, initial_labels
 from vidistill.tasks.match.mtt import FP32, MTTLossParameters, expert_inputs, match_trajectories
 from vidistill.tasks.match.sets import Start
-from vidistill.tasks.match.static_dc import StaticDCParameters
+from vidistill.tasks.match.static_dc import StaticDCParameters, check_frames
 from vidistill.tasks.methods import Given, Material, Method, find_method
 
 if TYPE_CHECKING:
@@ -78,12 +78,13 @@ class Memory:
     low_C: Tensor
     high_C: Tensor
 
-    def __call__(self, part: Part, slots_B: NDArray[np.int64], random: np.random.Generator) -> Tensor:
+    def __call__(self, part: Part, slots_B: NDArray[np.int64], draw: Draw) -> Tensor:
         import torch
 
         from vidistill.models.hallucinator import hallucinate
 
-        image_B, motion_B = slots_B * self.memories + random.integers(self.memories, size=(2, len(slots_B)))
+        pairs_B2 = np.stack([draw(slot).integers(self.memories, size=2) for slot in slots_B.tolist()])
+        image_B, motion_B = slots_B * self.memories + pairs_B2.T
         images_BCHW = self.images_NCHW[torch.from_numpy(image_B).to(self.images_NCHW.device)]
         x_BCTHW = hallucinate(images_BCHW, part.rows("motion", motion_B)[:, None], part["weight"], part["bias"])
         return x_BCTHW.clamp(self.low_C, self.high_C)
@@ -95,11 +96,12 @@ class VDSD(Method):
     A version says what is matched, and how it is optimised.
     """
 
-    version = 4  # since maps and hallucinators move faster than pixels
+    version = 5  # since each instance draws its own pair
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
         p: MemoryParameters = self.parameters
         source, options, ipc = find_method("static_dc"), static_of(p), given.ipc * p.memories
+        check_frames(options, given.decode.frames, given.decode.size)
         label = f"distil images ipc {ipc} seed {given.seed}"
         jobs = distil_jobs(source, options, ipc, given.seed, len(given.table.classes), {"clips": [given.train]}, label)
         return super().inputs(given) | {"images": [given.add(job) for job in jobs][-1:]}
@@ -186,7 +188,7 @@ class MTTVDSDParameters(MemoryParameters, MTTLossParameters):
 class MTTVDSD(VDSD):
     """Stage 2 by MTT."""
 
-    version = 5  # since maps and hallucinators move faster than pixels
+    version = 6  # since each instance draws its own pair
     Parameters = MTTVDSDParameters
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
@@ -207,9 +209,12 @@ class FRePoVDSDParameters(MemoryParameters, FRePoLossParameters):
 
 
 class FRePoVDSD(VDSD):
-    """Stage 2 by FRePo, with learnt labels."""
+    """Stage 2 by FRePo, with learnt labels.
 
-    version = 5  # since maps and hallucinators move faster than pixels
+    Published rates fall to a tenth of the hallucinator's, that of the maps too, from 1e2 to 1e-4.
+    """
+
+    version = 6  # since each instance draws its own pair
     Parameters = FRePoVDSDParameters
     recipes = ("learned",)
 
@@ -221,5 +226,6 @@ class FRePoVDSD(VDSD):
         groups = groups_of(learnt, parameters, (1e2, 1e-3))
         adam = torch.optim.Adam([*groups, {"params": [learnt["labels"]], "lr": parameters.lr_labels}])
         pool = Pool(material, parameters)
-        loop = Loop(parameters.iterations, schedule=cosine(parameters.iterations), memory=pool)
+        lowest = groups[1]["lr"] / 10 if parameters.step == "published" else None
+        loop = Loop(parameters.iterations, schedule=cosine(parameters.iterations, lowest), memory=pool)
         return core.optimise(learnt, frepo_loss(material, memory, parameters, pool), adam, material, loop), {}

@@ -193,6 +193,8 @@ def test_a_loss_that_diverges_ends_the_run(loss: Callable[[int], float], said: s
     sgd = torch.optim.SGD([{"params": [weights[0]], "lr": 0.1}, {"params": [weights[1]], "lr": 0.02}])
     if said is None:
         assert loop.run(loss, 40, {"sgd": sgd}).largest == 2
+        with pytest.raises(RunError, match=r"grew from 2 to 2e\+03 at step 30"):
+            loop.run(loss, 40, {"sgd": sgd}, diverged=10)
         return
     with pytest.raises(RunError, match=said):
         loop.run(loss, 40, {"sgd": sgd})

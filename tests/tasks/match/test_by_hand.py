@@ -102,7 +102,8 @@ def test_static_dc(given: tiny.Tiny, augmentation: Any) -> None:
     def real(step: int, label: int) -> torch.Tensor:
         return frames(hand.real(step, [label], 2)[0], generator(SEED, step, label, streams.STILL_FRAMES))
 
-    begun = frames(hand.start(), generator(SEED, streams.STILL_START))
+    random = generator(SEED, streams.STILL_START)
+    begun = torch.stack([x[:, [int(random.permutation(tiny.FRAMES)[0])]] for x in hand.start()])
     learnt = {"clips": begun.clone()}
     values = by_hand.minimised(learnt, by_hand.DC(hand, 2, 1, 0.1, network, real), {"clips": p.lr}, 4)
     still = [x.detach().expand(-1, -1, tiny.FRAMES, -1, -1) for x in (begun, learnt["clips"])]
@@ -261,8 +262,14 @@ def test_sfvd_t(expert: tiny.Tiny) -> None:
 REGRESSED = {"iterations": 7, "pool": 2, "age": 3, "batch_real": 4, "warmup": 2, "lr_network": 0.05, "ridge": 1e-3}
 
 
-def to_a_tenth(iterations: int) -> Any:
-    return lambda iteration: 0.1 + 0.45 * (1 + math.cos(math.pi * iteration / iterations))
+def to_a_tenth(iterations: int, of: float | None = None) -> by_hand.Schedule:
+    """Along a cosine to a tenth of each rate, or of this one."""
+
+    def rate_at(iteration: int, rate: float) -> float:
+        along, last = (1 - math.cos(math.pi * iteration / iterations)) / 2, (of or rate) / 10
+        return (1 - along) * rate + along * last
+
+    return rate_at
 
 
 def first_labels() -> torch.Tensor:
@@ -309,13 +316,17 @@ def test_idtd(given: tiny.Tiny) -> None:
         shares = now["choice"][n].exp() / now["choice"][n].exp().sum(1, keepdim=True)
         return torch.stack([sum(share * now["pool"][n // 2][:, i] for i, share in enumerate(row)) for row in shares], 1)
 
-    def fused(now: dict[str, torch.Tensor], slots: np.ndarray, some: list[int]) -> torch.Tensor:
-        x = still({"keys": torch.stack([segments(now, int(n))[:, some] for n in slots])}, np.arange(len(slots)), None)
+    def fused(now: dict[str, torch.Tensor], slots: np.ndarray, some: dict[int, list[int]]) -> torch.Tensor:
+        each = [still({"keys": segments(now, int(n))[None][:, :, some[n // 2]]}, np.arange(1), None) for n in slots]
+        x = torch.cat(each)
         return tiny.in_range(x + torch.nn.functional.conv3d(x, now["weight"], now["bias"], padding=1))
 
-    def shown(now: dict[str, torch.Tensor], slots: np.ndarray, random: np.random.Generator) -> torch.Tensor:
+    def drawn(random: np.random.Generator) -> list[int]:
         order = random.permutation(2)
-        return fused(now, slots, sorted(order[: random.integers(2) + 1].tolist()))
+        return sorted(order[: random.integers(2) + 1].tolist())
+
+    def shown(now: dict[str, torch.Tensor], slots: np.ndarray, draw: by_hand.Draw) -> torch.Tensor:
+        return fused(now, slots, {label: drawn(draw(label)) for label in (0, 1)})
 
     matching = by_hand.dm(hand, shown, 2)
 
@@ -333,7 +344,7 @@ def test_idtd(given: tiny.Tiny) -> None:
     for name, first in {"choice": choice, "weight": torch.zeros(1), "bias": torch.zeros(1)}.items():
         moved = (learnt[name].detach() - first).numpy()
         np.testing.assert_allclose(made.stored[name] - first.numpy(), moved, atol=1e-2 * np.abs(moved).max())
-    every = fused(learnt, np.arange(4), [0, 1]).detach()
+    every = fused(learnt, np.arange(4), {0: [0, 1], 1: [0, 1]}).detach()
     tiny.same_change(made.clips_NTHWC, tiny.pixels(begun), tiny.pixels(every), slack=1)
 
 
@@ -358,10 +369,10 @@ def hallucinated(made: DistilledSet) -> by_hand.ClipsOf:
     images_NHWC = made.stored["images"].astype(np.float64)
     images = torch.from_numpy((images_NHWC / 255 - tiny.MEAN) / tiny.STD).permute(0, 3, 1, 2)
 
-    def clips(now: dict[str, torch.Tensor], slots: np.ndarray, random: np.random.Generator) -> torch.Tensor:
-        drawn = random.integers(M, size=(2, len(slots)))
+    def clips(now: dict[str, torch.Tensor], slots: np.ndarray, draw: by_hand.Draw) -> torch.Tensor:
         made = []
-        for slot, image, motion in zip(slots, *drawn, strict=True):
+        for slot in slots.tolist():
+            image, motion = draw(slot).integers(M, size=2)
             four = [
                 images[slot * M + image][:, None].expand(-1, tiny.FRAMES, -1, -1),
                 now["motion"][None, slot * M + motion],
@@ -407,7 +418,7 @@ def test_frepo_vdsd(given: tiny.Tiny) -> None:
     hand, learnt = Hand(given, SEED, LABELS), begun_memory() | {"labels": first_labels()}
     rates = {"motion": 0.1, "weight": 0.02, "bias": 0.02, "labels": 0.05}
     loss = by_hand.FRePo(hand, hallucinated(made), p)
-    values = by_hand.minimised(learnt, loss, rates, 4, momentum=None, schedule=to_a_tenth(4), keep=None,
+    values = by_hand.minimised(learnt, loss, rates, 4, momentum=None, schedule=to_a_tenth(4, of=0.02), keep=None,
                                eps=1e-8)  # fmt: skip
     same_memory(made, values, learnt)
     same_labels(made, learnt["labels"])

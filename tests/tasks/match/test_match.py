@@ -162,7 +162,7 @@ def run_toy(material: Any, optimiser: str, stop_at: int | None = None) -> tuple[
 
     groups = [{"params": [learnt["a"]], "lr": 0.1}, {"params": [learnt["b"]], "lr": 0.01}]
     made = torch.optim.Adam(groups) if optimiser == "adam" else torch.optim.SGD(groups, lr=0.1, momentum=0.5)
-    loop = Loop(7, checkpoint_every=2, schedule=lambda iteration: 1 / (1 + iteration), memory=memory)
+    loop = Loop(7, checkpoint_every=2, schedule=lambda iteration, rate: rate / (1 + iteration), memory=memory)
     curve = core.optimise(learnt, loss, made, material, loop)
     return learnt, curve
 
@@ -300,6 +300,26 @@ def test_it_does_not_matter_how_many_clips_share_a_pass(
     together = loss_of(name, bench, **changes)
     monkeypatch.setattr(core, "a_pass", lambda _material, _size: 1)
     assert loss_of(name, bench, **changes) == pytest.approx(together, rel=1e-4)
+
+
+@pytest.mark.parametrize("changed", [{"depth": 6}, {"images": 5}], ids=str)
+def test_images_that_cannot_be_learned_are_refused_before_anything_is_made(bench: Bench, changed: Any) -> None:
+    said = {"depth": "48 pixels are too small for the 6 blocks of static_dc: take 64 pixels or more",
+            "images": "5 images cannot begin in different frames of a clip of 4"}  # fmt: skip
+    method = find_method("static_dc").method
+    with pytest.raises(RequestError, match=said[next(iter(changed))]):
+        method(method.Parameters(**changed)).inputs(bench.given)
+    method(method.Parameters(**changed, depth=2, init="noise") if "images" in changed else
+           method.Parameters(depth=5)).inputs(bench.given)  # fmt: skip
+
+
+def test_images_of_a_clip_begin_in_different_frames() -> None:
+    x_NCTHW = torch.arange(4.0)[None, None, :, None, None].expand(40, 3, 4, 2, 2)  # each frame is its number
+    for seed in range(8):
+        first_NC1HW = static_dc.first_frames(x_NCTHW[:6], 3, seed)
+        assert first_NC1HW.shape == (6, 3, 1, 2, 2)
+        assert all(len(set(own.tolist())) == 3 for own in first_NC1HW[:, 0, 0, 0, 0].view(2, 3))
+    assert set(static_dc.first_frames(x_NCTHW, 1, 0)[:, 0, 0, 0, 0].tolist()) == {0, 1, 2, 3}
 
 
 def begun(bench: Bench, name: str, ipc: int = 1, **changes: Any) -> DistilledSet:

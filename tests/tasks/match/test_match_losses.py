@@ -240,6 +240,9 @@ def test_augmentations_by_hand() -> None:
     cut = dsa.Augmentation("cutout", (0.5, 0.5, 0))(x)
     assert (cut[..., 2:6, 2:6] == 0).all()
     assert int((cut == 0).sum()) == 3 * 2 * 16
+    odd = dsa.Augmentation("cutout", (0.5, 0.9, 0))(torch.ones(1, 1, 1, 10, 10))[0, 0, 0]  # five, cut off at the edge
+    assert odd.eq(0).sum(0).tolist() == [0] * 7 + [5] * 3
+    assert odd.eq(0).sum(1).tolist() == [0] * 3 + [3] * 5 + [0] * 2
     shifted = dsa.Augmentation("crop", (0.0, 0.99, 0))(x)  # one row down, one column to the left
     torch.testing.assert_close(shifted[..., 1:, :-1], x[..., :-1, 1:])
     assert (shifted[..., 0, :] == 0).all()

@@ -192,10 +192,24 @@ def test_stochastic_temporal_augmentation_shows_segments_in_order(bench: Bench) 
     fused = idtd.Fused(1, 3, torch.tensor(-9.0), torch.tensor(9.0))
     seen = set()
     for use in range(200):
-        x_BCTHW = fused(core.Part(learnt), np.array([0]), generator(use))
+        x_BCTHW = fused(core.Part(learnt), np.array([0]), core.draws(use, 1))
         seen.add(tuple(round(value, 4) for value in x_BCTHW[0, 0, :, 0, 0].tolist()))
     spread = {(0, 0, 0), (1, 1, 1), (2, 2, 2), (0, 0.5, 1), (0, 1, 2), (1, 1.5, 2)}
     assert seen == spread  # {0, 2} gives (0, 1, 2) too
+
+
+def test_what_is_selected_does_not_go_by_the_clips_that_share_a_pass(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = made_by(bench, "idtd", ipc=2, segments=4).facts["loss"]
+    monkeypatch.setattr(core, "a_pass", lambda _material, _size: 2)
+    assert made_by(bench, "idtd", ipc=2, segments=4).facts["loss"] == pytest.approx(together, rel=1e-3)
+
+
+@pytest.mark.parametrize("diversity", [0.0, 0.1])
+def test_one_segment_has_nobody_to_differ_from(bench: Bench, diversity: float) -> None:
+    made = made_by(bench, "idtd", segments=1, diversity=diversity)
+    assert np.isfinite(made.facts["loss"]).all()
 
 
 def test_diversity_pushes_segments_apart(bench: Bench) -> None:

@@ -18,7 +18,7 @@ from vidistill.storage.distilled import DistilledSet, materialised
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning.evaluate import DistilledBatches
-from vidistill.tasks.learning.training import Order, generator
+from vidistill.tasks.learning.training import Order
 from vidistill.tasks.learning.views import PLAIN
 from vidistill.tasks.match import core, vdsd
 from vidistill.tasks.methods import HARD, find_method
@@ -102,7 +102,7 @@ def test_an_instance_shows_all_pairs_of_its_own_memories_and_no_others() -> None
     memory = vdsd.Memory(images_NCHW, 2, torch.tensor(-1e9), torch.tensor(1e9))
     seen: list[set[float]] = [set(), set()]
     for use in range(60):
-        x_BCTHW = memory(core.Part(learnt), np.array([2, 0]), generator(use))
+        x_BCTHW = memory(core.Part(learnt), np.array([2, 0]), core.draws(use, 1))
         assert x_BCTHW.shape == (2, 3, 4, 2, 2)
         for clip, shown in zip(x_BCTHW, seen, strict=True):
             assert clip.max() == clip.min()
@@ -115,12 +115,23 @@ def test_gradients_reach_the_memories_that_were_shown(bench: Bench) -> None:
     learnt = vdsd.begin(material, vdsd.MemoryParameters(), torch.randn(6, 3, 48, 48))
     memory = vdsd.Memory(learnt["images"], 2, torch.tensor(-9.0), torch.tensor(9.0))
     part, found = core.Part(learnt), core.Learnt()
-    part.differentiate(memory(part, np.array([1]), generator(0)).square().sum(), found)
+    part.differentiate(memory(part, np.array([1]), core.draws(0, 1)).square().sum(), found)
     moved = found["motion"].abs().amax((1, 2, 3)) > 0
     assert moved.sum() == 1
     assert moved[2:4].sum() == 1
     assert (found["weight"] != 0).all()
     assert not learnt["images"].requires_grad
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_what_is_shown_does_not_go_by_the_clips_that_share_a_pass(
+    bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU takes more of them, and makes the same set."""
+    together = made_by(bench, name, ipc=2, lr_dynamic=1e-4).facts["loss"]
+    for size in (1, 4):
+        monkeypatch.setattr(core, "a_pass", lambda _material, _size, size=size: size)
+        assert made_by(bench, name, ipc=2, lr_dynamic=1e-4).facts["loss"] == pytest.approx(together, rel=1e-3)
 
 
 def test_a_student_is_shown_every_variant(bench: Bench) -> None:
