@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -11,7 +11,6 @@ from vidistill.flows.command_line import command_of
 from vidistill.flows.own import without_places
 from vidistill.flows.parameters import (
     SPRITES,
-    Cell,
     Experiment,
     checked,
     fronted_networks,
@@ -32,14 +31,14 @@ from vidistill.tasks.learning.experts import ExpertParameters
 from vidistill.tasks.learning.references import expert_score_job, teacher_score_job
 from vidistill.tasks.learning.relabel import relabel_job
 from vidistill.tasks.learning.teacher import teacher_job
-from vidistill.tasks.methods import HARD, Given, MethodSource
+from vidistill.tasks.methods import HARD, Given
 from vidistill.tasks.report.data import RowPlan
 from vidistill.tasks.report.gather import ReportParameters, report_job
 from vidistill.tasks.stage import Job
 from vidistill.tasks.videos.decode import block_jobs, clips_job
 from vidistill.tasks.videos.index import IndexTable, index_job
 
-TEACHER, EXPERT = "teacher", "expert"
+TEACHER, EXPERT, SEARCH = "teacher", "expert", "coded-search"
 
 
 @dataclass
@@ -137,13 +136,14 @@ def _data_jobs(graph: Graph, experiment: Experiment, table: IndexTable) -> DataR
 
 
 def _row_jobs(graph: Graph, experiment: Experiment, table: IndexTable, data: DataRefs, row: Row) -> RowPlan:
-    scores, sets, makers = [], [], []
+    scores, sets, makers, network = [], [], [], ""
     for seed in range(row.seeds):
         chain = [] if row.source is None else _set_jobs(graph, experiment, table, data, row, seed)
         inputs = {"train": data.train, "test": data.test}
         if chain:
             inputs["distilled"] = chain[-1]
             sets.append(chain[-1])
+            network = _network_used(graph, row, experiment, data, chain)
         else:
             inputs["index"] = data.index
         if row.recipe.labels == "online":
@@ -163,19 +163,34 @@ def _row_jobs(graph: Graph, experiment: Experiment, table: IndexTable, data: Dat
         ipc=row.ipc,
         kb=row.kb,
         student=row.student,
-        network="" if row.source is None else _network_used(row.source, row.cell, experiment),
+        network=network,
         scores=tuple(scores),
         sets=tuple(sets),
         makers=tuple(tuple(refs) for refs in makers),
     )
 
 
-def _network_used(source: MethodSource, cell: Cell, experiment: Experiment) -> str:
-    """The network that a method matches, follows or asks: its own or the teacher; empty for none."""
-    options = checked(source.method.Parameters, cell.options, f"The method {source.name}")
-    own = source.method(options).network
-    teacher = experiment.teacher.network if "teacher" in source.method.needs else ""
-    return fronted(own, experiment.front) if known(own) else own or teacher
+def _network_used(graph: Graph, row: Row, experiment: Experiment, data: DataRefs, chain: list[ArtifactRef]) -> str:
+    """The network that a set was made with: the one that its method matches or follows, else the teacher where it was
+    asked for more than labels, else the student that tried what to keep; empty for none.
+    """
+    assert row.source is not None
+    options = checked(row.source.method.Parameters, row.cell.options, f"The method {row.source.name}")
+    if own := row.source.method(options).network:
+        return fronted(own, experiment.front) if known(own) else own
+    made = [graph.jobs[ref] for ref in chain if ref.kind in ("distilled", "joined")]
+    read = [ref for job in made for ref in _read(graph, job)]
+    if data.teacher.ref in read:
+        return experiment.teacher.network
+    return next((str(graph.jobs[ref].parameters["search"]["network"]) for ref in read if ref.kind == SEARCH), "")
+
+
+def _read(graph: Graph, job: Job) -> Iterator[ArtifactRef]:
+    """What a job reads, and what that was made from, but for a search, whose teacher gives labels."""
+    for ref in (ref for refs in job.inputs.values() for ref in refs):
+        yield ref
+        if ref in graph.jobs and ref.kind != SEARCH:
+            yield from _read(graph, graph.jobs[ref])
 
 
 def _teacher_row(graph: Graph, experiment: Experiment, data: DataRefs) -> RowPlan:

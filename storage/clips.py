@@ -14,6 +14,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
+from vidistill.storage.errors import ArtifactDamaged
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Store
 
@@ -122,7 +123,10 @@ class Clips:
     def _open(self, blocks: set[int]) -> None:
         """Open the arrays of those blocks that nothing was read from yet."""
         new = sorted(blocks - self._arrays.keys())
-        for block, folder in zip(new, self._store.folders(self._blocks[block] for block in new), strict=True):
+        folders = self._store.folders(self._blocks[block] for block in new)
+        for block, folder in zip(new, folders, strict=True):
+            if problem := self._store.problem_once(self._blocks[block]):
+                raise ArtifactDamaged(f"{self._blocks[block]} is damaged ({problem}): run again to rebuild it.")
             self._arrays[block] = open_clip_array(folder)
 
     @property

@@ -117,7 +117,7 @@ GOLDEN: dict[str, tuple[int, Any]] = {
     "distilled tsgf": (1, {
         "sources": "g0001_c00 g0001_c00 g0001_c00 g0002_c00",
         "change": [3.879, 1.377, -3.951, -3.181, -9.863, -1.774, -3.097, -0.3789]}),
-    "joined": (2, {"sources": RANDOM}),
+    "joined": (3, {"sources": RANDOM}),
     "relabelled": (1, {
         "change": [-22.47, -2.364, 19.57, -4.699, -8.667, -22.01, 3.496, -1.807],
         "logits": [0.1611, 0.01221, 0.01117, -0.06348, 0.1172, 0.01697, 0.1074, 0.0752]}),
@@ -145,7 +145,7 @@ GOLDEN: dict[str, tuple[int, Any]] = {
     "distilled sfvd_t": (1, {"sources": RANDOM,
         "change": [1.344, 0.9653, 2.939, -6.842, -4.121, 3.581, -1.68, -0.7485]}),
     "detector": (1, [3.4848798602038333]),
-    "tracks": (2, "2 detections path reason shape target tracks"),
+    "tracks": (3, "2 detections path reason shape target tracks"),
     "crops": (2, "2 border boxes crop length path reason sampling score scores shape whole"),
     "distilled optdistill": (1, {
         "sources": "g0002_c00 g0002_c00 g0001_c00 g0001_c00 g0002_c00 ccw_g0001_c00 cw_g0001_c00 g0001_c00",

@@ -13,6 +13,7 @@ Shapes: M mosaics, N clips, T frames, H height, W width, K classes; clips are ui
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from typing import Any, Literal
 
@@ -116,7 +117,11 @@ class OptDistill(Method):
     recipes = ("hard", "soft")
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
-        """Tracks and crops of the training videos, in blocks of 32; a detector and a teacher where these are needed."""
+        """Tracks and crops of the training videos, in blocks of 32; a detector and a teacher where these are needed.
+
+        Raises:
+            RequestError: a class has fewer videos than its mosaics take crops; see `_detector` and `_region`.
+        """
         p: OptDistillParameters = self.parameters
         made: dict[str, list[ArtifactRef]] = {"tracks": [], "crops": []}
         kind = self._detector(given)
@@ -128,6 +133,7 @@ class OptDistill(Method):
         scorer = made["teacher"][0] if p.scorer == TEACHER else None
         name, digest, places = weights_of(p.scorer)
         height, width = self._region(given.decode.size)
+        self._check_videos(given)
         for number, videos in enumerate(runs(self._tracked(given)), start=1):
             tracks = given.add(self._tracks(given, kind, videos, detector, number))
             parameters = CropParameters(
@@ -141,6 +147,21 @@ class OptDistill(Method):
                 given.add(crops_job(parameters, tracks, given.train, scorer, places, f"crop {height}×{width} {number}"))
             )
         return made
+
+    def _check_videos(self, given: Given) -> None:
+        """Where a video gives one crop at most, there must be as many as the mosaics of a class take."""
+        p: OptDistillParameters = self.parameters
+        if p.candidates == "all":
+            return
+        counts = Counter(video.label for video in self._tracked(given))
+        label = min(counts, key=lambda label: counts[label])
+        most, need = min(counts[label], p.preselect or math.inf, p.top_k or math.inf), given.ipc * p.grid**2
+        if most < need:
+            raise RequestError(
+                f"ipc {given.ipc} with {p.grid}×{p.grid} regions takes {need} crops of a class, and "
+                f"{given.table.classes[label]} has {most:g} at most, one a video: lower ipc or optdistill.grid, let "
+                "optdistill.videos, preselect or top_k leave more, or set optdistill.candidates=all."
+            )
 
     def _detector(self, given: Given) -> str:
         """The detector, decided and checked before anything runs.

@@ -72,8 +72,8 @@ class Follower:
         """Start afresh on the detection of the same label that overlaps most with this frame's box, if any does."""
         box = self.track.boxes[-1]
         own = [clipped(one.box, frame_HWC.shape) for one in detections if one.label == self.label]
-        best = max(own, key=lambda other: overlap(box, other), default=box)
-        if overlap(box, best) > 0 and min(best[2] - best[0], best[3] - best[1]) >= 1:
+        best = max(own, key=lambda other: overlap(box, other), default=None)
+        if best and overlap(box, best) > 0 and min(best[2] - best[0], best[3] - best[1]) >= 1:
             self.track.boxes[-1] = best
             self._start(frame_HWC, best)
 

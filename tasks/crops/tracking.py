@@ -74,7 +74,7 @@ def tracks_job(parameters: TrackParameters, detector: ArtifactRef | None, places
     return job.model_copy(update={"places": places})
 
 
-@stage("tracks", version=2, threads="one")
+@stage("tracks", version=3, threads="one")  # 3: a frame without detections does not find what was lost
 def tracks(work: Work) -> None:
     import torch
 
@@ -143,7 +143,8 @@ def open_detector(work: Work, parameters: TrackParameters) -> Detector | None:
     else:
         weights = work.job.places.get(parameters.detector, parameters.detector)
         detector = Yolo(weights, parameters.confidence, Device.on(work.runtime, 1, "auto").torch_device)
-    check_labels(parameters.labels, detector.labels, parameters.detector)
+    wanted = parameters.labels or (detector.wanted if parameters.rule == "paper" else ())
+    check_labels(wanted, detector.labels, parameters.detector)
     return detector
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from vidistill.models import parted
 from vidistill.storage.clips import Clips
-from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.distilled import MOVED, DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Manifest, Store
 from vidistill.tasks.learning.evaluate import Score, load_score
@@ -73,7 +73,7 @@ def report_job(
     return report(parameters, inputs, label="report")
 
 
-@stage("report", version=16)  # 16: rows of one name and student by several networks are told apart
+@stage("report", version=17)  # 17: a row names the network that its jobs asked
 def report(work: Work) -> None:
     parameters = ReportParameters.model_validate(work.job.parameters)
     data = gather(work, parameters)
@@ -219,7 +219,7 @@ def _begun(store: Store, plan: RowPlan, row: Row) -> Row:
     if not behind:
         return row
     folder = store.folder(plan.sets[0])
-    if "moved_in_std" not in DistilledSet.facts_of(folder) or not any(DistilledSet.sources_of(folder)):
+    if MOVED not in DistilledSet.facts_of(folder) or not any(DistilledSet.sources_of(folder)):
         return row
     told = f"behind its own start, Random's clips, by {-100 * (row.difference_mean or 0):.1f} points"
     return row.model_copy(update={"mark": "; ".join(filter(None, [row.mark, told]))})

@@ -234,6 +234,7 @@ def published() -> list[dict[str, str]]:
 def published_table(document: dict[str, Any], rows: Sequence[Row]) -> Table:
     name = str(document["dataset"]["dataset"]).lower().replace("-", "").replace("_", "")
     table = [["method", "budget", "student", "recipe", "ours %", "published %", "difference", "source", "comparable"]]
+    clip = str(document["dataset"].get("clip", ""))
     for one in published():
         for row in rows:
             budget = "" if row.ipc is None else str(row.ipc)
@@ -241,13 +242,18 @@ def published_table(document: dict[str, Any], rows: Sequence[Row]) -> Table:
                 ours = 100 * (row.top1_mean if one["metric"] == "top1" else row.top5_mean)
                 theirs = float(one["value"])
                 told = [row_label(row), budget or "all", row.student, row.recipe, f"{ours:.1f}", f"{theirs:.1f}",
-                        f"{ours - theirs:+.1f}", one["source"], comparable(row, one)]  # fmt: skip
+                        f"{ours - theirs:+.1f}", one["source"], comparable(row, one, clip)]  # fmt: skip
                 table.append([cell.replace("-", "−") if cell == told[6] else cell for cell in told])
     return table
 
 
-def comparable(row: Row, one: dict[str, str]) -> str:
-    """`yes`, or what differs."""
+CLIPS = dict.fromkeys(("k400", "ssv2"), "8 frames of 64×64")
+"""Of the papers, by data set; the others are of 16 frames of 112×112."""
+
+
+def comparable(row: Row, one: dict[str, str], clip: str) -> str:
+    """`yes`, or what differs; `clip` is what ours show."""
+    theirs = CLIPS.get(one["dataset"], "16 frames of 112×112")
     body = parted(row.student)
     reasons = [
         "" if row.protocol == "vdsd" else "another protocol",
@@ -255,6 +261,7 @@ def comparable(row: Row, one: dict[str, str]) -> str:
         "" if body == ("rgb", one["network"]) else f"{display(one['network'])} in the paper",
         "" if row.labels == one["labels"] else f"{one['labels']} labels in the paper",
         "" if not one["note"] else one["note"],
+        "" if clip == theirs else f"{theirs} in the paper",
         "" if row.variant == "" else "another variant",
     ]
     return ", ".join(filter(None, reasons)) or "yes"

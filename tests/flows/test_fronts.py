@@ -45,6 +45,30 @@ def test_a_coreset_is_made_with_the_network_whose_features_it_measures_in() -> N
     assert made == {"": "centred:r2plus1d_small", "r": "centred:minic3d"}
 
 
+@pytest.mark.parametrize(("method", "options", "settings", "network"), [
+    ("coded", {"pick": "random"}, {}, ""),
+    ("coded", {"pick": "random"}, {"recipe": "soft"}, ""),
+    ("coded", {"pick": "medium"}, {}, "centred:r2plus1d_small"),
+    ("coded", {"pick": "random"}, {"kb": [9]}, "centred:cnn_gru"),
+    ("coded", {"pick": "random"}, {"kb": [9], "recipe": "soft"}, "centred:cnn_gru"),
+    ("optdistill", {"grid": 1, "detector": "motion"}, {}, "centred:r2plus1d_small"),
+    ("optdistill", {"grid": 1, "detector": "motion", "scorer": "KINETICS400_V1"}, {}, ""),
+])  # fmt: skip
+def test_a_set_is_made_with_the_network_that_its_jobs_ask(
+    method: str, options: dict[str, Any], settings: dict[str, Any], network: str
+) -> None:
+    """A teacher that gives labels alone made no set."""
+    own = options | ({"search": {"network": "cnn_gru"}} if "kb" in settings else {})
+    recipes = [settings.get("recipe", "hard")]
+    cells = [{"method": method, "options": own, "recipes": recipes}]
+    budget = {name: value for name, value in settings.items() if name != "recipe"}
+    asked = Experiment.model_validate(experiment(method).model_dump() | budget | {"cells": cells})
+    jobs = build(with_front(asked, "centred"), table()).jobs
+    rows = ReportParameters.model_validate(list(jobs.values())[-1].parameters).rows
+    asked_for = [row for row in rows if row.method == method and not row.variant and bool(row.kb) == ("kb" in settings)]
+    assert {row.network for row in asked_for} == {network}
+
+
 def test_what_stands_still_has_no_row_where_the_student_sees_what_moves() -> None:
     asked = with_front(experiment("static_dc", "random", "sfvd_t", students=["minic3d"]), "centred")
     parameters = ReportParameters.model_validate(list(build(asked, table()).jobs.values())[-1].parameters)

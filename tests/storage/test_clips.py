@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vidistill.storage import clips as clips_module
+from vidistill.storage import store as store_module
 from vidistill.storage.clips import (
     TABLE,
     Clips,
@@ -111,6 +112,18 @@ def test_a_damaged_block_is_named(store, ref):
     chunk.write_bytes(chunk.read_bytes()[:-1])
     with pytest.raises(ArtifactDamaged, match=r"block/b1 .*clips/c/1/0/0/0/0 has"):
         Clips(store, ref).read([4])
+
+
+def test_a_large_block_is_checked_by_content_before_it_is_read(store, ref, monkeypatch):
+    monkeypatch.setattr(store_module, "FULL_CHECK_BYTES", 0)
+    chunk = store.root / "block" / "b1" / "clips" / "c" / "1" / "0" / "0" / "0" / "0"
+    content = bytearray(chunk.read_bytes())
+    content[20] ^= 1
+    chunk.write_bytes(content)
+    clips = Clips(store, ref)
+    clips.read([0])
+    with pytest.raises(ArtifactDamaged, match=r"block/b1 is damaged \(clips/c/1/.* checksum\): run again"):
+        clips.read([4])
 
 
 def test_an_array_keeps_one_clip_a_chunk_black_ones_too(tmp_path):

@@ -261,11 +261,13 @@ def test_yolo_is_shown_blue_first(ultralytics, tmp_path: Path, monkeypatch: pyte
     assert seen[0][0, 0].tolist() == [0, 0, 255]
 
 
-def test_yolo_runs_where_a_job_runs_by_default(ultralytics, tmp_path: Path) -> None:
+def test_yolo_runs_where_a_job_runs_by_default_and_must_know_what_is_wanted(
+    ultralytics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ultralytics("yolov5n.yaml", task="detect").save(tmp_path / "mine.pt")
     name, digest, places = weights_of(str(tmp_path / "mine.pt"))
     parameters = TrackParameters(
-        detector=name, digest=digest, confidence=1e-5, labels=(), rule="paper", redetect=1, seed=0, videos=()
+        detector=name, digest=digest, confidence=1e-5, labels=("0",), rule="paper", redetect=1, seed=0, videos=()
     )
     runtime, store = Runtime(store=str(tmp_path / "store")), Store(tmp_path / "store")
     job = tracks_job(parameters, None, places, "track")
@@ -273,6 +275,13 @@ def test_yolo_runs_where_a_job_runs_by_default(ultralytics, tmp_path: Path) -> N
         detector = open_detector(Work(job, runtime, store, attempt), parameters)
         assert runtime.device == "auto"
         detector.detect(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+        detector.labels = ("dog", "horse")
+        monkeypatch.setattr(tracking, "Yolo", lambda *_: detector)
+        work = Work(job, runtime, store, attempt)
+        for wanted in ({"labels": ("dog",)}, {"labels": (), "rule": "code"}):
+            open_detector(work, parameters.model_copy(update=wanted))
+        with pytest.raises(RequestError, match=r"mine.pt knows no label 'person': it knows dog, horse"):
+            open_detector(work, parameters.model_copy(update={"labels": ()}))
 
 
 def test_weights_that_cannot_be_had_are_a_wrong_request(ultralytics, tmp_path: Path) -> None:
@@ -423,6 +432,10 @@ def test_looking_again_starts_on_the_box_of_the_same_label_that_overlaps_most() 
     assert follower._csrt is not before
     follower.look_again(frame_HWC, found((50, 50, 60, 60)))  # elsewhere: it goes on as it was
     assert follower.track.boxes == [(22, 21, 42, 41)]
+    lost = follower._csrt
+    for seen in ([], [Detection((22, 21, 42, 41), "dog", 0.9)]):  # nobody is there: what was lost stays lost
+        follower.look_again(frame_HWC, seen)
+        assert follower._csrt is lost
 
 
 @pytest.mark.parametrize("sliver", [(315, 20, 320, 225), (100, 100, 101.2, 101.2)], ids=str)

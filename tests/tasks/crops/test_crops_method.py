@@ -44,7 +44,10 @@ ROW: dict[str, Any] = {
     "variant": "", "ipc": 1, "student": "minic3d_bn", "labels": "hard", "seeds": 1, "artifact": "ab" * 12,
     "per_class": [0.0] * 3, "top1": [0.0],
 }  # fmt: skip
-QUICK: dict[str, Any] = {"training": {"steps": 80, "batch_size": 16, "side": 48, "pictures": 60}, "precision": "fp32"}
+QUICK: dict[str, Any] = {
+    "training": {"steps": 80, "batch_size": 16, "side": 48, "pictures": 60}, "precision": "fp32",
+    "max_lost": 1.0,  # by how much boxes of so short a training are lost depends on the CPU
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +145,7 @@ def test_pictures_and_counts_are_left_for_the_report(bench: Bench) -> None:
 
 
 def test_tracks_are_shared_and_crops_are_not(bench: Bench) -> None:
-    small, large = optdistill(grid=2).inputs(bench.given), optdistill(grid=3).inputs(bench.given)
+    small, large = optdistill(grid=2).inputs(bench.given), optdistill(grid=1).inputs(bench.given)
     whole = optdistill(grid=2, fallback="whole").inputs(bench.given)
     other = optdistill(grid=2, redetect=4).inputs(bench.given)
     assert small["tracks"] == large["tracks"] == whole["tracks"] != other["tracks"]
@@ -258,6 +261,17 @@ def test_where_few_videos_give_a_crop_the_row_is_marked(bench: Bench) -> None:
         made_by(bench, grid=2, detector="hog")
 
 
+@pytest.mark.parametrize("changed", [{"videos": 3}, {"preselect": 3}, {"top_k": 3}], ids=str)
+def test_more_crops_than_videos_can_give_are_refused_before_anything_is_made(
+    bench: Bench, changed: dict[str, int]
+) -> None:
+    (name,) = changed
+    with pytest.raises(RequestError, match=r"takes 4 crops of a class, and \w+ has 3 at most, one a video: lower ipc"):
+        optdistill(grid=2, **changed).inputs(bench.given)
+    if name == "videos":
+        optdistill(grid=2, candidates="all", **changed).inputs(bench.given)
+
+
 def test_a_broken_video_costs_only_itself_and_one_that_changed_is_said(bench: Bench, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(bench.runtime.data, data)
@@ -294,7 +308,7 @@ def test_a_budget_on_videos_bounds_the_work(bench: Bench) -> None:
         jobs.append(job)
         return job.ref
 
-    optdistill(videos=2).inputs(dataclasses.replace(bench.given, add=add))
+    optdistill(grid=1, videos=2).inputs(dataclasses.replace(bench.given, add=add))
     assert [len(job.parameters["videos"]) for job in jobs if job.stage == "tracks"] == [2, 2, 2]
     assert {stage_of(job).threads for job in jobs if job.stage in {"tracks", "crops", "detector"}} == {"one"}
 
@@ -391,7 +405,7 @@ def test_the_loss_needs_a_scorer_that_knows_the_class(bench: Bench, tmp_path: Pa
     torch.manual_seed(0)
     save_file(r3d_18(num_classes=400).state_dict(), tmp_path / "k400.safetensors")
     with pytest.raises(RequestError, match=r"does not know the class '\w+'.*score=confidence"):
-        made_by(bench, scorer=str(tmp_path / "k400.safetensors"), score="loss", videos=1)
+        made_by(bench, scorer=str(tmp_path / "k400.safetensors"), score="loss", grid=1, videos=1)
 
 
 def test_the_job_knows_weights_by_their_content(bench: Bench, tmp_path: Path) -> None:
