@@ -25,14 +25,9 @@ NETWORKS = {
 }  # fmt: skip
 """Seconds a pass and pixel."""
 WEIGHTS = {
-    "r2plus1d_small": 0.4e6,
-    "r3d_18": 133e6,
-    "cnn_gru": 68e6,
-    "cnn_lstm": 90e6,
-    "c3d": 211e6,
-    "video_swin_t": 111e6,
+    "r2plus1d_small": 0.4e6, "r3d_18": 133e6, "cnn_gru": 68e6, "cnn_lstm": 90e6, "c3d": 211e6, "video_swin_t": 111e6,
     "": 14.6e6,
-}
+}  # fmt: skip
 """Bytes of a network's weights, of clips of 8×56×56."""
 GENERATORS = {"micro": 1.9e6, "tiny": 3.7e6, "mini": 5.5e6, "S": 33e6, "B": 130e6, "L": 457e6, "XL": 674e6}
 """Weights of Latte."""
@@ -40,6 +35,9 @@ COMPILED = 1.3
 """What a generator's steps gain when they are compiled (`tests/benchmarks/latte_speed.py`)."""
 MUON = 1.3e-8
 """Seconds an update by Muon takes more than one by AdamW, a weight (the same)."""
+GIVEN_BYTES, ENCODED, DECODED, MEASURED = 335e6, 5.5e-5, 1.2e-4, 512
+"""Of Stable Diffusion's autoencoder, in fp32 without bf16 units: bytes of its weights, seconds a pixel either way, and
+frames by which it is measured."""
 STORED, CODED = 0.55, 0.036
 """Bytes of a compressed clip a byte of its pixels, and of one that is coded as video a pixel."""
 
@@ -101,7 +99,9 @@ def _data(ref: ArtifactRef, look: Look) -> Data:
     blocks = [_known(block, look) for block in made.inputs["blocks"]]
     if made.kind == "pool":
         own = _data(made.inputs["clips"][0], look)
-        clips = sum(_known(part, look).parameters["count"] for part in made.inputs["latents"])
+        parts = [_known(part, look).parameters for part in made.inputs["latents"]]
+        wanted = made.parameters["clips_a_class"]
+        clips = sum(min(part["count"], wanted - part["first"]) for part in parts)
         return Data(clips, 1, own.frames, own.size)
     sampling = blocks[0].parameters["sampling"]
     clips = sum(len(block.parameters["videos"]) for block in blocks)
@@ -254,13 +254,15 @@ def _search(job: Manifest, look: Look) -> tuple[float, float]:
 
 def _autoencoder(job: Manifest, look: Look) -> tuple[float, float]:
     own, data = job.parameters, _data(job.inputs["clips"][0], look)
+    if own["pretrained"]:
+        return MEASURED * data.size**2 * (2 * ENCODED + DECODED), GIVEN_BYTES
     return own["steps"] * own["batch_frames"] * data.size**2 * 1.3e-6 * own["width"] / 16, 2e6
 
 
 def _latents(job: Manifest, look: Look) -> tuple[float, float]:
     data, codec = _data(job.inputs["clips"][0], look), _known(job.inputs["autoencoder"][0], look).parameters
     pixels = data.clips * data.views * data.pixels
-    return pixels * 1e-6, 2 * pixels * codec["channels"] / codec["factor"] ** 2
+    return pixels * (ENCODED if codec["pretrained"] else 1e-6), 2 * pixels * codec["channels"] / codec["factor"] ** 2
 
 
 def _latte(job: Manifest, look: Look) -> tuple[float, float]:
@@ -268,6 +270,8 @@ def _latte(job: Manifest, look: Look) -> tuple[float, float]:
     seconds = own["steps"] * own["batch_size"] * _generated(job, data, look)
     if own.get("compile"):
         seconds /= COMPILED
+    if own.get("recompute"):
+        seconds *= 4 / 3
     if own.get("muon_lr"):
         seconds += own["steps"] * MUON * GENERATORS[own["size"]]
     return 1 + seconds, 4 * GENERATORS[own["size"]]
@@ -285,9 +289,11 @@ def _pool_part(job: Manifest, look: Look) -> tuple[float, float]:
     own, latte = job.parameters, _known(job.inputs["latte"][0], look)
     codec, data = _known(job.inputs["autoencoder"][0], look).parameters, _data(latte.inputs["clips"][0], look)
     steps = own["sampler"]["steps"] * max(1, len(own["sampler"].get("chunks", ())))
-    guided = own["count"] * steps * 2 / 3  # with the label and without it, forward
+    passes = 2 if own["sampler"]["guidance"] > 1 else 1  # with the label and without it, forward
+    guided = own["count"] * steps * passes / 3
     latents = 2 * codec["channels"] / codec["factor"] ** 2
     seconds = guided * _generated(latte, data, look)
+    seconds += own["count"] * data.pixels * DECODED if codec["pretrained"] else 0.0
     return 0.3 + seconds, own["count"] * data.pixels * (3 * STORED + latents)
 
 

@@ -76,7 +76,7 @@ def expert_jobs(clips: ArtifactRef, parameters: ExpertParameters, count: int) ->
     ]
 
 
-@stage("expert", version=1, threads="one")
+@stage("expert", version=2, threads="one")  # 2: draws numbers of its own, not those of a teacher of its seed
 def expert(work: Work) -> None:
     job = ExpertJobParameters.model_validate(work.job.parameters)
     clips = Clips(work.store, work.ref("clips")).preload()
@@ -95,9 +95,10 @@ def train_expert(
         RunError: the loss diverges.
     """
     assert parameters.epochs is not None
-    network = training.build_network(parameters.network, len(clips.classes), clips.shape_THWC, seed)
+    own = training.role_seed(seed, streams.EXPERT_WEIGHTS)
+    network = training.build_network(parameters.network, len(clips.classes), clips.shape_THWC, own)
     training.placed(network, device).train()
-    order = Order(len(clips), parameters.batch_size, seed)
+    order = Order(len(clips), parameters.batch_size, own)
     draw = RealBatches(clips, order, device)
     trajectory = _Trajectory(network)
 

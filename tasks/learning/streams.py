@@ -17,6 +17,7 @@ STUDENT_VARIANTS = 21  # which variant of an instance a student sees
 TEACHER_WEIGHTS = 41  # its first weights
 STUDENT_WEIGHTS = 42  # its first weights, order and dropout
 TRIAL_WEIGHTS = 43
+EXPERT_WEIGHTS = 45  # its first weights, order, views and dropout
 TEST_FLIPS = 44  # of test clips, under the common benchmark's protocol
 
 # Where sets begin

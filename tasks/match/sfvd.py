@@ -1,6 +1,6 @@
 """SFVD ("Distill Video Datasets into Images", arXiv 2512.14621): one image an instance, made a video by interpolation.
 
-The paper's body was not to be had; this is its abstract, what its public reviews quote, and our reading of the rest.
+The paper's body was not read; this is its abstract, what its public reviews quote, and our reading of the rest.
 
 SFVD. g duplicates the frame T times, and only the image is learnt, by matching trajectories of experts on real video
 (Eq. 2 of MTT). With more than one key frame g is linear in between (its reviews quote a table over their number).

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
@@ -27,6 +27,11 @@ Layout = Literal["folders", "ucf101", "hmdb51", "hmdb51_5236", "csv", "kinetics"
 FLIPPED = frozenset({"hmdb51", "kinetics", "miniucf", "ucf101"})  # data sets where a mirrored clip keeps its class
 TEST_FOLDERS = ("test", "val", "validation")  # the first that is there is scored
 HOLDOUT_FRACTION = 0.2
+
+
+def _switch(given: object) -> object:
+    """YAML takes a plain `on` for true."""
+    return given if not isinstance(given, bool) else "on" if given else "off"
 
 
 class IndexParameters(Parameters):
@@ -45,7 +50,7 @@ class IndexParameters(Parameters):
     test_fraction: float = Field(0.25, gt=0, lt=1)
     holdout: bool = False
     test_only: bool = Field(False, exclude_if=lambda only: not only)
-    flips: Literal["auto", "on", "off"] = "auto"
+    flips: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
 
 
 class Listing(Parameters):

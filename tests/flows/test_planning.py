@@ -220,7 +220,7 @@ def test_a_pool_takes_the_bytes_of_its_clips() -> None:
 
 @pytest.mark.parametrize("kind", ["latte", "pool-part"])
 def test_a_generator_with_four_times_the_tokens_takes_four_times_as_long(kind: str) -> None:
-    long: dict[str, Any] = {"sampler": {"steps": 1000}}
+    long: dict[str, Any] = {"sampler": {"steps": 999}}
     fine, coarse = (pool_costs(kind, latte={"patch": patch}, **long)[0].seconds for patch in (1, 2))
     assert fine == pytest.approx(4 * coarse, rel=0.1)
 
@@ -241,10 +241,37 @@ def test_muon_costs_a_step_the_same_at_every_number_of_tokens() -> None:
 
 def test_frames_in_two_chunks_take_twice_as_long() -> None:
     plain, chunked = (
-        pool_costs("pool-part", latte={"frame_noise": 0.5}, sampler={"steps": 1000} | chunks)[0].seconds
+        pool_costs("pool-part", latte={"frame_noise": 0.5}, sampler={"steps": 999} | chunks)[0].seconds
         for chunks in ({}, {"chunks": [1, 7]})
     )
     assert chunked == pytest.approx(2 * plain, rel=0.05)
+
+
+def test_a_clip_without_guidance_takes_half_as_long_and_blocks_that_are_made_again_a_third_more() -> None:
+    guided, plain = (pool_costs("pool-part", sampler={"steps": 999, "guidance": scale})[0].seconds for scale in (3, 1))
+    assert guided == pytest.approx(2 * plain, rel=0.01)
+    kept, again = (pool_costs("latte", latte={"recompute": wanted})[0].seconds for wanted in (False, True))
+    assert again == pytest.approx(4 / 3 * kept, rel=0.01)
+
+
+def test_an_autoencoder_that_is_given_is_not_trained(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"block_out_channels": [1, 1, 1, 1], "latent_channels": 4}')
+
+    def costs(kind: str) -> tuple[Cost, Cost]:
+        return tuple(
+            pool_costs(kind, autoencoder={"pretrained": place} if place else {})[0] for place in ("", str(tmp_path))
+        )  # type: ignore[return-value]
+
+    trained, given = costs("autoencoder")
+    assert given.seconds < 120 < trained.seconds
+    assert given.bytes > 100 * trained.bytes
+    trained, given = costs("latents")
+    assert given.seconds == pytest.approx(55 * trained.seconds)
+
+
+def test_clips_of_a_part_that_the_pool_does_not_show_are_not_read() -> None:
+    many, few = (pool_costs("pool-quality", clips_a_class=clips, part_clips=10)[0].seconds for clips in (10, 1))
+    assert many > few
 
 
 def wall(jobs: Sequence[Job], each: float, workers: int, threads: int) -> float:

@@ -9,7 +9,7 @@ from method_contract import Bench
 
 from vidistill.storage.errors import RunError
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks.learning import training
+from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.experts import ExpertParameters, Experts, expert_jobs, flat, unflat
 from vidistill.tasks.learning.teacher import RealBatches
 from vidistill.tasks.learning.training import Order
@@ -25,8 +25,9 @@ def made(bench: Bench) -> list[ArtifactRef]:
 
 
 def test_a_trajectory_is_plain_gradient_descent(bench: Bench, made: list[ArtifactRef]) -> None:
-    network = training.build_network("cnn_gru", 3, bench.clips.shape_THWC, 1)
-    draw = RealBatches(bench.clips, Order(6, 4, 1), bench.device)
+    own = training.role_seed(1, streams.EXPERT_WEIGHTS)  # not what a teacher of this seed draws
+    network = training.build_network("cnn_gru", 3, bench.clips.shape_THWC, own)
+    draw = RealBatches(bench.clips, Order(6, 4, own), bench.device)
     experts = Experts([bench.store.folder(ref) for ref in made])
     np.testing.assert_array_equal(experts.weights(1, 0), flat(network))
     for epoch in range(3):

@@ -295,6 +295,12 @@ def test_a_table_of_paths_is_read_from_its_own_folder_or_from_the_datas(tmp_path
     }
 
 
+@pytest.mark.parametrize(("given", "known"), [("on", "on"), (True, "on"), (False, "off"), ("auto", "auto")])
+def test_flips_are_switched_as_yaml_reads_the_words(given: object, known: str) -> None:
+    """`--set index.flips=on` is true before it comes here."""
+    assert IndexParameters.model_validate({"flips": given}).flips == known
+
+
 def test_a_table_may_be_named_itself(tmp_path):
     root = lay(tmp_path / "data", LEFT_RIGHT)
     rows = ["left/0.mp4,l,train", f"{root}/left/1.mp4,l,test", "right/0.mp4,r,train", "right/1.mp4,r,test"]
