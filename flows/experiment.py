@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -143,7 +143,7 @@ def _row_jobs(graph: Graph, experiment: Experiment, table: IndexTable, data: Dat
         if chain:
             inputs["distilled"] = chain[-1]
             sets.append(chain[-1])
-            network = _network_used(graph, row, experiment, data, chain)
+            network = network if seed else _network_used(graph, row, experiment, data, chain)
         else:
             inputs["index"] = data.index
         if row.recipe.labels == "online":
@@ -179,18 +179,20 @@ def _network_used(graph: Graph, row: Row, experiment: Experiment, data: DataRefs
     if own := row.source.method(options).network:
         return fronted(own, experiment.front) if known(own) else own
     made = [graph.jobs[ref] for ref in chain if ref.kind in ("distilled", "joined")]
-    read = [ref for job in made for ref in _read(graph, job)]
+    read = _read(graph, made)
     if data.teacher.ref in read:
         return experiment.teacher.network
     return next((str(graph.jobs[ref].parameters["search"]["network"]) for ref in read if ref.kind == SEARCH), "")
 
 
-def _read(graph: Graph, job: Job) -> Iterator[ArtifactRef]:
-    """What a job reads, and what that was made from, but for a search, whose teacher gives labels."""
-    for ref in (ref for refs in job.inputs.values() for ref in refs):
-        yield ref
-        if ref in graph.jobs and ref.kind != SEARCH:
-            yield from _read(graph, graph.jobs[ref])
+def _read(graph: Graph, jobs: list[Job]) -> set[ArtifactRef]:
+    """What jobs read, and what that was made from, but for a search, whose teacher gives labels."""
+    found: set[ArtifactRef] = set()
+    while jobs:
+        new = {ref for job in jobs for refs in job.inputs.values() for ref in refs} - found
+        found |= new
+        jobs = [graph.jobs[ref] for ref in new if ref in graph.jobs and ref.kind != SEARCH]
+    return found
 
 
 def _teacher_row(graph: Graph, experiment: Experiment, data: DataRefs) -> RowPlan:
