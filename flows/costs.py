@@ -306,7 +306,8 @@ def _resized(job: Manifest, look: Look) -> tuple[float, float]:
 
 def _quality(job: Manifest, look: Look) -> tuple[float, float]:
     pool, data = (_data(job.inputs[name][0], look) for name in ("pool", "clips"))
-    return 1 + (2 * pool.clips + data.clips) / 3 * data.pixels * _rate(""), 1e6
+    thumbnails = 5e-8 * data.clips * (data.views - 1) * data.pixels  # the other views are read too
+    return 1 + (2 * pool.clips + data.clips) / 3 * data.pixels * _rate("") + thumbnails, 1e6
 
 
 def _detector(job: Manifest, look: Look) -> tuple[float, float]:  # noqa: ARG001

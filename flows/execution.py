@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from prefect.futures import PrefectFuture
 
-LISTS, TABLE_READERS = ("clips", "pool"), ("clips", "report")
-"""Artifacts that name the files of others, and stages that read of them no more than the names."""
 log = logging.getLogger("vidistill")
 
 
@@ -60,7 +58,7 @@ def discard_damaged(graph: Graph, store: Store) -> list[str]:
     checked: set[ArtifactRef] = set()
     for job in reversed(list(graph.jobs.values())):
         if _absent(store, job.ref, thorough=False, said=said):
-            for need in _read(graph, job):
+            for need in _needs(job):
                 if need in graph.jobs and need not in checked:
                     checked.add(need)
                     _absent(store, need, thorough=True, said=said)
@@ -78,14 +76,6 @@ def _absent(store: Store, ref: ArtifactRef, *, thorough: bool, said: list[str]) 
 
 def _needs(job: Job) -> Iterable[ArtifactRef]:
     return (ref for refs in job.inputs.values() for ref in refs)
-
-
-def _read(graph: Graph, job: Job) -> Iterator[ArtifactRef]:
-    """What a job reads: its inputs, and the files that are listed by those of them that only are lists."""
-    for ref in _needs(job):
-        yield ref
-        if ref.kind in LISTS and job.stage not in TABLE_READERS and ref in graph.jobs:
-            yield from _needs(graph.jobs[ref])
 
 
 def run_graph(graph: Graph, runtime: Runtime) -> None:

@@ -14,7 +14,6 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from vidistill.storage.errors import ArtifactDamaged
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Store
 
@@ -125,8 +124,7 @@ class Clips:
         new = sorted(blocks - self._arrays.keys())
         folders = self._store.folders(self._blocks[block] for block in new)
         for block, folder in zip(new, folders, strict=True):
-            if problem := self._store.problem_once(self._blocks[block]):
-                raise ArtifactDamaged(f"{self._blocks[block]} is damaged ({problem}): run again to rebuild it.")
+            self._store.check_content(self._blocks[block])
             self._arrays[block] = open_clip_array(folder)
 
     @property

@@ -22,8 +22,6 @@ from vidistill.storage.errors import ArtifactDamaged, VidistillError
 
 SET = "set.json"
 CLIPS = "clips"
-MOVED = "moved_in_std"
-"""The fact by which a set that is learned says how far it moved."""
 FORMS: dict[str, str] = {
     "still": "vidistill.models.forms:still",
     "regions": "vidistill.models.regions:regions",
@@ -252,14 +250,10 @@ def joined(parts: list[DistilledSet]) -> DistilledSet:
 
 
 def joined_facts(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The facts of each part, their mean curve where they have the same steps, how far they moved in the mean, and all
-    that they say of themselves.
-    """
+    """The facts of each part, their mean curve where they have the same steps, and all that they say of themselves."""
     made: dict[str, Any] = {"parts": parts}
     if all(facts.get("loss") for facts in parts) and len({tuple(facts["steps"]) for facts in parts}) == 1:
         mean_loss = np.mean([facts["loss"] for facts in parts], axis=0)
         made |= {"steps": parts[0]["steps"], "loss": mean_loss.round(6).tolist()}
-    if all(MOVED in facts for facts in parts):
-        made[MOVED] = float(np.mean([facts[MOVED] for facts in parts]))
     marks = dict.fromkeys(facts["mark"] for facts in parts if facts.get("mark"))
     return made | ({"mark": "; ".join(marks)} if marks else {})

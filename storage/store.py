@@ -22,7 +22,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from vidistill.storage.causes import CAUSES, clear_errors, making
-from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, RequestError
+from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, RequestError, StoreError
 from vidistill.storage.files import files_of, remove_folder, settled_digest, size_of, sync_folder, write_whole
 from vidistill.storage.locks import abandoned, locked
 from vidistill.storage.manifests import (
@@ -118,6 +118,21 @@ class Store:
     def problem_once(self, ref: ArtifactRef) -> str | None:
         """Checked by content, whatever its size, once a process, and by its files' sizes and times from then on."""
         return self._look(ref, "once").problem
+
+    def check_content(self, ref: ArtifactRef) -> None:
+        """Check every byte of an artifact that is here, once a process: blocks, which lists of clips name, are read by
+        jobs whose inputs they are not. A damaged one is removed, so that the next run has it made, or fetched, again.
+
+        Raises:
+            ArtifactDamaged: it is not whole.
+        """
+        problem = self._look(ref, "once").problem
+        if problem is not None:
+            with suppress(StoreError):
+                Store.discard(self, ref)  # on an object store the copy alone
+            raise ArtifactDamaged(
+                f"{ref} in the store {self.location} was damaged ({problem}): run again to rebuild it."
+            )
 
     @contextmanager
     def writing(self, manifest: Manifest) -> Iterator[Attempt | None]:

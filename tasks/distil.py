@@ -150,7 +150,7 @@ def _check_bytes(made: DistilledSet, parameters: DistilParameters, size: int) ->
         raise RunError(f"The method {parameters.method} keeps no clip of {made.classes[min(missing)]!r}.")
 
 
-@stage("joined", version=3)  # 3: how far parts moved
+@stage("joined", version=2)  # 2: one curve for all parts
 def join(work: Work) -> None:
     made = joined([DistilledSet.load(work.store.folder(ref)) for ref in work.refs("parts")])
     made.save(work.folder)

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from vidistill.models import BATCH_NORMED, NETWORKS, parted
-from vidistill.storage.distilled import MOVED, DistilledSet
+from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
@@ -174,7 +174,7 @@ def optimise(
 
         curve = loop.run(step, parameters.iterations, {"clips": x_BCTHW, "optimiser": optimiser}, material)
     moved = float((x_BCTHW.detach() - start_BCTHW).abs().mean())
-    return x_BCTHW.detach(), {"steps": curve.steps, "loss": curve.loss, MOVED: moved}
+    return x_BCTHW.detach(), {"steps": curve.steps, "loss": curve.loss, "moved_in_std": moved}
 
 
 def _masked_step(

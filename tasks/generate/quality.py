@@ -48,11 +48,20 @@ class Neighbour(Parameters):
 
     Attributes:
         correlation: of their thumbnails.
+        view: of the training clip, that is nearest.
+        mirrored: whether it is nearest when it is mirrored.
     """
 
     row: int
     train_row: int
     correlation: float
+    view: int = 0
+    mirrored: bool = False
+
+    def shown(self, clips: Clips) -> NDArray[np.uint8]:
+        """The training clip as it is nearest, (T, H, W, 3)."""
+        clip_THWC: NDArray[np.uint8] = clips.read([self.train_row], self.view)[0]
+        return clip_THWC[:, :, ::-1] if self.mirrored else clip_THWC
 
 
 class Quality(Parameters):
@@ -105,16 +114,20 @@ def quality(work: Work) -> None:
     parts = [thumbnails(pool), thumbnails(clips), reconstructed(work, clips, device)]
     lengths = np.cumsum([len(part) for part in parts])[:-1]
     own = [np.full(len(parts[0]), ""), groups_M, np.full(len(parts[2]), "")]  # who was made is of no group
-    found_rows, found_alike = nearest(np.concatenate(parts), looks(clips), np.concatenate(own), groups_M)
-    (nearest_N, _, _), (alike_N, among_M, of_copies) = np.split(found_rows, lengths), np.split(found_alike, lengths)
+    every_NP = np.concatenate(parts)
+    del parts  # thumbnails of a large set take most of a gigabyte
+    rows, shown, alike = nearest(every_NP, looks(clips), np.concatenate(own), groups_M)
+    row_N, look_N, (alike_N, among_M, of_copies) = rows[: len(pool)], shown[: len(pool)], np.split(alike, lengths)
     close = np.quantile(among_M, 0.99)
     first_M = first_half(groups_M)
     half_HD, other_HD = real_MD[first_M], real_MD[~first_M]
     count = min(len(made_ND), len(other_HD))
+    mirrors = 2 if clips.table.flips else 1
     neighbours = [
-        Neighbour(row=row, train_row=int(near), correlation=float(alike))
-        for row, (near, alike) in enumerate(zip(nearest_N, alike_N, strict=True))
-    ]
+        Neighbour(row=row, train_row=int(near), correlation=float(close_by), view=int(look) // mirrors,
+                  mirrored=bool(look % mirrors))
+        for row, (near, look, close_by) in enumerate(zip(row_N, look_N, alike_N, strict=True))
+    ]  # fmt: skip
     found = Quality(
         accuracy=float(right_N.mean()),
         accuracy_by_class={name: float(right_N[pool.rows_of(label)].mean()) for label, name in enumerate(pool.classes)},
@@ -127,7 +140,7 @@ def quality(work: Work) -> None:
         control=float((of_copies > close).mean()),
     )
     (work.folder / FACTS).write_text(json.dumps(found.model_dump(mode="json")))
-    Image.fromarray(contact_sheet(pool, clips, nearest_N.tolist())).save(work.folder / SHEET)
+    Image.fromarray(contact_sheet(pool, lambda row: neighbours[row].shown(clips))).save(work.folder / SHEET)
     work.record(counts={"clips": len(pool), "train": len(clips)}, **_summary(found), **device.facts())
 
 
@@ -223,8 +236,8 @@ def _root(sample_ND: Features) -> Features:
 
 def nearest(
     a_NP: Thumbnails, looks: Iterable[Thumbnails], groups_N: NDArray[np.str_], groups_M: NDArray[np.str_]
-) -> tuple[NDArray[np.int64], Thumbnails]:
-    """For each row of the first the nearest other clip, and how they correlate.
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Thumbnails]:
+    """For each row of the first the nearest other clip, the number of its look that is nearest, and how they correlate.
 
     Args:
         a_NP: thumbnails.
@@ -232,13 +245,15 @@ def nearest(
         groups_N: the group of each of the first: no clip of it is its nearest.
         groups_M: that of the others.
     """
-    row_N, alike_N = np.zeros(len(a_NP), np.int64), np.full(len(a_NP), -np.inf, np.float32)
-    for b_MP in looks:
+    row_N, look_N = np.zeros((2, len(a_NP)), np.int64)
+    alike_N = np.full(len(a_NP), -np.inf, np.float32)
+    for look, b_MP in enumerate(looks):
         for first in range(0, len(a_NP), AT_ONCE):
             part = slice(first, first + AT_ONCE)
             alike_BM = a_NP[part] @ b_MP.T
             alike_BM[groups_N[part, None] == groups_M] = -np.inf
             better = alike_BM.max(1) > alike_N[part]
             row_N[part] = np.where(better, alike_BM.argmax(1), row_N[part])
+            look_N[part] = np.where(better, look, look_N[part])
             alike_N[part] = np.maximum(alike_BM.max(1), alike_N[part])
-    return row_N, alike_N
+    return row_N, look_N, alike_N

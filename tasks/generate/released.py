@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from vidistill.models.latte import Latte
 
 
+class TuningAdam(AdamParameters):
+    """AdamW as published for Latte, without a warm-up."""
+
+    warmup_steps: int = Field(0, ge=0, description="Steps over which the rate rises from zero.")
+
+
 class TuningParameters(Parameters):
     """How a checkpoint is fine-tuned, as published: instead of the values of these names for training from nothing.
 
@@ -29,7 +35,7 @@ class TuningParameters(Parameters):
     at_once: int | None = Field(5, ge=1, description="Clips that go through at once; published: 5 on each of 8 GPUs.")
     recompute: bool = Field(True, description="Keep no block's maps and make them again for the gradient.")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="Of the averaged weights, which generate.")
-    adam: AdamParameters = AdamParameters(lr=1e-4, warmup_steps=0)
+    adam: TuningAdam = TuningAdam(lr=1e-4)
 
 
 class Told(Parameters):

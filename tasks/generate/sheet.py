@@ -5,13 +5,12 @@ Legend: T frames, H height, W width; clips are uint8 RGB.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from vidistill.storage.clips import Clips
 from vidistill.storage.pool import Pool
 from vidistill.tasks.videos.strips import strip
 
@@ -20,13 +19,12 @@ SHOWN = 3
 GAP, TITLE, WHITE = 4, 14, 255
 
 
-def contact_sheet(pool: Pool, clips: Clips, nearest_N: Sequence[int]) -> NDArray[np.uint8]:
+def contact_sheet(pool: Pool, nearest: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """The first clips of every class as strips of frames, left, and the nearest training clips, right.
 
     Args:
         pool: generated clips.
-        clips: the training split, of the same size.
-        nearest_N: the row of the nearest training clip of each generated one.
+        nearest: the training clip that is nearest to the generated one of a row, of its size.
 
     Returns:
         The picture, (height, width, 3).
@@ -34,7 +32,7 @@ def contact_sheet(pool: Pool, clips: Clips, nearest_N: Sequence[int]) -> NDArray
     parts: list[NDArray[np.uint8]] = []
     for label, name in enumerate(pool.classes):
         rows = pool.rows_of(label)[:SHOWN]
-        pairs = [beside(pool.read([row])[0], clips.read([nearest_N[row]])[0]) for row in rows]
+        pairs = [beside(pool.read([row])[0], nearest(row)) for row in rows]
         parts += [title(f"{name}: generated | nearest training clip", pairs[0].shape[1]), *pairs]
     return np.concatenate(parts)
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidistill.storage.clips import Clips
-from vidistill.storage.distilled import MOVED, DistilledSet, materialised, variants
+from vidistill.storage.distilled import DistilledSet, materialised, variants
 from vidistill.tasks.learning.loop import Curve
 from vidistill.tasks.learning.pixels import initial, pixel_range, to_pixels
 from vidistill.tasks.learning.rows import draw_rows
@@ -88,5 +88,5 @@ def finished(material: Material, start: Start, x_NCTHW: Tensor, curve: Curve, **
         labels_N=start.labels_N,
         classes=material.clips.classes,
         sources=start.sources,
-        facts={"steps": curve.steps, "loss": curve.loss, MOVED: moved, **facts},
+        facts={"steps": curve.steps, "loss": curve.loss, "moved_in_std": moved, **facts},
     )

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from vidistill.models import parted
 from vidistill.storage.clips import Clips
-from vidistill.storage.distilled import MOVED, DistilledSet
+from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Manifest, Store
 from vidistill.tasks.learning.evaluate import Score, load_score
@@ -219,7 +219,9 @@ def _begun(store: Store, plan: RowPlan, row: Row) -> Row:
     if not behind:
         return row
     folder = store.folder(plan.sets[0])
-    if MOVED not in DistilledSet.facts_of(folder) or not any(DistilledSet.sources_of(folder)):
+    facts = DistilledSet.facts_of(folder)
+    moved = all("moved_in_std" in part for part in facts.get("parts", [facts]))
+    if not moved or not any(DistilledSet.sources_of(folder)):
         return row
     told = f"behind its own start, Random's clips, by {-100 * (row.difference_mean or 0):.1f} points"
     return row.model_copy(update={"mark": "; ".join(filter(None, [row.mark, told]))})

@@ -92,7 +92,7 @@ def _pairs(pool: Pool, clips: Clips, neighbours: Sequence[Neighbour]) -> list[Ne
             nearest_class=clips.classes[int(clips.labels_N[one.train_row])],
             correlation=one.correlation,
             made_THWC=pool.read([one.row])[0],
-            real_THWC=clips.read([one.train_row])[0],
+            real_THWC=one.shown(clips),
         )
         for one in neighbours
     ]

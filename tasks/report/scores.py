@@ -247,7 +247,7 @@ def published_table(document: dict[str, Any], rows: Sequence[Row]) -> Table:
     return table
 
 
-CLIPS = dict.fromkeys(("k400", "ssv2"), "8 frames of 64×64")
+CLIPS = dict.fromkeys(("kinetics400", "ssv2"), "8 frames of 64×64")
 """Of the papers, by data set; the others are of 16 frames of 112×112."""
 
 

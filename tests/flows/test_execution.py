@@ -12,10 +12,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from vidistill.flows import execution
 from vidistill.flows.execution import attempt_graph, run_graph
 from vidistill.flows.experiment import Graph
-from vidistill.storage import store as store_module
 from vidistill.storage.errors import RequestError, RunError, Stopped, StoreError, StoreUnreachable, VidistillError
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef
@@ -51,11 +49,6 @@ def broken(work: Work) -> None:
 @stage("step-stopped", version=1)
 def stopped(work: Work) -> None:
     raise Stopped("The run was stopped.")
-
-
-@stage("step-kept", version=1)
-def kept(work: Work) -> None:
-    (work.folder / "content").write_text("as it was")
 
 
 tried: list[str] = []
@@ -101,27 +94,6 @@ def after(job: Job, number: int, **parameters: object) -> Job:
 def made(runtime: Runtime, *jobs: Job) -> list[bool]:
     store = open_store(runtime.store)
     return [store.has(job.ref) for job in jobs]
-
-
-def test_what_a_list_names_is_checked_by_content_before_it_is_read(
-    run: Run, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As the blocks of a set of clips are, however large."""
-    monkeypatch.setattr(store_module, "FULL_CHECK_BYTES", 0)
-    monkeypatch.setattr(execution, "LISTS", ("step-quick",))
-    block = kept({}, {}, label="block")
-    listed = after(block, 0)
-    reader = wrong({}, {"clips": listed.ref}, label="reader")
-    run([block, listed])
-    store, graph = open_store(runtime.store), Graph({job.ref: job for job in (block, listed, reader)})
-    assert execution.discard_damaged(graph, store) == []
-    (store.folder(block.ref) / "content").write_text("as it is.")
-    monkeypatch.setattr(execution, "TABLE_READERS", ("step-wrong",))
-    assert execution.discard_damaged(graph, store) == []
-    monkeypatch.setattr(execution, "TABLE_READERS", ())
-    (said,) = execution.discard_damaged(graph, store)
-    assert said.startswith(f"{block.ref} was damaged (content ")
-    assert made(runtime, block, listed) == [False, True]
 
 
 def test_a_job_waits_for_its_inputs_and_for_nothing_else(run: Run, runtime: Runtime) -> None:

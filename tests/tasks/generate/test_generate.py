@@ -34,7 +34,7 @@ from vidistill.tasks.generate.autoencoder import (
 )
 from vidistill.tasks.generate.diffusion import LEAK, LatentBatches, LatteParameters, latte_job, load_latte
 from vidistill.tasks.generate.optimising import AdamParameters, averaged, fit
-from vidistill.tasks.generate.released import TuningParameters
+from vidistill.tasks.generate.released import TuningAdam, TuningParameters
 from vidistill.tasks.stage import Job, Runtime, run_job
 
 pytestmark = pytest.mark.usefixtures("tiny_transformer")
@@ -42,7 +42,8 @@ FAST = AdamParameters(lr=3e-3, warmup_steps=2)
 CODEC = AutoencoderParameters(width=8, steps=8, batch_frames=4, adam=FAST, precision="fp32", checkpoint_steps=3)
 LATTE = LatteParameters(steps=8, batch_size=4, adam=FAST, precision="fp32", checkpoint_steps=3)
 
-TUNED = LatteParameters(steps=8, tuning=TuningParameters(batch_size=4, adam=FAST), precision="fp32", checkpoint_steps=3)
+TUNING = TuningParameters(batch_size=4, adam=TuningAdam(**FAST.model_dump()))
+TUNED = LatteParameters(steps=8, tuning=TUNING, precision="fp32", checkpoint_steps=3)
 
 
 @dataclass(frozen=True)
@@ -398,7 +399,7 @@ def checkpoint(
 def test_fine_tuning_starts_from_the_released_weights_and_warns(made: Made, tmp_path: Path) -> None:
     path, classes = tmp_path / "ucf101.pt", len(made.bench.clips.classes)
     state = checkpoint(path, classes=101)
-    still = TuningParameters(batch_size=4, adam=AdamParameters(lr=1e-9))
+    still = TuningParameters(batch_size=4, adam=TuningAdam(lr=1e-9))
     ref = made.do(made.latte(TUNED.model_copy(update={"pretrained": str(path), "steps": 1, "tuning": still})))
     loaded, name = load_latte(made.store, ref, made.bench.device).state_dict(), "y_embedder.embedding_table.weight"
     table, released = loaded.pop(name), state.pop(name)
@@ -433,6 +434,7 @@ def test_a_checkpoint_says_what_it_is_and_is_tuned_as_published(
     changed = "tuning.batch_size=8", "tuning.adam.lr=0.003", "tuning.recompute=false", "size=mini"
     own = made.asked(tmp_path / "ucf101.pt", *changed).parameters
     assert (own["batch_size"], own["adam"]["lr"], own["ema_decay"], own["size"]) == (8, 3e-3, 0.9999, "mini")
+    assert own["adam"]["warmup_steps"] == 0
     assert not own.keys() & {"tuning", "recompute"}
 
 

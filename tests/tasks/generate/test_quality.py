@@ -86,12 +86,16 @@ def frechet(a_ND: np.ndarray, b_MD: np.ndarray) -> float:
     return float(((a_ND.mean(0) - b_MD.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * cross))
 
 
-def test_reconstructions_of_training_clips_count_as_copies(found: Quality) -> None:
+def test_reconstructions_of_training_clips_count_as_copies(found: Quality, clips: Clips) -> None:
     assert found.copied == 0.5
     assert [one.train_row for one in found.nearest[:6]] == ROWS
     assert min(one.correlation for one in found.nearest[:6]) > 0.95
     assert max(one.correlation for one in found.nearest[6:]) < 0.9
     assert found.control == 1
+    assert [(one.view, one.mirrored) for one in found.nearest[:6]] == [*zip(VIEWS, MIRRORED, strict=True)]
+    first, turned = found.nearest[0], found.nearest[3]
+    np.testing.assert_array_equal(first.shown(clips), clips.read([ROWS[0]], VIEWS[0])[0])
+    np.testing.assert_array_equal(turned.shown(clips), clips.read([ROWS[3]], VIEWS[3])[0][:, :, ::-1])
 
 
 def test_an_autoencoder_that_blurs_hides_copies_and_the_control_says_so(
@@ -141,12 +145,13 @@ def test_clips_of_a_group_are_not_each_others_neighbours() -> None:
     """As scenes that were cut into several clips are."""
     clips_NP = np.array([[1.0, 0], [0.9, 0.1], [0, 1], [0.2, 0.8]], dtype=np.float32)
     groups_N = np.array(["a", "a", "b", "b"])
-    rows_N, alike_N = nearest(clips_NP, [clips_NP], groups_N, groups_N)
+    rows_N, _, alike_N = nearest(clips_NP, [clips_NP], groups_N, groups_N)
     assert rows_N.tolist() == [3, 3, 1, 1]
     assert alike_N == pytest.approx([0.2, 0.26, 0.1, 0.26])
     looks = [clips_NP, 2 * clips_NP[[2, 3, 0, 1]]]
-    for order in (looks, looks[::-1]):
-        rows_N, alike_N = nearest(clips_NP, order, groups_N, groups_N)
+    for number, order in enumerate((looks[::-1], looks)):
+        rows_N, look_N, alike_N = nearest(clips_NP, order, groups_N, groups_N)
+        assert look_N.tolist() == [number] * 4
         assert rows_N.tolist() == [2, 2, 0, 0]
         assert alike_N == pytest.approx([2, 1.8, 2, 1.6])
 

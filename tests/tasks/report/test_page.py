@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -472,13 +473,16 @@ def test_a_learning_rate_that_a_set_learned_has_a_panel_beside_its_loss(data: Re
 
 @pytest.mark.parametrize(("top1", "facts", "source", "said"), [
     ([0.1, 0.2, 0.1], {"moved_in_std": 0.1}, "a.mp4", "behind its own start, Random's clips, by 36.7 points"),
+    ([0.1, 0.2, 0.1], {"parts": [{"moved_in_std": 0.1}] * 2}, "a.mp4",
+     "behind its own start, Random's clips, by 36.7 points"),
+    ([0.1, 0.2, 0.1], {"parts": [{"moved_in_std": 0.1}, {}]}, "a.mp4", ""),
     ([0.1, 0.9, 0.2], {"moved_in_std": 0.1}, "a.mp4", ""),
     ([0.6, 0.7, 0.6], {"moved_in_std": 0.1}, "a.mp4", ""),
     ([0.1, 0.2, 0.1], {}, "a.mp4", ""),
     ([0.1, 0.2, 0.1], {"moved_in_std": 0.1}, "", ""),
 ])  # fmt: skip
 def test_a_set_that_is_behind_what_it_began_as_says_so(
-    tmp_path: Path, top1: list[float], facts: dict[str, float], source: str, said: str
+    tmp_path: Path, top1: list[float], facts: dict[str, Any], source: str, said: str
 ) -> None:
     """Where seeds settle it, and where the set began as Random's clips at all."""
     store = Store(tmp_path)
