@@ -14,6 +14,7 @@ from typing import Any
 from vidistill.flows.passes import METHODS, Data, of_gradients
 from vidistill.models import parted
 from vidistill.storage.store import ArtifactRef, Manifest
+from vidistill.tasks.generate.autoencoder import MEASURED_FRAMES
 
 Look = Callable[[ArtifactRef], Manifest | None]
 """What an artifact is, whether it has been made or not; None where nobody knows."""
@@ -35,9 +36,8 @@ COMPILED = 1.3
 """What a generator's steps gain when they are compiled (`tests/benchmarks/latte_speed.py`)."""
 MUON = 1.3e-8
 """Seconds an update by Muon takes more than one by AdamW, a weight (the same)."""
-GIVEN_BYTES, ENCODED, DECODED, MEASURED = 335e6, 5.5e-5, 1.2e-4, 512
-"""Of Stable Diffusion's autoencoder, in fp32 without bf16 units: bytes of its weights, seconds a pixel either way, and
-frames by which it is measured."""
+GIVEN_BYTES, ENCODED, DECODED = 335e6, 5.5e-5, 1.2e-4
+"""Of Stable Diffusion's autoencoder, in fp32 without bf16 units: bytes of its weights, seconds a pixel either way."""
 STORED, CODED = 0.55, 0.036
 """Bytes of a compressed clip a byte of its pixels, and of one that is coded as video a pixel."""
 
@@ -255,7 +255,7 @@ def _search(job: Manifest, look: Look) -> tuple[float, float]:
 def _autoencoder(job: Manifest, look: Look) -> tuple[float, float]:
     own, data = job.parameters, _data(job.inputs["clips"][0], look)
     if own["pretrained"]:
-        return MEASURED * data.size**2 * (2 * ENCODED + DECODED), GIVEN_BYTES
+        return MEASURED_FRAMES * data.size**2 * (2 * ENCODED + DECODED), GIVEN_BYTES
     return own["steps"] * own["batch_frames"] * data.size**2 * 1.3e-6 * own["width"] / 16, 2e6
 
 

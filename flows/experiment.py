@@ -143,7 +143,8 @@ def _row_jobs(graph: Graph, experiment: Experiment, table: IndexTable, data: Dat
         if chain:
             inputs["distilled"] = chain[-1]
             sets.append(chain[-1])
-            network = network if seed else _network_used(graph, row, experiment, data, chain)
+            if seed == 0:
+                network = _network_used(graph, row, experiment, data, chain)
         else:
             inputs["index"] = data.index
         if row.recipe.labels == "online":

@@ -126,7 +126,7 @@ class Store:
         Raises:
             ArtifactDamaged: it is not whole.
         """
-        problem = self._look(ref, "once").problem
+        problem = Store.problem_once(self, ref)
         if problem is not None:
             with suppress(StoreError):
                 Store.discard(self, ref)  # on an object store the copy alone

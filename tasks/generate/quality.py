@@ -60,8 +60,7 @@ class Neighbour(Parameters):
 
     def shown(self, clips: Clips) -> NDArray[np.uint8]:
         """The training clip as it is nearest, (T, H, W, 3)."""
-        clip_THWC: NDArray[np.uint8] = clips.read([self.train_row], self.view)[0]
-        return clip_THWC[:, :, ::-1] if self.mirrored else clip_THWC
+        return look_of(clips, self.train_row, self.view, self.mirrored)
 
 
 class Quality(Parameters):
@@ -154,11 +153,16 @@ def reconstructed(work: Work, clips: Clips, device: Device) -> Thumbnails:
     source = Clips(work.store, work.store.manifest(codec_ref).inputs["clips"][0])
     found, size, views = [], clips.shape_THWC[1], clips.table.views
     for number, row in enumerate(np.linspace(0, len(source) - 1, min(len(source), CONTROLS)).astype(int)):
-        mirrored = clips.table.flips and number // views % 2
-        shown_NTHWC = source.read([row], number % views)[:, :, :, :: -1 if mirrored else 1]
-        clip_THWC = decoded(codec, encoded(codec, np.ascontiguousarray(shown_NTHWC), device), device)[0]
+        shown_THWC = look_of(source, row, number % views, clips.table.flips and number // views % 2 == 1)
+        clip_THWC = decoded(codec, encoded(codec, np.ascontiguousarray(shown_THWC)[None], device), device)[0]
         found.append(thumbnail(clip_THWC if len(clip_THWC[0]) == size else scaled(clip_THWC, size)))
     return np.stack(found)
+
+
+def look_of(clips: Clips, row: int, view: int, mirrored: bool) -> NDArray[np.uint8]:
+    """A clip as a generator may have seen it, (T, H, W, 3)."""
+    clip_THWC: NDArray[np.uint8] = clips.read([row], view)[0]
+    return clip_THWC[:, :, ::-1] if mirrored else clip_THWC
 
 
 def looks(clips: Clips) -> Iterator[Thumbnails]:

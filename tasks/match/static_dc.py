@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from vidistill.storage.distilled import DistilledSet
@@ -107,20 +108,22 @@ def first_clips(material: Material, parameters: StaticDCParameters) -> Start:
 
 def first_frames(x_NCTHW: Tensor, images: int, seed: int) -> Tensor:
     """x_NC1HW: a random frame of each clip; another one for each of so many in a row, which are one clip."""
-    import torch
-
     random, frames = generator(seed, streams.STILL_START), x_NCTHW.shape[2]
     of_clips = [random.permutation(frames)[np.arange(images) % frames] for _ in range(len(x_NCTHW) // images)]
-    frames_N = torch.from_numpy(np.concatenate(of_clips)).to(x_NCTHW.device)
-    return x_NCTHW[torch.arange(len(x_NCTHW), device=x_NCTHW.device), :, frames_N].unsqueeze(2)
+    return _frames_of(x_NCTHW, np.concatenate(of_clips))
 
 
 def one_frame(x_BCTHW: Tensor, random: np.random.Generator) -> Tensor:
     """x_BC1HW: a random frame of each clip."""
+    return _frames_of(x_BCTHW, random.integers(x_BCTHW.shape[2], size=len(x_BCTHW)))
+
+
+def _frames_of(x_BCTHW: Tensor, frames_B: NDArray[np.int64]) -> Tensor:
+    """x_BC1HW: the frame of this number of each clip."""
     import torch
 
-    frames_B = torch.from_numpy(random.integers(x_BCTHW.shape[2], size=len(x_BCTHW))).to(x_BCTHW.device)
-    return x_BCTHW[torch.arange(len(x_BCTHW), device=x_BCTHW.device), :, frames_B].unsqueeze(2)
+    device = x_BCTHW.device
+    return x_BCTHW[torch.arange(len(x_BCTHW), device=device), :, torch.from_numpy(frames_B).to(device)].unsqueeze(2)
 
 
 def image_network(material: Material, depth: int, number: int) -> nn.Module:
