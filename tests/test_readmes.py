@@ -21,13 +21,10 @@ from vidistill.tasks.stage import Runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
-    page: (ROOT / page).read_text()
-    for page in (
-        "README.md", "deployments/README.md", "deployments/data.md", "deployments/using.md",
-        "deployments/segmentation.md",
-        "deployments/presets/README.md", "tests/benchmarks/README.md",
-    )
-}  # fmt: skip
+    str(page.relative_to(ROOT)): page.read_text()
+    for pages in ("*.md", "deployments/*.md", "deployments/presets/*.md", "tests/benchmarks/*.md")
+    for page in ROOT.glob(pages)
+}
 COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PLACEHOLDERS = {"NAME"}

@@ -21,8 +21,9 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [
-    REPOSITORY / page
-    for page in ("README.md", "deployments/README.md", "deployments/presets/README.md", "tests/benchmarks/README.md")
+    page
+    for pages in ("README.md", "deployments/*.md", "deployments/presets/*.md", "tests/benchmarks/*.md")
+    for page in REPOSITORY.glob(pages)
 ]
 KINDS = ("hard", "soft", "online")
 PAIRED = "− Random (paired)"
