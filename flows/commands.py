@@ -260,5 +260,5 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _budget(row: dict[str, Any]) -> str:
     if row["kb"] is not None:
-        return f"{row['kb']:g} KB"
+        return f"{row['kb']:g} kB"
     return "all" if row["ipc"] is None else str(row["ipc"])

@@ -205,9 +205,9 @@ def test_tables_know_kilobytes_and_intervals() -> None:
     assert tables.best({"rows": rows}).splitlines() == [
         "| labels | ipc | best | student | top-1 % | − Random (paired, 95 %) | Random | all clips | bytes |",
         "|---" * 9 + "|",
-        "| soft | 2 KB | coded | c3d | 40.0 ± 1.0 | +10.0 ± 2.0 | 10.0 ± 1.0 |  | 0.10 MB |",
+        "| soft | 2 kB | coded | c3d | 40.0 ± 1.0 | +10.0 ± 2.0 | 10.0 ± 1.0 |  | 0.10 MB |",
     ]
-    assert "| coded random | soft | 2 KB |" in tables.tables({"rows": rows, "notes": []})
+    assert "| coded random | soft | 2 kB |" in tables.tables({"rows": rows, "notes": []})
 
 
 def test_a_row_of_another_network_than_the_student_s_is_marked() -> None:
@@ -274,7 +274,7 @@ def test_a_table_by_bytes_shows_what_nobody_beats_with_as_many(tmp_path: Path) -
     ]
     assert tables.write([page], "a", {"rows": rows, "classes": ["x", "y"], "notes": []}) == 1
     assert [line for line in page.read_text().splitlines() if line.startswith("| ") and "c3d" in line] == [
-        "| **10.0** | **coded** | **10 KB** | **hard** | **c3d** | **30.0 ± 1.0** |",
+        "| **10.0** | **coded** | **10 kB** | **hard** | **c3d** | **30.0 ± 1.0** |",
         "| 15.0 | dm coded | 1 | hard | c3d | 20.0 ± 1.0 |",
         "| 50.0 | random | 1 | hard | c3d | 10.0 ± 1.0 |",
         "| **5.0** | **dm lr 1** | **1** | **hard** | **c3d** | **10.0 ± 1.0** |",

@@ -1,6 +1,6 @@
 """Coded: real clips kept as compressed video, as many as a budget of bytes has room for. Our own method.
 
-A clip of 8×56×56 takes 75 KB raw and about 1 KB in AV1 at a quantiser of 50, so that the bytes of one raw clip a class
+A clip of 8×56×56 takes 75 kB raw and about 1 kB in AV1 at a quantiser of 50, so that the bytes of one raw clip a class
 keep tens of coded ones. It is compression, and gives no privacy.
 """
 

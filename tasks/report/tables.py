@@ -119,7 +119,7 @@ def heading_of(row: Row, every: Sequence[Row]) -> str:
 
 
 def budget_of(row: Row | FailedRow) -> str:
-    return str(row.ipc) if row.kb is None else f"{row.kb:g} KB"
+    return str(row.ipc) if row.kb is None else f"{row.kb:g} kB"
 
 
 def _cells(row: Row) -> list[str]:

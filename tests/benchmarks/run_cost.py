@@ -82,7 +82,7 @@ def measure_task_run(folder: Path, source: list[Path], seeds: int) -> None:
     size, recorded = (2 * there - before - after for before, there, after in changes)
     print(
         f"A task run: {1000 * (many.cpu_seconds - one.cpu_seconds) / task_runs:.0f} ms of CPU, "
-        f"{size / task_runs / 1000:.0f} KB of the database; the mean of {task_runs}, {recorded} of them recorded."
+        f"{size / task_runs / 1000:.0f} kB of the database; the mean of {task_runs}, {recorded} of them recorded."
     )
 
 

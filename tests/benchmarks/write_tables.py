@@ -209,7 +209,7 @@ def cells(row: Row) -> list[str]:
 def budget(row: Row) -> str:
     """Clips or kilobytes a class."""
     if row.get("kb") is not None:
-        return f"{row['kb']:g} KB"
+        return f"{row['kb']:g} kB"
     return "all" if row["ipc"] is None else str(row["ipc"])
 
 

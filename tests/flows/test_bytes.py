@@ -111,7 +111,7 @@ def test_rows_keep_to_their_kilobytes(server, videos, tmp_path):
     )
     ran = vidistill("run", *arguments)
     assert ran.returncode == 0, ran.stderr
-    assert "1 KB" in ran.stdout
+    assert "1 kB" in ran.stdout
     found = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
     raw, recoded = [row for row in found if row["method"] == "random"]
     assert (raw["variant"], recoded["variant"]) in {("", "coded"), ("coded", "")}

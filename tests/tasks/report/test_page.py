@@ -349,7 +349,7 @@ def test_the_command_and_the_rows_that_failed_are_shown(data: ReportData) -> Non
     page = render_html(told)
     assert '<pre class="command"><code>vidistill run --data sprites --method dm,mine</code></pre>' in page
     assert (
-        "<strong>2 rows failed:</strong> mine · no mask (1 per class, hard, c3d), Coded (2.5 KB per class, hard, c3d)"
+        "<strong>2 rows failed:</strong> mine · no mask (1 per class, hard, c3d), Coded (2.5 kB per class, hard, c3d)"
         in page
     )
     assert "KeyError: &#39;&lt;b&gt;&#39;" in page
