@@ -14,6 +14,11 @@ from vidistill.tasks.methods import HARD, REGISTRY, MethodSource, Recipe, find_m
 from vidistill.tasks.videos.index import IndexTable
 
 FULL, RANDOM = "full", "random"
+TWO_CELLS = "Two cells that differ are both called {!r}: give one a variant's name."
+TWO_CODINGS = (
+    "The cells of coded differ in even or preset, and random clips coded have one row beside them: say how those are "
+    "coded by a cell {method: coded, variant: random, options: {pick: random, search: null}}."
+)
 CONVNET = "convnet2d"
 """Of single frames: it is no student, and stills are matched with it."""
 
@@ -69,24 +74,26 @@ def rows_of(experiment: Experiment) -> list[Row]:
             for one in [row, *_companion(row)]:
                 name = (one.cell.method, one.variant, one.recipe.name, one.ipc, one.kb, one.student)
                 met = rows.get(name, one)
-                asked_for = not (met.companion or one.companion) or one.cell.method == "coded"
-                if asked_for and (met.cell.options, met.cell.store) != (one.cell.options, one.cell.store):
+                differ = (met.cell.options, met.cell.store) != (one.cell.options, one.cell.store)
+                if differ and met.companion == one.companion:
                     called = " ".join(filter(None, [one.cell.method, one.variant]))
-                    raise RequestError(f"Two cells that differ are both called {called!r}: give one a variant's name.")
-                more = one if one.seeds > met.seeds else met
-                rows[name] = replace(more, companion=met.companion and one.companion)
+                    raise RequestError(TWO_CODINGS if one.companion else TWO_CELLS.format(called))
+                asked = one if met.companion else met
+                companion = met.companion and one.companion
+                rows[name] = replace(asked, seeds=max(met.seeds, one.seeds), companion=companion)
     if experiment.kb and not any(row.kb for row in rows.values()):
         raise RequestError("kb asks for budgets in kilobytes, and no method of this run takes them: add coded.")
     return list(rows.values())
 
 
 def _companion(row: Row) -> list[Row]:
-    """Random at the row's budget, its student trained alike: of kilobytes, random clips coded without a search."""
+    """Random at the row's budget, its student trained alike: of kilobytes, random clips coded alike, not searched."""
     if row.ipc is None and row.kb is None:
         return []
     cell = Cell(method="random", student=row.cell.student)
     if row.kb is not None:
-        options = {"pick": "random", "search": None}
+        alike = {name: row.cell.options[name] for name in ("even", "preset") if name in row.cell.options}
+        options = alike | {"pick": "random", "search": None}
         cell = Cell(method="coded", variant=RANDOM, options=options, student=row.cell.student)
     return [replace(row, source=find_method(cell.method), cell=cell, companion=True)]
 

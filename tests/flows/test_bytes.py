@@ -60,6 +60,22 @@ def test_coded_without_kilobytes_keeps_instances():
     ]
 
 
+def test_random_clips_beside_coded_ones_are_coded_alike():
+    """So that what a row is ahead by is what it chose."""
+    even, plain = {"method": "coded", "options": {"even": True, "preset": 8}}, {"method": "coded", "variant": "plain"}
+    random = {"method": "coded", "variant": "random", "options": {"pick": "random", "search": None}}
+
+    def coded_random(*cells):
+        asked = Experiment.model_validate({"data": "sprites", "cells": cells, "kb": [4]})
+        return {row.companion: row.cell.options for row in rows_of(asked) if row.cell.variant == "random"}
+
+    assert coded_random(even) == {True: {"even": True, "preset": 8, "pick": "random", "search": None}}
+    assert coded_random(plain) == {True: {"pick": "random", "search": None}}
+    with pytest.raises(RequestError, match=r"coded differ in even or preset.*variant: random"):
+        coded_random(even, plain)
+    assert coded_random(even, random, plain) == coded_random(random, even, plain) == {False: random["options"]}
+
+
 def test_the_clips_of_any_method_can_be_coded():
     stored = [{"method": "tsgf", "store": "coded"}, {"method": "random", "store": {"crf": 40}}, {"method": "random"}]
     found = rows(*stored)
