@@ -23,6 +23,7 @@ GraphOf = Callable[[Request, IndexTable, ArtifactRef | None], Graph]
 """The jobs of a request with a front, of these videos; the last argument is what decided the front."""
 UNDECIDED = "centred"
 """What `plan` assumes until a run has decided."""
+UNTRIED = "The front is rgb, since it cannot be chosen on a part of the training split: %s."
 log = logging.getLogger("vidistill")
 
 
@@ -31,7 +32,11 @@ def choose_front(request: Request, table: IndexTable, runtime: Runtime) -> tuple
     graph = front_graph(request, table) if request.front == "auto" else None
     if graph is None:
         return with_front(request, "rgb" if request.front == "auto" else request.front), None
-    run_graph(graph, runtime)
+    try:
+        run_graph(graph, runtime)
+    except RequestError as error:  # a class lost all but one group of its videos when they were decoded
+        log.warning(UNTRIED, error)
+        return with_front(request, "rgb"), None
     ref = list(graph.jobs)[-1]
     return with_front(request, decided(open_store(runtime.store), ref)), ref
 
@@ -52,7 +57,7 @@ def front_graph(request: DataRequest, table: IndexTable) -> Graph | None:
     try:
         fifths(table.of_split("train"), table.classes)
     except RequestError as error:
-        log.warning("The front is rgb, since it cannot be chosen on a part of the training split: %s.", error)
+        log.warning(UNTRIED, error)
         return None
     graph = Graph()
     index = graph.add(index_job(table, request.index))

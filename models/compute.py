@@ -91,12 +91,20 @@ def normalise(clips_NTHWC: Tensor, mean_C: Sequence[float], std_C: Sequence[floa
 def flops(model: nn.Module, shape_BCTHW: tuple[int, int, int, int, int]) -> int:
     """Floating-point operations of one forward pass over clips of this shape; a multiply-add counts as two.
 
-    Convolutions and matrix products only, counted on the meta device: nothing is computed.
+    Convolutions and matrix products only, counted on the meta device, where nothing is computed; on its own one where
+    it makes tensors there, as networks of users may.
     """
-    meta = copy.deepcopy(model).to("meta").eval()
+    try:
+        return _counted(copy.deepcopy(model).to("meta").eval(), shape_BCTHW)
+    except RuntimeError:
+        return _counted(copy.deepcopy(model).eval(), shape_BCTHW)
+
+
+def _counted(model: nn.Module, shape_BCTHW: tuple[int, int, int, int, int]) -> int:
+    first = next(model.parameters())
     counted = _FlopTotal()  # type: ignore[no-untyped-call]
     with counted, torch.no_grad():
-        meta(torch.empty(shape_BCTHW, device="meta", dtype=next(meta.parameters()).dtype))
+        model(torch.zeros(shape_BCTHW, device=first.device, dtype=first.dtype))
     return int(counted.total)
 
 

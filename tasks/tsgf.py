@@ -103,7 +103,7 @@ class TSGF(Method):
     video data augmentation during post-evaluation": another mix, and the teacher's labels for it, at every step.
     """
 
-    version = 2  # 2: without the mask, the one that is kept holds no frame back
+    version = 3  # 2: without the mask, the one that is kept holds no frame back; 3: an ensemble's L_reg is its mean
     needs = ("teacher",)
     Parameters = TSGFParameters
     recipes = ("soft+tsgf", "online+tsgf")
@@ -152,11 +152,14 @@ def optimise(
     """
     import torch
 
+    from vidistill.models.ensemble import Ensemble
+
     device = material.device
     low_C, high_C = pixel_range(clips, device)
     x_BCTHW = start_BCTHW.clone().requires_grad_(True)
     labels_B = torch.from_numpy(labels_N).to(device.torch_device)
     optimiser = _optimiser(x_BCTHW, parameters)
+    members = len(teacher.members) if isinstance(teacher, Ensemble) else 1
     with batch_norm_losses(teacher) as terms:
 
         def step(k: int) -> float:
@@ -165,7 +168,7 @@ def optimise(
             with device.autocast():
                 logits_BK = teacher(x_BCTHW)
             ce = torch.nn.functional.cross_entropy(logits_BK.float(), labels_B)
-            loss = parameters.alpha_ce * ce + parameters.r_bn * torch.stack(terms).sum()
+            loss = parameters.alpha_ce * ce + parameters.r_bn * torch.stack(terms).sum() / members
             if parameters.rate:
                 loss = loss + parameters.rate * total_variation(x_BCTHW)
             (x_BCTHW.grad,) = torch.autograd.grad(loss, x_BCTHW)

@@ -189,7 +189,9 @@ def _batches(work: Work, parameters: EvaluateParameters, clips: Clips, seed: int
     if recipe.labels == "online":
         teacher = load_teacher(work.store, work.ref("teacher"), clips, device)
         size += work.store.manifest(work.ref("teacher")).bytes
-    draw = DistilledBatches(distilled, clips.table, recipe, order, device, teacher, student)
+    flips = clips.table.flips and parameters.protocol != benchmark.NAME
+    table = clips.table.model_copy(update={"flips": flips})
+    draw = DistilledBatches(distilled, table, recipe, order, device, teacher, student)
     asked = 0 if teacher is None else flops_a_clip(teacher, clips.shape_THWC)
     return Batches(draw, order, size, asked)
 

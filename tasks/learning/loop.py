@@ -53,6 +53,11 @@ State = Mapping[str, "Tensor | Stateful"]
 """By name, all that a step changes and the next one reads."""
 
 
+def a_point(steps: int) -> int:
+    """How many steps a point of a curve is the mean of; the last may be of fewer."""
+    return max(1, steps // 50)
+
+
 @dataclass
 class Curve:
     """The loss, averaged over each fiftieth of the run.
@@ -73,7 +78,7 @@ class Curve:
         if step < WATCHED:
             self.largest = max(self.largest, abs(loss))
         self.pending.append(loss)
-        if (step + 1) % max(1, steps // 50) == 0 or step + 1 == steps:
+        if (step + 1) % a_point(steps) == 0 or step + 1 == steps:
             self.steps.append(step + 1)
             self.loss.append(round(float(np.mean(self.pending)), 6))
             self.pending = []

@@ -10,7 +10,7 @@ import numpy as np
 from vidistill.storage.clips import Clips
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks.learning import experts, training
+from vidistill.tasks.learning import experts, loop, training
 from vidistill.tasks.learning.evaluate import Score, flops_a_clip, predict_test, score, write_score
 from vidistill.tasks.learning.experts import ExpertJobParameters, Experts
 from vidistill.tasks.learning.teacher import CURVE, TeacherParameters, load_teacher
@@ -46,7 +46,7 @@ def teacher_score(work: Work) -> None:
     _write(work, "teacher", network, clips, device, (curve["steps"], curve["loss"]), taken, trained.seed)
 
 
-@stage("expert-score", version=1, threads="one")
+@stage("expert-score", version=2, threads="one")  # 2: the loss stands at the steps where it was
 def expert_score(work: Work) -> None:
     """After its last epoch. A trajectory keeps no statistics of batch norm: they are those of the training clips."""
     own = ExpertJobParameters.model_validate(work.store.manifest(work.ref("expert")).parameters)
@@ -58,7 +58,8 @@ def expert_score(work: Work) -> None:
     _gather_statistics(network, clips, device)
     losses = json.loads((work.input("expert") / experts.CURVE).read_text())
     an_epoch = Order(len(clips), own.expert.batch_size, own.seed).steps_an_epoch
-    steps = [an_epoch * (epoch + 1) for epoch in range(len(losses))]
+    a_point = loop.a_point(kept.epochs)
+    steps = [an_epoch * min(a_point * (point + 1), kept.epochs) for point in range(len(losses))]
     _write(work, "expert", network, clips, device, (steps, losses), kept.epochs * len(clips), own.seed)
 
 

@@ -68,7 +68,7 @@ def threshold(s_BT: Tensor, parameters: SaliencyParameters) -> Tensor:
 def gradient_mask(s_BT: Tensor, epsilon_B1: Tensor, sign: Literal["magnitude", "both"] = "magnitude") -> Tensor:
     """Eq. 8, M (B, T): max(ε − s, 0) / (max s − min s); without the max where `sign` is both (Table 9).
 
-    A clip that stands still has no salient frame: the quotient is 0/0 there, and M is one.
+    A clip that stands still, or moves evenly, has no salient frame: the quotient is 0/0 there, and M is one.
     """
     import torch
 
@@ -76,5 +76,5 @@ def gradient_mask(s_BT: Tensor, epsilon_B1: Tensor, sign: Literal["magnitude", "
     room_BT = epsilon_B1 - s_BT
     if sign == "magnitude":
         room_BT = room_BT.clamp(min=0)
-    still_B1 = span_B1 <= 1e-12
+    still_B1 = span_B1 <= 1e-6 * s_BT.amax(1, keepdim=True)
     return torch.where(still_B1, torch.ones_like(s_BT), room_BT / span_B1.masked_fill(still_B1, 1))

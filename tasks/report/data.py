@@ -33,6 +33,7 @@ class RowPlan(Parameters):
     scores: tuple[ArtifactRef, ...]
     sets: tuple[ArtifactRef, ...]
     makers: tuple[tuple[ArtifactRef, ...], ...]
+    protocol: str = "vidistill"
     kb: float | None = Field(None, exclude_if=lambda kb: kb is None)
     network: str = Field("", exclude_if=lambda network: not network)
     training: str = Field("", exclude_if=lambda training: not training)

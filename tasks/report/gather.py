@@ -46,7 +46,6 @@ class ReportParameters(Parameters):
     title: str
     dataset: str
     split: str
-    protocol: str = "vidistill"
     rows: tuple[RowPlan, ...]
     failed: tuple[FailedRow, ...] = ()
     notes: tuple[str, ...] = ()
@@ -155,7 +154,7 @@ def _row(
     return Row(
         dataset=parameters.dataset,
         split=parameters.split,
-        protocol=parameters.protocol,
+        protocol=plan.protocol,
         recipe=plan.recipe,
         method=plan.method,
         variant=plan.variant,

@@ -98,12 +98,12 @@ class Origin:
         return min(found, key=lambda one: PREFERRED.index(one.labels), default=Recipe())
 
     def _trained(self, recipe: Recipe) -> list[Manifest]:
-        """The scores in the order in which they tell how to train: those with this recipe first, then the earlier."""
+        """The scores of our protocol as they tell how to train: those with this recipe first, then the earlier."""
 
         def late(score: Manifest) -> tuple[bool, str]:
             return Recipe.model_validate(score.parameters["recipe"]) != recipe, score.created
 
-        return sorted(self.scores, key=late)
+        return sorted((one for one in self.scores if _protocol(one) == "vidistill"), key=late)
 
     def _teacher_facts(self) -> dict[str, Any] | None:
         if self.teacher is None:
@@ -116,7 +116,8 @@ class Origin:
 
     def _score_facts(self, manifest: Manifest) -> dict[str, Any]:
         score, asked = load_score(self.store.folder(manifest.ref)), manifest.parameters
-        told = {"student": asked["network"], "recipe": Recipe.model_validate(asked["recipe"]).name}
+        recipe = Recipe.model_validate(asked["recipe"]).name
+        told = {"student": asked["network"], "recipe": recipe, "protocol": _protocol(manifest)}
         values = {name: getattr(score, name) for name in SCORES}
         return told | values | {"seed": asked["seed"], "artifact": str(manifest.ref)}
 
@@ -126,6 +127,10 @@ class Origin:
                   "crop students": trained[0] if trained else None,
                   "dataset split": self.reports[0] if self.reports else None}  # fmt: skip
         return {name: str(manifest.ref) if manifest else None for name, manifest in places.items()}
+
+
+def _protocol(score: Manifest) -> str:
+    return str(score.parameters.get("protocol", "vidistill"))
 
 
 def _manifests(store: Store, kind: str) -> list[Manifest]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from listed import table
 
+from vidistill.flows import fronts
 from vidistill.flows.experiment import build
 from vidistill.flows.fronts import UNDECIDED, expected_graph, front_graph, with_front
 from vidistill.flows.parameters import Experiment
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import Store
 from vidistill.tasks.report.gather import ReportParameters
+from vidistill.tasks.stage import Runtime
 
 
 def experiment(*methods: str, **settings: Any) -> Experiment:
@@ -96,6 +99,18 @@ def test_until_it_is_decided_a_plan_has_the_trials_and_what_comes_after(tmp_path
 
 def test_where_nothing_can_be_held_out_there_are_no_trials() -> None:
     assert front_graph(experiment("random"), table(groups=1)) is None
+
+
+def test_where_a_class_loses_its_groups_in_decoding_the_front_is_rgb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lost(*_: Any) -> None:
+        raise RequestError("class a has one group")
+
+    monkeypatch.setattr(fronts, "run_graph", lost)
+    asked, decided = fronts.choose_front(experiment("random"), table(), Runtime(store=str(tmp_path)))
+    assert (asked.front, decided) == ("rgb", None)
+    assert "The front is rgb, since it cannot be chosen on a part of the training split: class a has" in caplog.text
 
 
 def test_experts_have_a_row_of_each_kind_of_them() -> None:

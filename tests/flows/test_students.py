@@ -98,6 +98,14 @@ def test_the_common_benchmark_lets_nothing_be_changed() -> None:
     assert {(one["precision"], one["epochs"]) for one in students} == {("fp32", benchmark.STUDENT.epochs)}
 
 
+def test_teachers_and_experts_are_scored_by_our_own_protocol() -> None:
+    jobs, _ = built({"method": "mtt"}, {"method": "herding"}, protocol="vdsd")
+    rows = ReportParameters.model_validate(list(jobs.values())[-1].parameters).rows
+    assert {row.method: row.protocol for row in rows} == {
+        "mtt": "vdsd", "random": "vdsd", "herding": "vdsd", "teacher": "vidistill", "expert": "vidistill"
+    }  # fmt: skip
+
+
 def test_a_row_says_that_its_students_began_with_weights(tmp_path: Path) -> None:
     (tmp_path / "own.pt").write_bytes(b"weights")
     begun = {"method": "random", "student": {"pretrained": {"r3d_18": str(tmp_path / "own.pt")}}}

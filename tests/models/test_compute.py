@@ -85,6 +85,14 @@ def test_counting_leaves_the_gradients_of_another_thread_alone():
     assert compute.flops(Counted(5, 7), (1, 1, 1, 2, 5)) == 2 * 2 * 5 * 7
 
 
+def test_a_network_may_make_tensors_on_its_own_device():
+    class Placed(torch.nn.Linear):
+        def forward(self, x_BCTHW):
+            return super().forward(x_BCTHW + torch.linspace(0, 1, 5))
+
+    assert compute.flops(Placed(5, 7), (1, 1, 1, 2, 5)) == 2 * 2 * 5 * 7
+
+
 @pytest.mark.parametrize(("name", "gates"), [("cnn_gru", 3), ("cnn_lstm", 4)])
 def test_flops_count_the_recurrent_layer(name, gates):
     frames, size, features, hidden, classes = 4, 32, 128 * 16, 256, 5

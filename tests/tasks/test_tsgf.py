@@ -15,6 +15,7 @@ from by_hand import variation
 from tiny import Tiny, difference_by_loops, saliency_by_loops
 from torch import Tensor
 
+from vidistill.models.ensemble import Ensemble
 from vidistill.storage.errors import RequestError
 from vidistill.tasks import tsgf
 from vidistill.tasks.learning import streams
@@ -77,6 +78,15 @@ def test_salient_frames_are_frozen_and_a_still_clip_is_not() -> None:
     s_BT = torch.tensor([[1.0, 2.0, 5.0], [3.0, 3.0, 3.0]], dtype=torch.float64)
     mask_BT = gradient_mask(s_BT, torch.tensor([[2.0], [3.0]], dtype=torch.float64))
     assert mask_BT.tolist() == [[0.25, 0.0, 0.0], [1.0, 1.0, 1.0]]
+
+
+def test_a_clip_that_moves_evenly_has_no_salient_frame() -> None:
+    """Its saliency is constant but for rounding."""
+    frame = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 3, 12, 12)).astype(np.float32))
+    x_BCTHW = torch.stack([frame.roll(t, dims=3) for t in range(8)], dim=2)
+    s_BT = saliency(x_BCTHW, SaliencyParameters())
+    assert s_BT.amax() > s_BT.amin()
+    assert gradient_mask(s_BT, threshold(s_BT, SaliencyParameters())).tolist() == [[1.0] * 8]
 
 
 def test_batch_norm_loss_is_equation_5_with_its_gradient(x_BCTHW: torch.Tensor) -> None:
@@ -213,6 +223,22 @@ def test_two_steps_are_those_of_algorithm_1(tmp_path: Path, name: str) -> None:
     np.testing.assert_allclose(made.extras["saliency"], s_BT, rtol=1e-3)
     np.testing.assert_allclose(made.extras["epsilon"][:, 0], np.quantile(s_BT, 0.75, axis=1), rtol=1e-3)
     assert (made.extras["mask"] == 1).all() == (not parameters.mask)
+
+
+class EmbeddedTeacher(torch.nn.Sequential):
+    features = 1
+
+    def __init__(self) -> None:
+        super().__init__(tiny.tiny_teacher())
+
+
+def test_l_reg_of_an_ensemble_is_its_members_mean(tmp_path: Path) -> None:
+    """So that one network twice teaches what it teaches alone."""
+    given, parameters = Tiny(tiny.tiny_clips(tmp_path)), tsgf.TSGFParameters(iterations=3, r_bn=0.5, precision="fp32")
+    twice = Ensemble([EmbeddedTeacher(), EmbeddedTeacher()]).eval()
+    alone = tsgf.TSGF(parameters).distil(given.material(ipc=2, seed=3))
+    together = tsgf.TSGF(parameters).distil(given.material(ipc=2, seed=3, teacher=lambda: twice))
+    assert together.facts["loss"] == pytest.approx(alone.facts["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("shape_BCTHW", [SHAPE_BCTHW, (1, 3, 1, 4, 4), (2, 3, 1, 1, 1)])

@@ -13,12 +13,12 @@ from vidistill.tasks.learning.training import Order
 
 
 def rates_by_epochs(epochs: int) -> list[float]:
-    """Their loop: range(E + 1) passes, the rate divided by ten once, at pass E // 2 + 1."""
+    """Their loop: range(E + 1) passes, the rate divided by ten once, after pass E // 2 + 1."""
     lr, rates = 0.01, []
     for epoch in range(epochs + 1):
+        rates.append(lr)
         if epoch == epochs // 2 + 1:
             lr *= 0.1
-        rates.append(lr)
     return rates
 
 
@@ -27,6 +27,8 @@ def test_a_set_that_one_batch_holds_is_passed_over_501_times_at_their_rates() ->
     assert steps == 501
     found = [benchmark.STUDENT.optimiser.lr_at(step, steps) for step in range(steps)]
     assert found == pytest.approx(rates_by_epochs(500))
+    three = [benchmark.STUDENT.optimiser.lr_at(step, 3 * steps) for step in range(3 * steps)]
+    assert three == pytest.approx([rate for rate in rates_by_epochs(500) for _ in range(3)]), "three batches a pass"
 
 
 def test_larger_sets_are_passed_over_in_batches_of_at_most_256() -> None:

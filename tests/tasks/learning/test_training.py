@@ -113,11 +113,6 @@ def test_cosine_is_torchs_cosine(steps):
         scheduler.step()
 
 
-def test_half_is_a_tenth_after_the_middle():
-    optimiser = OptimiserParameters(lr=1.0, schedule="half")
-    assert [optimiser.lr_at(step, 6) for step in range(6)] == [1, 1, 1, 1, 0.1, 0.1]
-
-
 def test_warmup_rises_in_even_steps_to_the_peak():
     optimiser = OptimiserParameters(lr=0.5, warmup_share=0.04)
     rates = [optimiser.lr_at(step, 100) for step in range(100)]

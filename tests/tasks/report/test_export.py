@@ -156,6 +156,18 @@ def test_an_export_holds_all_that_a_student_needs(bench: Bench, tmp_path: Path) 
     assert [int(target) for _, target in data] == [0, 1, 2]
 
 
+def test_how_the_common_benchmark_trains_is_not_how_to_train(bench: Bench, tmp_path: Path) -> None:
+    made = distilled(bench, "random")
+    refs = {"train": bench.given.train, "test": bench.given.train, "distilled": made}
+    done(bench, evaluate_job("cnn_gru", STUDENT, Recipe(), 0, refs, "score", "vdsd"))
+    facts = export_set(bench.store, made, tmp_path / "vdsd", 8, "npz")
+    assert (facts["students"], [one["protocol"] for one in facts["scores"]]) == ({}, ["vdsd"])
+    scored(bench, made, Recipe())
+    facts = export_set(bench.store, made, tmp_path / "both", 8, "npz")
+    assert list(facts["students"]) == ["minic3d"]
+    assert facts["crop"] == 0.5
+
+
 def test_soft_labels_leave_with_their_temperature(bench: Bench, tmp_path: Path) -> None:
     made = distilled(bench, "random")
     soft = done(bench, relabel_job(made, bench.given.train, bench.teacher, SOFT, 7, "label"))
