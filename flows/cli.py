@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -273,8 +274,9 @@ def answer() -> int:
         return STOPPED
     except VidistillError as error:
         if "--verbose" in sys.argv:
-            raise
-        print("vidistill:", *str(error).split(), file=sys.stderr)  # one line, whatever the cause wrote
+            traceback.print_exc()
+        else:
+            print("vidistill:", *str(error).split(), file=sys.stderr)  # one line, whatever the cause wrote
         return 2 if isinstance(error, RequestError) else 1
     except Exception as error:
         usage = getattr(error, "format_message", None)  # a usage error of the command-line parser

@@ -40,8 +40,8 @@ def train(
         str, typer.Argument(help="A distilled set's key, or its first letters, or a folder that `export` wrote.")
     ],
     network: Annotated[
-        str, typer.Option(help="r2plus1d_small, c3d … (README), torchvision:r3d_18 or FILE.py:CLASS.")
-    ] = "r2plus1d_small",
+        str, typer.Option(help="c3d … (README), torchvision:r3d_18 or FILE.py:CLASS; by default the set's student.")
+    ] = "",
     test: Annotated[
         str, typer.Option(help="A folder of labelled videos to score on; the run's own where the set is in the store.")
     ] = "",

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from vidistill.flows.parameters import DataRequest, Experiment, placeless
+from vidistill.storage.errors import RequestError
 from vidistill.tasks.learning.own import named
 from vidistill.tasks.methods import REGISTRY, find_method
 from vidistill.tasks.stage import Runtime
 
 Request = TypeVar("Request", bound=DataRequest)
+TAKEN = {*REGISTRY, "full", "teacher", "expert"}
 
 
 def with_own(request: Request, runtime: Runtime) -> tuple[Request, Runtime]:
@@ -39,8 +41,21 @@ def with_own(request: Request, runtime: Runtime) -> tuple[Request, Runtime]:
 
 
 def _methods(experiment: Experiment) -> dict[str, str]:
-    sources = [find_method(cell.method) for cell in experiment.cells if cell.method not in {*REGISTRY, "full"}]
-    return {source.name: source.spec for source in sources}
+    """Where workers find the classes of users' files.
+
+    Raises:
+        RequestError: a class has the name of a method that there is, or two classes have one name.
+    """
+    found: dict[str, str] = {}
+    for cell in experiment.cells:
+        if cell.method in {*REGISTRY, "full"}:
+            continue
+        source = find_method(cell.method)
+        if source.name in TAKEN:
+            raise RequestError(f"{cell.method} would be called {source.name!r}, as other rows are: rename the class.")
+        if found.setdefault(source.name, source.spec) != source.spec:
+            raise RequestError(f"Two classes would be called {source.name!r}, that of {cell.method} too: rename one.")
+    return found
 
 
 def without_places(experiment: Experiment) -> Experiment:

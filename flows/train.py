@@ -7,6 +7,8 @@ seed and the labels of a report's row, the student is that row's, to rounding: i
 from __future__ import annotations
 
 import json
+import logging
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -25,6 +27,7 @@ from vidistill.storage.clips import Clips, ClipTable
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.exported import EXPORT, read_facts
+from vidistill.storage.files import write_whole, writing_to
 from vidistill.storage.leases import leased
 from vidistill.storage.opening import open_store
 from vidistill.storage.parameters import Parameters
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STUDENT, FACTS = "student.safetensors", "train.json"
+log = logging.getLogger("vidistill")
 Tests = tuple[Clips, np.ndarray]
 """Test clips, and their labels as the set numbers the classes."""
 
@@ -51,7 +55,7 @@ class TrainRequest(Parameters):
     """What is trained on what, and how; where nothing is said, as the set was scored."""
 
     source: str = Field(description="A set's key, or its first letters, or a folder that `vidistill export` wrote.")
-    network: str = Field(description="A network's name, torchvision:NAME or FILE.py:CLASS.")
+    network: str = Field("", description="A network's name, torchvision:NAME or FILE.py:CLASS; the set's own student.")
     test: str = Field("", description="A folder of test videos; the set's own test clips where it is in the store.")
     index: IndexParameters = IndexParameters()
     labels: Literal["auto", "hard", "soft"] = Field("auto", description="auto: as the set was scored.")
@@ -85,17 +89,21 @@ def train(request: TrainRequest, runtime: Runtime, out: Path) -> dict[str, Any]:
     Raises:
         RequestError: there is no such set, network or test folder, or the test folder has other classes.
     """
-    name, places = named(request.network)
+    source = source_of(request.source, runtime.store)
+    asked = request.network or next(iter(source.facts["students"]), "r2plus1d_small")
+    name, places = named(asked)
     if not known(name):
         raise RequestError(
-            f"There is no network {request.network!r}: choose from {', '.join(NETWORKS)}, or give torchvision:NAME or "
+            f"There is no network {asked!r}: choose from {', '.join(NETWORKS)}, or give torchvision:NAME or "
             "FILE.py:CLASS."
         )
+    if not request.test and (request.index.split != 1 or request.index.layout != "auto"):
+        raise RequestError("--layout and --split are those of --test DIR: give it, or leave them out.")
     runtime = runtime.model_copy(update={"networks": places})
-    source = source_of(request.source, runtime.store)
     with _tests(request, source, runtime) as tests:
         facts = _trained(request, name, source, tests, runtime, out)
-    (out / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False))
+    with writing_to(out):
+        write_whole(out / FACTS, json.dumps(facts, indent=1, ensure_ascii=False).encode())
     return facts
 
 
@@ -113,8 +121,8 @@ def _trained(
         network, _told(draw, steps := student.steps(order.n), name), steps, student.optimiser, device, seed=seed,
         average=student.average, temperature=recipe.temperature if recipe.labels == "soft" else 1.0,
     )  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    _save(network, out / STUDENT)
+    with writing_to(out):
+        _save(network, out)
     scores = _scores(source, tests, lambda clips: predict_test(network, clips, device, seen=source.table))
     return {
         "source": request.source, "set": source.facts.get("set"), "network": name, "weights": STUDENT,
@@ -158,7 +166,10 @@ def _student(request: TrainRequest, source: Source, name: str) -> StudentParamet
     if request.student.get("pretrained"):
         raise RequestError("`vidistill train` begins with fresh weights: take pretrained away from the student.")
     students = source.facts["students"]
-    known = dict(students.get(name) or next(iter(students.values()), {})) | {"pretrained": {}}
+    known = dict(students.get(name) or next(iter(students.values()), {}))
+    if known.get("pretrained"):
+        log.warning("The students of this set began with pretrained weights, and this one begins with fresh ones.")
+    known["pretrained"] = {}
     if name in students:
         known["networks"] = {}
     else:
@@ -217,7 +228,12 @@ def _scores(source: Source, tests: Tests, predict: Callable[[Clips], Tensor]) ->
     return score(predict(clips), labels_N)
 
 
-def _save(network: Any, path: Path) -> None:
+def _save(network: Any, out: Path) -> None:
+    """The weights, whole; what was said of others that lay there goes first."""
     from safetensors.torch import save_model
 
-    save_model(network, str(path))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / FACTS).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as unfinished:
+        save_model(network, str(Path(unfinished) / STUDENT))
+        (Path(unfinished) / STUDENT).replace(out / STUDENT)

@@ -15,6 +15,7 @@ from vidistill.flows.display import showing
 from vidistill.flows.parameters import PRESETS, Experiment, PoolRequest, checked, load_preset, override
 from vidistill.flows.ranges import checked_request
 from vidistill.storage.errors import RequestError
+from vidistill.storage.files import writing_to
 from vidistill.tasks.stage import Runtime
 
 if TYPE_CHECKING:
@@ -186,5 +187,6 @@ def unpack(source: Path, out: Path) -> None:
     """Write class folders, and say what is in them."""
     from vidistill.flows.unpack import unpack as write
 
-    counts = write(source.expanduser(), out)
+    with writing_to(out):
+        counts = write(source.expanduser(), out)
     console.print(f"{', '.join(f'{count} {split} videos' for split, count in counts.items())} in {out}")

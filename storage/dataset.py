@@ -14,7 +14,8 @@ import torch.utils.data
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vidistill.storage.exported import load_exported, read_facts
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.exported import read_facts
 
 
 class Dataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
@@ -35,12 +36,13 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     Raises:
         ArtifactNotFound: it is no exported folder.
+        ArtifactDamaged: what it holds is not what was written.
         ValueError: soft labels are asked for, and the set has none.
     """
 
     def __init__(self, folder: str | Path, labels: Literal["hard", "soft"] | None = None) -> None:
         self.facts: dict[str, Any] = read_facts(Path(folder))
-        made = load_exported(Path(folder))
+        made = DistilledSet.load(Path(folder))
         self.classes = made.classes
         others = [] if made.others_VNTHWC is None else list(made.others_VNTHWC)
         self._clips_VNTHWC = np.stack([made.clips_NTHWC, *others])

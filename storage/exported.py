@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vidistill.storage import coded
 from vidistill.storage.distilled import CLIPS, DistilledSet, materialised, variants
 from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound
+from vidistill.storage.keys import file_digest
 from vidistill.storage.streams import Stream, pictures, units
 
 EXPORT, LOGITS, ARRAYS, TEACHER = "export.json", "logits.npy", "clips.npz", "teacher.safetensors"
@@ -31,25 +32,33 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
     Raises:
         ArtifactNotFound: the folder was not written by `vidistill export`.
+        ArtifactDamaged: it cannot be read.
     """
     path = folder / EXPORT
     if not path.is_file():
         raise ArtifactNotFound(
             f"{folder} holds no distilled set, nor one that was exported (no {EXPORT}): run `vidistill export KEY`."
         )
-    facts: dict[str, Any] = json.loads(path.read_text())
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ArtifactDamaged(f"{path} cannot be read ({error}): export the set again.") from error
     return facts
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """A file of the folder.
+def _whole(folder: Path, name: str, facts: dict[str, Any]) -> Path:
+    """A file of the folder, byte by byte what was written.
 
     Raises:
-        ArtifactDamaged: the name leads out of it.
+        ArtifactDamaged: it is not, or is not there, or the name leads out of the folder.
     """
-    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
         raise ArtifactDamaged(f"{folder / EXPORT} names {name!r}, which lies outside its folder: export the set again.")
-    return folder / name
+    known = facts.get("sha256", {}).get(name)  # exports of older versions have none
+    if not path.is_file() or (known and file_digest(path) != known):
+        raise ArtifactDamaged(f"{path} is not what was written there: export the set again.")
+    return path
 
 
 def load_exported(folder: Path) -> DistilledSet:
@@ -78,7 +87,7 @@ def load_exported(folder: Path) -> DistilledSet:
         clips_NTHWC=clips_NTHWC,
         labels_N=np.repeat([one["label"] for one in first], facts["clips_a_file"]).astype(np.int64),
         classes=tuple(facts["classes"]),
-        logits_NK=np.load(_inside(folder, facts["logits"])) if facts["logits"] else None,
+        logits_NK=np.load(_whole(folder, facts["logits"], facts)) if facts["logits"] else None,
         sources=tuple(source for one in first for source in one["sources"]),
         facts=facts["facts"],
         form=form,
@@ -94,17 +103,17 @@ def _videos(folder: Path, facts: dict[str, Any]) -> list[NDArray[np.uint8]]:
         frames, coded_HW = facts.get("coded_frames", frames), tuple(facts["coded_size"])
         held = Counter(one["file"] for one in facts["files"])
         clips = {
-            name: iter(read_packets(_inside(folder, name), count, (frames, height, width), coded_HW))
+            name: iter(read_packets(_whole(folder, name, facts), count, (frames, height, width), coded_HW))
             for name, count in held.items()
         }
         return [next(clips[one["file"]]) for one in facts["files"]]
     if facts["format"] == "npz":
-        with np.load(folder / ARRAYS) as arrays:
+        with np.load(_whole(folder, ARRAYS, facts)) as arrays:
             return list(arrays["videos"])
     if facts["format"] == "webdataset":
         with tempfile.TemporaryDirectory() as unpacked:
             for shard in dict.fromkeys(one["shard"] for one in facts["files"]):
-                _unpack(_inside(folder, shard), Path(unpacked))
+                _unpack(_whole(folder, shard, facts), Path(unpacked))
             return _frames_of(Path(unpacked), facts)
     return _frames_of(folder, facts)
 
@@ -121,7 +130,7 @@ def _frames_of(folder: Path, facts: dict[str, Any]) -> list[NDArray[np.uint8]]:
     frames, height, width, _ = facts["video_shape"]
     videos = []
     for one in facts["files"]:
-        path = _inside(folder, one["file"])
+        path = _whole(folder, one["file"], facts)
         video_THWC = read_video(path)[:, :height, :width]  # H.264 files of odd clips have a row more
         if video_THWC.shape != (frames, height, width, 3):
             raise ArtifactDamaged(

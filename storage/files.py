@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vidistill.storage.causes import CAUSES
-from vidistill.storage.errors import RunError
+from vidistill.storage.errors import RunError, VidistillError
 from vidistill.storage.keys import file_digest
 
 
@@ -63,12 +63,27 @@ def copy_out(folder: Path, names: Iterable[str], out: Path) -> None:
     Raises:
         RunError: the user's folder cannot be written, and why.
     """
-    try:
+    with writing_to(out):
         for name in names:
             write_whole(out / name, (folder / name).read_bytes())
+
+
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """Have what the system refuses be a sentence that names a user's folder.
+
+    Raises:
+        RunError: the folder cannot be written, and why.
+    """
+    try:
+        yield
+    except VidistillError:
+        raise
     except OSError as error:
         why = error.strerror or error
-        raise RunError(f"{out} cannot be written ({why}): all is in the store; name another --out.") from error
+        raise RunError(
+            f"{out} cannot be written ({why}): name another --out, and run the same command again."
+        ) from error
 
 
 def remove_folder(folder: Path) -> None:

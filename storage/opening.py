@@ -8,7 +8,7 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
-from vidistill.storage.errors import RequestError
+from vidistill.storage.errors import RequestError, VidistillError
 from vidistill.storage.store import Store
 
 VARIABLE = "VIDISTILL_STORE"
@@ -36,5 +36,7 @@ def open_store(location: str) -> Store:
         )
     try:
         return RemoteStore(location)
-    except (ImportError, ValueError) as error:
+    except VidistillError:
+        raise
+    except (ImportError, ValueError, OSError) as error:
         raise RequestError(f"The store {location} cannot be opened: {error}.") from error

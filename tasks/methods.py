@@ -294,4 +294,6 @@ def find_method(spec: str) -> MethodSource:
     found = getattr(imported(path), name, None)
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise RequestError(f"{path} has no class {name!r} that subclasses vidistill.tasks.methods.Method.")
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise RequestError(f"The class {name!r} of {path} has no {missing[0]}: every method has one (README).")
     return MethodSource(name.lower(), f"{path.absolute()}:{name}", file_digest(path), found)

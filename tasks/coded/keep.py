@@ -43,7 +43,7 @@ class Coding(Parameters):
     even: bool = Field(False, exclude_if=lambda even: not even)
 
     def encode(self, clips_NTHWC: NDArray[np.uint8]) -> Stream:
-        size = round(self.scale * max(clips_NTHWC.shape[2:4]))
+        size = max(1, round(self.scale * max(clips_NTHWC.shape[2:4])))
         return encode(clips_NTHWC, self.crf, self.preset, size, even=self.even)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
+from vidistill.storage.streams import WORST_CRF
 from vidistill.tasks.coded.keep import Budget, Coder, Coding, Footage, Kept, as_set, kept
 from vidistill.tasks.coded.pick import Pick, ordered
 from vidistill.tasks.learning import streams, training
@@ -51,7 +52,9 @@ class SearchParameters(Parameters):
     alike: the finest quantiser that has room for them.
     """
 
-    crfs: tuple[int, ...] = Field((40, 46, 52, 58, 63), min_length=1, description="Quantisers, the finest first.")
+    crfs: tuple[Annotated[int, Field(ge=1, le=WORST_CRF)], ...] = Field(
+        (40, 46, 52, 58, 63), min_length=1, description="Quantisers, the finest first."
+    )
     scales: tuple[float, ...] = Field((1.0, 0.75), min_length=1, description="Sides of the coded pictures, as shares.")
     frames: tuple[float, ...] = Field((1.0,), min_length=1, description="Frames kept a clip, as shares: 0.5, 1, 2.")
     network: str = Field("r2plus1d_small", description="The student that tries a point.")

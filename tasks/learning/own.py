@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import re
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from vidistill.models import FRONT_NAMES, OWN
+from vidistill.models import FRONT_NAMES, OWN, parted
 from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.keys import file_digest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TORCHVISION = "torchvision:"
 FRONT = "|".join([*map(re.escape, FRONT_NAMES), r".+?\.py:\w+"])
@@ -82,3 +89,54 @@ def imported(path: Path) -> ModuleType:
     except Exception as error:
         raise RequestError(f"{path} cannot be imported: {type(error).__name__}: {error}.") from error
     return module
+
+
+@contextmanager
+def blamed(name: str, classes: int, shape_THWC: tuple[int, ...]) -> Iterator[None]:
+    """Have what a user's network raises be one sentence that names the network, the clips and the line.
+
+    Raises:
+        RequestError: the network cannot be made, or does not tell such classes of such clips.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    except Exception as error:
+        if parted(name)[1] not in OWN:
+            raise
+        frames, height, width = shape_THWC[:3]
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise RequestError(
+            f"The network {name} cannot tell {classes} classes of clips of {frames} frames of {height}×{width}: "
+            f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')} ({Path(where.filename).name}, line "
+            f"{where.lineno})."
+        ) from error
+
+
+def try_out(name: str, network: nn.Module, classes: int, shape_THWC: tuple[int, ...]) -> None:
+    """Show a copy of a user's network two clips in both modes, so that what is wrong is said before it is trained.
+
+    Raises:
+        TypeError: it has nothing to train, or answers with something else than logits.
+    """
+    if parted(name)[1] not in OWN:
+        return
+    import torch
+
+    from vidistill.models.dropout import seed_dropout
+
+    weights = list(network.parameters())
+    if any(torch.nn.parameter.is_lazy(weight) for weight in weights):
+        raise TypeError("its layers are lazy, give them their sizes")
+    if not any(weight.requires_grad for weight in weights):
+        raise TypeError("it has no weights to train")
+    trial = copy.deepcopy(network)
+    seed_dropout(trial, 0)
+    for training in (True, False):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            answer = trial.train(training)(torch.zeros(2, 3, *shape_THWC[:3]))
+        found = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+        if found != (2, classes) or not answer.is_floating_point():
+            mode = "training" if training else "evaluation"
+            raise TypeError(f"two clips give {found} in {mode}, not logits {(2, classes)}")

@@ -130,18 +130,17 @@ class Device:
 
 
 def build_network(name: str, classes: int, shape_THWC: tuple[int, ...], seed: int) -> nn.Module:
-    """A freshly initialised network, drawn from the seed.
+    """A freshly initialised network, drawn from the seed; a user's has answered two clips.
 
     Raises:
-        RequestError: no network has this name.
+        RequestError: no network has this name, or a user's cannot be made, or tells no such classes of such clips.
     """
     from vidistill.models import build
 
-    try:
-        with seeded(seed):
-            return build(name, classes=classes, frames=shape_THWC[0], size=shape_THWC[1])
-    except ValueError as error:
-        raise RequestError(str(error)) from error
+    with own.blamed(name, classes, shape_THWC), seeded(seed):
+        network = build(name, classes=classes, frames=shape_THWC[0], size=shape_THWC[1])
+        own.try_out(name, network, classes, shape_THWC)
+    return network
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import CLIPS, DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.exported import ARRAYS, EXPORT, LOGITS, TEACHER, read_video, write_lossless, write_packets
+from vidistill.storage.files import files_of, writing_to
+from vidistill.storage.keys import file_digest
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.storage.streams import Stream
 from vidistill.tasks.learning.teacher import WEIGHTS
@@ -53,6 +55,7 @@ def export_set(store: Store, ref: ArtifactRef, out: Path, fps: int, kind: str) -
 
     Raises:
         RequestError: there is no such format, or the folder is not empty.
+        RunError: the folder cannot be written.
     """
     if kind not in FORMATS:
         raise RequestError(f"There is no format {kind!r}: choose {', '.join(FORMATS)}.")
@@ -61,22 +64,31 @@ def export_set(store: Store, ref: ArtifactRef, out: Path, fps: int, kind: str) -
     made, origin = DistilledSet.load(store.folder(ref)), Origin.of(store, ref)
     if kind in CODED and made.form != coded.FORM:
         raise RequestError(f"{ref} keeps no compressed video: choose mkv, npz or mp4, or make a coded set (README).")
-    out.mkdir(parents=True, exist_ok=True)
     try:
-        facts = write_set(made, out, fps, kind) | origin.facts(made.logits_NK is not None)
-        if kind == "mp4":
-            mixed = origin.relabelled and origin.relabelled.parameters["recipe"]["augmentation"] != "none"
-            facts["loss"] |= NOTHING_LEARNED if mixed else _kept(made, facts, out, origin.clips)
-        if origin.teacher:
-            shutil.copyfile(store.folder(origin.teacher) / WEIGHTS, out / TEACHER)
-        write_labels(out, facts, _logits_a_file(made, facts))
-        facts["bytes"] = {"stored": DistilledSet.training_bytes(store.folder(ref)), "exported": _size(out)}
-        (out / EXPORT).write_text(json.dumps(facts, indent=1, ensure_ascii=False))
-        write_card(out, facts)
-        write_croissant(out, facts | {"created": store.manifest(ref).created[:10]})
+        with writing_to(out):
+            return _written(store, ref, made, origin, out, fps, kind)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
+
+
+def _written(
+    store: Store, ref: ArtifactRef, made: DistilledSet, origin: Origin, out: Path, fps: int, kind: str
+) -> dict[str, Any]:
+    out.mkdir(parents=True, exist_ok=True)
+    facts = write_set(made, out, fps, kind) | origin.facts(made.logits_NK is not None)
+    if kind == "mp4":
+        mixed = origin.relabelled and origin.relabelled.parameters["recipe"]["augmentation"] != "none"
+        facts["loss"] |= NOTHING_LEARNED if mixed else _kept(made, facts, out, origin.clips)
+    if origin.teacher:
+        shutil.copyfile(store.folder(origin.teacher) / WEIGHTS, out / TEACHER)
+    write_labels(out, facts, _logits_a_file(made, facts))
+    facts["sha256"] = {path.relative_to(out).as_posix(): file_digest(path) for path in files_of(out)}
+    exported = sum((out / name).stat().st_size for name in facts["sha256"] if name != TEACHER)
+    facts["bytes"] = {"stored": DistilledSet.training_bytes(store.folder(ref)), "exported": exported}
+    (out / EXPORT).write_text(json.dumps(facts, indent=1, ensure_ascii=False))
+    write_card(out, facts)
+    write_croissant(out, facts | {"created": store.manifest(ref).created[:10]})
     return facts
 
 
@@ -194,10 +206,6 @@ def even(clip_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
     height, width = clip_THWC.shape[1:3]
     padded: NDArray[np.uint8] = np.pad(clip_THWC, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     return padded
-
-
-def _size(out: Path) -> int:
-    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 
 def _psnr(videos: Videos, decoded: Videos) -> dict[str, float | None]:

@@ -60,7 +60,9 @@ class Origin:
         table, sampling, asked = self.clips.table, block.parameters["sampling"], self.made.parameters
         recipe = self._recipe(soft)
         trained = self._trained(recipe)
-        students = {one.parameters["network"]: dict(one.parameters["student"]) for one in reversed(trained)}
+        students: dict[str, Any] = {}
+        for one in trained:
+            students.setdefault(one.parameters["network"], dict(one.parameters["student"]))
         report = self.reports[0] if self.reports else None
         return {
             "vidistill": version("vidistill"),

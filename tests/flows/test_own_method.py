@@ -12,6 +12,11 @@ import pytest
 from flow_running import TINY, CommandLine
 from method_contract import MethodContract
 
+from vidistill.flows.own import with_own
+from vidistill.flows.parameters import Experiment
+from vidistill.storage.errors import RequestError
+from vidistill.tasks.stage import Runtime
+
 MINE = '''\
 """The clips that move most."""
 
@@ -234,3 +239,36 @@ def _artifacts(store: Path) -> set[str]:
 def _made_by(method: str, store: Path) -> list[str]:
     manifests = [json.loads(path.read_text()) for path in store.glob("distilled/*/manifest.json")]
     return [manifest["key"] for manifest in manifests if manifest["parameters"]["method"] == method]
+
+
+EMPTY = """
+from vidistill.tasks.methods import Method
+
+class Random(Method):
+    def distil(self, material):
+        return material.chosen([])
+
+class Mine(Random): ...
+
+class Bare(Method): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("methods", "said"),
+    [
+        (("a/mine.py:Random",), r"a/mine\.py:Random would be called 'random', as other rows are: rename the class"),
+        (("a/mine.py:Mine", "b/mine.py:Mine"), r"Two classes would be called 'mine', that of b/mine\.py:Mine too"),
+        (("a/mine.py:Bare",), r"The class 'Bare' of a/mine\.py has no distil"),
+    ],
+)
+def test_what_a_class_may_not_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, methods: tuple[str, ...], said: str
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(EMPTY + f"# {folder}")
+    monkeypatch.chdir(tmp_path)
+    asked = Experiment.model_validate({"data": "sprites", "cells": [{"method": method} for method in methods]})
+    with pytest.raises(RequestError, match=said):
+        with_own(asked, Runtime(store="store"))

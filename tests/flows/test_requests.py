@@ -78,6 +78,11 @@ def wrong(tmp_path: Path, say: Say) -> Wrong:
         pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", "3"), ("ipc 3", "at most 2"), id="ipc larger than a class"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--seeds", "0"), ("seeds", "0"), id="no seeds"),
         pytest.param(
+            ("--data", "VIDEOS", "--method", "coded", "--kb", "9", "--set", "coded.search.crfs=[46,99]"),
+            ("crfs.1 is 99", "63"),
+            id="a quantiser that there is not",
+        ),
+        pytest.param(
             ("--data", "VIDEOS", *RANDOM, "--frames", "many"), ("--frames", "integer"), id="frames is no number"
         ),
         pytest.param(
@@ -307,3 +312,16 @@ def test_a_method_file_that_cannot_be_used(
 ) -> None:
     (tmp_path / "mine.py").write_text(source)
     wrong("--data", videos, "--method", "mine.py:Mine", said=said)
+
+
+def test_the_way_to_a_wrong_request_changes_no_exit_code(say: Say) -> None:
+    ended = say("run", "--data", "nowhere", *RANDOM, "--verbose")
+    assert ended.returncode == WRONG
+    assert "nowhere does not exist: name a folder of videos" in ended.stderr
+    assert "Traceback" in ended.stderr
+
+
+def test_a_store_that_does_not_answer_is_said(say: Say) -> None:
+    ended = say("ls", "--store", "ftp://nobody.invalid/x")
+    assert ended.returncode == WRONG
+    assert ended.stderr.startswith("vidistill: The store ftp://nobody.invalid/x cannot be opened: ")

@@ -71,6 +71,33 @@ def test_of_several_ways_to_train_it_the_first_is_taken(bench: Bench, made: Arti
     assert student(bench, made, "minic3d").model_dump(mode="json") == first.parameters["student"]
 
 
+def test_without_a_network_it_is_the_student_of_the_set(bench: Bench, made: ArtifactRef, tmp_path: Path) -> None:
+    scored(bench, made, "cnn_gru", StudentParameters(optimiser=OWN, **SHORT))
+    assert train.train(TrainRequest(source=made.key), bench.runtime, tmp_path)["network"] == "cnn_gru"
+
+
+def test_weights_never_lie_beside_what_was_said_of_others(
+    bench: Bench, made: ArtifactRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored(bench, made, "cnn_gru", StudentParameters(optimiser=OWN, **SHORT))
+    train.train(TrainRequest(source=made.key), bench.runtime, tmp_path)
+    assert (tmp_path / train.FACTS).is_file()
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_scores", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(TrainRequest(source=made.key, seed=1), bench.runtime, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [train.STUDENT]
+
+
+def test_a_layout_without_test_videos_is_refused(bench: Bench, made: ArtifactRef, tmp_path: Path) -> None:
+    request = TrainRequest(source=made.key, index=IndexParameters(split=2))
+    with pytest.raises(RequestError, match="--layout and --split are those of --test DIR"):
+        train.train(request, bench.runtime, tmp_path)
+
+
 def test_another_network_has_its_usual_optimiser_and_the_rest_of_the_set_s(bench: Bench, made: ArtifactRef) -> None:
     scored(bench, made, "r2plus1d_small", StudentParameters(optimiser=OWN, crop_scale=0.7, **SHORT))
     other = student(bench, made, "c3d")

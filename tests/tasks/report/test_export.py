@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 import vidistill
 from vidistill.storage.distilled import DistilledSet
-from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, RequestError
+from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, RequestError, RunError
 from vidistill.storage.exported import EXPORT, LOGITS, TEACHER, read_video, write_lossless
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.distil import distil_jobs
@@ -114,17 +114,37 @@ def test_what_is_no_set_and_what_is_damaged_is_said(tmp_path: Path) -> None:
     (tmp_path / "out" / facts["files"][0]["file"]).write_bytes(b"no video")
     with pytest.raises(ArtifactDamaged, match=r"00000\.mkv cannot be read"):
         DistilledSet.load(tmp_path / "out")
+    (tmp_path / "out" / EXPORT).write_text("{")
+    with pytest.raises(ArtifactDamaged, match=r"export\.json cannot be read"):
+        vidistill.Dataset(tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["mkv", "npz", "webdataset", "hf"])
+def test_a_flipped_bit_of_an_exported_set_is_found(bench: Bench, tmp_path: Path, kind: str) -> None:
+    made = done(bench, relabel_job(distilled(bench, "random"), bench.given.train, bench.teacher, SOFT, 7, "label"))
+    facts = export_set(bench.store, made, tmp_path / "out", 8, kind)
+    assert_same(DistilledSet.load(tmp_path / "out"), DistilledSet.load(bench.store.folder(made)))
+    read = {facts["logits"], *(one.get("shard", one["file"]) for one in facts["files"])}
+    assert read <= facts["sha256"].keys()
+    for name in sorted(read):
+        file = tmp_path / "out" / name
+        content = file.read_bytes()
+        file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        with pytest.raises(ArtifactDamaged, match=rf"{file.name} is not what was written there: export the set again"):
+            vidistill.Dataset(tmp_path / "out")
+        file.write_bytes(content)
+    assert len(vidistill.Dataset(tmp_path / "out")) == 3
 
 
 def done(bench: Bench, job: Job) -> ArtifactRef:
     return run_job(job, bench.runtime)[0]
 
 
-def distilled(bench: Bench, spec: str, **options: Any) -> ArtifactRef:
+def distilled(bench: Bench, spec: str, seed: int = 7, **options: Any) -> ArtifactRef:
     source = find_method(spec)
     parameters = source.method.Parameters(**options)
     inputs = {"clips": [bench.given.train], **source.method(parameters).inputs(bench.given)}
-    return [done(bench, job) for job in distil_jobs(source, parameters, 1, 7, 3, inputs, spec)][-1]
+    return [done(bench, job) for job in distil_jobs(source, parameters, 1, seed, 3, inputs, spec)][-1]
 
 
 def scored(bench: Bench, made: ArtifactRef, recipe: Recipe, **inputs: ArtifactRef) -> ArtifactRef:
@@ -157,7 +177,7 @@ def test_an_export_holds_all_that_a_student_needs(bench: Bench, tmp_path: Path) 
 
 
 def test_how_the_common_benchmark_trains_is_not_how_to_train(bench: Bench, tmp_path: Path) -> None:
-    made = distilled(bench, "random")
+    made = distilled(bench, "random", seed=8)
     refs = {"train": bench.given.train, "test": bench.given.train, "distilled": made}
     done(bench, evaluate_job("cnn_gru", STUDENT, Recipe(), 0, refs, "score", "vdsd"))
     facts = export_set(bench.store, made, tmp_path / "vdsd", 8, "npz")
@@ -213,6 +233,12 @@ def test_h264_says_how_much_of_what_was_learned_is_left(bench: Bench, tmp_path: 
     mixed, _ = run_job(relabel_job(learned, bench.given.train, bench.teacher, mix, 0, ""), bench.runtime)
     loss = export_set(bench.store, mixed, tmp_path / "mixed", 8, "mp4")["loss"]
     assert loss["learned_levels"] is None  # another clip's box is nothing that was learned
+
+
+def test_a_folder_that_cannot_be_written_is_said(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file/set cannot be written \(Not a directory\): name another --out"):
+        export_set(bench.store, distilled(bench, "random"), tmp_path / "file" / "set", 8, "mkv")
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(bench: Bench, tmp_path: Path) -> None:

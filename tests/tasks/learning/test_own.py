@@ -1,0 +1,94 @@
+"""A user's network answers two clips before it is trained; what it cannot do is one sentence with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vidistill.models import OWN
+from vidistill.storage.errors import RequestError
+from vidistill.tasks.learning import training
+from vidistill.tasks.learning.own import named
+
+NETS = """
+import torch
+from torch import nn
+
+class Base(nn.Module):
+    def __init__(self, classes, channels):
+        super().__init__()
+        self.classes, self.head, self.calls = classes, nn.Linear(channels, classes), 0
+
+    def forward(self, x_BCTHW):
+        self.calls += 1
+        return self.head(x_BCTHW.mean((2, 3, 4)) + torch.rand(1))
+
+class More(Base):
+    def __init__(self, classes, channels):
+        super().__init__(classes + 2, channels)
+
+class Needs(Base):
+    def __init__(self, classes, width):
+        super().__init__(classes, 3)
+
+class Pair(Base):
+    def forward(self, x_BCTHW):
+        return super().forward(x_BCTHW), 0
+
+class Names(Base):
+    def forward(self, x_BCTHW):
+        logits = super().forward(x_BCTHW)
+        return logits if self.training else logits.argmax(1)
+
+class Fails(Base):
+    def forward(self, x_BCTHW):
+        raise KeyError("no weights")
+
+class Lazy(Base):
+    def __init__(self, classes, channels):
+        super().__init__(classes, channels)
+        self.head = nn.LazyLinear(classes)
+
+class Frozen(Base):
+    def __init__(self, classes, channels):
+        super().__init__(classes, channels)
+        self.requires_grad_(False)
+
+class Thing:
+    def __init__(self, classes):
+        pass
+"""
+SAID = {
+    "More": r"two clips give \(2, 5\) in training, not logits \(2, 3\)",
+    "Needs": r"TypeError: .*missing 1 required positional argument: 'width'",
+    "Pair": "two clips give tuple in training",
+    "Names": r"two clips give \(2,\) in evaluation",
+    "Fails": r"KeyError: 'no weights' \(nets\.py, line \d+\)",
+    "Lazy": "its layers are lazy",
+    "Frozen": "it has no weights to train",
+    "Thing": "AttributeError: 'Thing' object has no attribute",
+}
+
+
+def built(folder: Path, called: str) -> torch.nn.Module:
+    (folder / "nets.py").write_text(NETS)
+    name, _ = named(f"{folder / 'nets.py'}:{called}")
+    return training.build_network(name, 3, (4, 8, 8, 3), seed=0)
+
+
+@pytest.mark.parametrize("called", SAID)
+def test_what_it_cannot_do_is_said_before_it_is_trained(tmp_path: Path, called: str) -> None:
+    said = rf"^The network {called.lower()}@\w+ cannot tell 3 classes of clips of 4 frames of 8×8: .*{SAID[called]}"
+    with pytest.raises(RequestError, match=said):
+        built(tmp_path, called)
+
+
+def test_being_tried_leaves_no_trace(tmp_path: Path) -> None:
+    network = built(tmp_path, "Base")
+    drawn = torch.rand(1)
+    assert (network.calls, network.training) == (0, True)
+    torch.manual_seed(0)
+    OWN[next(name for name in OWN if name.startswith("base@"))](3, 3)
+    assert torch.equal(drawn, torch.rand(1))
