@@ -13,7 +13,7 @@ from pydantic import Field, WithJsonSchema
 from vidistill.flows import distill as experiments
 from vidistill.flows import pool as pools
 from vidistill.flows.commands import merged, pool_request_of, request_of
-from vidistill.flows.parameters import PRESETS, DataRequest, Experiment, PoolRequest, checked, name_of
+from vidistill.flows.parameters import PRESETS, DataRequest, Experiment, PoolRequest, checked, load_preset, name_of
 from vidistill.models import FRONT_NAMES, NETWORKS
 from vidistill.storage.opening import default_location
 from vidistill.storage.store import ArtifactRef
@@ -34,8 +34,16 @@ def _beyond(model: type[DataRequest], *shown: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "object", "propertyNames": {"enum": names}})
 
 
+def _preset_of(model: type[DataRequest]) -> WithJsonSchema:
+    """A shipped preset of this request: of those that have no parameters beyond it, an experiment's have cells."""
+    found = {file.stem: load_preset(str(file)).keys() for file in sorted(PRESETS.glob("*.yaml"))}
+    known, cells = model.model_fields.keys(), "cells" in model.model_fields
+    return _one_of(OWN, *(name for name, names in found.items() if names <= known and ("cells" in names) == cells))
+
+
 ON_FORM = ("data", "ipc", "kb", "students", "front", "seeds")
-Preset = Annotated[str, _one_of(OWN, *sorted(file.stem for file in PRESETS.glob("*.yaml")))]
+Preset = Annotated[str, _preset_of(Experiment)]
+PoolPreset = Annotated[str, _preset_of(PoolRequest)]
 Method = Annotated[str, _one_of(*REGISTRY)]
 Methods = list[Annotated[str, _one_of("full", *REGISTRY)]]
 Ipc = list[Annotated[int, Field(ge=1)]]
@@ -83,7 +91,7 @@ def distill(
 
     Args:
         data: A folder of videos or a CSV file that the workers can read, or `sprites`, the set that vidistill renders.
-        preset: An experiment that is shipped; what else is given here changes it.
+        preset: An experiment that is shipped; what else is given here changes it: clear the rest for itself.
         methods: The table's methods; variants, and methods of your own, go to `cells` of advanced.
         ipc: Budgets in instances (clips) a class.
         kb: Budgets in kilobytes a class, all included, of the method `coded`.
@@ -104,7 +112,7 @@ def distill(
 
 @flow(name="pool", flow_run_name=pool_name)
 def pool(
-    data: str = "", preset: Preset = OWN, clips: Number = 0, front: Front = OWN, runner: Runner = "threads",
+    data: str = "", preset: PoolPreset = OWN, clips: Number = 0, front: Front = OWN, runner: Runner = "threads",
     advanced: AdvancedPool = {},  # noqa: B006
 ) -> ArtifactRef:  # fmt: skip
     """Generate a pool of clips of a labelled video data set, or the part of it that the store lacks.
@@ -113,7 +121,7 @@ def pool(
 
     Args:
         data: A folder of videos or a CSV file that the workers can read, or `sprites`, the set that vidistill renders.
-        preset: A pool that is shipped; what else is given here changes it.
+        preset: A pool that is shipped; what else is given here changes it: clear the rest for itself.
         clips: Generated clips a class; 0 is the default, 20.
         front: What networks see first.
         runner: Who does the jobs; `dask:ADDRESS` and `ray:ADDRESS` go to `runtime` of advanced.

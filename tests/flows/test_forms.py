@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 import yaml
 from prefect.client.schemas.objects import FlowRun
+from prefect.utilities.callables import parameter_schema
 
 from vidistill import deployments
 from vidistill.flows import distill, forms, pool
@@ -59,6 +60,15 @@ def test_a_preset_is_changed_by_what_else_the_form_says(asked: Asked) -> None:
     changed = asked(forms.distill, preset="sprites", seeds=1, advanced={"decode": {"views": 2}})[0]
     assert (changed.seeds, changed.decode.views, changed.decode.size) == (1, 2, 56)
     assert changed.cells == plain.cells
+
+
+@pytest.mark.parametrize(("flow", "others"), [(forms.distill, "benchmark_sprites"), (forms.pool, "sprites")])
+def test_each_preset_on_a_form_is_one_of_its_flow(asked: Asked, flow: Any, others: str) -> None:
+    shown = parameter_schema(flow).properties["preset"]["enum"]
+    assert others not in shown
+    assert len(shown) > 4
+    for preset in shown[1:]:
+        assert asked(flow, preset=preset, data="videos")[0].data == "videos"
 
 
 def test_the_pool_s_form(asked: Asked) -> None:
