@@ -22,7 +22,7 @@ from vidistill.tasks.learning import benchmark, kinetics, streams, training
 from vidistill.tasks.learning.relabel import GuidedMix, videomix
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device, Draw, OptimiserParameters, Order, TrainingParameters
-from vidistill.tasks.learning.views import RealBatches, cutmix, smoothed, view
+from vidistill.tasks.learning.views import RealBatches, centre_clips, cutmix, smoothed, view
 from vidistill.tasks.methods import Recipe
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.index import IndexTable, load_index
@@ -257,16 +257,9 @@ def soft_targets(logits_BK: Tensor, temperature: float) -> Tensor:
     return (logits_BK / temperature).softmax(dim=1)
 
 
-def predict_test(
-    network: nn.Module, clips: Clips, device: Device, batch_size: int = 32, seen: ClipTable | None = None
-) -> Tensor:
+def predict_test(network: nn.Module, clips: Clips, device: Device, seen: ClipTable | None = None) -> Tensor:
     """Logits (N, K) of the centre clip of every video of a set, normalised as `seen` says or as the set itself."""
-    table = seen or clips.table
-    batches = (
-        training.to_input(clips.read(range(start, min(start + batch_size, len(clips)))), table.mean, table.std, device)
-        for start in range(0, len(clips), batch_size)
-    )
-    return training.predict(network, batches, device)
+    return training.predict(network, centre_clips(clips, range(len(clips)), device, seen), device)
 
 
 def score(logits_NK: Tensor, labels_N: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from vidistill.tasks.learning.pixels import to_pixels
 from vidistill.tasks.learning.saliency import SaliencyParameters, saliency, threshold
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device, Precision
+from vidistill.tasks.learning.views import draw_box
 from vidistill.tasks.methods import Recipe
 from vidistill.tasks.stage import Job, Work, stage
 
@@ -75,14 +76,6 @@ def derangement(n: int, random: np.random.Generator) -> np.ndarray:
     partner = np.empty(n, dtype=np.int64)
     partner[order] = np.roll(order, 1)
     return partner
-
-
-def draw_box(random: np.random.Generator, alpha: float, height: int, width: int) -> tuple[slice, slice]:
-    """CutMix's box: area share 1 − λ, clipped at the border."""
-    side = np.sqrt(1 - random.beta(alpha, alpha))
-    y, x = random.integers(height), random.integers(width)
-    half_y, half_x = int(height * side) // 2, int(width * side) // 2
-    return slice(max(0, y - half_y), y + half_y), slice(max(0, x - half_x), x + half_x)
 
 
 class RelabelParameters(Parameters):

@@ -15,7 +15,7 @@ from vidistill.storage.clips import Clips
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.training import Device, Order, TrainingParameters
-from vidistill.tasks.learning.views import RealBatches
+from vidistill.tasks.learning.views import RealBatches, centre_clips
 from vidistill.tasks.stage import Job, Work, stage
 
 if TYPE_CHECKING:
@@ -88,14 +88,10 @@ def load_teacher(store: Store, ref: ArtifactRef, clips: Clips, device: Device) -
     return training.settled(network, device)
 
 
-def features(network: nn.Module, clips: Clips, rows: np.ndarray, device: Device, batch_size: int = 32) -> np.ndarray:
+def features(network: nn.Module, clips: Clips, rows: np.ndarray, device: Device) -> np.ndarray:
     """`embed` of the centre clips of these rows: float64 (N, D)."""
     import torch
 
-    found = []
+    batches = centre_clips(clips, rows, device)
     with torch.inference_mode(), device.autocast():
-        for start in range(0, len(rows), batch_size):
-            clips_NTHWC = clips.read(rows[start : start + batch_size])
-            x_BCTHW = training.to_input(clips_NTHWC, clips.table.mean, clips.table.std, device)
-            found.append(network.embed(x_BCTHW).double().cpu().numpy())  # type: ignore[operator]
-    return np.concatenate(found)
+        return np.concatenate([network.embed(x_BCTHW).double().cpu().numpy() for x_BCTHW in batches])  # type: ignore[operator]

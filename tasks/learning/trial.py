@@ -21,7 +21,7 @@ from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.evaluate import StudentParameters, score
 from vidistill.tasks.learning.training import Device, Order
-from vidistill.tasks.learning.views import RealBatches
+from vidistill.tasks.learning.views import RealBatches, centre_clips
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.layouts import HOLDOUT_FRACTION
 from vidistill.tasks.videos.scan import Video
@@ -76,15 +76,12 @@ def trained_on_four_fifths(
 ) -> Tried:
     """Train a network in place on four fifths of the clips, and score it on the rest."""
     train_N, held_N = fifths(clips.table.videos, clips.classes)
-    order, table = Order(len(train_N), student.optimiser.batch_size, seed), clips.table
+    order = Order(len(train_N), student.optimiser.batch_size, seed)
     draw = RealBatches(clips, order, device, student, streams.STUDENT_VIEWS, train_N)
     training.train(network, draw, student.steps(len(train_N)), student.optimiser, device, seed=seed, work=work,
                    average=student.average)  # fmt: skip
-    batches = (
-        training.to_input(clips.read(held_N[first : first + 32]), table.mean, table.std, device)
-        for first in range(0, len(held_N), 32)
-    )
-    found = score(training.predict(network, batches, device), clips.labels_N[held_N])
+    logits_NK = training.predict(network, centre_clips(clips, held_N, device), device)
+    found = score(logits_NK, clips.labels_N[held_N])
     return Tried(found["top1"], len(held_N), len(train_N))
 
 

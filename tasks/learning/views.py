@@ -5,13 +5,14 @@ Shapes: B clips, C colours, T frames, H height, W width, K classes. `x_BCTHW` is
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vidistill.storage.clips import Clips
+from vidistill.storage.clips import Clips, ClipTable
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.ahead import Ahead
 from vidistill.tasks.learning.training import Device, Order, TrainingParameters, generator
@@ -58,10 +59,7 @@ def cutmix(x_BCTHW: Tensor, targets_BK: Tensor, alpha: float, random: np.random.
     if not alpha or random.random() < 0.5:
         return x_BCTHW, targets_BK
     height, width = x_BCTHW.shape[3:]
-    side = np.sqrt(1 - random.beta(alpha, alpha))
-    y, x = random.integers(height), random.integers(width)
-    rows = slice(max(0, y - int(height * side) // 2), y + int(height * side) // 2)
-    columns = slice(max(0, x - int(width * side) // 2), x + int(width * side) // 2)
+    rows, columns = draw_box(random, alpha, height, width)
     other_B = torch.from_numpy(random.permutation(len(x_BCTHW))).to(x_BCTHW.device)
     mixed_BCTHW = x_BCTHW.clone()
     mixed_BCTHW[:, :, :, rows, columns] = x_BCTHW[other_B][:, :, :, rows, columns]
@@ -69,9 +67,26 @@ def cutmix(x_BCTHW: Tensor, targets_BK: Tensor, alpha: float, random: np.random.
     return mixed_BCTHW, (1 - share) * targets_BK + share * targets_BK[other_B]
 
 
+def draw_box(random: np.random.Generator, alpha: float, height: int, width: int) -> tuple[slice, slice]:
+    """CutMix's box: area share 1 − λ, clipped at the border."""
+    side = np.sqrt(1 - random.beta(alpha, alpha))
+    y, x = random.integers(height), random.integers(width)
+    half_y, half_x = int(height * side) // 2, int(width * side) // 2
+    return slice(max(0, y - half_y), y + half_y), slice(max(0, x - half_x), x + half_x)
+
+
 def smoothed(targets_BK: Tensor, smoothing: float) -> Tensor:
     """Label smoothing (Szegedy et al. 2016): a share of the probability is spread over all classes."""
     return targets_BK * (1 - smoothing) + smoothing / targets_BK.shape[1]
+
+
+def centre_clips(
+    clips: Clips, rows_N: Sequence[int] | NDArray[np.int64], device: Device, table: ClipTable | None = None
+) -> Iterator[Tensor]:
+    """x_BCTHW of these rows, 32 at a time, normalised as the set itself is, or as `table` says."""
+    known = table or clips.table
+    for first in range(0, len(rows_N), 32):
+        yield training.to_input(clips.read(rows_N[first : first + 32]), known.mean, known.std, device)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from tiny import Tiny, saliency_by_loops
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.learning import training
-from vidistill.tasks.learning.relabel import GuidedMix, derangement, draw_box, relabel_job, teacher_logits, videomix
+from vidistill.tasks.learning.relabel import GuidedMix, derangement, relabel_job, teacher_logits, videomix
 from vidistill.tasks.learning.saliency import saliency, threshold
 from vidistill.tasks.learning.teacher import load_teacher
+from vidistill.tasks.learning.views import draw_box
 from vidistill.tasks.methods import Recipe
 from vidistill.tasks.stage import Runtime, run_job
 
