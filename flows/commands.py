@@ -17,6 +17,7 @@ from vidistill.flows.runners import check_runner
 from vidistill.models import parted
 from vidistill.storage.errors import RequestError, RowsFailed
 from vidistill.storage.opening import default_location, open_store
+from vidistill.tasks.report.data import Named
 from vidistill.tasks.report.tables import size
 from vidistill.tasks.stage import Runtime
 from vidistill.tasks.videos.layouts import IndexParameters
@@ -247,7 +248,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         difference += f" ± {100 * row['difference_interval']:.1f}"
     kept = row["bytes"] if row["bytes_coded"] is None else row["bytes_coded"]
     return [
-        f"{row['method']} {row['variant']}".strip(),
+        Named.of(row).name,
         row["student"],
         _budget(row),
         f"{100 * row['top1_mean']:.1f}" + (f" ± {100 * row['top1_std']:.1f}" if row["seeds"] > 1 else ""),

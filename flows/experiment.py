@@ -165,6 +165,7 @@ def _row_jobs(graph: Graph, experiment: Experiment, table: IndexTable, data: Dat
         kb=row.kb,
         student=row.student,
         network=network,
+        teacher=experiment.teacher.network if row.recipe.needs_teacher else "",
         scores=tuple(scores),
         sets=tuple(sets),
         makers=tuple(tuple(refs) for refs in makers),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vidistill.storage.errors import RequestError
+from vidistill.tasks.report.data import Named
 
 Values = dict[str, float]
 PROJECT = "vidistill"
@@ -46,10 +47,10 @@ def of_report(document: dict[str, Any]) -> list[Logged]:
     for row in document["rows"]:
         own = [next(curves) for _ in range(row["seeds"])]
         budget = f"ipc {row['ipc']}" if row["ipc"] else f"kb {row['kb']:g}" if row["kb"] else "all"
-        parts = [row["method"], row["variant"], row["recipe"], budget, row["student"]]
+        parts = [Named.of(row).name, row["recipe"], budget, row["student"]]
         losses = tuple(tuple(zip(curve["steps"], curve["loss"], strict=True)) for curve in own)
         facts = {name: str(row[name]) for name in FACTS if row[name] is not None}
-        found.append(Logged(" ".join(filter(None, parts)), facts, _numbers(row, METRICS), losses))
+        found.append(Logged(" ".join(parts), facts, _numbers(row, METRICS), losses))
     return found
 
 

@@ -122,6 +122,7 @@ AGAIN = of("tasks/videos/test_decode.py", "test_what_the_machine_may_have_failed
 AREA = of("tasks/learning/test_evaluate.py", "test_a_class_without_clips_counts_in_no_area_under_the_curve")
 DAMAGE = of("storage/test_store.py", "test_every_damage_is_named")
 CONTAINER = of("storage/test_locks.py", "test_a_container_that_shares_the_host_s_name_is_told_by_its_heartbeat")
+TEACHERS = of("tasks/report/test_scores.py", "test_rows_are_compared_with_the_random_that_their_own_teacher_labelled")
 TOLD_APART = of("tasks/report/test_scores.py", "test_sets_of_several_networks_for_one_student_are_told_apart")
 BEHIND = of("tasks/report/test_page.py", "test_a_set_that_is_behind_what_it_began_as_says_so")
 LOSSES = of("tasks/match/test_match_losses.py")
@@ -600,12 +601,22 @@ MUTATIONS = [
     Mutation("storage/mirror.py", "a mirror trips over what is removed", PASSED_OVER,
              "    except FileNotFoundError:\n        return 0.0",
              "    except ZeroDivisionError:\n        return 0.0"),
-    Mutation("tasks/report/gather.py", "sets of two networks have one name", TOLD_APART,
-             "made.append(row if row.network == network else",
-             "made.append(row if True else"),
+    Mutation("tasks/report/naming.py", "sets of two networks have one name", TOLD_APART,
+             "            found = found or own",
+             "            pass"),
     Mutation("tasks/report/scores.py", "a set's score is that of another network's", TOLD_APART,
-             "training ipc kb student network",
-             "training ipc kb student"),
+             "one.maker == row.maker and (one.by",
+             "(one.by"),
+    Mutation("tasks/report/data.py", "a row is compared with another teacher's Random", TEACHERS,
+             "self.student, self.training, self.teacher)",
+             'self.student, self.training, "")'),
+    Mutation("tasks/report/naming.py", "rows of two teachers have one name", TEACHERS,
+             ', ("teacher", row.teacher)',
+             ', ("teacher", "")'),
+    Mutation("flows/experiment.py", "a row does not know who labelled it",
+             of("flows/test_fronts.py", "test_a_row_names_the_teacher_that_labels_its_clips"),
+             "if row.recipe.needs_teacher else",
+             "if False else"),
     Mutation("tasks/report/gather.py", "no set is behind its own start", BEHIND,
              "    if not behind:",
              "    if True:"),

@@ -10,7 +10,7 @@ import numpy as np
 from vidistill.storage.store import Store
 from vidistill.tasks.learning.evaluate import CONFUSION
 from vidistill.tasks.report.data import Confusion, Row, RowPlan
-from vidistill.tasks.report.tables import heading_of, row_label, setting_of
+from vidistill.tasks.report.tables import group_of, heading_of, row_label
 
 SHOWN_TABLES, SHOWN_CLASSES, LARGEST = 8, 16, 10
 
@@ -19,7 +19,7 @@ def confusions(store: Store, plans: Sequence[RowPlan], rows: Sequence[Row]) -> l
     """Of the best row of each table (and of each kind of all clips), where its scores say what was called what."""
     best: dict[tuple[str, ...], int] = {}
     for number, row in enumerate(rows):
-        table = (row.labels, *setting_of(row), row.method if row.whole else "")
+        table = (row.labels, *group_of(row), row.method if row.whole else "")
         if table not in best or row.top1_mean > rows[best[table]].top1_mean:
             best[table] = number
     found = []

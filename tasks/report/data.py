@@ -5,8 +5,9 @@ Legend: T frames, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,41 +22,28 @@ TRAINING_CLIPS = "training clips"
 """The key of `ReportData.dataset_summary` from which the summary takes the share of the clips that was kept."""
 
 
-class RowPlan(Parameters):
-    """Where a row's numbers are: a score a seed, the distilled set a seed, and everything that was made for each."""
+class Setting(NamedTuple):
+    """All that a row and its Random have in common."""
 
-    method: str
-    variant: str
     recipe: str
-    labels: LabelKind
     ipc: int | None
+    kb: float | None
     student: str
-    scores: tuple[ArtifactRef, ...]
-    sets: tuple[ArtifactRef, ...]
-    makers: tuple[tuple[ArtifactRef, ...], ...]
-    protocol: str = "vidistill"
-    kb: float | None = Field(None, exclude_if=lambda kb: kb is None)
-    network: str = Field("", exclude_if=lambda network: not network)
-    training: str = Field("", exclude_if=lambda training: not training)
-    began_with: str = Field("", exclude_if=lambda weights: not weights)
-
-    @property
-    def name(self) -> str:
-        return f"{self.method} {self.variant}".strip()
-
-    @property
-    def set_name(self) -> str:
-        """Without how students were trained on it."""
-        return self.name.removesuffix(self.training).strip()
-
-    @property
-    def budget(self) -> str:
-        """`, ipc 5`, `, kb 10`, or nothing."""
-        return f", ipc {self.ipc}" if self.ipc else f", kb {self.kb:g}" if self.kb else ""
+    training: str
+    teacher: str
 
 
-class FailedRow(Parameters):
-    """A row that could not be made, and why in a sentence."""
+class Named(Parameters):
+    """What a row is of: by this it is named, paired with its Random, and told from others of its name.
+
+    Attributes:
+        ipc: distilled clips a class; None for all of them, as `full` has, and where the budget is one of bytes.
+        kb: the budget in kilobytes (1,000 bytes) a class, where it is one.
+        training: how its students' training differs from that of other rows, in words; the variant ends with it.
+        network: what the method itself used, front included; empty where it used none.
+        teacher: the network whose labels the students learn, front included; empty where no teacher gives them.
+        by: the network, else the teacher, where a row before of the same name and student had another.
+    """
 
     method: str
     variant: str
@@ -64,35 +52,93 @@ class FailedRow(Parameters):
     ipc: int | None
     kb: float | None = None
     student: str
-    training: str = Field("", exclude_if=lambda training: not training)
-    error: str
+    training: str = ""
+    network: str = ""
+    teacher: str = ""
+    by: str = ""
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Named:
+        """The same of a row in a report's JSON."""
+        return Named.model_validate({name: row[name] for name in Named.model_fields if name in row})
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.variant}".strip() + self.told
+
+    @property
+    def is_random(self) -> bool:
+        """Whether it is what rows of its budget are measured against: Random, or random clips coded to a budget."""
+        name = self.method, self.set_variant
+        return name == ("random", "") or (name == ("coded", "random") and self.kb is not None)
 
     @property
     def whole(self) -> bool:
         """Whether it keeps all clips."""
         return self.ipc is None and self.kb is None
 
+    @property
+    def setting(self) -> Setting:
+        """Rows are compared with the Random of the same."""
+        return Setting(self.recipe, self.ipc, self.kb, self.student, self.training, self.teacher)
 
-class Row(Parameters):
+    @property
+    def set_variant(self) -> str:
+        """The variant without how students were trained."""
+        return self.variant.removesuffix(self.training).strip()
+
+    @property
+    def maker(self) -> tuple[str, str, str]:
+        """What made its set."""
+        return self.method, self.set_variant, self.network
+
+    @property
+    def told(self) -> str:
+        """What its name ends with where another row has the same: `, by NETWORK` or `, labelled by NETWORK`."""
+        made = "by" if self.by == self.network else "labelled by"
+        return f", {made} {self.by}" if self.by else ""
+
+
+class RowPlan(Named):
+    """Where a row's numbers are: a score a seed, the distilled set a seed, and everything that was made for each."""
+
+    scores: tuple[ArtifactRef, ...]
+    sets: tuple[ArtifactRef, ...]
+    makers: tuple[tuple[ArtifactRef, ...], ...]
+    protocol: str = "vidistill"
+    began_with: str = ""
+
+    @property
+    def set_name(self) -> str:
+        return f"{self.method} {self.set_variant}".strip()
+
+    @property
+    def budget(self) -> str:
+        """`, ipc 5`, `, kb 10`, or nothing."""
+        return f", ipc {self.ipc}" if self.ipc else f", kb {self.kb:g}" if self.kb else ""
+
+
+class FailedRow(Named):
+    """A row that could not be made, and why in a sentence."""
+
+    error: str
+
+
+class Row(Named):
     """One method at one budget on one student: shares in [0, 1], means and deviations over seeds.
 
     Attributes:
-        ipc: distilled clips a class; None for all of them, as `full` has, and where the budget is one of bytes.
-        kb: the budget in kilobytes (1,000 bytes) a class, where it is one.
         bytes: stored size of the set, with its soft labels or, for online ones, the teacher's weights.
         bytes_coded: the same with its clips as coded video, where those were scored.
         seconds: time to make the set. peak_memory_bytes: of the stage's own process.
         flops: of the student's whole training. student_seconds: that it took, its test included; 0 where none trained.
         artifact: the key of the distilled set.
         per_class: mean accuracy of each class. top1: one value a seed.
-        difference_mean: paired over seeds against Random of the same recipe, ipc and student.
+        difference_mean: paired over seeds against Random of the same setting.
         difference_error: the standard error of that difference.
         difference_interval: half of its 95 % t interval.
         settled: whether that interval leaves out zero, of three seeds or more.
         front: what the student sees first; it stands in the student's name as well, unless it is `rgb`.
-        network: what the method itself used, front included; empty where it used none.
-        training: how its students' training differs from that of other rows, in words; the variant ends with it.
-        by: the network that the method used, where it used another for a row of the same name and student before.
         collapsed: seeds whose student calls nearly everything one class.
         mark: what the reader must know of this row, such as that few videos gave a crop.
     """
@@ -100,12 +146,6 @@ class Row(Parameters):
     dataset: str
     split: str
     protocol: str
-    recipe: str
-    method: str
-    variant: str
-    ipc: int | None
-    student: str
-    labels: LabelKind
     top1_mean: float
     top1_std: float
     top5_mean: float
@@ -125,24 +165,9 @@ class Row(Parameters):
     settled: bool = False
     collapsed: tuple[int, ...] = ()
     mark: str = ""
-    kb: float | None = None
     front: str = "rgb"
-    network: str = ""
     bytes_coded: int | None = None
     student_seconds: float = 0.0
-    training: str = ""
-    by: str = ""
-
-    @property
-    def whole(self) -> bool:
-        """Whether it keeps all clips."""
-        return self.ipc is None and self.kb is None
-
-    @property
-    def is_random(self) -> bool:
-        """Whether it is what rows of its budget are measured against: Random, or random clips coded to a budget."""
-        name = self.method, self.variant.removesuffix(self.training).strip()
-        return name == ("random", "") or (name == ("coded", "random") and self.kb is not None)
 
 
 class Curve(Parameters):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,13 @@ from vidistill.tasks.report.data import (
     Curve,
     FailedRow,
     LineageEntry,
+    Named,
     ReportData,
     Row,
     RowPlan,
     Saliency,
 )
+from vidistill.tasks.report.naming import told_apart
 from vidistill.tasks.report.page import render_html, render_json, render_markdown
 from vidistill.tasks.report.pool import pools_shown
 from vidistill.tasks.report.statistics import LEAST_SEEDS, collapsed_to, deviation, paired
@@ -72,9 +74,11 @@ def report_job(
     return report(parameters, inputs, label="report")
 
 
-@stage("report", version=17)  # 17: a row names the network that its jobs asked
+@stage("report", version=18)  # 18: a row is paired with the Random that its own teacher labelled
 def report(work: Work) -> None:
-    parameters = ReportParameters.model_validate(work.job.parameters)
+    asked = ReportParameters.model_validate(work.job.parameters)
+    rows, failed = told_apart(asked.rows), told_apart(asked.failed, beside=asked.rows)
+    parameters = asked.model_copy(update={"rows": tuple(rows), "failed": tuple(failed)})
     data = gather(work, parameters)
     (work.folder / HTML).write_text(render_html(data), encoding="utf-8")
     (work.folder / JSON).write_text(json.dumps(render_json(data), indent=1), encoding="utf-8")
@@ -89,7 +93,7 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
     scores = {ref: load_score(store.folder(ref)) for ref in work.refs("scores")}
     manifests = _lineage(store, [ref for refs in work.job.inputs.values() for ref in refs])
     lost = [row.model_dump() for row in (*index.rejected, *train.table.rejected, *test.table.rejected)]
-    made = [
+    rows = [
         _marked(
             _row(parameters, plan, scores, manifests).model_copy(update=coded_bytes(store, plan, scores)),
             plan,
@@ -99,7 +103,6 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
         )
         for plan in parameters.rows
     ]
-    rows = told_apart(made)
     return ReportData(
         title=parameters.title,
         created=max(manifest.created for manifest in manifests.values()),
@@ -152,19 +155,11 @@ def _row(
     top1 = [score.top1 for score in own]
     makers = [[manifests[ref] for ref in refs] for refs in plan.makers]
     return Row(
+        **{name: getattr(plan, name) for name in Named.model_fields},
         dataset=parameters.dataset,
         split=parameters.split,
         protocol=plan.protocol,
-        recipe=plan.recipe,
-        method=plan.method,
-        variant=plan.variant,
-        training=plan.training,
-        ipc=plan.ipc,
-        kb=plan.kb,
-        student=plan.student,
         front=parted(plan.student)[0],
-        network=plan.network,
-        labels=plan.labels,
         top1_mean=float(np.mean(top1)),
         top1_std=deviation(top1),
         top5_mean=float(np.mean([score.top5 for score in own])),
@@ -182,26 +177,12 @@ def _row(
     )
 
 
-def told_apart(rows: Iterable[Row]) -> list[Row]:
-    """Rows of one name and student whose methods used several networks: the later ones say which."""
-    first: dict[tuple[str, ...], str] = {}
-    made = []
-    for row in rows:
-        network = first.setdefault((row.method, row.variant, row.student), row.network)
-        made.append(row if row.network == network else row.model_copy(update={"by": row.network}))
-    return made
-
-
 def with_differences(rows: list[Row]) -> list[Row]:
-    """Each row's top-1 minus Random's of the same recipe, budget, student, training and seed: mean, error, interval."""
-
-    def setting(row: Row) -> tuple[object, ...]:
-        return row.recipe, row.ipc, row.kb, row.student, row.training
-
-    random = {setting(row): row for row in rows if row.is_random}
+    """Each row's top-1 minus Random's of the same setting and seed: mean, error, interval."""
+    random = {row.setting: row for row in rows if row.is_random}
     made = []
     for row in rows:
-        against = random.get(setting(row))
+        against = random.get(row.setting)
         if against is None or against is row:
             made.append(row)
             continue

@@ -29,10 +29,10 @@ from vidistill.tasks.report.tables import (
     display,
     duration,
     failed_cells,
+    group_of,
     heading_of,
     percent,
     row_label,
-    setting_of,
     size,
     summary,
     tables,
@@ -230,8 +230,8 @@ class Bars:
 
 def _bars(data: ReportData, colours: dict[str, str]) -> list[Bars]:
     charts = []
-    rows = sorted((row for row in data.rows if row.per_class), key=lambda row: (row.whole, row.labels, setting_of(row)))
-    for _, members in groupby(rows, key=lambda row: (row.labels, setting_of(row))):
+    rows = sorted((row for row in data.rows if row.per_class), key=lambda row: (row.whole, row.labels, group_of(row)))
+    for _, members in groupby(rows, key=lambda row: (row.labels, group_of(row))):
         ranked = sorted(members, key=lambda row: (not row.is_random, -row.top1_mean))[:PER_CLASS_METHODS]
         series = [pictures.Series(colours[row_label(row)], row_label(row), (), row.per_class) for row in ranked]
         heading = heading_of(ranked[0], data.rows)

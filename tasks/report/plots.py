@@ -125,8 +125,7 @@ def class_gains(rows: Sequence[Row], classes: Sequence[str]) -> tuple[str, list[
     best = max(leading, key=lambda row: row.difference_mean or 0.0, default=None)
     if best is None:
         return None
-    budget = (best.student, best.recipe, best.ipc, best.kb)
-    against = next(row for row in rows if row.is_random and (row.student, row.recipe, row.ipc, row.kb) == budget)
+    against = next(row for row in rows if row.is_random and row.setting == best.setting)
     pairs = zip(classes, best.per_class, against.per_class, strict=True)
     gains = sorted(((name, own - other) for name, own, other in pairs), key=lambda pair: -pair[1])
     many = f"{best.kb:g} kB" if best.ipc is None else str(best.ipc)

@@ -1,6 +1,6 @@
 """Scores of a benchmark beyond accuracy, from a report's JSON: DD-Ranking's, areas under curves, published numbers.
 
-Rows are compared where student, training, recipe and budget are the same, as in the report.
+Rows are compared where all of their setting is the same, as in the report.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from vidistill.models import parted
 from vidistill.tasks.report.bytes import kilobytes
-from vidistill.tasks.report.data import Row
+from vidistill.tasks.report.data import Row, Setting
 from vidistill.tasks.report.tables import budget_of, display, percent, row_label, spread
 
 PUBLISHED = Path(__file__).parent / "published.csv"
@@ -81,9 +81,11 @@ def normalised(alpha: float) -> float:
 
 def label_robust(row: Row, rows: Sequence[Row]) -> float | None:
     """LRS of a method at a budget; None where a hard-label row of it, all clips or a Random is missing."""
-    own = [one for one in rows if _same(one, row, "method variant training ipc kb student network")]
+    alike = [one for one in rows if _of_every_recipe(one) == _of_every_recipe(row)]
+    own = [one for one in alike if one.maker == row.maker and (one.by == row.by or not one.teacher)]
     hard = next((one for one in own if one.recipe == "hard"), None)
-    full = next((one for one in rows if one.method == "full" and _same(one, row, "training student")), None)
+    trained = row.student, row.training
+    full = next((one for one in rows if one.method == "full" and (one.student, one.training) == trained), None)
     gains = {one.recipe: one.top1_mean - against.top1_mean for one in own if (against := _random_of(one, rows))}
     best = max((one for one in own if one.recipe in gains), key=lambda one: one.top1_mean, default=None)
     if hard is None or full is None or best is None:
@@ -93,8 +95,8 @@ def label_robust(row: Row, rows: Sequence[Row]) -> float | None:
 
 def augmentation_robust(row: Row, rows: Sequence[Row]) -> float | None:
     """ARS of a row: its lead over Random with crops and without; None where one of the two was not run."""
-    alike = [one for one in rows if _same(one, row, "method recipe ipc kb student network")]
-    bare = [one for one in alike if one.training.startswith(WITHOUT_CROPS) and _plain(one) == _plain(row)]
+    alike = [one for one in rows if one.maker == row.maker and one.setting._replace(training="") == row.setting]
+    bare = [one for one in alike if one.training.startswith(WITHOUT_CROPS)]
     with_crops, without = _random_of(row, rows), _random_of(bare[0], rows) if bare else None
     if row.training or with_crops is None or without is None:
         return None
@@ -102,16 +104,12 @@ def augmentation_robust(row: Row, rows: Sequence[Row]) -> float | None:
     return normalised(WEIGHT * leads[0] + (1 - WEIGHT) * leads[1])
 
 
-def _plain(row: Row) -> str:
-    return row.variant.removesuffix(row.training).strip()
+def _of_every_recipe(row: Row) -> Setting:
+    return row.setting._replace(recipe="", teacher="")
 
 
 def _random_of(row: Row, rows: Sequence[Row]) -> Row | None:
-    return next((one for one in rows if one.is_random and _same(one, row, "recipe training ipc kb student")), None)
-
-
-def _same(one: Row, other: Row, names: str) -> bool:
-    return all(getattr(one, name) == getattr(other, name) for name in names.split())
+    return next((one for one in rows if one.is_random and one.setting == row.setting), None)
 
 
 def robust_table(rows: Sequence[Row]) -> Table:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from vidistill.tasks.report.data import TRAINING_CLIPS, FailedRow, ReportData, Row
+from vidistill.tasks.report.data import TRAINING_CLIPS, FailedRow, Named, ReportData, Row
 from vidistill.tasks.report.statistics import LEAST_SEEDS, paired
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -83,14 +83,14 @@ def tables(rows: Sequence[Row], classes: int = 0) -> list[Table]:
     return shown
 
 
-def setting_of(row: Row) -> tuple[str, ...]:
+def group_of(row: Row) -> tuple[str, ...]:
     budget = "" if row.whole else f"{row.ipc or 0:09d} {row.kb or 0:012.3f}"
     return (row.dataset, row.split, row.protocol, row.student, budget, row.recipe, row.labels)
 
 
 def _groups(rows: Iterable[Row], every: Sequence[Row], classes: int) -> list[TableGroup]:
     groups = []
-    for _, members in groupby(sorted(rows, key=lambda row: (setting_of(row), -row.top1_mean)), key=setting_of):
+    for _, members in groupby(sorted(rows, key=lambda row: (group_of(row), -row.top1_mean)), key=group_of):
         competing = list(members)
         groups.append(_group(competing, heading_of(competing[0], every), classes))
     return groups
@@ -118,7 +118,7 @@ def heading_of(row: Row, every: Sequence[Row]) -> str:
     return " · ".join([row.student, budget, *varying])
 
 
-def budget_of(row: Row | FailedRow) -> str:
+def budget_of(row: Named) -> str:
     return str(row.ipc) if row.kb is None else f"{row.kb:g} kB"
 
 
@@ -143,15 +143,16 @@ def failed_cells(row: FailedRow) -> list[str]:
     return [row_label(row), budget, row.recipe, row.student, row.error]
 
 
-def row_label(row: Row | FailedRow) -> str:
-    label = display(row.method if row.variant in {"", "default", row.method} else f"{row.method}/{row.variant}")
-    return f"{label}, by {row.by}" if isinstance(row, Row) and row.by else label
+def row_label(row: Named) -> str:
+    plain = row.variant in {"", "default", row.method}
+    return display((row.method if plain else f"{row.method}/{row.variant}") + row.told)
 
 
 def display(name: str) -> str:
-    """`tsgf/no mask` or `tsgf no mask` → `TSGF · no mask`; `tsgf, soft` → `TSGF · soft`."""
+    """`tsgf/no mask` or `tsgf no mask` → `TSGF · no mask`; `tsgf, soft` → `TSGF · soft`; `tsgf, by c3d` as it is."""
+    name, *told = re.split(r"(?=, (?:labelled )?by )", name, maxsplit=1)
     method, *variant = re.split(r"[/,\s]+", name, maxsplit=1)
-    return " · ".join([_NAMES.get(method, method), *variant])
+    return " · ".join([_NAMES.get(method, method), *variant]) + "".join(told)
 
 
 def percent(share: float) -> str:
@@ -237,9 +238,7 @@ def _budget_clause(rows: list[Row], data: ReportData) -> str:
     text = (
         f"{row_label(best)}{praise} reaches {_spread_percent(best)} at {budget_of(best)} per class{_share(best, data)}"
     )
-    rival = next(
-        (row for row in rows if row.is_random and (row.recipe, row.training) == (best.recipe, best.training)), None
-    )
+    rival = next((row for row in rows if row.is_random and row.setting == best.setting), None)
     return text if rival is None else f"{text}, against {_spread_percent(rival)} for Random{_verdict(best)}"
 
 

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vidistill.tasks.report.data import Named
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [
     page
@@ -87,7 +89,7 @@ def best(document: Document) -> str:
     for kind, name in dict.fromkeys((taught(row), budget(row)) for row in sorted(rows, key=order) if not random(row)):
         rivals = [row for row in rows if (taught(row), budget(row)) == (kind, name)]
         first = max((row for row in rivals if not random(row)), key=lambda row: row["top1_mean"])
-        of_its_recipe = [row for row in rivals if random(row) and same(row, first, "recipe", "student", "training")]
+        of_its_recipe = [row for row in rivals if random(row) and Named.of(row).setting == Named.of(first).setting]
         whole = [row for row in rows if row["method"] == "full" and same(row, first, "student", "training")]
         if name != "all":
             lines.append(
@@ -143,7 +145,7 @@ def by_iterations(document: Document) -> str:
         number, _, unit = row["variant"].partition(" ")
         if unit == "iterations" or random(row):
             seconds = "" if random(row) else f" ({row['seconds']:.0f} s)"
-            way = ways.setdefault((f"{row['method']} {row['recipe']}", row["student"]), {})
+            way = ways.setdefault((f"{row['method']}{Named.of(row).told} {row['recipe']}", row["student"]), {})
             way[int(number or 0)] = top1(row) + seconds
     numbers = sorted({number for found in ways.values() for number in found})
     lines = [line([*way, *(found.get(number, "") for number in numbers)]) for way, found in ways.items()]
@@ -167,8 +169,7 @@ def same(one: Row, other: Row, *names: str) -> bool:
 
 def random(row: Row) -> bool:
     """Whether it is what rows of its budget are measured against."""
-    variant = row["variant"].removesuffix(row.get("training", "")).strip()
-    return (row["method"], variant) in {("random", ""), ("coded", "random")}
+    return Named.of(row).is_random
 
 
 def order(row: Row) -> tuple[int, float, float]:
@@ -219,7 +220,7 @@ def kept(row: Row) -> int:
 
 
 def label(row: Row) -> str:
-    return f"{row['method']} {row['variant']}".strip()
+    return Named.of(row).name
 
 
 def student(row: Row) -> str:

@@ -11,6 +11,7 @@ from listed import table
 from vidistill.flows import fronts
 from vidistill.flows.experiment import build
 from vidistill.flows.fronts import UNDECIDED, expected_graph, front_graph, with_front
+from vidistill.flows.grid import merged
 from vidistill.flows.parameters import Experiment
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import Store
@@ -46,6 +47,17 @@ def test_a_coreset_is_made_with_the_network_whose_features_it_measures_in() -> N
     rows = ReportParameters.model_validate(list(build(asked, table()).jobs.values())[-1].parameters).rows
     made = {row.variant: row.network for row in rows if row.method == "herding"}
     assert made == {"": "centred:r2plus1d_small", "r": "centred:minic3d"}
+
+
+def test_a_row_names_the_teacher_that_labels_its_clips() -> None:
+    """A student with a front of its own sees the labels of each front's teacher."""
+    cells = [{"method": "random", "recipes": ["hard", "soft", "online", "learned"]}]
+    asked = [with_front(experiment(cells=cells, students=["rgb:c3d"]), front) for front in ("rgb", "centred")]
+    graphs = [build(one, table()) for one in asked]
+    rows = ReportParameters.model_validate(list(merged(graphs).jobs.values())[-1].parameters).rows
+    named = sorted((row.recipe, row.teacher) for row in rows if row.method == "random")
+    both = ("centred:r2plus1d_small", "r2plus1d_small")
+    assert named == [("hard", ""), ("learned", ""), *((kind, name) for kind in ("online", "soft") for name in both)]
 
 
 @pytest.mark.parametrize(("method", "options", "settings", "network"), [

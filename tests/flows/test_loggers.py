@@ -34,6 +34,12 @@ def test_a_row_is_a_run_with_the_losses_of_its_seeds() -> None:
     assert (dm.facts["ipc"], "kb" in dm.facts) == ("1", False)
 
 
+def test_rows_of_two_teachers_are_runs_of_two_names() -> None:
+    soft = ROW | {"method": "random", "labels": "soft", "recipe": "soft", "by": "centred:c3d"}
+    [run, _] = loggers.of_report(DOCUMENT | {"rows": [soft, DOCUMENT["rows"][1]]})
+    assert run.name == "random, labelled by centred:c3d soft ipc 1 centred:c3d"
+
+
 def test_a_training_is_a_run() -> None:
     facts = dict.fromkeys(("set", "labels", "seed", "clips", "test_clips"), 1) | {
         "source": "out", "network": "c3d", "steps": [1], "loss": [2.0], "top1": 0.1, "top5": 1, "auc": 0.5, "f1": 0.1

@@ -442,9 +442,9 @@ def test_the_summary_of_a_holdout_does_not_speak_of_the_test_split(data: ReportD
     assert tables.summary(held_out)[0].startswith("Top-1 accuracy on a held-out fifth of the training split of sp")
 
 
-def test_json_rows_begin_with_the_fields_that_scripts_read(data: ReportData) -> None:
+def test_json_rows_have_the_fields_that_scripts_read(data: ReportData) -> None:
     document = json.loads(json.dumps(render_json(data), allow_nan=False))
-    assert all(list(one)[: len(SCRIPTED)] == SCRIPTED for one in document["rows"])
+    assert all(one.keys() >= set(SCRIPTED) for one in document["rows"])
     assert [one["method"] for one in document["rows"]] == [one.method for one in data.rows]
     assert document["rows"][-1]["ipc"] is None
     assert document["rejected"] == data.rejected

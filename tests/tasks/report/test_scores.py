@@ -13,8 +13,9 @@ import pytest
 from method_contract import Bench
 
 from vidistill.storage.opening import open_store
-from vidistill.tasks.report.data import Row
-from vidistill.tasks.report.gather import told_apart
+from vidistill.tasks.report.data import FailedRow, Named, Row
+from vidistill.tasks.report.gather import with_differences
+from vidistill.tasks.report.naming import told_apart
 from vidistill.tasks.report.plots import SHAPES, Series, class_gains, curve_svg, series_of, write_plots
 from vidistill.tasks.report.scores import (
     CLIPS,
@@ -32,6 +33,7 @@ from vidistill.tasks.report.scores import (
     robust_table,
     scores_page,
 )
+from vidistill.tasks.report.tables import row_label
 from vidistill.tasks.stage import run_job
 from vidistill.tasks.videos.motion import motion_job, motion_of
 
@@ -227,6 +229,34 @@ def test_sets_of_several_networks_for_one_student_are_told_apart() -> None:
     assert len({tuple(line[:4]) for line in halves}) == len(halves) == 5
     drawn = series_of([one for one in rows if one.labels == "hard"], lambda one: one.bytes)
     assert [(one.name, len(one.points)) for one in drawn][2:] == [(both[0], 1), (both[1], 2)]
+
+
+def test_rows_are_compared_with_the_random_that_their_own_teacher_labelled() -> None:
+    """A grid of two fronts, and a student with a front of its own: two teachers label clips for it."""
+    both = ("c3d", "centred:c3d")
+    rows = with_differences(told_apart([
+        row("random", 0.1), row("full", 0.6, ipc=None), row("idtd", 0.2),
+        *(row(method, top1, teacher=teacher, **SOFT)
+          for teacher, tops in zip(both, ((0.1, 0.3), (0.5, 0.4)), strict=True)
+          for method, top1 in zip(("random", "idtd"), tops, strict=True)),
+    ]))  # fmt: skip
+    soft = {(one.method, one.teacher): one for one in rows if one.recipe == "soft"}
+    assert [soft["random", teacher].difference_mean for teacher in both] == [None, None]
+    assert [soft["idtd", teacher].difference_mean for teacher in both] == pytest.approx([0.2, -0.1])
+    names = ["Random", "IDTD", "Random, labelled by centred:c3d", "IDTD, labelled by centred:c3d"]
+    assert [line[0] for line in accuracy_table(rows)[1:] if line[1] == "soft"] == names
+    alphas = 0.5 * (0.3 - 0.1) - 0.5 * 0.4, 0.5 * (0.4 - 0.5) - 0.5 * 0.4
+    scores = {line[0]: float(line[3]) for line in robust_table(rows)[1:]}
+    assert [scores[name] for name in names[1::2]] == pytest.approx([normalised(alpha) for alpha in alphas], abs=0.06)
+    words, gains = class_gains([*rows[3:5], *rows[5:]], ["a", "b", "c", "d"]) or ("", [])
+    assert (words.split(",")[0], gains[0]) == ("IDTD", ("d", pytest.approx(0.4)))
+
+
+def test_what_failed_is_told_from_what_was_made() -> None:
+    made = row("random", 0.1, teacher="c3d", **SOFT)
+    facts = {name: getattr(made, name) for name in Named.model_fields}
+    [lost] = told_apart([FailedRow(error="", **facts | {"teacher": "centred:c3d"})], beside=[made])
+    assert row_label(lost) == "Random, labelled by centred:c3d"
 
 
 def test_a_page_says_what_there_is() -> None:
