@@ -10,7 +10,7 @@ from vidistill.flows.experiment import Graph
 from vidistill.flows.parameters import Experiment, Front
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks.report.gather import ReportParameters, report_job
+from vidistill.tasks.report.gather import ReportParameters, report_anew
 from vidistill.tasks.videos.index import IndexTable
 from vidistill.tasks.videos.scan import Video
 
@@ -64,7 +64,7 @@ def merged(graphs: Sequence[Graph]) -> Graph:
         update={
             "rows": tuple(dict.fromkeys(row for one in asked for row in one.rows)),
             "notes": tuple(dict.fromkeys(note for one in asked for note in one.notes)),
-            "command": " && ".join(one.command for one in asked),
+            "command": "\n".join(one.command for one in asked),
             "experiment": asked[0].experiment | {"front": fronts},
         }
     )
@@ -72,7 +72,5 @@ def merged(graphs: Sequence[Graph]) -> Graph:
     for report in reports:
         for name, refs in report.inputs.items():
             inputs[name] = list(dict.fromkeys([*inputs.get(name, []), *refs]))
-    index, train, test = (inputs[name][0] for name in ("index", "train", "test"))
-    front = next(iter(inputs.get("front", [])), None)
-    whole.add(report_job(parameters, index, train, test, inputs["teacher"], inputs["pool_quality"], front))
+    whole.add(report_anew(parameters, inputs))
     return whole

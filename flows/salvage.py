@@ -6,7 +6,7 @@ from vidistill.flows.experiment import EXPERT, TEACHER, Graph
 from vidistill.storage.errors import VidistillError
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.report.data import FailedRow, RowPlan
-from vidistill.tasks.report.gather import ReportParameters, report_job
+from vidistill.tasks.report.gather import ReportParameters, report_anew
 
 Failed = dict[ArtifactRef, VidistillError]
 
@@ -27,10 +27,7 @@ def salvaged(graph: Graph, failed: Failed) -> Graph | None:
         return None
     rows = tuple(_failed_row(row, cause) for row in parameters.rows if (cause := _cause(row, lost)))
     inputs = {name: [ref for ref in refs if ref not in lost] for name, refs in job.inputs.items()}
-    index, train, test = (inputs[name][0] for name in ("index", "train", "test"))
-    parameters = parameters.model_copy(update={"rows": kept, "failed": rows})
-    front = next(iter(inputs.get("front", [])), None)
-    report = report_job(parameters, index, train, test, inputs["teacher"], inputs["pool_quality"], front)
+    report = report_anew(parameters.model_copy(update={"rows": kept, "failed": rows}), inputs)
     return Graph({report.ref: report})
 
 

@@ -14,6 +14,7 @@ from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.coded.recode import RAW_BYTES
 from vidistill.tasks.learning.evaluate import Score
 from vidistill.tasks.report.data import Row, RowPlan
+from vidistill.tasks.report.naming import named_sets
 from vidistill.tasks.report.pictures import LEFT, PANEL_WIDTH, RIGHT, Axis, Tick, vertical
 from vidistill.tasks.report.tables import budget_of, percent, row_label, spread
 
@@ -39,10 +40,10 @@ def coded_bytes(store: Store, plan: RowPlan, scores: Mapping[ArtifactRef, Score]
 def searches(store: Store, plans: Iterable[RowPlan]) -> dict[str, list[dict[str, Any]]]:
     """What each search for a quantiser tried, by method, budget and labels."""
     found = {}
-    for plan in plans:
-        facts = DistilledSet.facts_of(store.folder(plan.sets[0])) if plan.sets else {}
+    for name, plan in named_sets(plans):
+        facts = DistilledSet.facts_of(store.folder(plan.sets[0]))
         if facts.get("search"):
-            found[f"{plan.set_name}{plan.budget}, {plan.recipe}"] = facts["search"]
+            found[f"{name}{plan.budget}, {plan.recipe}"] = facts["search"]
     return found
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.report.data import CropSet, CropShown, RowPlan
+from vidistill.tasks.report.naming import named_sets
 
 SHOWN = 4
 PICTURES = {"first_frame", "track", "crop", "score"}
@@ -20,9 +21,9 @@ PICTURES = {"first_frame", "track", "crop", "score"}
 def crop_sets(store: Store, plans: Iterable[RowPlan]) -> list[CropSet]:
     """The seed-0 set of each method and variant that left pictures of crops, at each budget."""
     chosen: dict[tuple[str, int], ArtifactRef] = {}
-    for plan in plans:
-        if plan.sets and plan.ipc is not None:
-            chosen.setdefault((plan.set_name, plan.ipc), plan.sets[0])
+    for name, plan in named_sets(plans):
+        if plan.ipc is not None:
+            chosen.setdefault((name, plan.ipc), plan.sets[0])
     loaded = ((name, ipc, DistilledSet.load(store.folder(ref))) for (name, ipc), ref in chosen.items())
     return [_crop_set(name, ipc, made) for name, ipc, made in loaded if made.extras.keys() >= PICTURES]
 

@@ -113,6 +113,11 @@ class RowPlan(Named):
         return f"{self.method} {self.set_variant}".strip()
 
     @property
+    def mixed(self) -> bool:
+        """Whether its recipe changes the clips of its sets."""
+        return "+" in self.recipe and self.labels != "online"
+
+    @property
     def budget(self) -> str:
         """`, ipc 5`, `, kb 10`, or nothing."""
         return f", ipc {self.ipc}" if self.ipc else f", kb {self.kb:g}" if self.kb else ""

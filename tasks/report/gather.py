@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from vidistill.tasks.report.data import (
     RowPlan,
     Saliency,
 )
-from vidistill.tasks.report.naming import told_apart
+from vidistill.tasks.report.naming import named_sets, told_apart
 from vidistill.tasks.report.page import render_html, render_json, render_markdown
 from vidistill.tasks.report.pool import pools_shown
 from vidistill.tasks.report.statistics import LEAST_SEEDS, collapsed_to, deviation, paired
@@ -72,6 +72,13 @@ def report_job(
         "pool_quality": list(quality),
     } | ({} if front is None else {"front": [front]})
     return report(parameters, inputs, label="report")
+
+
+def report_anew(parameters: ReportParameters, inputs: Mapping[str, Sequence[ArtifactRef]]) -> Job:
+    """The job of another report from the inputs that one had; those that its rows name are theirs."""
+    index, train, test = (inputs[name][0] for name in ("index", "train", "test"))
+    front = next(iter(inputs.get("front", [])), None)
+    return report_job(parameters, index, train, test, list(inputs["teacher"]), inputs["pool_quality"], front)
 
 
 @stage("report", version=18)  # 18: a row is paired with the Random that its own teacher labelled
@@ -234,8 +241,8 @@ def _curves(parameters: ReportParameters, scores: dict[ArtifactRef, Score]) -> l
 def _losses(store: Store, parameters: ReportParameters) -> list[Curve]:
     """What each optimised set's own loss did, once for all recipes and students that the set is scored by."""
     found: dict[tuple[str, int], Curve] = {}
-    for plan in parameters.rows:
-        name = f"{plan.set_name}{plan.budget}"
+    for set_name, plan in named_sets(parameters.rows):
+        name = f"{set_name}{plan.budget}"
         for seed, ref in enumerate(plan.sets):
             facts = DistilledSet.facts_of(store.folder(ref))
             if facts.get("loss"):
@@ -248,11 +255,9 @@ def _losses(store: Store, parameters: ReportParameters) -> list[Curve]:
 def _first_sets(parameters: ReportParameters) -> dict[str, ArtifactRef]:
     """The seed-0 set of each method and variant at its smallest budget, and again where a recipe changes its clips."""
     chosen: dict[str, ArtifactRef] = {}
-    for plan in sorted(parameters.rows, key=lambda plan: (plan.ipc or plan.kb or 0, plan.labels == "online")):
-        if plan.sets:
-            mixed = "+" in plan.recipe and plan.labels != "online"
-            name = f"{plan.set_name}, {plan.recipe}" if mixed else plan.set_name
-            chosen.setdefault(name, plan.sets[0])
+    named = named_sets(parameters.rows)
+    for name, plan in sorted(named, key=lambda pair: (pair[1].ipc or pair[1].kb or 0, pair[1].labels == "online")):
+        chosen.setdefault(f"{name}, {plan.recipe}" if plan.mixed else name, plan.sets[0])
     return chosen
 
 

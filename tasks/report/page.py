@@ -116,7 +116,7 @@ def render_markdown(data: ReportData) -> str:
     """The summary and the tables as GitHub-flavoured markdown."""
     opening, *results = summary(data)
     blocks = [opening, "\n".join(f"- {result}" for result in results)] if results else [opening]
-    blocks += [f"`{data.command}`"] if data.command else []
+    blocks += [f"`{command}`" for command in data.command.splitlines()]
     for table in tables(data.rows, len(data.classes)):
         blocks.append(f"## {table.title}")
         for group in table.groups:

@@ -54,7 +54,10 @@ def test_a_row_names_the_teacher_that_labels_its_clips() -> None:
     cells = [{"method": "random", "recipes": ["hard", "soft", "online", "learned"]}]
     asked = [with_front(experiment(cells=cells, students=["rgb:c3d"]), front) for front in ("rgb", "centred")]
     graphs = [build(one, table()) for one in asked]
-    rows = ReportParameters.model_validate(list(merged(graphs).jobs.values())[-1].parameters).rows
+    parameters = ReportParameters.model_validate(list(merged(graphs).jobs.values())[-1].parameters)
+    runs = parameters.command.splitlines()
+    assert [run.startswith("vidistill run --data videos") and "&&" not in run for run in runs] == [True, True]
+    rows = parameters.rows
     named = sorted((row.recipe, row.teacher) for row in rows if row.method == "random")
     both = ("centred:r2plus1d_small", "r2plus1d_small")
     assert named == [("hard", ""), ("learned", ""), *((kind, name) for kind in ("online", "soft") for name in both)]

@@ -347,6 +347,10 @@ def test_the_command_and_the_rows_that_failed_are_shown(data: ReportData) -> Non
     ]
     told = replace(data, command="vidistill run --data sprites --method dm,mine", failed=lost)
     page = render_html(told)
+    assert "The command that makes this report, from" in page
+    joined = replace(data, command="vidistill run --front rgb\nvidistill run --front centred")
+    assert "The runs that a benchmark joined into this report, from" in render_html(joined)
+    assert "`vidistill run --front rgb`\n\n`vidistill run --front centred`" in render_markdown(joined)
     assert '<pre class="command"><code>vidistill run --data sprites --method dm,mine</code></pre>' in page
     assert (
         "<strong>2 rows failed:</strong> mine · no mask (1 per class, hard, c3d), Coded (2.5 kB per class, hard, c3d)"
