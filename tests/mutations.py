@@ -122,7 +122,8 @@ AGAIN = of("tasks/videos/test_decode.py", "test_what_the_machine_may_have_failed
 AREA = of("tasks/learning/test_evaluate.py", "test_a_class_without_clips_counts_in_no_area_under_the_curve")
 DAMAGE = of("storage/test_store.py", "test_every_damage_is_named")
 CONTAINER = of("storage/test_locks.py", "test_a_container_that_shares_the_host_s_name_is_told_by_its_heartbeat")
-TEACHERS = of("tasks/report/test_scores.py", "test_rows_are_compared_with_the_random_that_their_own_teacher_labelled")
+OWN_SETS = of("tasks/report/test_naming.py", "test_each_front_has_its_own_losses_searches_clips_and_crops")
+OWN_RANDOM = of("tasks/report/test_scores.py", "test_rows_are_compared_with_the_random_that_their_own_teacher_labelled")
 TOLD_APART = of("tasks/report/test_scores.py", "test_sets_of_several_networks_for_one_student_are_told_apart")
 BEHIND = of("tasks/report/test_page.py", "test_a_set_that_is_behind_what_it_began_as_says_so")
 LOSSES = of("tasks/match/test_match_losses.py")
@@ -607,13 +608,13 @@ MUTATIONS = [
     Mutation("tasks/report/scores.py", "a set's score is that of another network's", TOLD_APART,
              "one.maker == row.maker and (one.by",
              "(one.by"),
-    Mutation("tasks/report/data.py", "a row is compared with another teacher's Random", TEACHERS,
+    Mutation("tasks/report/data.py", "a row is compared with another teacher's Random", OWN_RANDOM,
              "self.student, self.training, self.teacher)",
              'self.student, self.training, "")'),
-    Mutation("tasks/report/naming.py", "rows of two teachers have one name", TEACHERS,
+    Mutation("tasks/report/naming.py", "rows of two teachers have one name", OWN_RANDOM,
              ', ("teacher", row.teacher)',
              ', ("teacher", "")'),
-    Mutation("tasks/report/naming.py", "sets of two fronts have one name", FRONTS,
+    Mutation("tasks/report/naming.py", "sets of two fronts have one name", OWN_SETS,
              "by = _another(first, (plan.set_name,), plan.network, teacher)",
              'by = ""'),
     Mutation("tasks/report/naming.py", "clips that two teachers mixed have one name",
@@ -624,6 +625,11 @@ MUTATIONS = [
              of("flows/test_fronts.py", "test_a_row_names_the_teacher_that_labels_its_clips"),
              '"command": "\\n".join(',
              '"command": " && ".join('),
+    Mutation("tasks/report/scores.py", "a method is as robust as its first recipe",
+             of("tasks/report/test_scores.py",
+                "test_a_method_without_crops_under_soft_labels_alone_has_its_augmentation_robust_score"),
+             "for row in own if (value :=",
+             "for row in own[:1] if (value :="),
     Mutation("flows/experiment.py", "a row does not know who labelled it",
              of("flows/test_fronts.py", "test_a_row_names_the_teacher_that_labels_its_clips"),
              "if row.recipe.needs_teacher else",

@@ -113,17 +113,19 @@ def _random_of(row: Row, rows: Sequence[Row]) -> Row | None:
 
 
 def robust_table(rows: Sequence[Row]) -> Table:
+    """A line a method, budget and student; where no hard labels have the augmentation-robust score, its recipe too."""
     table = [["method", "budget", "student", "label-robust", "augmentation-robust"]]
-    met = set()
+    recipes: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        name = (row_label(row), row.ipc, row.kb, row.student)
-        if row.whole or row.is_random or row.training or name in met:
-            continue
-        met.add(name)
-        found = label_robust(row, rows), augmentation_robust(row, rows)
-        if found != (None, None):
-            values = ["–" if value is None else f"{value:.1f}" for value in found]
-            table.append([row_label(row), budget_of(row), row.student, *values])
+        if not (row.whole or row.is_random or row.training):
+            recipes.setdefault((row_label(row), row.ipc, row.kb, row.student), []).append(row)
+    for own in recipes.values():
+        found = label_robust(own[0], rows)
+        values = {row.recipe: value for row in own if (value := augmentation_robust(row, rows)) is not None}
+        if found is not None or values:
+            shown = [f"{value:.1f}" + (f" ({recipe})" if recipe != "hard" else "") for recipe, value in values.items()]
+            cells = ["–" if found is None else f"{found:.1f}", shown[0] if shown else "–"]
+            table.append([row_label(own[0]), budget_of(own[0]), own[0].student, *cells])
     return table
 
 

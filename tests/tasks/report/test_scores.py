@@ -82,6 +82,14 @@ def test_the_augmentation_robust_score_is_dd_rankings() -> None:
     assert augmentation_robust(ROWS[6], ROWS) is None
 
 
+def test_a_method_without_crops_under_soft_labels_alone_has_its_augmentation_robust_score() -> None:
+    bare = [row(name, top1, variant=BARE, training=BARE, **SOFT) for name, top1 in (("random", 0.1), ("dm", 0.2))]
+    [_, dm] = robust_table([*ROWS[:3], *ROWS[4:6], *bare])
+    assert dm[4] == f"{normalised(0.5 * (0.32 - 0.2) + 0.5 * (0.2 - 0.1)):.1f} (soft)"
+    [_, dm] = robust_table([*ROWS, *bare])
+    assert dm[4] == f"{normalised(0.5 * (0.15 - 0.10) + 0.5 * (0.09 - 0.05)):.1f}"
+
+
 def test_an_area_is_the_mean_height_over_the_logarithm() -> None:
     assert area([(1, 0.2), (100, 0.4)]) == pytest.approx(0.3)
     assert area([(100, 0.4), (1, 0.2), (10, 0.4)]) == pytest.approx((0.3 + 0.4) / 2)
