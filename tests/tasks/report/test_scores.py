@@ -121,6 +121,21 @@ def test_published_numbers_are_compared_with_their_like_alone(changes: dict[str,
     assert comparable(row("dm", 0.15, **changes), theirs, clip) == said
 
 
+@pytest.mark.parametrize(("method", "recipe", "said"), [
+    ("frepo", "learned", "AdamW in the paper"),
+    ("frepo", "hard", "learned labels in the paper, AdamW in the paper"),
+    ("frepo", "soft", "learned labels in the paper, AdamW in the paper"),
+    ("frepo_vdsd", "learned", "AdamW in the paper"),
+    ("random", "learned", "yes"),
+    ("random", "soft", "hard labels in the paper"),
+])  # fmt: skip
+def test_learned_labels_are_compared_with_learned_ones(method: str, recipe: str, said: str) -> None:
+    """Random has none to learn, and its students see hard labels under this recipe as well."""
+    [theirs] = [one for one in published() if (one["dataset"], one["method"], one["ipc"]) == ("miniucf", method, "1")]
+    kind = {"labels": "hard" if recipe == "hard" else "soft", "recipe": recipe}
+    assert comparable(row(method, 0.2, protocol="vdsd", **kind), theirs, "16 frames of 112×112") == said
+
+
 def test_clips_of_kinetics_and_something_something_are_small_in_the_papers() -> None:
     small = [one for one in published() if one["dataset"] in CLIPS]
     assert {one["dataset"] for one in small} == {"kinetics400", "ssv2"} == {*CLIPS}
