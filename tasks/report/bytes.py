@@ -63,7 +63,7 @@ def front(rows: Sequence[Row], classes: int) -> list[Row]:
 
 @dataclass(frozen=True)
 class LogAxis:
-    """A logarithmic scale from values to drawing units, with ticks at 1, 2 and 5 times powers of ten."""
+    """A logarithmic scale from values to drawing units: ticks at 1, 2 and 5 times powers of ten, else in its middle."""
 
     low: float
     high: float
@@ -79,7 +79,9 @@ class LogAxis:
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         factors = (1, 2, 5) if self.high / self.low < 200 else (1,)
         every = [factor * 10.0**power for power in powers for factor in factors]
-        return [Tick(self.at(value), f"{value:g}") for value in every if self.low <= value <= self.high]
+        middle = float(f"{math.sqrt(self.low * self.high):.3g}")
+        shown = [value for value in every if self.low <= value <= self.high] or [middle]
+        return [Tick(self.at(value), f"{value:g}") for value in shown]
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def segment_report_job(parameters: SegmentReportParameters, sequences: ArtifactR
     return segment_report(parameters, {SEQUENCES: [sequences]} | refs, label="report of segments")
 
 
-@stage("segment-report", version=2)  # 2: deviations of a sample
+@stage("segment-report", version=3)  # 3: one seed has no deviation
 def segment_report(work: Work) -> None:
     parameters = SegmentReportParameters.model_validate(work.job.parameters)
     document = {
@@ -135,7 +135,8 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    metrics = (f"{100 * row[f'{name}_mean']:.1f} ± {100 * row[f'{name}_std']:.1f}" for name in METRICS)
+    spreads = {name: f" ± {100 * row[f'{name}_std']:.1f}" if row["seeds"] > 1 else "" for name in METRICS}
+    metrics = (f"{100 * row[f'{name}_mean']:.1f}{spread}" for name, spread in spreads.items())
     found = row["differences"].get(COMPARED)
     difference = "" if found is None else f"{100 * found['mean']:+.1f}"
     if found and found["interval"] is not None:

@@ -81,6 +81,12 @@ def test_equal_factors_are_equal_lengths():
     assert [tick.label for tick in LogAxis(0.5, 3000.0).ticks] == ["1", "10", "100", "1000"]
 
 
+@pytest.mark.parametrize("size", [28, 35, 300])
+def test_an_axis_of_one_size_is_labelled(size: int) -> None:
+    [chart] = bytes_charts([row("random", 0.2, 2000 * size), row("dm", 0.3, 2000 * size)], 2)
+    assert [(tick.label, tick.position) for tick in chart.x_axis.ticks] == [(str(size), chart.points[0].x)]
+
+
 def test_the_page_shows_them_with_what_the_search_tried():
     searches = {"coded, kb 2, hard": [
         {"crf": 46, "scale": 0.75, "frames": 0.5, "clips": 7, "bytes": 3900, "students": 4, "top1": 0.31}
