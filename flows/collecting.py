@@ -29,6 +29,10 @@ PAST = "Reports past --older-than or --max-size"
 FINISHED = "Checkpoints of finished stages"
 DAMAGED = "Damaged"
 UNREACHABLE = "Unreachable: no report, no pool and no run needs them"
+UNREAD = (
+    "Nothing is removed as unreachable while a manifest cannot be read, which may have named it: what is damaged goes; "
+    "run gc again after the next run."
+)
 NAMED_KEYS = 4
 
 Survey: TypeAlias = dict[ArtifactRef, Found]
@@ -133,9 +137,11 @@ def sort_out(
 ) -> Sorted:
     """Say of every artifact that no report, pool or name (storage/names.py) rests on why it stays or goes.
 
-    What is damaged goes, but what it was made from stays, so that it can be made again.
+    What is damaged goes, but what it was made from stays, so that it can be made again: while a manifest
+    cannot be read, that is all that there is.
     """
     made = Sorted()
+    unread = _unread(survey)
     holding: dict[ArtifactRef, str] = {}
     held_once: dict[ArtifactRef, str] = {}
     for lease in sorted(others, key=lambda lease: lease.alive):
@@ -154,7 +160,7 @@ def sort_out(
             made.garbage[DAMAGED].append(ref)
         elif ref in past:
             made.garbage[PAST].append(ref)
-        elif ref not in reached:
+        elif ref not in reached and not unread:
             made.garbage[f"Of {held_once[ref]}" if ref in held_once else UNREACHABLE].append(ref)
     return made
 
@@ -191,6 +197,11 @@ def _reachable(
     return found
 
 
+def _unread(survey: Survey) -> bool:
+    """Whether something does not say any more what it was made from."""
+    return any(found.manifest is None for found in survey.values())
+
+
 def _claimed(survey: Survey, lease: Lease) -> set[ArtifactRef]:
     return _reachable(survey, lease.needs) | {ref for ref in survey if ref.parent in lease.needs}
 
@@ -216,6 +227,8 @@ def _say(store: Store, survey: Survey, found: Sorted) -> None:
         console.print(f"{words}: {counted(refs, survey)}", markup=False)
         for line in _damages(refs, survey) if words == DAMAGED else _kinds(refs, survey):
             console.print(f"  {line}", markup=False)
+    if _unread(survey):
+        console.print(UNREAD)
     dead = store.dead_attempts()
     if dead:
         console.print(f"Left by attempts that died: {len(dead)} folders, {size(sum(map(size_of, dead)))}")

@@ -69,10 +69,8 @@ class Catalogue:
 
     def __init__(self, store: Store, survey: Mapping[ArtifactRef, Found]) -> None:
         self._manifests = {ref: found.manifest for ref, found in survey.items() if found.manifest}
-        self._top1 = {
-            ref: json.loads(content)["top1"]
-            for ref, content in store.contents([ref for ref in self._manifests if ref.kind in WHOLE], SCORE).items()
-        }
+        scores = store.contents([ref for ref in self._manifests if ref.kind in WHOLE], SCORE)
+        self._scored = {ref: _scored(content) for ref, content in scores.items()}
         self._rows = self._of_reports()
         self._known: dict[ArtifactRef, Facts] = {}
         self.facts = {ref: self._of(ref) for ref in survey}
@@ -102,8 +100,7 @@ class Catalogue:
                 for need in needs:
                     inherited |= _passed_on(self._of(need))
             own = _own(manifest) if manifest else {}
-            score = {"top1": self._top1[ref]} if ref in self._top1 else {}
-            self._known[ref] = inherited | self._rows.get(ref, {}) | own | score
+            self._known[ref] = inherited | self._rows.get(ref, {}) | own | self._scored.get(ref, {})
         return self._known[ref]
 
     def _give_data_sets(self) -> None:
@@ -111,10 +108,19 @@ class Catalogue:
         left = [ref for ref, facts in self.facts.items() if "dataset" in facts]
         while left:
             ref = left.pop()
-            for need in (need for needs in self._manifests[ref].inputs.values() for need in needs):
+            manifest = self._manifests.get(ref)
+            for need in (need for needs in (manifest.inputs if manifest else {}).values() for need in needs):
                 if "dataset" not in self.facts.get(need, {"dataset": ""}):
                     self.facts[need]["dataset"] = self.facts[ref]["dataset"]
                     left.append(need)
+
+
+def _scored(content: bytes) -> Facts:
+    """What a score's file says; nothing where that is damaged."""
+    try:
+        return {"top1": float(json.loads(content)["top1"])}
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def _passed_on(facts: Facts) -> Facts:

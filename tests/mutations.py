@@ -122,6 +122,7 @@ AGAIN = of("tasks/videos/test_decode.py", "test_what_the_machine_may_have_failed
 AREA = of("tasks/learning/test_evaluate.py", "test_a_class_without_clips_counts_in_no_area_under_the_curve")
 DAMAGE = of("storage/test_store.py", "test_every_damage_is_named")
 CONTAINER = of("storage/test_locks.py", "test_a_container_that_shares_the_host_s_name_is_told_by_its_heartbeat")
+LISTED = of("flows/test_housekeeping.py", "test_ls_reaches_the_column_that_names_damage")
 OWN_SETS = of("tasks/report/test_naming.py", "test_each_front_has_its_own_losses_searches_clips_and_crops")
 OWN_RANDOM = of("tasks/report/test_scores.py", "test_rows_are_compared_with_the_random_that_their_own_teacher_labelled")
 TOLD_APART = of("tasks/report/test_scores.py", "test_sets_of_several_networks_for_one_student_are_told_apart")
@@ -642,6 +643,16 @@ MUTATIONS = [
              of("tasks/report/test_segments.py", "test_one_seed_shows_no_deviation"),
              ' if row["seeds"] > 1 else "" for',
              " for"),
+    Mutation("flows/listing.py", "a score that does not parse ends the list", LISTED,
+             "    except (ValueError, KeyError, TypeError):\n        return {}",
+             "    except ZeroDivisionError:\n        return {}"),
+    Mutation("flows/listing.py", "an input without a manifest ends the list", LISTED,
+             "(manifest.inputs if manifest else {})",
+             "self._manifests[ref].inputs"),
+    Mutation("flows/collecting.py", "what a damaged artifact was made from goes",
+             of("flows/test_housekeeping.py", "test_what_was_damaged_beyond_its_manifest_may_have_been_made_from_all"),
+             " and not unread:",
+             ":"),
     Mutation("flows/experiment.py", "a row does not know who labelled it",
              of("flows/test_fronts.py", "test_a_row_names_the_teacher_that_labels_its_clips"),
              "if row.recipe.needs_teacher else",

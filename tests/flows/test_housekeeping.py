@@ -23,6 +23,7 @@ from flow_running import BIN, TINY, CommandLine, environment
 from vidistill.flows.cli import main
 from vidistill.flows.collecting import collect
 from vidistill.flows.housekeeping import verify
+from vidistill.flows.listing import list_artifacts
 from vidistill.storage.errors import RequestError, StoreError
 from vidistill.storage.leases import leased, leases
 from vidistill.storage.manifests import read_manifest, write_manifest
@@ -224,6 +225,22 @@ def test_what_is_damaged_goes_and_what_it_was_made_from_stays(store: Store, gc: 
     assert "Damaged: 1 artifact" in said
     assert "teacher/t  1.0 kB  0 has 5 bytes instead of 1000" in said
     assert [str(ref) for ref in store.refs()] == ["clips/c", "report/r"]
+
+
+def test_what_was_damaged_beyond_its_manifest_may_have_been_made_from_all(store: Store, gc: Callable[..., str]) -> None:
+    clips = make(store, "clips", "c")
+    teacher = make(store, "teacher", "t", clips)
+    make(store, "report", "r", teacher)
+    other = make(store, "teacher", "of-nobody")
+    interrupted(store, run := make(store, "score", "s"))
+    (store.folder(teacher) / "manifest.json").write_text("{")
+    said = gc(yes=True, keep="0")
+    assert "Nothing is removed as unreachable while a manifest cannot be read" in said
+    assert {clips, other, run} < set(store.refs())
+    assert teacher not in store.refs()
+    make(store, "teacher", "t", clips)
+    assert "cannot be read" not in gc(yes=True)
+    assert set(store.refs()) == {clips, teacher, ArtifactRef(kind="report", key="r")}
 
 
 def test_damage_is_left_to_the_run_that_mends_it(store: Store, gc: Callable[..., str]) -> None:
@@ -521,6 +538,24 @@ def test_ls_names_damage_and_variants(store: Store, tmp_path: Path) -> None:
         ["dances", "dm", "5", "3", "c3d", "50.0"], ["dances", "dm", "no", "mask", "5", "3"],
     ]  # fmt: skip
     assert any(line.split()[:2] == ["index/i", "dances"] for line in lines)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"top1": null}', '{"top1": 0.', "\0"])
+def test_ls_reaches_the_column_that_names_damage(store: Store, capsys: Any, content: str) -> None:
+    """A score that does not parse, and an index that a report names and whose manifest does not."""
+    index, score = make(store, "index", "i"), make(store, "score", "s")
+    manifest = Manifest(kind="report", key="r", version=1, parameters={"dataset": "dances", "rows": []},
+                        inputs={"index": [index]})  # fmt: skip
+    with store.writing(manifest):
+        pass
+    (store.folder(score) / "score.json").write_text(content)
+    (store.folder(score) / "0").unlink()
+    (store.folder(index) / "manifest.json").write_text("{")
+    list_artifacts(None, store.location, {}, as_json=False)
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["index/i"].split()[1] == "dances"
+    assert lines["index/i"].endswith("damaged: manifest.json cannot be read")
+    assert lines["score/s"].endswith("damaged: 0 is missing")
 
 
 def test_ls_of_a_thousand_artifacts_is_quick(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
