@@ -218,6 +218,17 @@ def test_a_row_of_another_network_than_the_student_s_is_marked() -> None:
     assert shown == ["c3d", "c3d", "c3d", "c3d †"]
 
 
+def test_the_random_beside_a_row_is_its_own_teacher_s() -> None:
+    soft = ROW | {"labels": "soft", "recipe": "soft"}
+    rows = [
+        soft | {"teacher": "c3d", "top1_mean": 0.2},
+        other := soft | {"teacher": "centred:c3d", "by": "centred:c3d"},
+        soft | {"method": "dm", "teacher": "centred:c3d", "top1_mean": 0.3},
+    ]
+    assert write_tables().label(other) == "random, labelled by centred:c3d"
+    assert "| 30.0 ± 1.0 |  | 10.0 ± 1.0 |" in write_tables().best({"rows": rows})
+
+
 def test_a_table_of_ways_to_train_has_a_column_a_budget() -> None:
     rows = [
         ROW | {"training": "lr 0.1", "ipc": 5, "top1_mean": 0.3},
