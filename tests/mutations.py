@@ -613,7 +613,7 @@ MUTATIONS = [
              "self.student, self.training, self.teacher)",
              'self.student, self.training, "")'),
     Mutation("tasks/report/naming.py", "rows of two teachers have one name", OWN_RANDOM,
-             ', ("teacher", row.teacher)',
+             ', ("teacher", teacher)',
              ', ("teacher", "")'),
     Mutation("tasks/report/naming.py", "sets of two fronts have one name", OWN_SETS,
              "by = _another(first, (plan.set_name,), plan.network, teacher)",
