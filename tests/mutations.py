@@ -117,6 +117,8 @@ COMPANION = of("tasks/report/test_scores.py", "test_random_clips_coded_are_the_m
 PASSED_OVER = of("storage/test_stumbling.py", "test_what_another_job_removes_while_a_mirror_is_trimmed_is_passed_over")
 SHOWN = of("tasks/videos/test_decoder.py", "test_frames_are_shown_as_their_display_matrix_says")
 UNREAD = of("tasks/videos/test_layouts.py", "test_a_split_that_is_not_understood_is_not_passed_over")
+HIDDEN = of("tasks/videos/test_layouts.py", "test_a_file_of_another_kind_hides_no_lists")
+FLIPS = of("tasks/videos/test_layouts.py", "test_flips_follow_from_lists_and_not_from_a_folder_s_name")
 GONE = of("tasks/videos/test_decode.py", "test_a_video_that_is_gone_or_another_of_its_size_is_no_broken_one")
 AGAIN = of("tasks/videos/test_decode.py", "test_what_the_machine_may_have_failed_at_is_tried_again")
 AREA = of("tasks/learning/test_evaluate.py", "test_a_class_without_clips_counts_in_no_area_under_the_curve")
@@ -561,6 +563,15 @@ MUTATIONS = [
     Mutation("tasks/videos/layouts.py", "a split in another form is passed over", UNREAD,
              'if parameters.layout == "auto" and (found',
              'if False and (found'),
+    Mutation("tasks/videos/split_lists.py", "a list of another kind hides the lists", HIDDEN,
+             "return next(by_folder(root, qualifies), [])",
+             "return [path for path in next(by_folder(root, lambda _: True), []) if qualifies(path)]"),
+    Mutation("tasks/videos/split_lists.py", "tables of other names have flips", FLIPS,
+             'flips=column == "folder_name" and _of_known_names(rows)',
+             'flips=column == "folder_name"'),
+    Mutation("tasks/videos/layouts.py", "class folders have flips", FLIPS,
+             "flips: bool = False",
+             "flips: bool = True"),
     Mutation("tasks/videos/decode.py", "a file that is gone is filed as a broken one", GONE,
              "    check_there(root / video.path)\n",
              "    return\n"),

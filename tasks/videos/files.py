@@ -12,7 +12,8 @@ from typing import Literal
 
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
-from vidistill.tasks.videos.split_lists import LIST_FOLDERS, LIST_SUFFIXES, TABLE_SUFFIXES, by_folder, columns
+from vidistill.tasks.videos.split_lists import LIST_FOLDERS, LIST_SUFFIXES, TABLE_SUFFIXES, by_folder
+from vidistill.tasks.videos.tables import columns
 
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
@@ -73,12 +74,11 @@ def _is_list(path: PurePosixPath) -> bool:
 
 def unread(folder: Path) -> Path | None:
     """A list that by its name or its columns tells a split; asked for where no list is in a form that is read."""
-    lists = (path for paths in by_folder(folder, "*") for path in paths if path.suffix.lower() in LIST_SUFFIXES)
-    return next((path for path in lists if SPLIT_NAME.match(path.stem) or _tells_split(path)), None)
+    return next((paths[0] for paths in by_folder(folder, _tells_split)), None)
 
 
 def _tells_split(path: Path) -> bool:
-    return path.suffix.lower() in TABLE_SUFFIXES and "split" in columns(path)
+    return bool(SPLIT_NAME.match(path.stem)) or (path.suffix.lower() in TABLE_SUFFIXES and "split" in columns(path))
 
 
 def _folder_problem(path: Path, root: Path) -> str:

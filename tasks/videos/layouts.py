@@ -21,10 +21,10 @@ from vidistill.tasks.videos.files import Rejected as Rejected
 from vidistill.tasks.videos.split_lists import LIST_FOLDERS, Lists, Row, Split
 from vidistill.tasks.videos.splits import Entry as Entry  # part of this module's interface, as is Rejected
 from vidistill.tasks.videos.splits import entry_of, move_to_test, split_notes
+from vidistill.tasks.videos.tables import columns
 
 Layout = Literal["folders", "ucf101", "hmdb51", "hmdb51_5236", "csv", "kinetics", "ssv2"]
 
-FLIPPED = frozenset({"hmdb51", "kinetics", "miniucf", "ucf101"})  # data sets where a mirrored clip keeps its class
 TEST_FOLDERS = ("test", "val", "validation")  # the first that is there is scored
 HOLDOUT_FRACTION = 0.2
 
@@ -40,8 +40,8 @@ class IndexParameters(Parameters):
     `split`: the number of the official split (UCF101, HMDB51); `hmdb51_5236` trains, as the common benchmark does, on
     every clip outside of its test list. `test_fraction` and `split_seed`: the seeded split of class folders that have
     none; `test_only`: those are all for testing. `holdout`: drop the test split and score on a group-aware fifth of the
-    training split, for every choice of a parameter. `flips`: auto is on for UCF101, MiniUCF, HMDB51 and Kinetics, off
-    for all else.
+    training split, for every choice of a parameter. `flips`: auto is on where the lists of UCF101, MiniUCF, HMDB51 or
+    Kinetics are read, off for class folders and tables of paths.
     """
 
     layout: Literal["auto", "folders", "ucf101", "hmdb51", "hmdb51_5236", "csv", "kinetics", "ssv2"] = "auto"
@@ -56,7 +56,6 @@ class IndexParameters(Parameters):
 class Listing(Parameters):
     """What lies in a folder. A label's index is its place in `classes`; entries and rejected are sorted by path."""
 
-    dataset: str
     layout: Layout
     classes: tuple[str, ...]
     flips: bool
@@ -69,9 +68,9 @@ class Listing(Parameters):
 class Draft:
     """A layout as read; `leftover` says why a video that no entry names is left out."""
 
-    dataset: str
     entries: list[Entry]
     leftover: Callable[[str], str]
+    flips: bool = False
     classes: tuple[str, ...] = ()
     rejected: list[Rejected] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -92,10 +91,9 @@ def list_videos(root: Path, parameters: IndexParameters) -> Listing:
         hold_out(draft, parameters.split_seed)
     classes = check(draft, folder, test_only=parameters.test_only)
     return Listing(
-        dataset=draft.dataset,
         layout=layout,
         classes=classes,
-        flips=draft.dataset in FLIPPED if parameters.flips == "auto" else parameters.flips == "on",
+        flips=draft.flips if parameters.flips == "auto" else parameters.flips == "on",
         entries=tuple(sorted(draft.entries, key=lambda entry: entry.path)),
         rejected=all_rejected(draft, tree),
         notes=(*notes, *draft.notes, *split_notes(draft.entries)),
@@ -143,8 +141,8 @@ def choose_layout(root: Path, parameters: IndexParameters) -> tuple[Layout, list
 
 def _recognise(folder: Path) -> list[Layout]:
     signs: dict[Layout, bool] = {
-        "ucf101": bool(split_lists.find_lists(folder, "trainlist*.txt")),
-        "hmdb51": bool(split_lists.find_lists(folder, "*_test_split*.txt")),
+        "ucf101": bool(split_lists.find_lists(folder, split_lists.named(split_lists.UCF101_LIST))),
+        "hmdb51": bool(split_lists.find_lists(folder, split_lists.named(split_lists.HMDB51_LIST))),
         "ssv2": len(split_lists.ssv2_files(folder)) == 3,
         "kinetics": bool(split_lists.kinetics_tables(folder)),
         "csv": bool(split_lists.tables(folder)),
@@ -183,17 +181,16 @@ def read_folders(folder: Path, parameters: IndexParameters, tree: Tree) -> Draft
     """`train/<class>/…` and `test/`, `val/` or `validation/<class>/…`; else `<class>/…` and a seeded split."""
     names = {name.casefold(): name for name in tree.folders if "/" not in name}
     tests = [names[name] for name in TEST_FOLDERS if name in names]
-    dataset = folder.resolve().name
     if "train" in names and tests:
         sides: dict[str, Split] = {names["train"]: "train", tests[0]: "test"}
-        draft = Draft(dataset, [], lambda path: _outside_class_folder(path, 1, tests[0], tests[1:]))
+        draft = Draft([], lambda path: _outside_class_folder(path, 1, tests[0], tests[1:]))
         for path, parts in ((path, path.split("/")) for path in tree.videos):
             if len(parts) == 3 and parts[0] in sides:
                 draft.entries.append(entry_of(path, parts[1], sides[parts[0]]))
         return draft
     if parameters.layout == "auto" and (found := unread(folder)):
         raise RequestError(_in_no_form(found))
-    draft = Draft(dataset, [], lambda path: _outside_class_folder(path, 0, "", []))
+    draft = Draft([], lambda path: _outside_class_folder(path, 0, "", []))
     draft.entries = [entry_of(path, path.split("/")[0], "train") for path in tree.videos if path.count("/") == 1]
     if not draft.entries:
         raise RequestError(_no_class_folders(folder, tree))
@@ -213,7 +210,7 @@ def read_folders(folder: Path, parameters: IndexParameters, tree: Tree) -> Draft
 
 def _in_no_form(path: Path) -> str:
     table = path.suffix.lower() in split_lists.TABLE_SUFFIXES
-    has = f" it has {', '.join(split_lists.columns(path)) or 'none'}" if table else " or the lists of UCF101 or HMDB51"
+    has = f" it has {', '.join(columns(path)) or 'none'}" if table else " or the lists of UCF101 or HMDB51"
     return (
         f"{path} tells a split in no form that is read: give a table with the columns path,label,split;{has}. "
         "To draw a split of class folders instead, name layout folders"
@@ -253,7 +250,7 @@ def match_lists(lists: Lists, tree: Tree, folder: Path) -> Draft:
         RequestError: no row's file is there, or a file stands in the lists twice.
     """
     finder = Finder(tree)
-    draft = Draft(lists.dataset, [], lambda _: "in none of the lists", classes=lists.classes)
+    draft = Draft([], lambda _: "in none of the lists", flips=lists.flips, classes=lists.classes)
     listed: dict[str, Row] = {}
     missing: list[Row] = []
     for row in lists.rows:

@@ -5,21 +5,17 @@ Nothing here looks at the videos: `vidistill.tasks.videos.layouts` finds the fil
 
 from __future__ import annotations
 
-import csv
-import importlib
-import importlib.util
-import io
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from vidistill.storage.errors import RequestError
+from vidistill.tasks.videos.tables import columns, records, text
 
 Split = Literal["train", "test"]
 T = TypeVar("T")
@@ -41,10 +37,12 @@ SPLIT_WORDS: dict[str, Literal["train", "test", "validation"]] = {
     **dict.fromkeys(("test", "testing"), "test"),
     **dict.fromkeys(("val", "valid", "validate", "validation", "dev", "eval"), "validation"),
 }
+UCF101_LIST = r"trainlist0?(\d+)\.txt"
+HMDB51_LIST = r".+_test_split(\d+)\.txt"
+SSV2_LIST = r"(?:something-something-v2-)?(train|validation|labels)\.json"
 UCF101_NAME = re.compile(r"v_.+_g\d+_c\d+")
 HMDB51_NAME = re.compile(r"(?P<source>.+)_[hulf]_(?:nm|cm)_np\d+_(?:fr|ba|le|ri)_(?:goo|med|bad)_\d+")
 NUMBERED_NAME = re.compile(r"(.+?)(?:\s+(\d+))?")
-MINIUCF_CLASSES = 50
 
 
 @dataclass(frozen=True)
@@ -62,38 +60,45 @@ class Lists:
     """What a data set's lists say.
 
     `classes` is the order that the data set gives them, empty where it is the sorted one. `exact`: names are whole
-    paths; otherwise more folders may stand before a name and its extension may differ. `unused` says why a row has no
-    split.
+    paths; otherwise more folders may stand before a name and its extension may differ. `flips`: of a data set where a
+    mirrored clip keeps its class. `unused` says why a row has no split.
     """
 
-    dataset: str
     rows: tuple[Row, ...]
+    flips: bool
     classes: tuple[str, ...] = ()
     exact: bool = False
     unused: str = ""
 
 
-def find_lists(root: Path, pattern: str) -> list[Path]:
-    """The files of this pattern in the first folder of `LIST_FOLDERS` that has any, sorted by name."""
-    return next(filter(None, by_folder(root, pattern)), [])
-
-
-def by_folder(root: Path, pattern: str) -> Iterator[list[Path]]:
+def by_folder(root: Path, qualifies: Callable[[Path], bool]) -> Iterator[list[Path]]:
+    """The lists that qualify, sorted by name, of every folder of `LIST_FOLDERS` that has any."""
     for folder in LIST_FOLDERS:
-        yield sorted(path for path in (root / folder).glob(pattern) if path.name[0] != "." and path.is_file())
+        files = (path for path in (root / folder).glob("[!.]*") if path.suffix.lower() in LIST_SUFFIXES)
+        if found := sorted(path for path in files if path.is_file() and qualifies(path)):
+            yield found
+
+
+def find_lists(root: Path, qualifies: Callable[[Path], bool]) -> list[Path]:
+    """The lists that qualify of the first folder that has any: others beside them, and in folders before, hide none."""
+    return next(by_folder(root, qualifies), [])
+
+
+def named(pattern: str) -> Callable[[Path], bool]:
+    return lambda path: re.fullmatch(pattern, path.name) is not None
 
 
 def read_ucf101(root: Path, split: int) -> Lists:
     """`trainlist0N.txt` and `testlist0N.txt`; the class order is `classInd.txt`'s (else the sorted one)."""
-    _require_split(find_lists(root, "trainlist*.txt"), r"trainlist0?(\d+)\.txt", split, "ucf101", root)
+    _require_split(UCF101_LIST, split, "ucf101", root)
     rows: list[Row] = []
     sides: tuple[Split, ...] = ("train", "test")
     for side in sides:
-        paths = find_lists(root, f"{side}list{split:02d}.txt")
+        paths = find_lists(root, named(f"{side}list{split:02d}.txt"))
         if not paths:
             raise RequestError(f"trainlist{split:02d}.txt has no {side}list{split:02d}.txt beside it in {root}")
         rows += [Row((name,), _parent(name, where), side, where) for name, _, where in _numbered_names(paths[0])]
-    return Lists("ucf101", tuple(rows), classes=_class_order(root, rows))
+    return Lists(tuple(rows), flips=True, classes=_class_order(root, rows))
 
 
 def _parent(name: str, where: str) -> str:
@@ -103,7 +108,7 @@ def _parent(name: str, where: str) -> str:
 
 
 def _class_order(root: Path, rows: list[Row]) -> tuple[str, ...]:
-    found = find_lists(root, "classInd.txt")
+    found = find_lists(root, named("classInd.txt"))
     if not found:
         return ()
     lines = [line.split(maxsplit=1) for line, _ in _lines(found[0])]
@@ -118,8 +123,7 @@ def _class_order(root: Path, rows: list[Row]) -> tuple[str, ...]:
 
 def read_hmdb51(root: Path, split: int, *, rest_is_train: bool = False) -> Lists:
     """`<class>_test_splitN.txt`: 1 is train, 2 is test and 0 is neither, or train, as the common benchmark has it."""
-    found = find_lists(root, "*_test_split*.txt")
-    _require_split(found, r".+_test_split(\d+)\.txt", split, "hmdb51", root)
+    found = _require_split(HMDB51_LIST, split, "hmdb51", root)
     sides: dict[str, Split | None] = {"0": "train" if rest_is_train else None, "1": "train", "2": "test"}
     rows = []
     for path in found:
@@ -128,7 +132,7 @@ def read_hmdb51(root: Path, split: int, *, rest_is_train: bool = False) -> Lists
             if side not in sides:
                 raise RequestError(f"{where}: expected 0, 1 or 2 after the name, got {side!r}")
             rows.append(Row((f"{label}/{name}",), label, sides[side], where))
-    return Lists("hmdb51", tuple(rows), unused=f"on neither side of official split {split}")
+    return Lists(tuple(rows), flips=True, unused=f"on neither side of official split {split}")
 
 
 ARCHIVES = {
@@ -137,8 +141,9 @@ ARCHIVES = {
 }
 
 
-def _require_split(paths: list[Path], pattern: str, split: int, layout: str, root: Path) -> None:
-    numbers = {int(match[1]) for path in paths if (match := re.fullmatch(pattern, path.name))}
+def _require_split(pattern: str, split: int, layout: str, root: Path) -> list[Path]:
+    paths = find_lists(root, named(pattern))
+    numbers = {int(re.sub(pattern, r"\1", path.name)) for path in paths}
     if not numbers:
         places = ", ".join(folder or "." for folder in LIST_FOLDERS[:4])
         raise RequestError(
@@ -146,10 +151,11 @@ def _require_split(paths: list[Path], pattern: str, split: int, layout: str, roo
         )
     if split not in numbers:
         raise RequestError(f"{root} has no list for split {split}, only for {', '.join(map(str, sorted(numbers)))}")
+    return paths
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(text(path).split("\n"), start=1):
         if line.strip():
             yield line.strip(), f"{path.name}, line {number}"
 
@@ -168,12 +174,12 @@ def read_kinetics(root: Path) -> Lists:
     if not found:
         raise RequestError(f"{root} has no table with Kinetics' columns label,youtube_id,time_start,time_end,split")
     for path in found:
-        for record, where in _records(path):
+        for record, where in records(path):
             if record.get("label"):  # the official test list has none
                 names = (*_cut(record, where), record["youtube_id"])
                 word = record.get("split") or path.stem.split("_")[-1]
                 rows.append((Row(names, record["label"], None, where), word))
-    return _sided(Lists("kinetics", ()), rows)
+    return _sided(rows, flips=True)
 
 
 def _cut(record: dict[str, str], where: str) -> tuple[str, ...]:
@@ -189,7 +195,7 @@ def _cut(record: dict[str, str], where: str) -> tuple[str, ...]:
 
 
 def kinetics_tables(root: Path) -> list[Path]:
-    return [path for path in find_lists(root, "*.csv") if {"label", "youtube_id"} <= set(columns(path))]
+    return find_lists(root, lambda path: path.suffix == ".csv" and {"label", "youtube_id"} <= set(columns(path)))
 
 
 class _Clip(BaseModel):
@@ -212,18 +218,19 @@ def read_ssv2(root: Path) -> Lists:
             if label not in numbers:
                 raise RequestError(f"{where}: label {label!r} is not in {files['labels'].name}")
             rows.append(Row((str(record.id),), label, side, where))
-    return Lists("ssv2", tuple(rows), classes=tuple(sorted(numbers, key=numbers.__getitem__)))
+    return Lists(tuple(rows), flips=False, classes=tuple(sorted(numbers, key=numbers.__getitem__)))
 
 
 def ssv2_files(root: Path) -> dict[str, Path]:
-    pattern = re.compile(r"(?:something-something-v2-)?(train|validation|labels)\.json")
-    return {match[1]: path for path in find_lists(root, "*.json") if (match := pattern.fullmatch(path.name))}
+    """The lists by what they hold, of the first folder that has most of the three."""
+    found = max(by_folder(root, named(SSV2_LIST)), key=len, default=[])
+    return {re.sub(SSV2_LIST, r"\1", path.name): path for path in found}
 
 
 def tables(root: Path) -> list[Path]:
     """The tables of the data's folder that name videos, labels and splits."""
-    found = [path for suffix in sorted(TABLE_SUFFIXES) for paths in by_folder(root, f"*{suffix}") for path in paths]
-    return [path for path in found if _is_table(columns(path))]
+    found = by_folder(root, lambda path: path.suffix.lower() in TABLE_SUFFIXES and _is_table(columns(path)))
+    return [path for paths in found for path in paths]
 
 
 def _is_table(names: tuple[str, ...]) -> bool:
@@ -244,14 +251,18 @@ def read_table(root: Path, table: Path) -> Lists:
         raise RequestError(f"{table} needs the columns path,label,split (or folder_name,label,split); it has {header}")
     column = "path" if "path" in header else "folder_name"
     rows = []
-    for record, where in _records(table):
+    for record, where in records(table):
         if empty := [name for name in (column, "label", "split") if not record.get(name)]:
             raise RequestError(f"{where}: no {' and no '.join(empty)}")
         name = record[column]
         names = _relative(root, table, name, where) if column == "path" else (name,)
         rows.append((Row(names, record["label"], None, where), record["split"]))
-    dataset = root.resolve().name if column == "path" else _dataset([row for row, _ in rows], root)
-    return _sided(Lists(dataset, (), exact=column == "path"), rows)
+    return _sided(rows, flips=column == "folder_name" and _of_known_names(rows), exact=column == "path")
+
+
+def _of_known_names(rows: list[tuple[Row, str]]) -> bool:
+    """Whether all are UCF101's, as MiniUCF's are, or all HMDB51's."""
+    return any(all(known.fullmatch(row.names[0]) for row, _ in rows) for known in (UCF101_NAME, HMDB51_NAME))
 
 
 def _relative(root: Path, table: Path, name: str, where: str) -> tuple[str, ...]:
@@ -265,14 +276,8 @@ def _relative(root: Path, table: Path, name: str, where: str) -> tuple[str, ...]
     return tuple(dict.fromkeys(inside))
 
 
-def _dataset(rows: list[Row], root: Path) -> str:
-    if all(UCF101_NAME.fullmatch(row.names[0]) for row in rows):
-        return "miniucf" if len({row.label for row in rows}) == MINIUCF_CLASSES else "ucf101"
-    return "hmdb51" if all(HMDB51_NAME.fullmatch(row.names[0]) for row in rows) else root.resolve().name
-
-
-def _sided(lists: Lists, rows: list[tuple[Row, str]]) -> Lists:
-    """Give every row its side, from the word that its split column holds."""
+def _sided(rows: list[tuple[Row, str]], *, flips: bool, exact: bool = False) -> Lists:
+    """The rows, each on the side that the word of its split column tells."""
     for row, word in rows:
         if word.casefold() not in SPLIT_WORDS:
             raise RequestError(f"{row.where}: split is {word!r}; expected train or test (or validation)")
@@ -283,62 +288,14 @@ def _sided(lists: Lists, rows: list[tuple[Row, str]]) -> Lists:
         "validation": None if "test" in words else "test",
     }
     sided = tuple(replace(row, split=sides[word]) for (row, _), word in zip(rows, words, strict=True))
-    return replace(lists, rows=sided, unused="in the validation split; the test split is the one that is scored")
-
-
-def columns(table: Path) -> tuple[str, ...]:
-    """A table's column names, lower case."""
-    if table.suffix.lower() == ".parquet":
-        return tuple(name.strip().lower() for name in _parquet(table).schema.names)
-    with table.open(encoding="utf-8-sig", newline="", errors="replace") as file, _as_table(table):
-        return tuple(name.strip().lower() for name in next(csv.reader(file), []))
-
-
-@contextmanager
-def _as_table(table: Path) -> Iterator[None]:
-    try:
-        yield
-    except csv.Error as error:
-        raise RequestError(f"{table} is no CSV: {error}") from error
-
-
-def _records(table: Path) -> Iterator[tuple[dict[str, str], str]]:
-    """Every row as {column: text} with the place it stands at."""
-    if table.suffix.lower() == ".parquet":
-        for number, record in enumerate(_parquet(table).to_pylist()):
-            yield {str(name).lower(): _cell(value) for name, value in record.items()}, f"{table.name}, row {number}"
-        return
-    reader = csv.DictReader(io.StringIO(_text(table), newline=""), fieldnames=columns(table), restkey="")
-    with _as_table(table):
-        next(reader, None)
-        for record in reader:
-            yield {name: _cell(value) for name, value in record.items()}, f"{table.name}, line {reader.line_num}"
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else str(value).strip()
-
-
-def _parquet(table: Path) -> Any:
-    if importlib.util.find_spec("pyarrow") is None:
-        raise RequestError(f"{table} is a Parquet file: install pyarrow, or save it as CSV with the same columns")
-    try:
-        return importlib.import_module("pyarrow.parquet").read_table(table)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are one of them
-        raise RequestError(f"{table} is no Parquet file: {error}") from error
+    unused = "in the validation split; the test split is the one that is scored"
+    return Lists(sided, flips=flips, exact=exact, unused=unused)
 
 
 def _json(path: Path, kind: type[T]) -> T:
     try:
-        return TypeAdapter(kind).validate_json(_text(path))
+        return TypeAdapter(kind).validate_json(text(path))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         raise RequestError(f"{path} is not as Something-Something v2 writes it: {place}: {first['msg']}") from error
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error

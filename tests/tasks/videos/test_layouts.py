@@ -201,12 +201,7 @@ def test_ucf101_has_its_official_splits_and_class_order(tmp_path, lists, suffix)
     root = lay_ucf101(tmp_path, lists, suffix)
     for split in (1, 2):
         listing = read(root, split=split)
-        assert (listing.dataset, listing.layout, listing.classes, listing.flips) == (
-            "ucf101",
-            "ucf101",
-            ("b", "a"),
-            True,
-        )
+        assert (listing.layout, listing.classes, listing.flips) == ("ucf101", ("b", "a"), True)
         assert units(listing, "test") == {f"a_g{split:02d}", f"b_g{split:02d}"}
         assert (len(listing.entries), listing.rejected, listing.notes) == (16, (), ())
 
@@ -287,7 +282,7 @@ def test_a_table_of_paths_is_read_from_its_own_folder_or_from_the_datas(tmp_path
     rows = ['"videos/ä b.mp4",x,train', "../videos/2.mp4,y,train", "3.mp4,x,TEST", "videos/4.mp4,y,val"]
     write_table(root / "splits/table.csv", rows)
     listing = read(root)
-    assert (listing.layout, listing.dataset, listing.flips) == ("csv", tmp_path.name, False)
+    assert (listing.layout, listing.flips) == ("csv", False)
     assert splits(listing) == {"videos/ä b.mp4": "train", "videos/2.mp4": "train", "splits/3.mp4": "test"}
     assert reasons(listing) == {
         "videos/4.mp4": "in the validation split; the test split is the one that is scored",
@@ -305,7 +300,7 @@ def test_a_table_may_be_named_itself(tmp_path):
     root = lay(tmp_path / "data", LEFT_RIGHT)
     rows = ["left/0.mp4,l,train", f"{root}/left/1.mp4,l,test", "right/0.mp4,r,train", "right/1.mp4,r,test"]
     listing = read(write_table(root / "some.csv", rows))
-    assert (listing.dataset, listing.layout, len(listing.entries)) == ("data", "csv", 4)
+    assert (listing.layout, len(listing.entries)) == ("csv", 4)
 
 
 def test_absolute_paths_may_lead_through_a_link(tmp_path):
@@ -425,7 +420,7 @@ def test_miniucf_names_videos_without_folder_and_extension(tmp_path):
     rows = [f"{name},{name.split('_')[1]},{'test' if '_g01_' in name else 'train'}" for name in names]
     write_table(tmp_path / "miniucf.csv", rows, header="folder_name,label,split")
     listing = read(tmp_path)
-    assert (listing.dataset, listing.flips, listing.classes) == ("miniucf", True, tuple(sorted(labels)))
+    assert (listing.layout, listing.flips, listing.classes) == ("csv", True, tuple(sorted(labels)))
     assert splits(listing)["UCF-101/C00/v_C00_g01_c01.avi"] == "test"
     assert Counter(splits(listing).values()) == {"train": 50, "test": 50}
 
@@ -448,7 +443,7 @@ def test_hmdb51_has_its_official_splits_and_groups_by_film(tmp_path):
         lines = [f"{name} {side} " for name, side in zip(names, (1, 1, 2, 2, 0, 0), strict=True)]
         (tmp_path / f"splits/{label}_test_split2.txt").write_text("\n".join(lines))
     listing = read(tmp_path, split=2)
-    assert (listing.dataset, listing.classes, listing.flips) == ("hmdb51", ("climb", "shoot_bow"), True)
+    assert (listing.layout, listing.classes, listing.flips) == ("hmdb51", ("climb", "shoot_bow"), True)
     assert Counter(splits(listing).values()) == {"train": 4, "test": 4}
     assert "climb/A film!_climb" in units(listing, "train")
     assert set(reasons(listing).values()) == {"on neither side of official split 2"}
@@ -464,7 +459,7 @@ def test_kinetics_is_scored_on_its_validation_split(tmp_path):
     write_table(tmp_path / "annotations/val.csv", ["a b,CCC,0,10,val", "c,DDD,0,10,val"], header=header)
     write_table(tmp_path / "annotations/test.csv", ["EEE,0,10,test"], header="youtube_id,time_start,time_end,split")
     listing = read(tmp_path)
-    assert (listing.dataset, listing.flips, listing.classes) == ("kinetics", True, ("a b", "c"))
+    assert (listing.layout, listing.flips, listing.classes) == ("kinetics", True, ("a b", "c"))
     assert splits(listing) == {
         "train/a b/AAA_000001_000011.mp4": "train",
         "train/c/-BB.mp4": "train",
@@ -474,8 +469,8 @@ def test_kinetics_is_scored_on_its_validation_split(tmp_path):
     assert reasons(listing) == {"GONE_000000_000010": "listed (train.csv, line 4) but not there"}
 
 
-def test_something_something_has_its_own_class_order_and_no_flips(tmp_path):
-    lay(tmp_path, [f"20bn-something-something-v2/{number}.webm" for number in range(5)])
+def write_ssv2(folder: Path) -> dict[str, str]:
+    """Videos 0 and 1 for training, 2 and 3 for test; the numbers of the classes."""
     labels = {"Pushing something from right to left": "0", "Holding something": "1"}
     templates = ["Pushing [something] from right to left", "Holding [something]"]
     files = {
@@ -483,15 +478,52 @@ def test_something_something_has_its_own_class_order_and_no_flips(tmp_path):
         "train": [{"id": str(number), "template": templates[number]} for number in (0, 1)],
         "validation": [{"id": str(number), "template": templates[number - 2]} for number in (2, 3)],
     }
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        (tmp_path / f"something-something-v2-{name}.json").write_text(json.dumps(content))
+        (folder / f"something-something-v2-{name}.json").write_text(json.dumps(content))
+    return labels
+
+
+def test_something_something_has_its_own_class_order_and_no_flips(tmp_path):
+    lay(tmp_path, [f"20bn-something-something-v2/{number}.webm" for number in range(5)])
+    labels = write_ssv2(tmp_path)
     listing = read(tmp_path)
-    assert (listing.dataset, listing.flips, listing.classes) == ("ssv2", False, tuple(labels))
+    assert (listing.layout, listing.flips, listing.classes) == ("ssv2", False, tuple(labels))
     assert [entry.split for entry in listing.entries] == ["train", "train", "test", "test"]
     assert reasons(listing) == {"20bn-something-something-v2/4.webm": "in none of the lists"}
 
 
+KINETICS = "label,youtube_id,time_start,time_end,split"
+
+
+@pytest.mark.parametrize("stray", ["boxes.json", "notes.csv", "labels.json", "splits/train.csv", "trainlist.txt"])
+def test_a_file_of_another_kind_hides_no_lists(tmp_path, stray):
+    """Neither beside the lists nor in a folder that is looked into before theirs."""
+    kinetics = lay(tmp_path / "kinetics", [f"x/{label}{number}.mp4" for label in "ab" for number in (1, 2)])
+    ssv2 = lay(tmp_path / "ssv2", [f"x/{number}.webm" for number in range(4)])
+    rows = [f"{label},{label}{number},,,{side}" for label in "ab" for number, side in ((1, "train"), (2, "val"))]
+    write_table(kinetics / "annotations/kinetics.csv", rows, header=KINETICS)
+    write_ssv2(ssv2 / "labels")
+    for root, layout, flips in ((kinetics, "kinetics", True), (ssv2, "ssv2", False)):
+        write_table(root / stray, ["left/0.mp4,l"], header="path,label")
+        listing = read(root)
+        assert (listing.layout, listing.flips, len(listing.entries)) == (layout, flips, 4)
+
+
 # --- choices and errors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ucf101", "hmdb51", "kinetics", "miniucf", "mine"])
+def test_flips_follow_from_lists_and_not_from_a_folder_s_name(tmp_path, name):
+    """A mirrored `left` is a `right`, whatever their folder is called."""
+    root = lay(tmp_path / name, LEFT_RIGHT)
+    assert not read(root).flips
+    rows = ["left/0.mp4,l,train", "left/1.mp4,l,test", "right/0.mp4,r,train", "right/1.mp4,r,test"]
+    assert not read(write_table(root / "t.csv", rows)).flips
+    assert read(lay_ucf101(tmp_path / "lists" / name)).flips
+    lay(tmp_path / "names" / name, [f"{number}.mp4" for number in range(4)])
+    rows = ["0,l,train", "1,l,test", "2,r,train", "3,r,test"]
+    assert not read(write_table(tmp_path / "names" / name / "t.csv", rows, header="folder_name,label,split")).flips
 
 
 def test_flips_can_be_forced(tmp_path):
@@ -576,7 +608,7 @@ def test_all_of_ucf101_has_its_published_counts(tmp_path, official, split, train
     shutil.copytree(lists, tmp_path / "ucfTrainTestlist")
     listing = read(tmp_path, split=split)
     assert Counter(splits(listing).values()) == {"train": train, "test": test}
-    assert (listing.dataset, len(listing.classes), listing.flips) == ("ucf101", 101, True)
+    assert (len(listing.classes), listing.flips) == (101, True)
     groups = {kind: units(listing, kind) for kind in ("train", "test")}
     assert not set(groups["train"]) & set(groups["test"])
 
@@ -588,7 +620,7 @@ def test_all_of_miniucf_has_its_published_counts(tmp_path, official):
     shutil.copy(table, tmp_path)
     listing = read(tmp_path)
     assert Counter(splits(listing).values()) == {"train": 4662, "test": 1861}
-    assert (listing.dataset, len(listing.classes), listing.flips) == ("miniucf", 50, True)
+    assert (len(listing.classes), listing.flips) == (50, True)
 
 
 @pytest.mark.parametrize(("layout", "train"), [("hmdb51", 3570), ("hmdb51_5236", 5236)])
@@ -600,7 +632,7 @@ def test_all_of_hmdb51_has_its_published_counts(tmp_path, official, layout, trai
     shutil.copytree(official / "hmdb51", tmp_path / "splits")
     listing = read(tmp_path, layout=layout)
     assert Counter(splits(listing).values()) == {"train": train, "test": 1530}
-    assert (listing.dataset, len(listing.classes), listing.flips) == ("hmdb51", 51, True)
+    assert (len(listing.classes), listing.flips) == (51, True)
 
 
 def test_missing_videos_of_kinetics_are_counted(tmp_path, official):
