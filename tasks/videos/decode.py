@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -126,9 +126,6 @@ def decode_block(
     with _filling(work.folder, parameters) as fill:
         for number, video in enumerate(parameters.videos):
             work.progress(number, len(parameters.videos), video.path)
-            with suppress(FileNotFoundError):
-                if (root / video.path).stat().st_size != video.bytes:
-                    raise RunError(CHANGED.format(video.path))
             try:
                 clips_VTHWC = twice(partial(decoder.clips, root / video.path, sampling))
             except VideoError as error:
@@ -136,6 +133,7 @@ def decode_block(
                 passing = {PASSING: True} if isinstance(error, PassingError) else {}
                 outcomes.append({"path": video.path, "row": None, "reason": str(error)} | passing)
                 continue
+            check_unchanged(root, video)
             outcomes.append({"path": video.path, "row": fill(clips_VTHWC), "reason": ""})
             centre = clips_VTHWC[0].reshape(-1, 3).astype(np.float64)
             sums, squares = sums + centre.sum(0), squares + (centre**2).sum(0)
@@ -144,7 +142,7 @@ def decode_block(
 
 
 def check_unchanged(root: Path, video: BlockVideo) -> None:
-    """Make sure, of a video that failed, that it is the one that was indexed: its artifact is kept by its content.
+    """Make sure that a video is the one that was indexed: its artifact is kept by its content.
 
     Raises:
         RunError: the file is gone, cannot be read, or has changed.
@@ -155,7 +153,7 @@ def check_unchanged(root: Path, video: BlockVideo) -> None:
 
 
 def check_there(path: Path) -> None:
-    """Make sure, of a video that failed, that there is a file which can be read.
+    """Make sure that there is a file which can be read.
 
     Raises:
         RunError: there is none.

@@ -12,8 +12,8 @@ from typing import Literal
 
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
-from vidistill.tasks.videos.split_lists import LIST_FOLDERS, LIST_SUFFIXES, TABLE_SUFFIXES, by_folder
-from vidistill.tasks.videos.tables import columns
+from vidistill.tasks.videos.split_lists import LIST_FOLDERS, LIST_SUFFIXES, by_folder
+from vidistill.tasks.videos.tables import TABLE_SUFFIXES, header
 
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
@@ -50,7 +50,7 @@ def read_tree(folder: Path) -> Tree:
         reasons = {name: _folder_problem(Path(here, name), folder) for name in visible}
         names[:] = [name for name in visible if not reasons[name]]
         folders += [str(base / name) for name in names]
-        shown = [name for name in files if name[0] != "."]
+        shown = sorted(name for name in files if name[0] != ".")
         seen = [name for name in shown if not _is_list(base / name)]
         reasons |= {name: _file_problem(Path(here, name)) for name in seen}
         videos += [str(base / name) for name in seen if not reasons[name]]
@@ -73,12 +73,16 @@ def _is_list(path: PurePosixPath) -> bool:
 
 
 def unread(folder: Path) -> Path | None:
-    """A list that by its name or its columns tells a split; asked for where no list is in a form that is read."""
+    """A list that by its name or its columns tells a split, or a link to a table that is not there.
+
+    Asked for where no list is in a form that is read.
+    """
     return next((paths[0] for paths in by_folder(folder, _tells_split)), None)
 
 
 def _tells_split(path: Path) -> bool:
-    return bool(SPLIT_NAME.match(path.stem)) or (path.suffix.lower() in TABLE_SUFFIXES and "split" in columns(path))
+    gone = path.suffix.lower() in TABLE_SUFFIXES and not os.path.exists(path)
+    return bool(gone or SPLIT_NAME.match(path.stem) or "split" in re.findall(r"\w+", " ".join(header(path))))
 
 
 def _folder_problem(path: Path, root: Path) -> str:
@@ -128,15 +132,16 @@ class Finder:
     """Finds the file that a list names."""
 
     def __init__(self, tree: Tree) -> None:
-        self._rejected = {rejected.video for rejected in tree.rejected}
+        self._rejected = {rejected.video: rejected.reason for rejected in tree.rejected}
         self._paths: dict[str, str] = {}
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         for path in (*tree.videos, *sorted(self._rejected)):
             self._paths[unicodedata.normalize("NFC", path)] = path
             self._by_stem[_parts(path)[-1]].append(path)
 
-    def is_rejected(self, path: str) -> bool:
-        return path in self._rejected
+    def problem(self, path: str) -> str:
+        """Why a file is no video; nothing of one that is."""
+        return self._rejected.get(path, "")
 
     def find(self, name: str, *, exact: bool) -> str | None:
         """The file of this name, or None.

@@ -21,7 +21,7 @@ from vidistill.tasks.videos.files import Rejected as Rejected
 from vidistill.tasks.videos.split_lists import LIST_FOLDERS, Lists, Row, Split
 from vidistill.tasks.videos.splits import Entry as Entry  # part of this module's interface, as is Rejected
 from vidistill.tasks.videos.splits import entry_of, move_to_test, split_notes
-from vidistill.tasks.videos.tables import columns
+from vidistill.tasks.videos.tables import TABLE_SUFFIXES, columns, header
 
 Layout = Literal["folders", "ucf101", "hmdb51", "hmdb51_5236", "csv", "kinetics", "ssv2"]
 
@@ -110,7 +110,7 @@ def data_folder(root: Path) -> Path:
         raise RequestError(f"{root} does not exist: name a folder of videos, or a CSV of path,label,split")
     if root.is_dir():
         return root
-    if root.suffix.lower() not in split_lists.TABLE_SUFFIXES:
+    if root.suffix.lower() not in TABLE_SUFFIXES:
         raise RequestError(f"{root} is a file: name the folder that holds the videos, or a CSV of path,label,split")
     return root.parent
 
@@ -125,13 +125,11 @@ def _tree_of(root: Path, folder: Path) -> Tree:
 
 
 def choose_layout(root: Path, parameters: IndexParameters) -> tuple[Layout, list[str]]:
-    """The layout that was asked for, or the first whose lists are there, else class folders."""
+    """The layout that was asked for, or the first that fits, and a note of others that would."""
     if not root.is_dir() and parameters.layout not in ("auto", "csv"):
         raise RequestError(f"{root} is a table: for layout {parameters.layout} name its folder, {root.parent}")
-    recognised: list[Layout] = _recognise(root) if root.is_dir() else ["csv"]
-    fitting = recognised or ["folders"]
-    chosen = fitting[0] if parameters.layout == "auto" else parameters.layout
-    others = fitting[1:] if parameters.layout == "auto" else []
+    fitting = _fitting(root) if parameters.layout == "auto" else [parameters.layout]
+    chosen, others = fitting[0], fitting[1:]
     if parameters.split != 1 and chosen not in ("ucf101", "hmdb51", "hmdb51_5236"):
         raise RequestError(
             f"split {parameters.split} is an official split of UCF101 or HMDB51; {root} is read as {chosen}"
@@ -139,7 +137,10 @@ def choose_layout(root: Path, parameters: IndexParameters) -> tuple[Layout, list
     return chosen, [f"read as {chosen}; layout {' or '.join(others)} would fit too"] if others else []
 
 
-def _recognise(folder: Path) -> list[Layout]:
+def _fitting(folder: Path) -> list[Layout]:
+    """The layouts whose lists are there, else class folders."""
+    if not folder.is_dir():
+        return ["csv"]
     signs: dict[Layout, bool] = {
         "ucf101": bool(split_lists.find_lists(folder, split_lists.named(split_lists.UCF101_LIST))),
         "hmdb51": bool(split_lists.find_lists(folder, split_lists.named(split_lists.HMDB51_LIST))),
@@ -147,7 +148,7 @@ def _recognise(folder: Path) -> list[Layout]:
         "kinetics": bool(split_lists.kinetics_tables(folder)),
         "csv": bool(split_lists.tables(folder)),
     }
-    return [layout for layout, found in signs.items() if found]
+    return [layout for layout, found in signs.items() if found] or ["folders"]
 
 
 def read_layout(root: Path, layout: Layout, parameters: IndexParameters, tree: Tree) -> Draft:
@@ -187,6 +188,11 @@ def read_folders(folder: Path, parameters: IndexParameters, tree: Tree) -> Draft
         for path, parts in ((path, path.split("/")) for path in tree.videos):
             if len(parts) == 3 and parts[0] in sides:
                 draft.entries.append(entry_of(path, parts[1], sides[parts[0]]))
+        if not draft.entries:
+            raise RequestError(
+                f"no video of {folder} lies in {' or '.join(f'{side}/<class>/' for side in sides)} (the first is "
+                f"{tree.videos[0]}): put each class in its own folder there, or add a CSV of path,label,split"
+            )
         return draft
     if parameters.layout == "auto" and (found := unread(folder)):
         raise RequestError(_in_no_form(found))
@@ -199,6 +205,8 @@ def read_folders(folder: Path, parameters: IndexParameters, tree: Tree) -> Draft
         return draft
     _check_classes({entry.label for entry in draft.entries}, folder)
     draft.entries = move_to_test(draft.entries, parameters.test_fraction, parameters.split_seed)
+    strange = split_lists.by_folder(folder, lambda path: path.suffix.lower() in TABLE_SUFFIXES and not header(path))
+    draft.notes += [f"{path.name} cannot be read as a table and is passed over" for found in strange for path in found]
     empty = sorted(set(names.values()) - {entry.label for entry in draft.entries} - set(LIST_FOLDERS))
     draft.notes += [f"folder {name!r} holds no videos and is no class" for name in empty]
     share = f"{parameters.test_fraction:.0%} of each class, by group, seed {parameters.split_seed}"
@@ -209,7 +217,7 @@ def read_folders(folder: Path, parameters: IndexParameters, tree: Tree) -> Draft
 
 
 def _in_no_form(path: Path) -> str:
-    table = path.suffix.lower() in split_lists.TABLE_SUFFIXES
+    table = path.suffix.lower() in TABLE_SUFFIXES
     has = f" it has {', '.join(columns(path)) or 'none'}" if table else " or the lists of UCF101 or HMDB51"
     return (
         f"{path} tells a split in no form that is read: give a table with the columns path,label,split;{has}. "
@@ -244,7 +252,7 @@ def _no_class_folders(folder: Path, tree: Tree) -> str:
 
 
 def match_lists(lists: Lists, tree: Tree, folder: Path) -> Draft:
-    """Find the file of every row. A row whose file is missing is rejected; a class that has no file at all is a note.
+    """Find the file of every row. One whose file is missing or no video has failed; a class without any file is a note.
 
     Raises:
         RequestError: no row's file is there, or a file stands in the lists twice.
@@ -261,15 +269,17 @@ def match_lists(lists: Lists, tree: Tree, folder: Path) -> Draft:
             raise RequestError(f"{path} is listed twice: {listed[path].where} and {row.where}")
         else:
             listed[path] = row
-    readable = {path: row for path, row in listed.items() if not finder.is_rejected(path)}
     if not lists.rows:
         raise RequestError(f"the table or the lists of {folder} name no videos")
-    if not readable:
+    if all(map(finder.problem, listed)):
         first = f"; the first is {lists.rows[0].names[0]!r}"
         raise RequestError(f"none of the {len(lists.rows)} listed videos lies below {folder}{first}")
-    for path, row in readable.items():
+    for path, row in listed.items():
         if row.split is None:
             draft.rejected.append(filtered(path, lists.unused))
+        elif problem := finder.problem(path):
+            reason = f"{problem}, though listed ({row.where})"
+            draft.rejected.append(Rejected(video=path, outcome="failed", reason=reason))
         else:
             draft.entries.append(entry_of(path, row.label, row.split))
     _report_missing(draft, missing)
@@ -319,11 +329,13 @@ def check(draft: Draft, folder: Path, *, test_only: bool = False) -> tuple[str, 
 
 def _check_classes(labels: set[str], folder: Path, lost: str = "") -> None:
     if len(labels) < 2:
-        raise RequestError(f"{folder} has only one class ({', '.join(labels)}){lost}: there is nothing to tell apart")
+        has = f"only one class ({', '.join(labels)})" if labels else "no training videos"
+        raise RequestError(f"{folder} has {has}{lost}: there is nothing to tell apart")
 
 
 def all_rejected(draft: Draft, tree: Tree) -> tuple[Rejected, ...]:
     """The files that are no videos, the ones that the layout left out, and the videos that no entry names."""
     named = {entry.path for entry in draft.entries} | {rejected.video for rejected in draft.rejected}
     leftover = [filtered(path, draft.leftover(path)) for path in tree.videos if path not in named]
-    return tuple(sorted((*tree.rejected, *draft.rejected, *leftover), key=lambda rejected: rejected.video))
+    none = [rejected for rejected in tree.rejected if rejected.video not in named]
+    return tuple(sorted((*none, *draft.rejected, *leftover), key=lambda rejected: rejected.video))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -16,7 +17,7 @@ from platformdirs import user_cache_path
 
 from vidistill.storage.keys import file_digest
 from vidistill.storage.parameters import Parameters
-from vidistill.tasks.videos.decoder import Decoder, Probe, VideoError
+from vidistill.tasks.videos.decoder import Decoder, Probe, VideoError, twice
 from vidistill.tasks.videos.layouts import Entry, Listing, Rejected, data_folder
 from vidistill.tasks.videos.split_lists import Split
 
@@ -123,7 +124,7 @@ def identify(folder: Path, path: str) -> Identity | Rejected:
     except OSError as error:
         return _failed(path, f"cannot be read: {error.strerror}")
     if not status.st_size:
-        return Rejected(video=path, outcome="filtered", reason="an empty file")
+        return _failed(path, "an empty file")
     return Identity(str(folder / path), status.st_size, status.st_mtime_ns)
 
 
@@ -191,7 +192,7 @@ def examine(identity: Identity, free: SimpleQueue[Decoder]) -> Content | str:
     path = Path(identity.path)
     decoder = free.get()
     try:
-        content = Content(sha256=file_digest(path), probe=decoder.probe(path))
+        content = Content(sha256=file_digest(path), probe=twice(partial(decoder.probe, path)))
         status = path.stat()
     except VideoError as error:
         return str(error)

@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from vidistill.storage.errors import RequestError
-from vidistill.tasks.videos.tables import columns, records, text
+from vidistill.tasks.videos.tables import columns, header, records, text
 
 Split = Literal["train", "test"]
 T = TypeVar("T")
@@ -30,8 +30,7 @@ LIST_FOLDERS: tuple[str, ...] = (
     "annotations",
     "labels",
 )
-LIST_SUFFIXES = frozenset({".csv", ".json", ".parquet", ".txt"})
-TABLE_SUFFIXES = frozenset({".csv", ".parquet"})
+LIST_SUFFIXES = frozenset({".csv", ".json", ".parquet", ".tsv", ".txt"})
 SPLIT_WORDS: dict[str, Literal["train", "test", "validation"]] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -72,10 +71,10 @@ class Lists:
 
 
 def by_folder(root: Path, qualifies: Callable[[Path], bool]) -> Iterator[list[Path]]:
-    """The lists that qualify, sorted by name, of every folder of `LIST_FOLDERS` that has any."""
+    """The lists that qualify, links to nothing too, sorted by name, of every folder of `LIST_FOLDERS` that has any."""
     for folder in LIST_FOLDERS:
         files = (path for path in (root / folder).glob("[!.]*") if path.suffix.lower() in LIST_SUFFIXES)
-        if found := sorted(path for path in files if path.is_file() and qualifies(path)):
+        if found := sorted(path for path in files if not os.path.isdir(path) and qualifies(path)):
             yield found
 
 
@@ -94,9 +93,11 @@ def read_ucf101(root: Path, split: int) -> Lists:
     rows: list[Row] = []
     sides: tuple[Split, ...] = ("train", "test")
     for side in sides:
-        paths = find_lists(root, named(f"{side}list{split:02d}.txt"))
+        paths = find_lists(root, named(rf"{side}list0?{split}\.txt"))
         if not paths:
-            raise RequestError(f"trainlist{split:02d}.txt has no {side}list{split:02d}.txt beside it in {root}")
+            raise RequestError(
+                f"split {split} of {root} has no {side}list{split:02d}.txt beside its list of training videos"
+            )
         rows += [Row((name,), _parent(name, where), side, where) for name, _, where in _numbered_names(paths[0])]
     return Lists(tuple(rows), flips=True, classes=_class_order(root, rows))
 
@@ -195,7 +196,7 @@ def _cut(record: dict[str, str], where: str) -> tuple[str, ...]:
 
 
 def kinetics_tables(root: Path) -> list[Path]:
-    return find_lists(root, lambda path: path.suffix == ".csv" and {"label", "youtube_id"} <= set(columns(path)))
+    return find_lists(root, lambda path: path.suffix == ".csv" and {"label", "youtube_id"} <= set(header(path)))
 
 
 class _Clip(BaseModel):
@@ -229,7 +230,7 @@ def ssv2_files(root: Path) -> dict[str, Path]:
 
 def tables(root: Path) -> list[Path]:
     """The tables of the data's folder that name videos, labels and splits."""
-    found = by_folder(root, lambda path: path.suffix.lower() in TABLE_SUFFIXES and _is_table(columns(path)))
+    found = by_folder(root, lambda path: _is_table(header(path)))
     return [path for paths in found for path in paths]
 
 
@@ -246,10 +247,10 @@ def read_table(root: Path, table: Path) -> Lists:
     A path is relative to the table's folder or to `root`. Where a table has test rows its validation rows are left out;
     where it has none, they are the test split.
     """
-    header = columns(table)
-    if not _is_table(header):
-        raise RequestError(f"{table} needs the columns path,label,split (or folder_name,label,split); it has {header}")
-    column = "path" if "path" in header else "folder_name"
+    has = columns(table)
+    if not _is_table(has):
+        raise RequestError(f"{table} needs the columns path,label,split (or folder_name,label,split); it has {has}")
+    column = "path" if "path" in has else "folder_name"
     rows = []
     for record, where in records(table):
         if empty := [name for name in (column, "label", "split") if not record.get(name)]:

@@ -13,27 +13,41 @@ from typing import Any
 
 from vidistill.storage.errors import RequestError
 
+TABLE_SUFFIXES = frozenset({".csv", ".parquet"})
+
 
 def columns(table: Path) -> tuple[str, ...]:
-    """A table's column names, lower case."""
+    """A table's column names, lower case.
+
+    Raises:
+        RequestError: it cannot be read as a table.
+    """
     if table.suffix.lower() == ".parquet":
-        return tuple(name.strip().lower() for name in _parquet(table).schema.names)
-    with table.open(encoding="utf-8-sig", newline="", errors="replace") as file, _as_table(table):
+        return tuple(name.strip().lower() for name in _parquet(table, "read_schema").names)
+    with _as_table(table), table.open(encoding="utf-8-sig", newline="", errors="replace") as file:
         return tuple(name.strip().lower() for name in next(csv.reader(file), []))
+
+
+def header(path: Path) -> tuple[str, ...]:
+    """The column names of a file that may be a table, none of one that is none or cannot be read."""
+    try:
+        return columns(path) if path.suffix.lower() in {".tsv", *TABLE_SUFFIXES} else ()
+    except RequestError:
+        return ()
 
 
 @contextmanager
 def _as_table(table: Path) -> Iterator[None]:
     try:
         yield
-    except csv.Error as error:
-        raise RequestError(f"{table} is no CSV: {error}") from error
+    except (csv.Error, OSError) as error:
+        raise RequestError(f"{table} cannot be read as CSV: {getattr(error, 'strerror', error)}") from error
 
 
 def records(table: Path) -> Iterator[tuple[dict[str, str], str]]:
     """Every row as {column: text} with the place it stands at."""
     if table.suffix.lower() == ".parquet":
-        for number, record in enumerate(_parquet(table).to_pylist()):
+        for number, record in enumerate(_parquet(table, "read_table").to_pylist()):
             yield {str(name).lower(): _cell(value) for name, value in record.items()}, f"{table.name}, row {number}"
         return
     reader = csv.DictReader(io.StringIO(text(table), newline=""), fieldnames=columns(table), restkey="")
@@ -47,11 +61,11 @@ def _cell(value: Any) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _parquet(table: Path) -> Any:
+def _parquet(table: Path, read: str) -> Any:
     if importlib.util.find_spec("pyarrow") is None:
         raise RequestError(f"{table} is a Parquet file: install pyarrow, or save it as CSV with the same columns")
     try:
-        return importlib.import_module("pyarrow.parquet").read_table(table)
+        return importlib.import_module("pyarrow.parquet").__dict__[read](table)
     except (OSError, ValueError) as error:  # pyarrow's own errors are one of them
         raise RequestError(f"{table} is no Parquet file: {error}") from error
 
@@ -61,3 +75,5 @@ def text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise RequestError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from error

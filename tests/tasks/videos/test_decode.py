@@ -100,6 +100,21 @@ def test_a_video_that_is_gone_or_another_of_its_size_is_no_broken_one(bench: Ben
     assert outcomes[0]["row"] == 0
 
 
+def test_another_video_of_the_same_size_is_not_filed_as_the_one_that_was_indexed(bench: Bench, tmp_path: Path) -> None:
+    """It can be decoded, so that only its content tells."""
+    data = Path(shutil.copytree(bench.runtime.data, tmp_path / "videos"))
+    job = block_jobs(bench.given.table, DECODE.model_copy(update={"size": 36}), "train")[0]
+    larger, smaller = (
+        data / pick(job.parameters["videos"], key=lambda one: one["bytes"])["path"] for pick in (max, min)
+    )
+    larger.write_bytes(smaller.read_bytes().ljust(larger.stat().st_size, b"\0"))
+    with Decoder() as decoder:
+        assert decoder.clips(larger, Sampling()).any()
+    with pytest.raises(RunError, match=f"{larger.name} changed since it was indexed"):
+        run_job(job, bench.runtime.model_copy(update={"data": str(data)}))
+    assert not bench.store.has(job.ref)
+
+
 def test_what_the_machine_may_have_failed_at_is_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once at once; and where a set has lost too many, what failed twice is decoded by the next run."""
     decode = DECODE.model_copy(update={"size": 35, "max_lost_share": 0.01})

@@ -221,10 +221,21 @@ def test_ucf101_says_what_is_listed_but_missing_and_there_but_unlisted(tmp_path)
     listing = read(root)
     assert reasons(listing) == {
         "a/v_a_g02_c01.avi": "listed (trainlist01.txt, line 7) but not there",
-        "a/v_a_g02_c02.avi": "an empty file",
+        "a/v_a_g02_c02.avi": "an empty file, though listed (trainlist01.txt, line 8)",
         "a/v_a_g09_c01.avi": "in none of the lists",
     }
-    assert {item.video: item.outcome for item in listing.rejected}["a/v_a_g02_c01.avi"] == "failed"
+    assert [item.outcome for item in listing.rejected] == ["failed", "failed", "filtered"]
+
+
+def test_a_listed_link_to_nothing_has_failed_unless_on_neither_side(tmp_path):
+    (lay(tmp_path, LEFT_RIGHT) / "left/8.mp4").symlink_to("nowhere.mp4")
+    (tmp_path / "left/9.mp4").symlink_to("nowhere.mp4")
+    rows = [f"{path},{path.split('/')[0]},{'test' if '7' in path else 'train'}" for path in LEFT_RIGHT]
+    listing = read(write_table(tmp_path / "t.csv", [*rows, "left/8.mp4,left,train", "left/9.mp4,left,val"]))
+    assert [(item.outcome, item.reason) for item in listing.rejected] == [
+        ("failed", "a link to a file that is not there, though listed (t.csv, line 18)"),
+        ("filtered", "in the validation split; the test split is the one that is scored"),
+    ]
 
 
 def test_part_of_ucf101_is_read_with_the_whole_lists(tmp_path):
@@ -235,6 +246,13 @@ def test_part_of_ucf101_is_read_with_the_whole_lists(tmp_path):
     listing = read(root)
     assert listing.classes == ("b", "a")
     assert listing.notes == ("1 listed classes have no videos here and are left out (c)",)
+
+
+def test_lists_may_be_numbered_without_a_zero(tmp_path):
+    root = lay_ucf101(tmp_path)
+    for side in ("train", "test"):
+        (root / f"{side}list01.txt").rename(root / f"{side}list1.txt")
+    assert len(read(root).entries) == 16
 
 
 def test_the_case_of_a_listed_name_may_differ_from_the_files(tmp_path):
@@ -253,7 +271,7 @@ def test_the_case_of_a_listed_name_may_differ_from_the_files(tmp_path):
             "listed twice: trainlist01.txt, line 7 and",
         ),
         (lambda root: (root / "testlist01.txt").write_text("v_a_g01_c01.avi"), "expected <class>/<video>"),
-        (lambda root: (root / "testlist01.txt").unlink(), "has no testlist01.txt beside it"),
+        (lambda root: (root / "testlist01.txt").unlink(), "split 1 of .* has no testlist01.txt beside"),
         (lambda root: (root / "testlist01.txt").write_bytes(b"\xff\xfe"), "is not UTF-8 text"),
     ],
 )
@@ -350,6 +368,9 @@ def test_a_class_without_training_videos_is_told_which_files_are_missing(tmp_pat
         ("split.csv", "file,class,split", r"split\.csv tells a split in no form .* it has file, class, split\."),
         ("splits/videos.csv", "name,class,split", "it has name, class, split"),
         ("train.csv", "path;label", "it has path;label"),
+        ("videos.csv", 'path;label;"split"', "it has path;label;"),
+        ("videos.tsv", "path\tlabel\tsplit", r"videos\.tsv tells a split in no form"),
+        ("split.tsv", "left/0.mp4", r"split\.tsv tells a split in no form"),
         ("test.txt", "left/0.mp4", r"test\.txt .* or the lists of UCF101"),
         ("annotations/val.json", "[]", r"val\.json"),
     ],
@@ -360,6 +381,23 @@ def test_a_split_that_is_not_understood_is_not_passed_over(tmp_path, name, heade
     with pytest.raises(RequestError, match=said):
         read(tmp_path)
     assert Counter(splits(read(tmp_path, layout="folders")).values()) == {"train": 12, "test": 4}
+
+
+def test_a_table_that_is_not_there_is_not_passed_over(tmp_path):
+    (lay(tmp_path, LEFT_RIGHT) / "videos.csv").symlink_to("/nowhere/videos.csv")
+    with pytest.raises(RequestError, match=r"videos\.csv cannot be read as CSV: No such file or directory"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "content"), [("x.parquet", b"no Parquet"), ("x.csv", b'"' + b"x" * 200_000)])
+def test_a_table_that_cannot_be_read_blocks_no_layout(tmp_path, name, content):
+    (lay_ucf101(tmp_path / "ucf101") / name).write_bytes(content)
+    assert read(tmp_path / "ucf101").layout == read(tmp_path / "ucf101", layout="ucf101").layout == "ucf101"
+    table = lay(tmp_path / "folders", LEFT_RIGHT) / name
+    table.write_bytes(content)
+    assert f"{name} cannot be read as a table and is passed over" in read(tmp_path / "folders").notes
+    with pytest.raises(RequestError, match=r"x\.(csv cannot be read as CSV|parquet is)"):
+        read(table)
 
 
 def test_other_lists_and_those_beside_train_and_test_folders_are_passed_over(tmp_path):
@@ -563,6 +601,7 @@ def test_ucf101_without_lists_is_told_where_they_go(tmp_path):
         (["1.mp4", "2.mp4"], {}, "the videos lie in .* itself: put each class in its own folder"),
         (["x/y/z/1.mp4"], {}, "holds no class folders with videos .*: name .*/x/y, or the like, instead"),
         (["a/1.mp4", "a/2.mp4"], {}, r"has only one class \(a\)"),
+        (["train/1.mp4", "val/2.mp4"], {}, r"no video of .* lies in train/<class>/ or val/<class>/ .*train/1\.mp4"),
         (["a/1.mp4", "b/1.mp4", "b/2.mp4"], {}, r"class 'a' has one training video or group \(a/1.mp4\)"),
         (["a/x_g1_c1.mp4", "a/x_g1_c2.mp4", "b/1.mp4", "b/2.mp4"], {}, r"class 'a' has one .* group \(a_g1\)"),
         (["train/a/1.mp4", "train/b/2.mp4", "test/c/3.mp4"], {}, "class 'c' of .* has test videos but no training"),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from vidistill.storage.errors import RequestError
+from vidistill.tasks.videos.decoder import Decoder, PassingError
 from vidistill.tasks.videos.layouts import IndexParameters, Listing, list_videos
 from vidistill.tasks.videos.scan import Video, scan
 
@@ -172,7 +173,24 @@ def test_files_that_go_or_are_emptied_after_the_listing_are_rejected(root, tmp_p
     assert paths(videos) == ["a/1.mp4", "a/ä 0.mp4", "b/2.mp4"]
     outcomes = {item.video: (item.outcome, item.reason) for item in rejected}
     assert outcomes["b/0.mp4"] == ("failed", "cannot be read: No such file or directory")
-    assert outcomes["b/1.mp4"] == ("filtered", "an empty file")
+    assert outcomes["b/1.mp4"] == ("failed", "an empty file")
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_the_machine_may_have_failed_at_is_probed_again(root, tmp_path, monkeypatch, times):
+    probe, asked = Decoder.probe, []
+
+    def failing(decoder, path):
+        asked.append(path.name)
+        if path.name == "2.mp4" and asked.count(path.name) <= times:
+            raise PassingError("the decoder crashed")
+        return probe(decoder, path)
+
+    monkeypatch.setattr(Decoder, "probe", failing)
+    videos, rejected = scan(root, listed(root), memo=tmp_path / "memo.sqlite")
+    assert ("b/2.mp4" in paths(videos)) == (times == 1)
+    assert (("b/2.mp4", "the decoder crashed") in [(item.video, item.reason) for item in rejected]) == (times == 2)
+    assert asked.count("2.mp4") == 2
 
 
 def test_an_interrupted_scan_keeps_what_it_hashed(root, tmp_path):
