@@ -36,7 +36,7 @@ from vidistill.tasks.report.data import RowPlan
 from vidistill.tasks.report.gather import ReportParameters, report_job
 from vidistill.tasks.stage import Job
 from vidistill.tasks.videos.decode import block_jobs, clips_job
-from vidistill.tasks.videos.index import IndexTable, index_job
+from vidistill.tasks.videos.index import IndexTable, files_job, index_job
 
 TEACHER, EXPERT, SEARCH = "teacher", "expert", "coded-search"
 
@@ -101,7 +101,8 @@ def build(
     pools = [job.ref for job in graph.jobs.values() if job.stage == "pool"]
     quality = [graph.add(data.teacher, quality_job(pool, data.train, data.teacher.ref)) for pool in pools]
     teacher = [job.ref for job in graph.jobs.values() if job.stage == "teacher"]
-    graph.add(report_job(parameters, data.index, data.train, data.test, teacher, quality, front))
+    indices = list(dict.fromkeys([graph.add(files_job(table, experiment.index)), data.index]))
+    graph.add(report_job(parameters, indices, data.train, data.test, teacher, quality, front))
     return graph
 
 

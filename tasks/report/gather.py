@@ -56,14 +56,17 @@ class ReportParameters(Parameters):
 
 
 def report_job(
-    parameters: ReportParameters, index: ArtifactRef, train: ArtifactRef, test: ArtifactRef, teacher: list[ArtifactRef],
-    quality: Sequence[ArtifactRef] = (), front: ArtifactRef | None = None,
+    parameters: ReportParameters, index: list[ArtifactRef], train: ArtifactRef, test: ArtifactRef,
+    teacher: list[ArtifactRef], quality: Sequence[ArtifactRef] = (), front: ArtifactRef | None = None,
 ) -> Job:  # fmt: skip
-    """The job of the page; `quality` are the qualities of the pools that rows were chosen from."""
+    """The job of the page; `quality` are the qualities of the pools that rows were chosen from.
+
+    `index` is that with every file, and that which the clips were made by where it is another.
+    """
     scores = {ref for row in parameters.rows for ref in row.scores}
     sets = {ref for row in parameters.rows for ref in row.sets}
     inputs = {
-        "index": [index],
+        "index": index,
         "train": [train],
         "test": [test],
         "teacher": teacher,
@@ -76,9 +79,9 @@ def report_job(
 
 def report_anew(parameters: ReportParameters, inputs: Mapping[str, Sequence[ArtifactRef]]) -> Job:
     """The job of another report from the inputs that one had; those that its rows name are theirs."""
-    index, train, test = (inputs[name][0] for name in ("index", "train", "test"))
+    index, teacher, quality = (list(inputs[name]) for name in ("index", "teacher", "pool_quality"))
     front = next(iter(inputs.get("front", [])), None)
-    return report_job(parameters, index, train, test, list(inputs["teacher"]), inputs["pool_quality"], front)
+    return report_job(parameters, index, inputs["train"][0], inputs["test"][0], teacher, quality, front)
 
 
 @stage("report", version=18)  # 18: a row is paired with the Random that its own teacher labelled

@@ -26,6 +26,11 @@ class IndexTable(Parameters):
     rejected: tuple[Rejected, ...]
     notes: tuple[str, ...] = ()
 
+    def kept(self) -> IndexTable:
+        """What clips depend on: without the notes, and without the files that a rule leaves out."""
+        failed = tuple(rejected for rejected in self.rejected if rejected.outcome == "failed")
+        return self.model_copy(update={"rejected": failed, "notes": ()})
+
     def of_split(self, split: str) -> list[Video]:
         return [video for video in self.videos if video.split == split]
 
@@ -71,6 +76,12 @@ class IndexJobParameters(Parameters):
 
 
 def index_job(table: IndexTable, parameters: IndexParameters) -> Job:
+    """What clips are made by: a stray file makes nothing anew."""
+    return files_job(table.kept(), parameters)
+
+
+def files_job(table: IndexTable, parameters: IndexParameters) -> Job:
+    """The index with every file and note, for a report; where all files are videos, that which clips are made by."""
     return index(IndexJobParameters(index=parameters, content=digest(table)), label="index")
 
 
@@ -78,6 +89,8 @@ def index_job(table: IndexTable, parameters: IndexParameters) -> Job:
 def index(work: Work) -> None:
     parameters = IndexJobParameters.model_validate(work.job.parameters)
     table = survey(Path(work.runtime.data), parameters.index, timeout_seconds=work.runtime.timeout_seconds)
+    if digest(table) != parameters.content:
+        table = table.kept()
     if digest(table) != parameters.content:
         raise RunError(f"The videos in {work.runtime.data} changed while they were indexed: run again.")
     (work.folder / INDEX).write_text(table.model_dump_json(indent=1))

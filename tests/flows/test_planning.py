@@ -18,6 +18,7 @@ from vidistill.storage.provenance import machine
 from vidistill.storage.store import ArtifactRef, Manifest, Store
 from vidistill.tasks.stage import Job, Runtime
 from vidistill.tasks.videos.index import IndexTable
+from vidistill.tasks.videos.layouts import Rejected
 from vidistill.tasks.videos.scan import Video
 
 CLASSES = ("left", "right")
@@ -39,6 +40,23 @@ def table(videos: int = 64, content: str = "a") -> IndexTable:
 def jobs_of(*cells: dict[str, Any], videos: int = 64, content: str = "a", **settings: Any) -> list[Job]:
     experiment = Experiment.model_validate({"data": "videos", "cells": cells} | SMALL | settings)
     return list(build(experiment, table(videos, content)).jobs.values())
+
+
+def test_a_stray_file_makes_no_clips_anew() -> None:
+    """And the report still names it."""
+    experiment = Experiment.model_validate(
+        {"data": "videos", "cells": [{"method": "random"}, {"method": "full"}]} | SMALL
+    )
+    plain = table()
+
+    def with_file(outcome: str) -> set[ArtifactRef]:
+        rejected = (Rejected.model_validate({"video": "notes.txt", "outcome": outcome, "reason": "no video"}),)
+        return set(build(experiment, plain.model_copy(update={"rejected": rejected, "notes": ("a note",)})).jobs)
+
+    before = set(build(experiment, plain).jobs)
+    assert {ref.kind for ref in with_file("filtered") - before} == {"index", "report"}
+    assert {ref.kind for ref in before - with_file("filtered")} == {"report"}
+    assert "clips" in {ref.kind for ref in with_file("failed") - before}
 
 
 def by_kind(jobs: Sequence[Job], kind: str) -> list[Job]:
