@@ -45,8 +45,10 @@ def unpack(source: Path, out: Path) -> dict[str, int]:
     counts: Counter[str] = Counter()
     try:
         for number, sample in enumerate(samples):
-            if not sample.label.strip() or "/" in sample.label or sample.label in (".", ".."):
-                raise RequestError(f"Video {number} of {source} has the class {sample.label!r}, which names no folder.")
+            if not sample.label.strip() or "/" in sample.label or sample.label.startswith("."):
+                raise RequestError(
+                    f"Video {number} of {source} has the class {sample.label!r}, which names no folder that is read."
+                )
             path = out / sample.split / sample.label / f"{sample.stem}{sample.suffix}"
             if path.exists():
                 path = path.with_stem(f"{number}-{sample.stem}")  # a group is told by a name's end
@@ -111,7 +113,8 @@ def _label(group: dict[str, bytes]) -> str:
         found = {}
     told = found if isinstance(found, dict) else {}
     texts = (_text(group.get(kind, b"")) for kind in ("cls", "txt"))
-    return next(filter(None, (str(told.get("class", "")), *texts, str(told.get("label", "")))), "")
+    named, numbered = ("" if told.get(key) is None else str(told[key]) for key in ("class", "label"))
+    return next(filter(None, (named, *texts, numbered)), "")
 
 
 def _text(content: bytes) -> str:
@@ -144,7 +147,10 @@ def _of_datasets(source: Path) -> Iterator[Sample]:
                 f"{source} needs a column of the feature Video and one named label; it has {split.features}."
             )
         names = getattr(split.features[label], "names", None)
-        for row in split.cast_column(video, datasets.Video(decode=False)):
+        for number, row in enumerate(split.cast_column(video, datasets.Video(decode=False))):
+            if row[video] is None or row[label] is None or (names and row[label] < 0):
+                lacks = "video" if row[video] is None else "class"
+                raise RequestError(f"Row {number} of {name} of {source} has no {lacks}: filter such rows out first.")
             place, content = Path(row[video]["path"] or "video.mp4"), row[video]["bytes"]
             said = names[row[label]] if names else str(row[label])
             suffix = place.suffix or ".mp4"

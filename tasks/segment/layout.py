@@ -71,7 +71,7 @@ def survey_sequences(root: Path, split: int) -> SequenceTable:
 def read_mapping(root: Path) -> tuple[str, ...]:
     """The classes by their numbers."""
     lines = [line.split(maxsplit=1) for line in _lines(root / MAPPING)]
-    if not all(len(words) == 2 and words[0].isdigit() for words in lines):
+    if not all(len(words) == 2 and words[0].isdecimal() for words in lines):
         raise RequestError(f"{root / MAPPING} must have a number and a class a line, such as `0 cut_tomato`.")
     numbered = {int(number): name.strip() for number, name in lines}
     if sorted(numbered) != list(range(len(lines))) or len(set(numbered.values())) != len(lines):
@@ -96,8 +96,9 @@ def open_features(root: Path, name: str) -> NDArray[np.floating]:
         features_DT: NDArray[np.floating] = np.load(path, mmap_mode="r")
     except FileNotFoundError as error:
         raise RequestError(f"There is no file {path}, which a list of splits names.") from error
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{path} cannot be read as an array of NumPy: {error}.") from error
+    except Exception as error:  # a damaged head fails in many ways
+        said = " ".join(str(error).split())
+        raise RequestError(f"{path} cannot be read as an array of NumPy: {said}.") from error
     if not isinstance(features_DT, np.ndarray):
         raise RequestError(f"{path} is an archive of arrays (.npz): it must be one array, float (features, frames).")
     if features_DT.ndim != 2 or features_DT.dtype.kind != "f" or not features_DT.size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -102,11 +103,15 @@ def _file_problem(path: Path) -> str:
         return problem
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         return f"not a video file ({path.suffix})" if path.suffix else "not a video file (no extension)"
-    if not path.exists():
+    try:
+        status = path.stat()
+    except FileNotFoundError:
         return "a link to a file that is not there"
-    if not path.is_file():
+    except OSError:
+        return ""  # a video that cannot be read: the scan says why
+    if not stat.S_ISREG(status.st_mode):
         return "neither a file nor a folder"
-    return "" if path.stat().st_size else "an empty file"
+    return "" if status.st_size else "an empty file"
 
 
 def _name_problem(path: Path) -> str:

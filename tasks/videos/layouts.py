@@ -104,10 +104,14 @@ def data_folder(root: Path) -> Path:
     """The folder that all paths are relative to: `root`, or the folder of the table that `root` names.
 
     Raises:
-        RequestError: there is no such path, or it is a file but no table.
+        RequestError: there is no such path, it cannot be looked into, or it is a file but no table.
     """
-    if not root.exists():
-        raise RequestError(f"{root} does not exist: name a folder of videos, or a CSV of path,label,split")
+    try:
+        root.stat()
+    except FileNotFoundError as error:
+        raise RequestError(f"{root} does not exist: name a folder of videos, or a CSV of path,label,split") from error
+    except OSError as error:
+        raise RequestError(f"{root} cannot be read ({error.strerror}): name a folder of videos that can be") from error
     if root.is_dir():
         return root
     if root.suffix.lower() not in TABLE_SUFFIXES:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import sys
 import tarfile
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -68,6 +71,8 @@ def test_names_tell_groups_and_shards_their_side(tmp_path: Path) -> None:
         ({"1.mp4": b"x", "1.json": b"[0]"}, "1 of .* has no class"),
         ({"1.mp4": b"x", "1.cls": b"\xff"}, "1 of .* has no class"),
         ({"1.mp4": b"x", "1.cls": b"../up"}, "names no folder"),
+        ({"1.mp4": b"x", "1.cls": b".hidden"}, "the class '.hidden', which names no folder that is read"),
+        ({"1.mp4": b"x", "1.json": b'{"class": null, "label": null}'}, "1 of .* has no class"),
         ({"1.png": b"x", "1.cls": b"0"}, r"1 of .* has a class and no video of a known kind: it has \.png, \.cls"),
         ({"1.png": b"x", "1.txt": b"a caption"}, "holds no videos"),
     ],
@@ -94,6 +99,32 @@ def test_what_is_no_tar_is_said(tmp_path: Path) -> None:
 def test_without_datasets_it_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"pip install -e '\.\[readers\]'"):
         unpack(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("label", "video", "lacks"), [(-1, True, "class"), (None, True, "class"), (0, False, "video")])
+def test_a_row_without_a_class_or_a_video_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: int | None, video: bool, lacks: str
+) -> None:
+    """Hugging Face's -1 is no label, and Python's the last of the names."""
+    (tmp_path / "dataset_info.json").touch()
+    (tmp_path / "1.mp4").write_bytes(b"x")
+    clip = {"path": str(tmp_path / "1.mp4"), "bytes": None}
+    rows = [{"clip": clip, "label": 1}, {"clip": clip if video else None, "label": label}]
+
+    class Video:
+        def __init__(self, decode: bool = True) -> None: ...
+
+    class Split(list[dict[str, object]]):
+        features: ClassVar[dict[str, object]] = {"clip": Video(), "label": SimpleNamespace(names=["left", "right"])}
+
+        def cast_column(self, *_: object) -> Split:
+            return self
+
+    datasets = SimpleNamespace(Video=Video, load_from_disk=lambda _: {"train": Split(rows)})
+    monkeypatch.setitem(sys.modules, "datasets", datasets)
+    with pytest.raises(RequestError, match=f"Row 1 of train of .* has no {lacks}: filter such rows out first"):
+        unpack(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["saved", "folder"])

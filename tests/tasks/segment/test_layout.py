@@ -165,6 +165,10 @@ WRONG = {
         "rgb-train-1.txt cannot be read as text",
     ),
     "a mapping without numbers": (write("mapping.txt", "cut\npeel\nmix\n"), "a number and a class a line, such as"),
+    "a mapping with a power": (
+        write("mapping.txt", "² cut\n1 peel\n2 mix\n"),
+        "a number and a class a",
+    ),
     "a mapping with a gap": (
         write("mapping.txt", "0 cut\n1 peel\n3 mix\n"),
         "must number its classes 0 to 2, each once",
@@ -186,6 +190,15 @@ WRONG = {
     "integers": (save("rgb-test-1", np.zeros((5, 12), np.int64)), "is int64 of shape"),
     "an archive": (save_archive("rgb-test-1"), "rgb-test-1.npy is an archive of arrays"),
     "no array": (write("features/rgb-test-1.npy", "text"), "rgb-test-1.npy cannot be read as an array of NumPy"),
+    "an empty array file": (write("features/rgb-test-1.npy", ""), "rgb-test-1.npy cannot be read as an array of NumPy"),
+    "half an archive": (
+        write("features/rgb-test-1.npy", "PK\x03\x04 and no more"),
+        "rgb-test-1.npy cannot be read as an array of NumPy",
+    ),
+    "a damaged head": (
+        write("features/rgb-test-1.npy", "\x93NUMPY\x01\x00\x0a\x00{'descr': ("),
+        "rgb-test-1.npy cannot be read as an array of NumPy",
+    ),
 }
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.videos.layouts import IndexParameters, Listing, list_videos
+from vidistill.tasks.videos.scan import scan
 
 LEFT_RIGHT = [f"{label}/{number}.mp4" for label in ("left", "right") for number in range(8)]
 
@@ -164,6 +165,20 @@ def test_every_file_is_an_entry_or_has_a_reason(tmp_path):
         "mirror": "a link to a folder that is read in its own place",
     }
     assert "folder 'up' holds no videos and is no class" in listing.notes
+
+
+def test_files_that_cannot_be_looked_at_have_failed_when_they_are_read(tmp_path):
+    """As those of a class folder that nobody may enter; by a name that no system takes, as tests may run as root."""
+    (lay(tmp_path, LEFT_RIGHT) / "left/far.mp4").symlink_to("n" * 300)
+    (tmp_path / "labels.csv").symlink_to("n" * 300)
+    listing = read(tmp_path, layout="folders")
+    assert "left/far.mp4" in splits(listing)
+    _, rejected = scan(tmp_path, listing, memo=tmp_path / "memo.sqlite")
+    assert [one.reason for one in rejected if one.video == "left/far.mp4"] == ["cannot be read: File name too long"]
+    with pytest.raises(RequestError, match=r"labels\.csv cannot be read as CSV: File name too long"):
+        read(tmp_path)
+    with pytest.raises(RequestError, match=r"nnn cannot be read \(File name too long\): name a folder"):
+        read(tmp_path / ("n" * 300))
 
 
 def test_names_with_spaces_and_of_any_script_work(tmp_path):
