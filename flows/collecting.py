@@ -17,6 +17,7 @@ from vidistill.flows.housekeeping import console, counted, existing, short_key
 from vidistill.storage.errors import RequestError, StoreError
 from vidistill.storage.files import size_of
 from vidistill.storage.leases import Lease, collecting, leases, remove
+from vidistill.storage.manifests import NOT_ENDED
 from vidistill.storage.names import names
 from vidistill.storage.store import ArtifactRef, Found, Store
 from vidistill.tasks.report.tables import size
@@ -198,8 +199,8 @@ def _reachable(
 
 
 def _unread(survey: Survey) -> bool:
-    """Whether something does not say any more what it was made from."""
-    return any(found.manifest is None for found in survey.values())
+    """Whether something does not say any more what it was made from; what is still uploaded never did."""
+    return any(found.manifest is None and found.problem != NOT_ENDED for found in survey.values())
 
 
 def _claimed(survey: Survey, lease: Lease) -> set[ArtifactRef]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vidistill.flows.parameters import Cell, Experiment, checked, in_words, merged, networks_of, placeless
 from vidistill.models import FRONT_NAMES, NETWORKS, known, parted
@@ -14,6 +15,7 @@ from vidistill.tasks.methods import HARD, REGISTRY, MethodSource, Recipe, find_m
 from vidistill.tasks.videos.index import IndexTable
 
 FULL, RANDOM = "full", "random"
+CODING = ("even", "preset")
 TWO_CELLS = "Two cells that differ are both called {!r}: give one a variant's name."
 TWO_CODINGS = (
     "The cells of coded differ in even or preset, and random clips coded have one row beside them: say how those are "
@@ -75,9 +77,10 @@ def rows_of(experiment: Experiment) -> list[Row]:
                 name = (one.cell.method, one.variant, one.recipe.name, one.ipc, one.kb, one.student)
                 met = rows.get(name, one)
                 differ = (met.cell.options, met.cell.store) != (one.cell.options, one.cell.store)
-                if differ and met.companion == one.companion:
+                alike = _but_for_coding(met.cell) == _but_for_coding(one.cell)
+                if differ and not (alike and met.companion != one.companion):
                     called = " ".join(filter(None, [one.cell.method, one.variant]))
-                    raise RequestError(TWO_CODINGS if one.companion else TWO_CELLS.format(called))
+                    raise RequestError(TWO_CODINGS if alike and one.companion else TWO_CELLS.format(called))
                 asked = one if met.companion else met
                 companion = met.companion and one.companion
                 rows[name] = replace(asked, seeds=max(met.seeds, one.seeds), companion=companion)
@@ -86,13 +89,17 @@ def rows_of(experiment: Experiment) -> list[Row]:
     return list(rows.values())
 
 
+def _but_for_coding(cell: Cell) -> tuple[dict[str, Any], object]:
+    return {name: value for name, value in cell.options.items() if name not in CODING}, cell.store
+
+
 def _companion(row: Row) -> list[Row]:
     """Random at the row's budget, its student trained alike: of kilobytes, random clips coded alike, not searched."""
     if row.ipc is None and row.kb is None:
         return []
     cell = Cell(method="random", student=row.cell.student)
     if row.kb is not None:
-        alike = {name: row.cell.options[name] for name in ("even", "preset") if name in row.cell.options}
+        alike = {name: row.cell.options[name] for name in CODING if name in row.cell.options}
         options = alike | {"pick": "random", "search": None}
         cell = Cell(method="coded", variant=RANDOM, options=options, student=row.cell.student)
     return [replace(row, source=find_method(cell.method), cell=cell, companion=True)]

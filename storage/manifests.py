@@ -81,6 +81,9 @@ class Manifest(Parameters):
         return sum(file.bytes for file in self.files.values())
 
 
+NOT_ENDED = f"no {MANIFEST}: its upload has not ended"
+
+
 @dataclass(frozen=True)
 class Found:
     """What a look at an artifact shows: its manifest, where that can be read, what is wrong with it, its size."""

@@ -21,6 +21,7 @@ from vidistill.storage.errors import StoreError
 from vidistill.storage.files import files_of
 from vidistill.storage.keys import file_digest
 from vidistill.storage.locks import locked
+from vidistill.storage.manifests import NOT_ENDED
 from vidistill.storage.mirror import Mirror
 from vidistill.storage.object_locks import locked_for_all
 from vidistill.storage.objects import Objects
@@ -303,7 +304,7 @@ def _files(published: bytes) -> dict[str, FileRecord]:
 def _found(ref: ArtifactRef, published: bytes | None, sizes: dict[str, int]) -> Found:
     size = sum(sizes.values())
     if published is None:
-        return Found(None, f"no {MANIFEST}: its upload has not ended", size)
+        return Found(None, NOT_ENDED, size)
     try:
         manifest = Manifest.model_validate_json(published)
     except ValidationError:

@@ -166,7 +166,7 @@ GOLDEN: dict[str, tuple[int, Any]] = {
     "distilled coded": (1, {"sources": BOTH, "mean": [61.88, 56.35, 52.89]}),
     "recoded": (1, {"sources": RANDOM, "mean": [62.52, 56.8, 53.15]}),
     "teacher-score": (1, [2.108548, 2.076772, 1.981305]),
-    "expert-score": (1, [2.137069, 1.999145]),
+    "expert-score": (2, [2.137069, 1.999145]),
     "pool-quality": (4, "24 8"),
 }
 # fmt: on
