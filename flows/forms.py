@@ -22,6 +22,8 @@ from vidistill.tasks.stage import RUNNERS, Runtime
 
 OWN = "default"
 """Of a list: what the preset says, else what vidistill does by itself."""
+SHIPPED = {file.stem: load_preset(str(file)).keys() for file in sorted(PRESETS.glob("*.yaml"))}
+"""What each preset names."""
 
 
 def _one_of(*names: str) -> WithJsonSchema:
@@ -36,9 +38,8 @@ def _beyond(model: type[DataRequest], *shown: str) -> WithJsonSchema:
 
 def _preset_of(model: type[DataRequest]) -> WithJsonSchema:
     """A shipped preset of this request: of those that have no parameters beyond it, an experiment's have cells."""
-    found = {file.stem: load_preset(str(file)).keys() for file in sorted(PRESETS.glob("*.yaml"))}
     known, cells = model.model_fields.keys(), "cells" in model.model_fields
-    return _one_of(OWN, *(name for name, names in found.items() if names <= known and ("cells" in names) == cells))
+    return _one_of(OWN, *(name for name, names in SHIPPED.items() if names <= known and ("cells" in names) == cells))
 
 
 ON_FORM = ("data", "ipc", "kb", "students", "front", "seeds")

@@ -97,7 +97,7 @@ def train(request: TrainRequest, runtime: Runtime, out: Path) -> dict[str, Any]:
             f"There is no network {asked!r}: choose from {', '.join(NETWORKS)}, or give torchvision:NAME or "
             "FILE.py:CLASS."
         )
-    if not request.test and (request.index.split != 1 or request.index.layout != "auto"):
+    if not request.test and request.index != IndexParameters():
         raise RequestError("--layout and --split are those of --test DIR: give it, or leave them out.")
     runtime = runtime.model_copy(update={"networks": places})
     with _tests(request, source, runtime) as tests:

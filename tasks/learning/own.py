@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 TORCHVISION = "torchvision:"
+USERS = "vidistill_user_"
+"""How the modules of users' files are called."""
 FRONT = "|".join([*map(re.escape, FRONT_NAMES), r".+?\.py:\w+"])
 
 
@@ -80,7 +82,7 @@ def imported(path: Path) -> ModuleType:
     Raises:
         RequestError: it cannot be imported.
     """
-    module_spec = importlib.util.spec_from_file_location(f"vidistill_user_{path.stem}_{file_digest(path)[:8]}", path)
+    module_spec = importlib.util.spec_from_file_location(f"{USERS}{path.stem}_{file_digest(path)[:8]}", path)
     assert module_spec is not None
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
@@ -93,7 +95,7 @@ def imported(path: Path) -> ModuleType:
 
 @contextmanager
 def blamed(name: str, classes: int, shape_THWC: tuple[int, ...]) -> Iterator[None]:
-    """Have what a user's network raises be one sentence that names the network, the clips and the line.
+    """Have what a user's network raises be one sentence that names the network, the clips and its own line.
 
     Raises:
         RequestError: the network cannot be made, or does not tell such classes of such clips.
@@ -106,11 +108,12 @@ def blamed(name: str, classes: int, shape_THWC: tuple[int, ...]) -> Iterator[Non
         if parted(name)[1] not in OWN:
             raise
         frames, height, width = shape_THWC[:3]
-        where = traceback.extract_tb(error.__traceback__)[-1]
+        own = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)
+               if frame.f_globals.get("__name__", "").startswith(USERS)]  # fmt: skip
+        where = f" ({Path(own[-1][0].f_code.co_filename).name}, line {own[-1][1]})" if own else ""
         raise RequestError(
             f"The network {name} cannot tell {classes} classes of clips of {frames} frames of {height}×{width}: "
-            f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')} ({Path(where.filename).name}, line "
-            f"{where.lineno})."
+            f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}{where}."
         ) from error
 
 

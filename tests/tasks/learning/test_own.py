@@ -46,6 +46,10 @@ class Fails(Base):
     def forward(self, x_BCTHW):
         raise KeyError("no weights")
 
+class Small(Base):
+    def forward(self, x_BCTHW):
+        return self.head(x_BCTHW.flatten(1))
+
 class Lazy(Base):
     def __init__(self, classes, channels):
         super().__init__(classes, channels)
@@ -66,6 +70,7 @@ SAID = {
     "Pair": "two clips give tuple in training",
     "Names": r"two clips give \(2,\) in evaluation",
     "Fails": r"KeyError: 'no weights' \(nets\.py, line \d+\)",
+    "Small": r"RuntimeError: mat1 and mat2 shapes cannot be multiplied .*\(nets\.py, line \d+\)",
     "Lazy": "its layers are lazy",
     "Frozen": "it has no weights to train",
     "Thing": "AttributeError: 'Thing' object has no attribute",
