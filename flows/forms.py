@@ -61,7 +61,8 @@ AdvancedPool = Annotated[dict[str, Any], _beyond(PoolRequest, "data", "front")]
 def distill_name() -> str:
     """Data, methods and budgets of the run that begins."""
     asked = flow_run.parameters
-    methods = asked["methods"] or [cell["method"] for cell in asked["advanced"].get("cells", [])] or [asked["preset"]]
+    cells = dict.fromkeys(cell["method"] for cell in asked["advanced"].get("cells", []))
+    methods = list(cells) or asked["methods"] or [asked["preset"]]
     budgets = [f"{name} {listed(asked[name])}" for name in ("ipc", "kb") if asked[name]]
     return " · ".join([_place(asked), ", ".join(methods), *budgets])
 

@@ -56,7 +56,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[type, d
     for name, model in (("run", Experiment), ("plan", Experiment), ("pool", PoolRequest)):
         monkeypatch.setattr(commands, name, lambda plain, *_, model=model: found.append((model, plain)))
     (tmp_path / "mine.py").write_text(example())
-    (tmp_path / "own_matching.py").write_text((ROOT / "tests/tasks/match/own_matching.py").read_text())
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
     for name, holds in (("net.py", "class Net"), ("front.py", "def moving")):
         blocks = (block for _, block in FENCE.findall(PAGES["deployments/using.md"]))
         (tmp_path / name).write_text(next(block for block in blocks if holds in block))

@@ -7,6 +7,7 @@ import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -52,6 +53,22 @@ def test_the_form_is_the_command_line_s_experiment(asked: Asked) -> None:
          "front": "rgb", "students": ("minic3d_bn",), "teacher": {"epochs": 3}}
     )  # fmt: skip
     assert (runtime.store, runtime.device, runtime.runner, out) == ("here", "cpu", "processes", Path("there"))
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ({"methods": ["random", "dm"], "kb": [2, 5]}, "sprites · random, dm · kb 2, 5"),
+        ({"methods": ["random"], "advanced": {"cells": [{"method": "dm"}, {"method": "dm"}]}}, "sprites · dm"),
+        ({"preset": "coded_rate"}, "sprites · coded_rate"),
+    ],
+)
+def test_a_run_is_called_by_the_methods_that_it_runs(
+    form: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty: dict[str, Any] = {"data": "sprites", "preset": "", "methods": [], "ipc": [], "kb": [], "advanced": {}}
+    monkeypatch.setattr(forms, "flow_run", SimpleNamespace(parameters=empty | form))
+    assert forms.distill_name() == name
 
 
 def test_a_preset_is_changed_by_what_else_the_form_says(asked: Asked) -> None:
