@@ -113,7 +113,7 @@ def gone(owner: Mapping[str, Any], silent_seconds: float, stale_seconds: float) 
     Containers may share a host's name and not its processes.
     """
     if (owner["host"], owner.get("space")) == (socket.gethostname(), _space()):
-        return bool(_start(owner["pid"]) != owner["start"])
+        return _start(owner["pid"]) not in (owner["start"], "alive")
     return silent_seconds > stale_seconds
 
 
@@ -139,8 +139,8 @@ def _start(pid: int) -> str | None:
     """When the process started, so that a recycled number is not taken for its owner; None: no such process."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None if Path("/proc").is_dir() or not _alive(pid) else "alive"
+    except (FileNotFoundError, PermissionError, ProcessLookupError):
+        return "alive" if _alive(pid) else None  # no /proc, or one that hides other users' processes
     return None if state in "ZX" else fields[18]  # a zombie: killed, and its parent has not asked yet
 
 

@@ -69,10 +69,9 @@ class Mirror:
             mark.unlink(missing_ok=True)
 
     def _write(self, mark: Path) -> None:
-        if self._limit < float("inf"):
-            with locked(self._root / ".locks" / "mirror"):
-                mark.parent.mkdir(parents=True, exist_ok=True)
-                mark.write_text(json.dumps(this_process()))
+        with locked(self._root / ".locks" / "mirror"):  # without a limit of its own, too: another process may have one
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.write_text(json.dumps(this_process()))
 
     def trim(self) -> None:
         """Remove what was used longest ago, and nobody uses now, until the rest is within the limit."""

@@ -91,17 +91,18 @@ class Objects:
 
     def _insist(self, function: Callable[[], Any], *, writes: bool) -> Any:
         """Call a function, and again after a while where that may help."""
-        for number in range(len(WAITS_SECONDS) + 1):
+        number = 0
+        while True:
             try:
                 answer = function()
             except Exception as error:  # noqa: BLE001
-                last = self._wait_or_raise(error, number, writes)
+                self._wait_or_raise(error, number, writes)
             else:
                 _answered.add(self.url)
                 return answer
-        raise self._unreachable(last, number + 1) from last
+            number += 1
 
-    def _wait_or_raise(self, error: Exception, number: int, writes: bool) -> Exception:
+    def _wait_or_raise(self, error: Exception, number: int, writes: bool) -> None:
         if isinstance(error, REFUSED) or code(error) in TAKEN:  # that is an answer
             _answered.add(self.url)
         if isinstance(error, FileExistsError) or code(error) in TAKEN:
@@ -115,7 +116,7 @@ class Objects:
             if WAITS_SECONDS[number] >= 1:
                 log.warning("The store %s stumbles (%s): asked again in %.0f s.", self.url, told(error), seconds)
             time.sleep(seconds)
-            return error
+            return
         raise self._unreachable(error, number + 1) from error
 
     def _unreachable(self, error: Exception, tries: int) -> StoreError:

@@ -25,6 +25,7 @@ def open_store(location: str) -> Store:
     Raises:
         RequestError: the URL's protocol is not known, or what it needs is not installed.
     """
+    location = location.removeprefix("file://")
     if "://" not in location:
         return Store(Path(location).expanduser().absolute())
     from vidistill.storage.remote import RemoteStore

@@ -45,6 +45,7 @@ class RemoteStore(Store):
     """
 
     def __init__(self, url: str) -> None:
+        url = url.rstrip("/")
         super().__init__(user_cache_path("vidistill") / "mirror" / hashlib.sha256(url.encode()).hexdigest()[:16])
         self._objects = Objects(url)
         self._prefix = self._objects.prefix
@@ -156,7 +157,10 @@ class RemoteStore(Store):
         if published is None:
             return "no artifact"
         self._mirror.use(self._place(ref))
-        return self._here(ref, published, thorough=False)
+        problem = self._here(ref, published, thorough=False)
+        if problem is not None and self._published(ref) == published:  # fetched anew, and wrong: the objects are
+            self.discard(ref)
+        return problem
 
     @contextmanager
     def _locked(self, ref: ArtifactRef) -> Iterator[None]:
@@ -183,6 +187,7 @@ class RemoteStore(Store):
                 if not self._current(ref, published, thorough):  # nobody fetched it while this one waited
                     super().discard(ref)
                     self._fetch(ref, published)
+                    thorough = True
             problem = super().problem(ref, thorough=thorough)
         self._mirror.trim()
         return problem
@@ -250,6 +255,8 @@ class RemoteStore(Store):
     def _commit(self, attempt: Attempt) -> None:
         """Commit to the mirror and upload, both under the key's lock."""
         ref = attempt.manifest.ref
+        if self.has(ref):  # where no lock can be held: another host was quicker, and its artifact is in use
+            return
         with self._mirror.held(self._place(ref)):  # till it is in the store this is the only copy
             super()._commit(attempt)
             unpublished = self._unpublished(ref)
@@ -275,8 +282,7 @@ class RemoteStore(Store):
         try:
             self._objects.each(lambda item: self._fetch_file(ref, *item, folder), _files(published).items())
             (folder / MANIFEST).write_bytes(published)
-            self._place(ref).parent.mkdir(parents=True, exist_ok=True)
-            folder.rename(self._place(ref))
+            self._take(folder, ref)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -291,7 +291,7 @@ class Store:
         staging = self.root / ".staging"
         staging.mkdir(parents=True, exist_ok=True)
         for dead in staging.glob(f"{name}.*"):  # the lock is ours: whoever wrote there is gone
-            shutil.rmtree(dead)
+            remove_folder(dead)
         folder = staging / f"{name}.{uuid.uuid4().hex}"
         folder.mkdir()
         return folder
@@ -307,6 +307,13 @@ class Store:
         write_manifest(folder, attempt.manifest)
         settled_digest(folder / MANIFEST)
         self.discard(ref)
-        self._place(ref).parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(self._place(ref))
-        sync_folder(self._place(ref).parent)
+        self._take(folder, ref)
+
+    def _take(self, folder: Path, ref: ArtifactRef) -> None:
+        """Put a finished folder where it belongs; of one that is still read on NFS, what cannot go yet is put aside."""
+        place = self._place(ref)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists():
+            place.rename(folder.with_name(f"{folder.name}.before"))
+        folder.rename(place)
+        sync_folder(place.parent)

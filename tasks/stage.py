@@ -91,8 +91,8 @@ class Job(Parameters):
 
     @property
     def manifest(self) -> Manifest:
-        names = ("version", "parameters", "inputs")
-        return Manifest(kind=self.stage, key=self.ref.key, **{name: getattr(self, name) for name in names})
+        own = {"version": self.version, "parameters": self.parameters, "inputs": self.inputs}
+        return Manifest(kind=self.stage, key=self.ref.key, **own)
 
 
 class Work:
@@ -137,7 +137,10 @@ class Work:
     def checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         """Commit a checkpoint of this job; the one before it is removed once the new one is safe."""
         manifest = self._checkpoint_manifest(step)
-        before = [ref for ref in self._checkpoints() if ref != manifest.ref]
+        before = self._checkpoints()
+        if manifest.ref in before:  # it could not be loaded, and the work began anew
+            before.remove(manifest.ref)
+            self.store.discard(manifest.ref)
         with self.store.writing(manifest) as attempt:
             if attempt is not None:
                 write(attempt.folder)

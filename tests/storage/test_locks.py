@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -148,6 +149,26 @@ def test_a_number_that_another_process_has_now_is_not_its_dead_owner(tmp_path, m
     (tmp_path / "key").write_text(json.dumps(facts | {"pid": os.getpid()}))  # started at another time than this process
     with waiting(tmp_path / "key") as got:
         assert got.wait(2)
+
+
+@pytest.mark.parametrize("error", [PermissionError, FileNotFoundError])
+def test_another_user_s_process_that_proc_hides_is_alive(monkeypatch, error):
+    """Mounted with hidepid=1, and with hidepid=2."""
+    owner = this_process() | {"pid": os.getppid(), "start": "7"}
+    assert locks.gone(owner, 0.0, 60.0)
+    monkeypatch.setattr(Path, "read_text", raising(Path.read_text, f"/proc/{os.getppid()}", error))
+    assert not locks.gone(owner, 0.0, 60.0)
+    monkeypatch.setattr(Path, "read_text", raising(Path.read_text, "/proc/", error))
+    assert locks.gone(owner | {"pid": 2**22 + 1}, 0.0, 60.0)
+
+
+def raising(read, below, error):
+    def read_text(path, *arguments, **named):
+        if str(path).startswith(below) and str(path).endswith("/stat"):
+            raise error
+        return read(path, *arguments, **named)
+
+    return read_text
 
 
 def test_another_host_is_believed_while_its_heart_beats(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from object_storage import FILES, contents, keys, make
 
 from vidistill.flows.housekeeping import verify
+from vidistill.storage import remote
 from vidistill.storage import store as store_module
 from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, StoreError
 from vidistill.storage.opening import open_store
@@ -119,6 +120,20 @@ def test_a_damaged_object_is_noticed_by_the_next_host_and_made_again(host, s3, b
     assert contents(b, ref) == contents(host("c"), ref) == FILES
 
 
+def test_a_damaged_object_that_nobody_looked_into_is_made_again_by_the_next_run(host, s3, bucket, monkeypatch):
+    """It is large, and its size is right: a glance finds nothing wrong, and a block is no job's own input."""
+    monkeypatch.setattr(store_module, "FULL_CHECK_BYTES", 100)
+    monkeypatch.setattr(remote, "FETCH_TO_CHECK_BYTES", 100)
+    ref, b = make(host("a")), host("b")
+    s3.put_object(Bucket=bucket, Key=object_of("clips/c/0/0"), Body=bytes(10240))
+    assert b.has(ref)
+    with pytest.raises(ArtifactDamaged, match="does not have its checksum"):
+        b.folder(ref)
+    assert b.problem(ref) == "no artifact"
+    make(b)
+    assert contents(host("c"), ref) == FILES
+
+
 def test_verify_looks_at_the_objects_and_mends_them_from_a_whole_mirror(host, s3, bucket, caplog):
     a, damaged = host("a"), {"Bucket": bucket, "Key": object_of("clips/c/0/0"), "Body": bytes(10240)}
     ref = make(a)
@@ -159,6 +174,11 @@ def test_what_another_host_made_anew_replaces_the_mirror(host):
     a.discard(ref)
     make(a, files={"curve.json": b"new"})
     assert contents(b, ref) == {"curve.json": b"new"}
+
+
+def test_one_address_has_one_mirror(host):
+    a = host("a")
+    assert open_store(f"{a.location}/").root == a.root
 
 
 def test_discard_removes_everywhere(host, s3, bucket):

@@ -44,6 +44,23 @@ def remains(root: Path) -> list[str]:
     return sorted(name for name in found if name not in {".staging", ".locks"})
 
 
+def test_a_file_url_is_a_path(tmp_path):
+    assert open_store(f"file://{tmp_path}/store").root == tmp_path / "store"
+
+
+def test_what_is_made_anew_takes_the_place_of_what_nfs_keeps_open(store, monkeypatch):
+    ref = make(store)
+    folder = store.folder(ref)
+    (folder / "clips" / ".nfs0001").touch()
+    (folder / "curve.json").write_bytes(b"damaged")
+    kept = store_module.remove_folder
+    monkeypatch.setattr(store_module, "remove_folder", lambda folder: folder.name == ref.key or kept(folder))
+    make(store)
+    assert (store.folder(ref) / "curve.json").read_bytes() == FILES["curve.json"]
+    assert not list(folder.rglob(".nfs*"))
+    make(store, "another")
+
+
 @pytest.fixture
 def store(tmp_path) -> Store:
     return Store(tmp_path / "store")

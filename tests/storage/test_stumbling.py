@@ -194,6 +194,16 @@ def test_where_a_store_knows_no_conditions_one_whole_artifact_stays(host, stumbl
     assert (tmp_path / "count").read_text() in {"made\n", "made\nmade\n"}
 
 
+def test_without_conditions_what_a_quicker_host_made_stays(host, stumbling: Stumbling):
+    """Its run reads it by now."""
+    stumbling.fault = lambda method, path: "blind" if method == "PUT" and ".locks" in path else None
+    a, b = host("a"), host("b")
+    with a.writing(Manifest(kind="thing", key="k", version=1, parameters={}, inputs={})) as attempt:
+        (attempt.folder / "curve.json").write_bytes(b"later")
+        ref = make(b)
+    assert contents(host("c"), ref) == contents(a, ref) == FILES
+
+
 def test_a_lock_is_gone_afterwards_also_where_its_answer_was_lost(host, stumbling: Stumbling, s3, bucket):
     """The store wrote the lock and the answer broke off: the second try finds it there, as one's own."""
     a = host("a")
@@ -283,6 +293,16 @@ def test_a_mirror_keeps_to_its_limit_and_to_what_is_read(host, monkeypatch):
     assert mirrored == ["p", "t"]
     for ref in refs:
         assert (c.folder(ref) / "data").stat().st_size == 400_000
+
+
+def test_what_a_process_without_a_limit_reads_stays_too(host):
+    a = host("a")
+    refs, b = [large(a, name) for name in "pqr"], host("b")
+    held = b.folder(refs[0])
+    env = os.environ | {"XDG_CACHE_HOME": str(b.root.parents[2]), mirror.VARIABLE: "0.0005"}
+    command = [sys.executable, "-c", READER, b.location, *(ref.key for ref in refs[1:])]
+    subprocess.run(command, env=env, capture_output=True, check=True)
+    assert (held / "data").stat().st_size == 400_000
 
 
 def test_what_another_job_removes_while_a_mirror_is_trimmed_is_passed_over(host, monkeypatch):

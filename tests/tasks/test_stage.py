@@ -16,6 +16,8 @@ import pytest
 from vidistill.storage import store as store_module
 from vidistill.storage.errors import ArtifactDamaged, RequestError
 from vidistill.storage.opening import open_store
+from vidistill.storage.store import Manifest
+from vidistill.tasks import stage as stage_module
 from vidistill.tasks.running.performing import prefect_task
 from vidistill.tasks.stage import Job, Runtime, checkpoint_kind, listening, run_job
 
@@ -355,6 +357,18 @@ def test_the_newest_whole_checkpoint_is_taken(tiny, runtime):
     run_job(job, runtime)
     assert tiny.calls == [0, 2, 4]
     assert text_of(job, runtime) == "012345"
+
+
+def test_a_checkpoint_that_cannot_be_loaded_gives_its_step_to_the_next_one(tiny, runtime, monkeypatch):
+    job, store = tiny.long({}), open_store(runtime.store)
+    crash(tiny, job, runtime, 3)
+    (ref,) = store.refs(checkpoint_kind(job))
+    store.discard(ref)
+    with store.writing(Manifest(kind=ref.kind, key=ref.key, version=1, parameters={}, inputs={})) as attempt:
+        (attempt.folder / "text").write_text("of another version")
+    monkeypatch.setattr(stage_module.Work, "last_checkpoint", lambda work: None)
+    crash(tiny, job, runtime, 3)
+    assert (store.folder(ref) / "text").read_text() == "01"
 
 
 def test_a_killed_process_is_gone_on_from(tiny, path, runtime):
