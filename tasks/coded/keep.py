@@ -155,17 +155,20 @@ def kept(coder: Coder, orders: Sequence[NDArray[np.int64]], crf: int, budget: Bu
     def size(count: int, crf: int) -> int:
         return budget.size(coder.stream(first(count), crf), len(first(count)))
 
-    most = max(map(len, orders)) if budget.kb is not None else budget.ipc
-    if coder.together and budget.kb is not None:
-        most = max(1, min(most, MOST_FRAMES // (coder.footage.kept * len(orders))))
-    count = _most_that_hold(lambda count: size(count, crf) <= budget.bytes, most)
-    if not count:
-        least = math.ceil(size(1, crf) / budget.classes / 100) / 10
-        raise RequestError(
-            f"kb {budget.kb:g} is less than one clip a class takes at crf {crf}: ask for at least {least:g}."
-        )
-    while budget.kb is not None and crf > finest and size(count, crf - 1) <= budget.bytes:
-        crf -= 1
+    if budget.kb is None:
+        count = budget.ipc
+    else:
+        most = max(map(len, orders))
+        if coder.together:
+            most = max(1, min(most, MOST_FRAMES // (coder.footage.kept * len(orders))))
+        count = _most_that_hold(lambda count: size(count, crf) <= budget.bytes, most)
+        if not count:
+            least = math.ceil(size(1, crf) / budget.classes / 100) / 10
+            raise RequestError(
+                f"kb {budget.kb:g} is less than one clip a class takes at crf {crf}: ask for at least {least:g}."
+            )
+        while crf > finest and size(count, crf - 1) <= budget.bytes:
+            crf -= 1
     rows_N = np.array(first(count))
     return Kept(rows_N, np.full(len(rows_N), crf), coder.stream(first(count), crf))
 

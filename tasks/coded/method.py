@@ -87,7 +87,6 @@ class Coded(Method):
 
     version = 2
     budgets = ("ipc", "kb")
-    needs = ("teacher",)
     recipes = ("hard", "soft")
     Parameters = CodedParameters
 

@@ -5,7 +5,7 @@ Legend: N clips of one class, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -17,9 +17,10 @@ from vidistill.tasks.coreset.k_center import farthest_first
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.embedding import Embeddings
 from vidistill.tasks.learning.training import Device
+from vidistill.tasks.learning.views import centre_clips
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 Pick = Literal["random", "herding", "k_center", "medium", "cluster"]
 
@@ -72,10 +73,3 @@ def losses(network: nn.Module, clips: Clips, rows_N: NDArray[np.int64], device: 
         logits_NK.double(), labels_N, reduction="none"
     ).numpy()
     return found
-
-
-def centre_clips(clips: Clips, rows_N: NDArray[np.int64], device: Device, batch_size: int = 32) -> Iterator[Tensor]:
-    """The centre clips of these rows as normalised batches."""
-    for start in range(0, len(rows_N), batch_size):
-        clips_NTHWC = clips.read(rows_N[start : start + batch_size])
-        yield training.to_input(clips_NTHWC, clips.table.mean, clips.table.std, device)

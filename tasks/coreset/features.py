@@ -37,7 +37,6 @@ class FeatureParameters(Parameters):
 class FeatureCoreset(Method):
     """A method that picks rows of one class from the features of that class."""
 
-    needs = ("teacher",)
     Parameters = FeatureParameters
 
     @property

@@ -187,18 +187,16 @@ class Experts:
     """The trajectories of all experts, read snapshot by snapshot.
 
     Args:
-        folders: `expert` artifacts.
+        folders: `expert` artifacts, of one expert each.
     """
 
     def __init__(self, folders: list[Path]) -> None:
-        arrays = [zarr.open_array(folder, path=TRAJECTORY, mode="r") for folder in folders]
-        self._places = [(array, number) for array in arrays for number in range(array.shape[0])]
-        self.epochs = int(arrays[0].shape[1]) - 1
+        self._arrays = [zarr.open_array(folder, path=TRAJECTORY, mode="r") for folder in folders]
+        self.epochs = int(self._arrays[0].shape[1]) - 1
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._arrays)
 
     def weights(self, expert: int, epoch: int) -> NDArray[np.float32]:
         """(P,): the expert's weights after so many epochs."""
-        array, number = self._places[expert]
-        return np.asarray(array[number, epoch])
+        return np.asarray(self._arrays[expert][0, epoch])

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vidistill.storage.clips import Clips
-from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import experts, loop, training
 from vidistill.tasks.learning.evaluate import Score, flops_a_clip, predict_test, score, write_score
@@ -21,18 +20,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class ReferenceParameters(Parameters):
-    """A teacher's or an expert's own row."""
-
-
 def teacher_score_job(teacher: ArtifactRef, train: ArtifactRef, test: ArtifactRef) -> Job:
     inputs = {"teacher": teacher, "train": train, "test": test}
-    return teacher_score(ReferenceParameters(), inputs, label="score teacher")
+    return teacher_score({}, inputs, label="score teacher")
 
 
 def expert_score_job(expert: ArtifactRef, train: ArtifactRef, test: ArtifactRef, number: int) -> Job:
     inputs = {"expert": expert, "train": train, "test": test}
-    return expert_score(ReferenceParameters(), inputs, label=f"score expert {number}")
+    return expert_score({}, inputs, label=f"score expert {number}")
 
 
 @stage("teacher-score", version=1, threads="one")

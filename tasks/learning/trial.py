@@ -101,13 +101,9 @@ def front_jobs(clips: ArtifactRef) -> list[Job]:
 
 @stage("front", version=1)
 def decide(work: Work) -> None:
-    found: dict[str, list[float]] = {}
-    for ref in work.refs("trials"):
-        facts = json.loads((work.store.folder(ref) / TRIAL).read_text())
-        front, _ = parted(facts["network"])
-        found.setdefault(front, []).append(facts["top1"])
-    means = {front: float(np.mean(values)) for front, values in found.items()}
-    (work.folder / FRONT).write_text(json.dumps({"front": max(means, key=lambda front: means[front]), "top1": means}))
+    facts = [json.loads((work.store.folder(ref) / TRIAL).read_text()) for ref in work.refs("trials")]
+    top1 = {parted(one["network"])[0]: one["top1"] for one in facts}
+    (work.folder / FRONT).write_text(json.dumps({"front": max(top1, key=top1.__getitem__), "top1": top1}))
 
 
 def decided(store: Store, ref: ArtifactRef) -> str:

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from vidistill.storage.errors import RequestError
+from vidistill.storage.files import files_of
 from vidistill.storage.keys import digest, file_digest
 
 
@@ -27,14 +28,10 @@ def known_by(place: str) -> str:
     """
     path = Path(place).expanduser()
     if path.is_dir():
-        content = digest({one.relative_to(path).as_posix(): file_digest(one) for one in _files(path)})
+        content = digest({one.relative_to(path).as_posix(): file_digest(one) for one in files_of(path)})
         return f"{path.name}:{content[:16]}"
     if path.is_file():
         return f"{path.name}:{file_digest(path)[:16]}"
     if path.is_absolute() or place.startswith((".", "~")):
         raise RequestError(f"There are no weights at {place}: give an existing file or folder.")
     return place
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())

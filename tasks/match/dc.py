@@ -147,7 +147,7 @@ def _real_gradients(network: nn.Module, x_BCTHW: Tensor, label: int, material: M
     import torch
 
     total = [torch.zeros_like(weight) for weight in network.parameters()]
-    for part in torch.split(x_BCTHW, core.at_once(network, material, len(x_BCTHW))):
+    for part in torch.split(x_BCTHW, core.a_pass(material, len(x_BCTHW))):
         gradients = _gradients(network, part, label, material)
         for kept, gradient in zip(total, gradients, strict=True):
             kept.add_(gradient, alpha=len(part) / len(x_BCTHW))
