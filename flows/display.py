@@ -109,22 +109,24 @@ class Bars(Lines):
         self._progress.update(self._run, description="run", total=1.0, note=self.course.words)
 
     def heard(self, job: Job, event: Event) -> None:
-        super().heard(job, event)
-        self._show(self.course.stages[job.stage])
+        with self._lock:
+            super().heard(job, event)
+            self._show(self.course.stages[job.stage])
 
     def told(self, label: str, done: int, total: int, note: str) -> None:
-        told = self.course.told(label, done, total, note)
-        if told is None:
-            self._bar(label, done / max(1, total), f"{done}/{total} {note}", visible=done < total)
-        else:
-            self._show(told[0])
+        with self._lock:
+            told = self.course.told(label, done, total, note)
+            if told is None:
+                self._bar(label, done / max(1, total), f"{done}/{total} {note}", visible=done < total)
+            else:
+                self._show(told[0])
 
     def began(self, stage: StageCourse) -> None:
         """Its bar says so."""
 
     def _show(self, stage: StageCourse) -> None:
         count = f"{stage.made + stage.failed}/{stage.total}" if stage.total > 1 else ""
-        note = next((f"{own.job.label} {own.note}" for own in reversed(list(stage.running.values()))), "")
+        note = next((f"{own.job.label} {own.note}" for own in reversed(stage.running.values())), "")
         self._bar(stage.kind, stage.share, f"{count} {note}".strip(), visible=bool(stage.running))
         now = self.course.clock()
         if now - self._updated > 1:
@@ -132,7 +134,6 @@ class Bars(Lines):
             self._progress.update(self._run, completed=self.course.share, note=self.course.words)
 
     def _bar(self, name: str, share: float, note: str, *, visible: bool) -> None:
-        with self._lock:
-            if name not in self._stages:
-                self._stages[name] = self._progress.add_task(name, total=1.0, note="")
-            self._progress.update(self._stages[name], completed=share, note=note[:60], visible=visible)
+        if name not in self._stages:
+            self._stages[name] = self._progress.add_task(name, total=1.0, note="")
+        self._progress.update(self._stages[name], completed=share, note=note[:60], visible=visible)

@@ -91,8 +91,10 @@ def _fitting(name: str, dependent: str) -> str:
 
 
 def _codecs() -> str:
-    import av
-
+    try:
+        import av
+    except ImportError as error:
+        raise Ill(f"it cannot be loaded ({error}): install the `av` wheel of constraints.txt.") from None
     missing = [name for name in ("h264", "mpeg4", "vp9") if name not in av.codecs_available]
     if missing:
         raise Ill(f"its FFmpeg cannot read {', '.join(missing)}: install the `av` wheel of constraints.txt.")
@@ -103,7 +105,9 @@ def _opencv() -> str:
     """opencv-python writes over opencv-contrib-python's folder and takes CSRT with it; pip says nothing."""
     try:
         cv2 = importlib.import_module("cv2")
-    except ImportError:
+    except ImportError as error:
+        if not isinstance(error, ModuleNotFoundError):
+            raise Ill(f"it is installed and cannot be loaded ({error}): install what it misses.") from None
         return "not installed: no optical flow in reports, no optdistill (pip install 'vidistill[crops]')"
     if not hasattr(cv2, "TrackerCSRT_create"):
         raise Ill(

@@ -85,6 +85,8 @@ def build(
     graph = Graph()
     data = _data_jobs(graph, experiment, table)
     plans = [_row_jobs(graph, experiment, table, data, row) for row in rows]
+    pools = [job.ref for job in graph.jobs.values() if job.stage == "pool"]
+    quality = [graph.add(data.teacher, quality_job(pool, data.train, data.teacher.ref)) for pool in pools]
     if data.teacher.ref in graph.jobs:
         plans.append(_teacher_row(graph, experiment, data))
     plans += _expert_rows(graph, data)
@@ -98,8 +100,6 @@ def build(
         command=command_of(without_places(asked or experiment)),
         experiment=without_places(experiment).model_dump(mode="json", exclude={"data"}),
     )
-    pools = [job.ref for job in graph.jobs.values() if job.stage == "pool"]
-    quality = [graph.add(data.teacher, quality_job(pool, data.train, data.teacher.ref)) for pool in pools]
     teacher = [job.ref for job in graph.jobs.values() if job.stage == "teacher"]
     indices = list(dict.fromkeys([graph.add(files_job(table, experiment.index)), data.index]))
     graph.add(report_job(parameters, indices, data.train, data.test, teacher, quality, front))

@@ -15,6 +15,7 @@ from vidistill.flows import pool as pools
 from vidistill.flows.commands import merged, pool_request_of, request_of
 from vidistill.flows.parameters import PRESETS, DataRequest, Experiment, PoolRequest, checked, load_preset, name_of
 from vidistill.models import FRONT_NAMES, NETWORKS
+from vidistill.storage.errors import RequestError
 from vidistill.storage.opening import default_location
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.methods import REGISTRY
@@ -145,6 +146,9 @@ def given(named: Mapping[str, Any]) -> dict[str, Any]:
 def parted(advanced: Mapping[str, Any], runner: str) -> tuple[dict[str, Any], Runtime, Path | None]:
     """The request's own parameters, the runtime, and where the report goes."""
     plain = dict(advanced)
-    place = {"store": default_location(), "runner": runner} | plain.pop("runtime", {})
+    own = plain.pop("runtime", {})
+    if not isinstance(own, dict):
+        raise RequestError('advanced.runtime takes parameters by their names, such as {"device": "cuda"}.')
+    place = {"store": default_location(), "runner": runner} | own
     out = plain.pop("out", None)
     return plain, checked(Runtime, place, "advanced.runtime"), out and Path(out)

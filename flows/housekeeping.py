@@ -1,4 +1,4 @@
-"""What `ls`, `gc`, `verify`, `export` and `report` do to a store."""
+"""What `verify`, `export` and `report` do to a store."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vidistill.flows.parameters import DataRequest, Experiment, placeless
 from vidistill.storage.errors import RequestError
@@ -61,13 +61,14 @@ def _methods(experiment: Experiment) -> dict[str, str]:
 def without_places(experiment: Experiment) -> Experiment:
     """With the names of users' files and weights alone: where they lie changes no result."""
     cells = [
-        cell.model_copy(update={"method": Path(cell.method).name} | _students(cell.students) | own)
+        cell.model_copy(update={"method": Path(cell.method).name, "options": options} | _students(cell.students) | own)
         for cell in experiment.cells
         for own in [{"student": placeless(cell.student)} if cell.student else {}]
+        for options in [{name: _placeless(value) for name, value in cell.options.items()}]
     ]
     pool = experiment.pool
     named_parts = {
-        name: part.model_copy(update={"pretrained": Path(part.pretrained).name if part.pretrained else ""})
+        name: part.model_copy(update={"pretrained": _placeless(part.pretrained)})
         for name, part in (("autoencoder", pool.autoencoder), ("latte", pool.latte))
     }
     changes = {
@@ -77,6 +78,12 @@ def without_places(experiment: Experiment) -> Experiment:
         "student": experiment.student.model_copy(update=placeless(dict(experiment.student))),
     }
     return experiment.model_copy(update=changes | _students(experiment.students))
+
+
+def _placeless(value: Any) -> Any:
+    """The name of a file or folder that is here; all else, such as a name on the Hugging Face Hub, as it is."""
+    path = Path(value).expanduser() if isinstance(value, str) else None
+    return path.name if path and path.exists() else value
 
 
 def _students(students: tuple[str, ...] | None) -> dict[str, tuple[str, ...]]:

@@ -191,7 +191,7 @@ def put(plain: dict[str, Any], name: str, value: Any, model: type[DataRequest] =
                 f"choose one of {known}, or a method and its option."
             )
         for cell in cells:
-            cell["options"] = copy.deepcopy(cell.get("options", {}))  # an *alias is the anchor's own object
+            cell["options"] = copy.deepcopy(cell.get("options") or {})  # an *alias is the anchor's own object
             put_nested(cell if path[1] == "store" else cell["options"], path[1:], value)
     else:
         put_nested(plain, path, value)

@@ -31,7 +31,8 @@ from vidistill.flows.parameters import SPRITES, Experiment, checked, name_of
 from vidistill.flows.rows import FULL
 from vidistill.flows.runners import WORKERS, jobs_done_by
 from vidistill.storage.distilled import DistilledSet
-from vidistill.storage.errors import RequestError
+from vidistill.storage.errors import RequestError, RunError, Stopped, StoreError
+from vidistill.storage.files import write_whole, writing_to
 from vidistill.storage.keys import digest
 from vidistill.storage.names import Promoted, names, promote
 from vidistill.storage.opening import open_store
@@ -142,8 +143,14 @@ def _scored_again(
         for seed, (before, made) in enumerate(zip(known.sets, map(store.manifest, row.scores), strict=False))
         if store.has(before) and _classes(store, before) == _classes(store, row.sets[0])
     ]  # fmt: skip
-    with jobs_done_by(runtime):
-        run_graph(Graph({job.ref: job for job in jobs}), runtime)
+    try:
+        with jobs_done_by(runtime):
+            run_graph(Graph({job.ref: job for job in jobs}), runtime)
+    except RunError as error:
+        if isinstance(error, Stopped | StoreError):
+            raise
+        log.warning("The set in use cannot be scored as the new one is: %s", error)
+        return []
     return [load_score(store.folder(job.ref)).top1 for job in jobs]
 
 
@@ -159,7 +166,7 @@ def _compared(
     if known is None or not store.has(known.index):
         return f"**{name}** stands for {made.sets[0]}, the first of its name: top-1 {_percent(now)}.\n"
     tables = [load_index(store, one.index) for one in (known, made)]
-    before = _percent(again) if again else "its classes are others" if store.has(known.sets[0]) else "it is gone"
+    before = _percent(again) if again else "not to be had" if store.has(known.sets[0]) else "it is gone"
     lines = [
         f"**{name}** stands for {made.sets[0]} instead of {known.sets[0]}. {_changes(*tables)}",
         "",
@@ -185,6 +192,7 @@ def _changes(before: IndexTable, now: IndexTable) -> str:
 
 def _publish(words: str, out: Path | None) -> None:
     if out is not None:
-        (out / "refresh.md").write_text(words)
+        with writing_to(out):
+            write_whole(out / "refresh.md", words.encode())
     create_markdown_artifact(words, key="distill-refresh", description="The set in use and the new one")
     log.info(words)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from prefect import flow
@@ -11,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from vidistill.flows.execution import run_graph
 from vidistill.flows.runners import jobs_done_by
 from vidistill.flows.segments import SegmentRequest, graph_of
+from vidistill.storage.files import copy_out
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.report.segments import JSON, MARKDOWN
@@ -37,8 +37,6 @@ def segment(request: SegmentRequest, runtime: Runtime | None = None, out: Path |
     ref = list(graph.jobs)[-1]
     folder = open_store(runtime.store).folder(ref)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in (JSON, MARKDOWN):
-            shutil.copyfile(folder / name, out / name)
+        copy_out(folder, (JSON, MARKDOWN), out)
     create_markdown_artifact((folder / MARKDOWN).read_text(), key="segment", description=f"Segments {ref.key}")
     return ref

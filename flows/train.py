@@ -156,6 +156,8 @@ def _recipe(request: TrainRequest, source: Source) -> Recipe:
     labels = request.labels if request.labels != "auto" else source.facts["labels"]
     if labels == "soft" and source.made.logits_NK is None:
         raise RequestError(f"{request.source} has no soft labels: take --labels hard.")
+    if labels == "online":
+        log.warning("This set was scored with a teacher that is asked at every step; here it has hard labels.")
     if labels != "soft":
         return Recipe(labels="hard")
     return Recipe(labels="soft", temperature=source.facts["temperature"])

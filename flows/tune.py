@@ -22,6 +22,7 @@ from vidistill.flows.parameters import Experiment
 from vidistill.flows.ranges import checked_request, trial_of
 from vidistill.flows.rows import FULL, rows_of
 from vidistill.storage.errors import RequestError, RunError, Stopped, StoreError
+from vidistill.storage.files import write_whole, writing_to
 from vidistill.storage.keys import digest
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.parameters import Parameters
@@ -52,7 +53,7 @@ class Trial(Parameters):
     """
 
     number: int
-    values: dict[str, bool | int | float | str]
+    values: dict[str, Any]
     top1: float | None
     said: str = ""
 
@@ -103,9 +104,9 @@ def tune(
     done = done[: trials + 1]
     page = page_of(experiment, done)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / PAGE).write_text(page, encoding="utf-8")
-        (out / BEST).write_text(json.dumps(best(done).values, indent=1) + "\n", encoding="utf-8")
+        with writing_to(out):
+            write_whole(out / PAGE, page.encode())
+            write_whole(out / BEST, f"{json.dumps(best(done).values, indent=1)}\n".encode())
     create_markdown_artifact(page, key="tune", description=f"Study {folder}")
     return done
 

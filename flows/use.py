@@ -10,7 +10,7 @@ from rich.console import Console
 
 from vidistill.flows import loggers, server
 from vidistill.flows import train as training
-from vidistill.flows.commands import check_places, performed, pool_request_of, reported, runtime_of
+from vidistill.flows.commands import check_places, merged, performed, pool_request_of, reported, runtime_of
 from vidistill.flows.display import showing
 from vidistill.flows.parameters import PRESETS, Experiment, PoolRequest, checked, load_preset, override
 from vidistill.flows.ranges import checked_request
@@ -50,11 +50,8 @@ def grid_of(preset: str, data: str, options: dict[str, Any], settings: list[str]
     from vidistill.flows.grid import Benchmark
 
     own = PRESETS / f"benchmark_{preset}.yaml"
-    plain = load_preset(str(own) if own.is_file() else preset)
-    plain |= {"data": data} if data else {}
-    for name in ("layout", "split"):
-        if options.get(name) is not None:
-            plain.setdefault("index", {})[name] = options[name]
+    index = {name: options.get(name) for name in ("layout", "split")}
+    plain = merged(load_preset(str(own) if own.is_file() else preset), {"data": data or None, "index": index})
     plain.setdefault("data", Path(preset).stem if plain.get("expect") else None)
     if plain["data"] is None:
         raise RequestError("Which videos? Give --data DIR, or --data sprites for the embedded set.")

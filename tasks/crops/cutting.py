@@ -22,11 +22,11 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.crops.score import TEACHER, Kind, KineticsScorer, Scorer, TeacherScorer, checked_place, score
 from vidistill.tasks.crops.track import cut, window
-from vidistill.tasks.crops.tracking import TRACKS, each_video
+from vidistill.tasks.crops.tracking import TRACKS, TrackParameters, each_video
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device, Precision
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.videos.decode import check_there
+from vidistill.tasks.videos.decode import check_unchanged
 from vidistill.tasks.videos.decoder import Decoder, VideoError, twice
 from vidistill.tasks.videos.layouts import data_folder
 
@@ -79,6 +79,7 @@ def crops(work: Work) -> None:
     scorer = open_scorer(work, parameters, clips, device)
     place = checked_place(clips.classes[parameters.label], scorer, parameters.score)
     tracked = json.loads((work.input("tracks") / TRACKS).read_text())
+    videos = TrackParameters.model_validate(work.store.manifest(work.ref("tracks")).parameters).videos
     block = work.store.manifest(work.store.manifest(work.ref("clips")).inputs["blocks"][0])
     sampling = [block.parameters["sampling"][name] for name in ("frames", "interval")]
     zarr.open_group(work.folder, mode="a")
@@ -86,7 +87,9 @@ def crops(work: Work) -> None:
         bench = Bench(data_folder(Path(work.runtime.data)), decoder, scorer, place, parameters)
 
         def outcome_of(number: int) -> dict[str, Any]:
-            return crop_video(bench, tracked[number], work.folder, f"crop_{number:02d}") | {"sampling": sampling}
+            made = crop_video(bench, tracked[number], work.folder, f"crop_{number:02d}")
+            check_unchanged(bench.root, videos[number])
+            return made | {"sampling": sampling}
 
         outcomes = each_video(work, CROPS, [video["path"] for video in tracked], outcome_of)
     kept = sum(one["crop"] is not None for one in outcomes)
@@ -118,7 +121,6 @@ def crop_video(bench: Bench, video: dict[str, Any], folder: Path, name: str) -> 
     try:
         cuts, border = twice(lambda: cut_all(bench.decoder.frames(path, every=p.interval), boxes, p))
     except VideoError as error:
-        check_there(path)
         return outcome | {"reason": f"unreadable: {error}"}
     scores = [score_of(crop_LHWC, bench) for crop_LHWC in cuts]
     outcome |= {"scores": scores, "length": len(cuts[0]), "whole": whole, "shape": video["shape"]}

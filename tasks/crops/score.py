@@ -83,8 +83,11 @@ class KineticsScorer:
 
 def place_of(class_name: str, classes: tuple[str, ...]) -> int | None:
     """The class of this name, whatever its case and spaces: UCF101's PlayingViolin is Kinetics' `playing violin`."""
-    plain = [re.sub("[^a-z0-9]", "", name.lower()) for name in (class_name, *classes)]
-    return plain.index(plain[0], 1) - 1 if plain[0] in plain[1:] else None
+    for plain in (str, lambda name: re.sub(r"[\W_]", "", name.lower())):
+        names = list(map(plain, classes))
+        if plain(class_name) in names:
+            return names.index(plain(class_name))
+    return None
 
 
 def score(log_probabilities_K: NDArray[np.float64], kind: Kind, place: int | None) -> float:

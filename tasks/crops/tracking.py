@@ -173,10 +173,11 @@ def track_video(
         return {"target": True, "tracks": [_plain(asdict(one)) for one in tracks]}
 
     try:
-        return outcome | twice(followed)
+        outcome |= twice(followed)
     except VideoError as error:
-        check_unchanged(root, video)
-        return outcome | {"reason": f"unreadable: {error}"}
+        outcome |= {"reason": f"unreadable: {error}"}
+    check_unchanged(root, video)
+    return outcome
 
 
 def moved(frames: Iterator[np.ndarray], parameters: TrackParameters) -> dict[str, Any]:

@@ -137,12 +137,19 @@ def _built(parameters: AutoencoderParameters) -> FrameAutoencoder:
 def made_of(parameters: AutoencoderParameters) -> tuple[int, int]:
     """Pixels a latent on each side, and channels: those of a folder are read there, of a name on the Hub taken to be
     Stable Diffusion's.
+
+    Raises:
+        RequestError: the folder is of another network.
     """
-    config = Path(parameters.pretrained).expanduser() / "config.json"
-    if not parameters.pretrained or not config.is_file():
+    folder = Path(parameters.pretrained).expanduser()
+    config = next((path for path in (folder / "config.json", folder / "vae/config.json") if path.is_file()), None)
+    if not parameters.pretrained or config is None:
         return parameters.factor, parameters.channels
-    found = json.loads(config.read_text())
-    return 2 ** (len(found["block_out_channels"]) - 1), found["latent_channels"]
+    try:
+        found = json.loads(config.read_text())
+        return 2 ** (len(found["block_out_channels"]) - 1), found["latent_channels"]
+    except (KeyError, ValueError) as error:
+        raise RequestError(f"{config} is not of an AutoencoderKL: give the folder that one was saved to.") from error
 
 
 def check_fit(size: int, factor: int) -> None:

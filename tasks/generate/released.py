@@ -89,12 +89,12 @@ def told(state: Mapping[str, Tensor], path: Path) -> Told:
     """
     from vidistill.models.latte import SIZES
 
-    shapes = {name.removeprefix("module."): tuple(tensor.shape) for name, tensor in state.items()}
     try:
+        shapes = {name.removeprefix("module."): tuple(tensor.shape) for name, tensor in state.items()}
         width, channels, patch, _ = shapes["x_embedder.proj.weight"]
         (outputs,) = shapes["final_layer.linear.bias"]
         depth = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
-    except (KeyError, ValueError) as error:
+    except (AttributeError, KeyError, ValueError) as error:
         raise RequestError(f"The weights {path} are not a Latte's: give the file of a release.") from error
     size = next((name for name, one in SIZES.items() if (one.depth, one.width) == (depth, width)), None)
     if size is None:

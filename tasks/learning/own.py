@@ -6,6 +6,7 @@ import copy
 import importlib
 import importlib.util
 import re
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -86,26 +87,30 @@ def imported(path: Path) -> ModuleType:
     assert module_spec is not None
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module.__name__] = module  # where dataclasses and pydantic look for what annotations name
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[module.__name__]
         raise RequestError(f"{path} cannot be imported: {type(error).__name__}: {error}.") from error
     return module
 
 
 @contextmanager
 def blamed(name: str, classes: int, shape_THWC: tuple[int, ...]) -> Iterator[None]:
-    """Have what a user's network raises be one sentence that names the network, the clips and its own line.
+    """Have what a user's network or front raises be one sentence that names the network, the clips and its own line.
 
     Raises:
         RequestError: the network cannot be made, or does not tell such classes of such clips.
     """
     try:
         yield
-    except ValueError as error:
-        raise RequestError(str(error)) from error
+    except RequestError:
+        raise
     except Exception as error:
-        if parted(name)[1] not in OWN:
+        if OWN.keys().isdisjoint(parted(name)):
+            if isinstance(error, ValueError):
+                raise RequestError(str(error)) from error
             raise
         frames, height, width = shape_THWC[:3]
         own = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)
@@ -118,12 +123,13 @@ def blamed(name: str, classes: int, shape_THWC: tuple[int, ...]) -> Iterator[Non
 
 
 def try_out(name: str, network: nn.Module, classes: int, shape_THWC: tuple[int, ...]) -> None:
-    """Show a copy of a user's network two clips in both modes, so that what is wrong is said before it is trained.
+    """Show a copy of a network two clips in both modes, where it or its front is a user's, so that what is wrong is
+    said before it is trained.
 
     Raises:
         TypeError: it has nothing to train, or answers with something else than logits.
     """
-    if parted(name)[1] not in OWN:
+    if OWN.keys().isdisjoint(parted(name)):
         return
     import torch
 

@@ -27,8 +27,9 @@ def confusions(store: Store, plans: Sequence[RowPlan], rows: Sequence[Row]) -> l
         files = [store.folder(ref) / CONFUSION for ref in plans[number].scores]
         if all(file.is_file() for file in files):
             counts_KK = np.sum([np.load(file) for file in files], axis=0)
-            heading = f"{row_label(rows[number])} · {rows[number].labels} labels · {heading_of(rows[number], rows)}"
-            found.append(Confusion(heading, counts_KK.tolist()))
+            row = rows[number]
+            heading = [row_label(row), *([] if row.whole else [f"{row.labels} labels"]), heading_of(row, rows)]
+            found.append(Confusion(" · ".join(heading), counts_KK.tolist()))
     return found[:SHOWN_TABLES]
 
 

@@ -176,7 +176,7 @@ class Row(Named):
 
 
 class Curve(Parameters):
-    """One training: a student's, by a name such as `tsgf soft ipc 1 minic3d_bn` (method, variant, then setting), or
+    """One training: a student's, by a name such as `tsgf soft, ipc 1, minic3d_bn` (method, variant, then setting), or
     that of a set, by a name such as `dm, ipc 1`; `alpha` is the student's learning rate that a set learned, if any.
     """
 
@@ -184,7 +184,6 @@ class Curve(Parameters):
     seed: int
     steps: list[int]
     loss: list[float]
-    accuracy: list[float] | None
     alpha: list[float] | None = Field(None, exclude_if=lambda alpha: alpha is None)
 
 

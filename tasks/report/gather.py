@@ -84,7 +84,7 @@ def report_anew(parameters: ReportParameters, inputs: Mapping[str, Sequence[Arti
     return report_job(parameters, index, inputs["train"][0], inputs["test"][0], teacher, quality, front)
 
 
-@stage("report", version=18)  # 18: a row is paired with the Random that its own teacher labelled
+@stage("report", version=19)  # 19: a loss of a user's own that is one number is no curve
 def report(work: Work) -> None:
     asked = ReportParameters.model_validate(work.job.parameters)
     rows, failed = told_apart(asked.rows), told_apart(asked.failed, beside=asked.rows)
@@ -237,7 +237,7 @@ def _curves(parameters: ReportParameters, scores: dict[ArtifactRef, Score]) -> l
         name = f"{plan.name} {plan.recipe}{plan.budget}, {plan.student}"
         for seed, ref in enumerate(plan.scores):
             score = scores[ref]
-            curves.append(Curve(name=name, seed=seed, steps=list(score.steps), loss=list(score.loss), accuracy=None))
+            curves.append(Curve(name=name, seed=seed, steps=list(score.steps), loss=list(score.loss)))
     return curves
 
 
@@ -248,9 +248,9 @@ def _losses(store: Store, parameters: ReportParameters) -> list[Curve]:
         name = f"{set_name}{plan.budget}"
         for seed, ref in enumerate(plan.sets):
             facts = DistilledSet.facts_of(store.folder(ref))
-            if facts.get("loss"):
+            if isinstance(facts.get("loss"), list) and facts.get("steps"):
                 told = {key: facts.get(key) for key in ("steps", "loss", "alpha")}
-                curve = Curve(name=name, seed=seed, accuracy=None, **told)
+                curve = Curve(name=name, seed=seed, **told)
                 found.setdefault((name, seed), curve)
     return list(found.values())
 

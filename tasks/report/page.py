@@ -151,15 +151,15 @@ def _finite(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Facet:
-    """The learning curves of one setting."""
+    """The losses of one setting's students."""
 
     setting: str
     legend: list[tuple[str, str]]
-    panels: list[pictures.Panel]
+    panel: pictures.Panel
 
 
 def _curve_name(name: str) -> tuple[str, str]:
-    """`tsgf soft ipc 1 minic3d_bn` → (`TSGF`, `soft ipc 1 minic3d_bn`)."""
+    """`tsgf soft, ipc 1, minic3d_bn` → (`TSGF`, `soft, ipc 1, minic3d_bn`)."""
     found = re.match(r"(.+?)\s+((?:hard|soft|online|learned)\b.*)", name)
     method, setting = found.groups() if found else (name, "")
     return display(method), setting
@@ -179,22 +179,15 @@ def _facets(curves: Sequence[Curve], colours: dict[str, str]) -> list[Facet]:
     for setting in settings:
         members = [curve for curve in curves if _curve_name(curve.name)[1] == setting and curve.steps]
         named = [(colours[name], name) for name in dict.fromkeys(_curve_name(curve.name)[0] for curve in members)]
-        panels = [_curve_panel("Training loss", [(curve, curve.loss) for curve in members], colours)]
-        if scored := [(curve, curve.accuracy) for curve in members if curve.accuracy is not None]:
-            panels.append(_curve_panel("Accuracy", scored, colours, 1.0))
-        facets.append(Facet(setting, named, panels))
+        series = [
+            pictures.Series(
+                colours[name], f"{name}, seed {curve.seed}: ends at {curve.loss[-1]:.3g}", curve.steps, curve.loss
+            )
+            for curve in members
+            for name in [_curve_name(curve.name)[0]]
+        ]
+        facets.append(Facet(setting, named, pictures.line_panel("Training loss", series)))
     return facets
-
-
-def _curve_panel(
-    label: str, curves: Sequence[tuple[Curve, list[float]]], colours: dict[str, str], high: float | None = None
-) -> pictures.Panel:
-    series = [
-        pictures.Series(colours[name], f"{name}, seed {curve.seed}: ends at {values[-1]:.3g}", curve.steps, values)
-        for curve, values in curves
-        for name in [_curve_name(curve.name)[0]]
-    ]
-    return pictures.line_panel(label, series, high)
 
 
 def _loss_panels(losses: Sequence[Curve], colours: dict[str, str]) -> list[pictures.Panel]:

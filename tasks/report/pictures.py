@@ -180,11 +180,11 @@ class Panel:
     lines: list[Line]
 
 
-def line_panel(label: str, series: Sequence[Series], high: float | None = None) -> Panel:
-    """Series on shared axes, y from 0 (or below) to the largest finite value, or to `high`."""
+def line_panel(label: str, series: Sequence[Series]) -> Panel:
+    """Series on shared axes, y from 0 (or below) to the largest finite value."""
     finite = [value for one in series for value in one.y if math.isfinite(value)]
     x_axis = horizontal(min(one.x[0] for one in series), max(one.x[-1] for one in series))
-    y_axis = vertical(min([0.0, *finite]), 1.05 * max([0.0, *finite]) if high is None else high)
+    y_axis = vertical(min([0.0, *finite]), 1.05 * max([0.0, *finite]))
     return Panel(
         label, x_axis, y_axis, [Line(one.colour, one.title, path(one.x, one.y, x_axis, y_axis)) for one in series]
     )

@@ -22,7 +22,7 @@ _NAMES = {
     "full": "Full data", "random": "Random", "herding": "Herding", "k_center": "k-Center", "tsgf": "TSGF", "dc": "DC",
     "static_dc": "Static-DC", "dm": "DM", "mtt": "MTT", "frepo": "FRePo", "dm_vdsd": "DM+VDSD", "mtt_vdsd": "MTT+VDSD",
     "frepo_vdsd": "FRePo+VDSD", "idtd": "IDTD", "sfvd": "SFVD", "sfvd_t": "SFVD-T", "optdistill": "OptDistill",
-    "full_pool": "Full pool", "pool_random": "Pool, random", "mae_score": "MAE score", "csta": "CSTA",
+    "pool_random": "Pool, random", "mae_score": "MAE score", "csta": "CSTA",
     "dm_mmd": "DM-MMD", "vst_unet": "VST-UNet", "tac_dt": "TAC-DT", "coded": "Coded",
     "teacher": "Teacher", "expert": "Experts",
 }  # fmt: skip

@@ -250,7 +250,8 @@ def _check_losses(
 ) -> None:
     unread = [f"{row.video} ({row.reason})" for row in table.rejected if row.outcome == "failed"]
     bad = [f"{row['path']} ({row['reason']})" for row in failed] + unread
-    share = len(bad) / max(1, len(table.videos) + len(unread))
+    own = len(failed) / max(1, len(table.of_split(parameters.split)))
+    share = max(own, len(bad) / max(1, len(table.videos) + len(unread)))  # of the unread nobody knows the split
     if share > parameters.max_lost_share:
         raise RunError(
             f"{len(bad)} videos ({share:.0%}) cannot be used, more than max_lost_share="

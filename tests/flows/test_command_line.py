@@ -10,6 +10,7 @@ import pytest
 
 from vidistill.flows import cli, commands
 from vidistill.flows.command_line import command_of
+from vidistill.flows.own import without_places
 from vidistill.flows.parameters import PRESETS, Experiment, load_preset, name_of
 
 PLAIN = {path.stem: load_preset(path.stem) for path in sorted(PRESETS.glob("*.yaml"))}
@@ -53,6 +54,18 @@ def test_no_place_of_this_machine_is_in_it(monkeypatch: pytest.MonkeyPatch) -> N
     cells = [MIXED["cells"][0] | {"method": "mine.py:Mine"}, MIXED["cells"][1]]
     expected = Experiment.model_validate(MIXED | {"data": "my videos", "cells": cells})
     assert asked(command, monkeypatch).model_dump() == expected.model_dump()
+
+
+def test_of_what_is_a_file_here_the_name_alone_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "own.pt").touch()
+    cells = [{"method": "optdistill", "options": {"detector": str(tmp_path / "own.pt"), "scorer": "a/b"}}]
+    pool = {
+        "autoencoder": {"pretrained": "stabilityai/sd-vae-ft-mse"},
+        "latte": {"pretrained": str(tmp_path / "own.pt")},
+    }
+    kept = without_places(Experiment.model_validate({"data": "sprites", "cells": cells, "pool": pool}))
+    assert kept.cells[0].options == {"detector": "own.pt", "scorer": "a/b"}
+    assert (kept.pool.autoencoder.pretrained, kept.pool.latte.pretrained) == ("stabilityai/sd-vae-ft-mse", "own.pt")
 
 
 def test_defaults_are_left_out(tmp_path: Path) -> None:

@@ -92,6 +92,15 @@ def install(folder: Path, name: str, version: str) -> None:
     (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requires}")
 
 
+def test_an_opencv_that_cannot_be_loaded(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    code, findings, _ = doctor()
+    assert (code, [name for name, line in findings.items() if not line.startswith("ok")]) == (1, ["OpenCV"])
+    assert "it is installed and cannot be loaded (libGL.so.1" in findings["OpenCV"]
+
+
 def test_a_server_that_answers(doctor: Doctor, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", server.url)
     code, findings, _ = doctor()

@@ -71,6 +71,11 @@ def test_a_run_is_called_by_the_methods_that_it_runs(
     assert forms.distill_name() == name
 
 
+def test_a_runtime_that_is_no_group_of_parameters_is_a_sentence(asked: Asked) -> None:
+    with pytest.raises(RequestError, match=r"advanced.runtime takes parameters by their names"):
+        asked(forms.distill, data="videos", advanced={"runtime": "dask"})
+
+
 def test_a_preset_is_changed_by_what_else_the_form_says(asked: Asked) -> None:
     plain = asked(forms.distill, preset="sprites")[0]
     assert plain == Experiment.model_validate(yaml.safe_load((FOLDER / "presets" / "sprites.yaml").read_text()))

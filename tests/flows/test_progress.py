@@ -6,8 +6,10 @@ import os
 import re
 import select
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
 
@@ -214,6 +216,25 @@ def test_a_terminal_says_the_time_left_from_the_plan_on() -> None:
     with bars.open():
         bars.expect(plan(jobs, seconds=1000))
     assert "0% of the run, about 17 min left" in written.getvalue()
+
+
+def test_jobs_of_many_threads_may_begin_and_end_while_bars_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars, jobs = Bars(Course(Clock()), Console(file=StringIO(), force_terminal=True, width=100)), renders(200)
+    bars.expect(plan(jobs, seconds=1000))
+
+    def done(job: Job) -> None:
+        for event in ("began", "made"):
+            bars.heard(job, event)
+            bars.told(job.label, 1, 2, "")
+
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(done, jobs))
+    finally:
+        sys.setswitchinterval(usual)
+    assert all(stage.made == stage.total for stage in bars.course.stages.values())
 
 
 def test_it_is_silent_about_a_quick_look_at_the_videos_and_not_about_a_long_one(log: Log) -> None:

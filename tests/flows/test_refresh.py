@@ -23,6 +23,7 @@ from vidistill.flows.refresh import refresh
 from vidistill.storage.errors import ArtifactNotFound, RequestError
 from vidistill.storage.names import names
 from vidistill.storage.opening import open_store
+from vidistill.tasks.coreset.herding import Herding
 from vidistill.tasks.videos.files import Rejected
 from vidistill.tasks.videos.index import IndexTable
 
@@ -119,7 +120,21 @@ def test_students_that_begin_with_weights_from_a_file_are_compared_too(
     add_video(growing)
     state = again(seeds=1, **asked)
     assert state.name == "Completed", state
-    assert "its classes are others" not in (tmp_path / "out" / "refresh.md").read_text()
+    assert "not to be had" not in (tmp_path / "out" / "refresh.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_set_that_cannot_be_scored_as_the_new_one_does_not_keep_it_from_its_name(
+    again: Refresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again(method="random", seeds=1)
+    monkeypatch.setattr(Herding, "recipes", ("soft",))  # as TSGF's: the set in use has no such labels
+    state = again(seeds=1)
+    assert state.name == "Completed", state
+    now = names(open_store(str(tmp_path / "store")))["latest"]
+    assert (state.result(), now.before is None) == (now.sets[0], False)
+    assert "| not to be had |" in (tmp_path / "out" / "refresh.md").read_text()
+    assert again(seeds=1).name == "Unchanged"
 
 
 def test_a_file_that_cannot_be_read_yet_is_waited_for(tmp_path: Path) -> None:

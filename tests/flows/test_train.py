@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,17 @@ def test_an_export_of_an_older_version_is_made_again(bench: Bench, made: Artifac
     (tmp_path / "out" / EXPORT).write_text(text.replace('"students"', '"student"'))
     with pytest.raises(RequestError, match="older vidistill: export the set again"):
         train.source_of(str(tmp_path / "out"), bench.runtime.store)
+
+
+def test_a_set_of_online_labels_is_said_to_have_hard_ones_here(
+    bench: Bench, made: ArtifactRef, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = train.source_of(made.key, bench.runtime.store)
+    request = TrainRequest(source=made.key, network="minic3d")
+    assert train._recipe(request, replace(source, facts=source.facts | {"labels": "hard"})) == HARD
+    assert not caplog.messages
+    assert train._recipe(request, replace(source, facts=source.facts | {"labels": "online"})) == HARD
+    assert "a teacher that is asked at every step" in caplog.text
 
 
 SHAPE = {"frames": 2, "interval": 1, "size": 24}

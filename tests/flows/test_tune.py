@@ -84,6 +84,7 @@ def test_a_proposal_is_a_function_of_what_was_found() -> None:
 
 def test_values_that_do_not_work_are_a_trial_and_not_the_end(tmp_path: Path) -> None:
     """The same seed would propose them again."""
+    assert Trial(number=1, values={"optdistill.top_k": None}, top1=0.5).line == "optdistill.top_k None: top-1 50.0"
     trial = tried(ASKED, 1, {"mtt.lr": -1.0}, Runtime(store=str(tmp_path / "store")))
     assert (trial.number, trial.values, trial.top1) == (1, {"mtt.lr": -1.0}, None)
     assert "-1.0" in trial.said

@@ -555,6 +555,8 @@ def test_weights_of_r3d_that_cannot_be_had(tmp_path: Path) -> None:
 def test_classes_are_found_by_name_whatever_their_spelling() -> None:
     assert score.place_of("PlayingViolin", ("archery", "playing violin")) == 1
     assert score.place_of("left", ("archery", "playing violin")) is None
+    assert score.place_of("Бег", ("Прыжок", "Бег")) == 1
+    assert score.place_of("jump-1", ("jump1", "jump-1")) == 1
 
 
 # Tile

@@ -289,6 +289,7 @@ def test_a_broken_video_costs_only_itself_and_one_that_changed_is_said(bench: Be
         dataclasses.replace(bench.given, add=add)
     )
     (job,) = [job for job in jobs if job.stage == "tracks" and len(job.parameters["videos"]) == 9]
+    (cut,) = [one for one in jobs if one.stage == "crops" and one.inputs["tracks"] == [job.ref]]
     with pytest.raises(RunError, match="changed since it was indexed"):
         run_job(job, runtime)
     named, own = path.relative_to(data).as_posix(), {"sha256": file_digest(path)}
@@ -299,6 +300,12 @@ def test_a_broken_video_costs_only_itself_and_one_that_changed_is_said(bench: Be
     reasons = [one["reason"] for one in outcomes]
     assert sum(reason.startswith("unreadable: ") for reason in reasons) == 1
     assert sum(reason == "no person in the first frame" for reason in reasons) == len(outcomes) - 1
+    one, other, *_ = (data / video["path"] for video in videos if video["path"] != named)
+    one.write_bytes(other.read_bytes())  # a video that can be read, and is not the one that was indexed
+    cut = cut.model_copy(update={"inputs": cut.inputs | {"tracks": [job.ref]}})
+    for late in (cut, job.model_copy(update={"parameters": job.parameters | {"redetect": 3}})):
+        with pytest.raises(RunError, match="changed since it was indexed"):
+            run_job(late, runtime)
 
 
 def test_a_budget_on_videos_bounds_the_work(bench: Bench) -> None:

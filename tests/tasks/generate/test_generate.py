@@ -353,10 +353,14 @@ def diffusers_autoencoder(folder: Path, levels: int = 4) -> Path:
 def test_a_named_autoencoder_takes_no_options_of_training(tmp_path: Path) -> None:
     named = AutoencoderParameters(pretrained=str(diffusers_autoencoder(tmp_path / "vae", levels=2)))
     assert made_of(named) == (2, 4)
+    assert made_of(AutoencoderParameters(pretrained=str(tmp_path))) == (2, 4)  # a pipeline's
     assert made_of(AutoencoderParameters(factor=4, channels=6)) == (4, 6)
     for changed in ({"equivariance": 0.5}, {"factor": 4}, {"steps": 7}):
         with pytest.raises(RequestError, match=f"autoencoder.{next(iter(changed))} is for one that is trained here"):
             autoencoder_job(ArtifactRef(kind="clips", key="c"), named.model_copy(update=changed))
+    (tmp_path / "vae" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(RequestError, match=r"config.json is not of an AutoencoderKL"):
+        made_of(named)
 
 
 def test_a_named_autoencoder_is_known_by_its_content_and_kept(made: Made, tmp_path: Path) -> None:
@@ -471,9 +475,10 @@ def test_released_weights_that_do_not_fit_are_a_wrong_request_before_anything_is
     torch.save([torch.zeros(1)], path)
     with pytest.raises(RequestError, match=r"ucf101.pt cannot be read \(AttributeError"):
         made.latte(released)
-    torch.save({"ema": {"conv.weight": torch.zeros(1)}}, path)
-    with pytest.raises(RequestError, match="are not a Latte's"):
-        made.latte(released)
+    for other in ({"ema": {"conv.weight": torch.zeros(1)}}, {"epoch": 3, "state_dict": {}}):
+        torch.save(other, path)
+        with pytest.raises(RequestError, match="are not a Latte's"):
+            made.latte(released)
     odd = {"x_embedder.proj.weight": torch.zeros(7, 4, 1, 1), "final_layer.linear.bias": torch.zeros(4),
            "blocks.2.attn.qkv.weight": torch.zeros(1)}  # fmt: skip
     torch.save(odd, path)

@@ -10,7 +10,7 @@ import torch
 from vidistill.models import OWN
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.learning import training
-from vidistill.tasks.learning.own import named
+from vidistill.tasks.learning.own import imported, named
 
 NETS = """
 import torch
@@ -46,6 +46,10 @@ class Fails(Base):
     def forward(self, x_BCTHW):
         raise KeyError("no weights")
 
+class Grouped(Base):
+    def forward(self, x_BCTHW):
+        return nn.functional.group_norm(super().forward(x_BCTHW), 2)
+
 class Small(Base):
     def forward(self, x_BCTHW):
         return self.head(x_BCTHW.flatten(1))
@@ -70,6 +74,7 @@ SAID = {
     "Pair": "two clips give tuple in training",
     "Names": r"two clips give \(2,\) in evaluation",
     "Fails": r"KeyError: 'no weights' \(nets\.py, line \d+\)",
+    "Grouped": r"(RuntimeError|ValueError): .*\(nets\.py, line \d+\)",
     "Small": r"RuntimeError: mat1 and mat2 shapes cannot be multiplied .*\(nets\.py, line \d+\)",
     "Lazy": "its layers are lazy",
     "Frozen": "it has no weights to train",
@@ -88,6 +93,24 @@ def test_what_it_cannot_do_is_said_before_it_is_trained(tmp_path: Path, called: 
     said = rf"^The network {called.lower()}@\w+ cannot tell 3 classes of clips of 4 frames of 8×8: .*{SAID[called]}"
     with pytest.raises(RequestError, match=said):
         built(tmp_path, called)
+
+
+def test_a_front_is_tried_too_before_a_network_is_trained_behind_it(tmp_path: Path) -> None:
+    (tmp_path / "front.py").write_text("def early(x_BCTHW):\n    return x_BCTHW[:, :, :-1]\n")
+    (tmp_path / "wrong.py").write_text("def wrong(x_BCTHW):\n    return x_BCTHW.view(1, 3, 4, 8, 8)\n")
+    early, wrong = (named(str(tmp_path / spec))[0] for spec in ("front.py:early", "wrong.py:wrong"))
+    assert training.build_network(f"{early}:r2plus1d_small", 3, (8, 32, 32, 3), seed=0)
+    with pytest.raises(RequestError, match=rf"^The network {wrong}:minic3d cannot tell .*\(wrong\.py, line 2\)"):
+        training.build_network(f"{wrong}:minic3d", 3, (4, 8, 8, 3), seed=0)
+
+
+def test_a_file_of_postponed_annotations_is_imported_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "modern.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom typing import Literal\n"
+        "from pydantic import BaseModel\n\n@dataclass\nclass Kept:\n    place: str\n\n"
+        "class Asked(BaseModel):\n    how: Literal['a', 'b'] = 'a'\n"
+    )
+    assert imported(tmp_path / "modern.py").Asked(how="b").how == "b"
 
 
 def test_being_tried_leaves_no_trace(tmp_path: Path) -> None:

@@ -57,6 +57,13 @@ def test_each_front_has_its_own_losses_searches_clips_and_crops(store: Store) ->
     assert [(one.method, one.ipc) for one in crop_sets(store, rows)] == [(name, 5), (name, 1), (other, 5), (other, 1)]
 
 
+def test_a_loss_that_is_one_number_is_a_fact_and_no_curve(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a user's method says of its set is its own."""
+    asked = ReportParameters(title="", dataset="", split="1", rows=(plan(store, PLAIN),))
+    monkeypatch.setattr(DistilledSet, "facts_of", lambda folder: {"loss": 0.12, "steps": 100})
+    assert _losses(store, asked) == []
+
+
 def test_a_teacher_tells_sets_apart_where_it_changed_their_clips(store: Store) -> None:
     def rows(recipe: str) -> tuple[RowPlan, ...]:
         soft = {"method": "random", "student": "rgb:c3d", "labels": "soft"}

@@ -104,8 +104,7 @@ def learning_curve(name: str, seed: int, speed: float) -> Curve:
     steps = np.arange(0, 500, 5)
     noise = np.random.default_rng(seed).normal(0, 0.04, len(steps))
     loss = 1.4 * np.exp(-steps * speed) + 0.1 + np.abs(noise)
-    accuracy = np.clip(0.9 - 0.65 * np.exp(-steps * speed) + noise / 2, 0, 1)
-    return Curve(name=name, seed=seed, steps=steps.tolist(), loss=loss.tolist(), accuracy=accuracy.tolist())
+    return Curve(name=name, seed=seed, steps=steps.tolist(), loss=loss.tolist())
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +169,7 @@ def data() -> ReportData:
         rows=rows,
         curves=curves,
         losses=[
-            Curve(name=f"dm, ipc {ipc}", seed=seed, steps=[0, 9], loss=[2.0, 1.0], accuracy=None)
-            for ipc in (1, 5)
-            for seed in (0, 1)
+            Curve(name=f"dm, ipc {ipc}", seed=seed, steps=[0, 9], loss=[2.0, 1.0]) for ipc in (1, 5) for seed in (0, 1)
         ],
         pairs=pairs,
         saliency=[Saliency("TSGF", "left", s_T.tolist(), 0.6, mask_T.tolist())],
@@ -337,6 +334,7 @@ def test_the_best_row_of_each_table_is_asked_what_it_calls_what(tmp_path: Path) 
     assert [(one.heading.split(" ·")[0], one.counts_KK[0][0]) for one in found] == [
         ("MTT", 2), ("Full data", 4), ("Teacher", 6)
     ]  # fmt: skip
+    assert all(one.heading.count("hard labels") == 1 for one in found)
 
 
 def test_the_command_and_the_rows_that_failed_are_shown(data: ReportData) -> None:
@@ -465,7 +463,7 @@ def test_the_losses_of_sets_have_a_panel_for_each_method_and_budget(data: Report
 
 
 def test_a_learning_rate_that_a_set_learned_has_a_panel_beside_its_loss(data: ReportData) -> None:
-    learnt = Curve(name="mtt, ipc 1", seed=3, steps=[1, 9], loss=[1.5, 0.5], accuracy=None, alpha=[0.03, 0.02])
+    learnt = Curve(name="mtt, ipc 1", seed=3, steps=[1, 9], loss=[1.5, 0.5], alpha=[0.03, 0.02])
     section = (
         render_html(replace(data, losses=[learnt])).partition('<section id="losses">')[2].partition("</section>")[0]
     )
@@ -506,7 +504,7 @@ def test_a_learned_recipe_is_not_part_of_a_methods_name() -> None:
 
 
 def test_numbers_that_are_not_finite_become_null_and_break_the_line() -> None:
-    curve = Curve(name="dm hard", seed=0, steps=[0, 1, 2, 3], loss=[1.0, float("nan"), 0.5, 0.4], accuracy=None)
+    curve = Curve(name="dm hard", seed=0, steps=[0, 1, 2, 3], loss=[1.0, float("nan"), 0.5, 0.4])
     data = ReportData("t", "now", {}, ["a"], [row("dm", "hard", 0.5, auc_mean=float("nan"))], curves=[curve])
     document = render_json(data)
     assert document["curves"][0]["loss"] == [1.0, None, 0.5, 0.4]

@@ -72,6 +72,9 @@ def test_lost_videos_are_a_share_of_all_there_are(bench: Bench) -> None:
     module._check_losses(table, allowed, labels, [])
     with pytest.raises(RunError, match=r"40 videos \(3%\) cannot be used"):
         module._check_losses(table, allowed.model_copy(update={"max_lost_share": 0.03}), labels, [])
+    broken = [{"path": "a.mp4", "reason": "no frames"}] * 30  # of the test's 250 videos more than a tenth
+    with pytest.raises(RunError, match=r"70 videos \(12%\) cannot be used"):
+        module._check_losses(table, allowed, labels, broken)
 
 
 def test_a_video_that_changed_since_it_was_indexed_is_not_filed_as_what_it_was(bench: Bench, tmp_path: Path) -> None:
