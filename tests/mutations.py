@@ -125,6 +125,7 @@ AREA = of("tasks/learning/test_evaluate.py", "test_a_class_without_clips_counts_
 DAMAGE = of("storage/test_store.py", "test_every_damage_is_named")
 CONTAINER = of("storage/test_locks.py", "test_a_container_that_shares_the_host_s_name_is_told_by_its_heartbeat")
 LISTED = of("flows/test_housekeeping.py", "test_ls_reaches_the_column_that_names_damage")
+UNSEEN = of("storage/test_remote.py", "test_a_damaged_object_that_nobody_looked_into_is_made_again_by_the_next_run")
 CHANGED = of("tasks/crops/test_crops_method.py", "test_a_broken_video_costs_only_itself_and_one_that_changed_is_said")
 OWN_SETS = of("tasks/report/test_naming.py", "test_each_front_has_its_own_losses_searches_clips_and_crops")
 OWN_RANDOM = of("tasks/report/test_scores.py", "test_rows_are_compared_with_the_random_that_their_own_teacher_labelled")
@@ -1684,11 +1685,11 @@ MUTATIONS = [
              "    waiting.poll()",
              "    threading.Event().wait()"),
     Mutation("storage/remote.py", "what came damaged is not looked at whole",
-             of("storage/test_remote.py", "test_a_damaged_object_that_nobody_looked_into_is_made_again_by_the_next_run"),
+             UNSEEN,
              "                    thorough = True\n",
              ""),
     Mutation("storage/remote.py", "objects that came damaged stay",
-             of("storage/test_remote.py", "test_a_damaged_object_that_nobody_looked_into_is_made_again_by_the_next_run"),
+             UNSEEN,
              "if problem is not None and self._published(ref) == published:",
              "if False:"),
     Mutation("storage/remote.py", "a slower host replaces what is in use",
@@ -1716,7 +1717,8 @@ MUTATIONS = [
              of("tasks/videos/test_decode.py", "test_lost_videos_are_a_share_of_all_there_are"),
              "share = max(own, ",
              "share = max(0.0, "),
-    Mutation("tasks/crops/tracking.py", "tracks of another video are filed as those of the one that was indexed", CHANGED,
+    Mutation("tasks/crops/tracking.py", "tracks of another video are filed as those of the one that was indexed",
+             CHANGED,
              "    check_unchanged(root, video)\n    return outcome\n",
              "    return outcome\n"),
     Mutation("tasks/crops/cutting.py", "crops of another video are filed as those of the one that was indexed", CHANGED,
@@ -1732,8 +1734,8 @@ MUTATIONS = [
              "    if parted(name)[1] not in OWN:\n        return\n"),
     Mutation("tasks/learning/own.py", "a file's annotations have nowhere to look",
              of("tasks/learning/test_own.py", "test_a_file_of_postponed_annotations_is_imported_as_any_other"),
-             "    sys.modules[module.__name__] = module  # where dataclasses and pydantic look for what annotations name\n    try:",
-             "    sys.modules[module.__name__] = module\n    del sys.modules[module.__name__]\n    try:"),
+             "    try:\n        module_spec.loader",
+             "    del sys.modules[module.__name__]\n    try:\n        module_spec.loader"),
     Mutation("flows/refresh.py", "a set that cannot be scored again keeps the new one from its name",
              of("flows/test_refresh.py",
                 "test_a_set_that_cannot_be_scored_as_the_new_one_does_not_keep_it_from_its_name"),

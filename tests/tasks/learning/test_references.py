@@ -47,7 +47,7 @@ def test_an_expert_is_scored_after_its_last_epoch(bench: Bench) -> None:
 
 def test_its_loss_stands_at_the_steps_where_it_was(bench: Bench) -> None:
     """Fiftieths of its epochs, of two steps each here."""
-    _, made, _ = scored(bench, network="cnn_gru", epochs=101, batch_size=4, lr=0.01)
+    _, made, _ = scored(bench, network="r2plus1d_small", epochs=101, batch_size=4, lr=0.01)
     assert made.steps == (*(4 * (point + 1) for point in range(50)), 202)
     assert len(made.loss) == 51
 

@@ -179,7 +179,7 @@ def test_an_export_holds_all_that_a_student_needs(bench: Bench, tmp_path: Path) 
 def test_how_the_common_benchmark_trains_is_not_how_to_train(bench: Bench, tmp_path: Path) -> None:
     made = distilled(bench, "random", seed=8)
     refs = {"train": bench.given.train, "test": bench.given.train, "distilled": made}
-    done(bench, evaluate_job("cnn_gru", STUDENT, Recipe(), 0, refs, "score", "vdsd"))
+    done(bench, evaluate_job("r2plus1d_small", STUDENT, Recipe(), 0, refs, "score", "vdsd"))
     facts = export_set(bench.store, made, tmp_path / "vdsd", 8, "npz")
     assert (facts["students"], [one["protocol"] for one in facts["scores"]]) == ({}, ["vdsd"])
     scored(bench, made, Recipe())
