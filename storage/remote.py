@@ -255,8 +255,9 @@ class RemoteStore(Store):
     def _commit(self, attempt: Attempt) -> None:
         """Commit to the mirror and upload, both under the key's lock."""
         ref = attempt.manifest.ref
-        if self.has(ref):  # where no lock can be held: another host was quicker, and its artifact is in use
-            return
+        with suppress(StoreError):  # a store that is down is waited for below, when the mirror has it
+            if self.has(ref):  # where no lock can be held: another host was quicker, and its artifact is in use
+                return
         with self._mirror.held(self._place(ref)):  # till it is in the store this is the only copy
             super()._commit(attempt)
             unpublished = self._unpublished(ref)

@@ -250,11 +250,13 @@ def _check_losses(
 ) -> None:
     unread = [f"{row.video} ({row.reason})" for row in table.rejected if row.outcome == "failed"]
     bad = [f"{row['path']} ({row['reason']})" for row in failed] + unread
-    own = len(failed) / max(1, len(table.of_split(parameters.split)))
-    share = max(own, len(bad) / max(1, len(table.videos) + len(unread)))  # of the unread nobody knows the split
+    own = len(failed), len(table.of_split(parameters.split))
+    every = len(bad), len(table.videos) + len(unread)  # of those that were not read nobody knows the split
+    lost, of = max(own, every, key=lambda counts: counts[0] / max(1, counts[1]))
+    share = lost / max(1, of)
     if share > parameters.max_lost_share:
         raise RunError(
-            f"{len(bad)} videos ({share:.0%}) cannot be used, more than max_lost_share="
+            f"{lost} of {of} videos ({share:.0%}) cannot be used, more than max_lost_share="
             f"{parameters.max_lost_share:.0%}; the first: {'; '.join(bad[:3])}. "
             "Mend or remove them; a run may raise decode.max_lost_share."
         )

@@ -100,12 +100,20 @@ def test_what_cannot_be_helped_is_not_tried_again(host, stumbling: Stumbling):
     assert len(stumbling.asked) == 1
 
 
-def test_what_could_not_be_uploaded_is_not_made_again(host, stumbling: Stumbling, s3, bucket):
+@pytest.mark.parametrize(("methods", "below"), [({"PUT"}, "thing/k/clips"), ({"GET", "PUT"}, "store/thing/")])
+def test_what_could_not_be_uploaded_is_not_made_again(host, stumbling: Stumbling, s3, bucket, methods, below):
+    """One object is refused, or the store is down when the work ends."""
     a = host("a")
     assert a.refs() == []
-    stumbling.fault = lambda method, path: "503" if method == "PUT" and "clips" in path else None
+
+    def fault(method, path):
+        begun = any((a.root / ".staging").glob("k.*")) or (a.root / "thing").exists()
+        return "503" if begun and method in methods and below in path else None
+
+    stumbling.fault = fault
     with pytest.raises(StoreError):
         make(a)
+    stumbling.fault = lambda method, path: None
     assert not host("b").has(REF)
     assert not a.has(REF)
     stumbling.fault = lambda method, path: None

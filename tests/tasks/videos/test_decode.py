@@ -70,10 +70,10 @@ def test_lost_videos_are_a_share_of_all_there_are(bench: Bench) -> None:
     labels = set(range(len(table.classes)))
     allowed = ClipsParameters(split="test", views=1, max_lost_share=0.1)
     module._check_losses(table, allowed, labels, [])
-    with pytest.raises(RunError, match=r"40 videos \(3%\) cannot be used"):
+    with pytest.raises(RunError, match=r"40 of 1290 videos \(3%\) cannot be used"):
         module._check_losses(table, allowed.model_copy(update={"max_lost_share": 0.03}), labels, [])
     broken = [{"path": "a.mp4", "reason": "no frames"}] * 30  # of the test's 250 videos more than a tenth
-    with pytest.raises(RunError, match=r"70 videos \(12%\) cannot be used"):
+    with pytest.raises(RunError, match=r"30 of 250 videos \(12%\) cannot be used"):
         module._check_losses(table, allowed, labels, broken)
 
 
