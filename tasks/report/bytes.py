@@ -54,9 +54,13 @@ def kilobytes(row: Row, classes: int) -> float:
 
 def front(rows: Sequence[Row], classes: int) -> list[Row]:
     """The rows that no other beats with as many bytes or fewer (Pareto), the smallest first."""
+
+    def place(row: Row) -> tuple[float, float]:
+        return kilobytes(row, classes), -row.top1_mean
+
     best: list[Row] = []
-    for row in sorted(rows, key=lambda row: (kilobytes(row, classes), -row.top1_mean)):
-        if not best or row.top1_mean > best[-1].top1_mean:
+    for row in sorted(rows, key=place):
+        if not best or row.top1_mean > best[-1].top1_mean or place(row) == place(best[-1]):
             best.append(row)
     return best
 

@@ -44,6 +44,7 @@ def test_the_front_is_what_nobody_beats_with_as_many_bytes():
     assert front(ROWS[:5], 2) == [ROWS[0], ROWS[3]]
     assert front([*ROWS[:5], row("dm", 0.31, 6_000)], 2)[1].method == "dm"
     assert front([row("dm", 0.3, 6_000), row("mtt", 0.3, 5_000)], 2) == [row("mtt", 0.3, 5_000)]
+    assert front([row("dm", 0.3, 5_000), row("mtt", 0.3, 5_000)], 2) == [row("dm", 0.3, 5_000), row("mtt", 0.3, 5_000)]
 
 
 def test_hard_and_soft_are_apart_and_all_clips_are_a_line():
