@@ -104,13 +104,15 @@ def by_bytes(document: Document) -> str:
     parts = []
     for kind in dict.fromkeys(map(taught, sorted(document["rows"], key=order))):
         rows = [row for row in document["rows"] if taught(row) == kind and budget(row) != "all"]
-        ahead, lines = 0.0, []
+        best, lines = (0.0, 0.0), []
         for kilobytes, row in sorted(
             ((kept(row) / len(document["classes"]) / 1000, row) for row in rows),
             key=lambda pair: (pair[0], -pair[1]["top1_mean"]),
         ):
             values = [f"{kilobytes:.1f}", label(row), budget(row), row["recipe"], student(row), top1(row)]
-            front, ahead = row["top1_mean"] > ahead, max(ahead, row["top1_mean"])
+            place = kilobytes, row["top1_mean"]
+            front = place[1] > best[1] or place == best
+            best = place if front else best
             lines.append(line([f"**{value}**" if front else value for value in values]))
         if rows:
             labels, _, training = kind.partition(", ")
