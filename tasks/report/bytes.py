@@ -145,7 +145,7 @@ def _chart(heading: str, rows: list[Row], full: Row | None, classes: int, colour
         Point(colours.get(_drawn_as(row), "random"), f"{row_label(row)}, {budget_of(row)}: {size:.1f} kB a class, "
               f"{percent(row.top1_mean)} %", x_axis.at(size), y_axis.at(row.top1_mean), row.bytes_coded is not None,
               row in best)
-        for row, size in zip(rows, sizes, strict=True)
+        for row, size in sorted(zip(rows, sizes, strict=True), key=lambda pair: not pair[0].is_random)  # Random below
     ]  # fmt: skip
     line = None if full is None else (y_axis.at(full.top1_mean), f"all clips: {percent(full.top1_mean)} %")
     legend = dict.fromkeys(
