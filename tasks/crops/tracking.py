@@ -87,7 +87,10 @@ def tracks(work: Work) -> None:
 
         def outcome_of(number: int) -> dict[str, Any]:
             picture = work.folder / FIRST_FRAMES / f"{number:02d}.jpg"
-            return track_video(root, parameters.videos[number], parameters, detector, decoder, picture)
+            video = parameters.videos[number]
+            outcome = track_video(root, video, parameters, detector, decoder, picture)
+            check_unchanged(root, video)
+            return outcome
 
         outcomes = each_video(work, TRACKS, [video.path for video in parameters.videos], outcome_of)
     tracked = sum(bool(one["tracks"]) for one in outcomes)
@@ -173,11 +176,9 @@ def track_video(
         return {"target": True, "tracks": [_plain(asdict(one)) for one in tracks]}
 
     try:
-        outcome |= twice(followed)
+        return outcome | twice(followed)
     except VideoError as error:
-        outcome |= {"reason": f"unreadable: {error}"}
-    check_unchanged(root, video)
-    return outcome
+        return outcome | {"reason": f"unreadable: {error}"}
 
 
 def moved(frames: Iterator[np.ndarray], parameters: TrackParameters) -> dict[str, Any]:

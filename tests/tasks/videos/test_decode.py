@@ -135,7 +135,7 @@ def test_what_the_machine_may_have_failed_at_is_tried_again(bench: Bench, monkey
     job = clips_job(bench.given.index, decode, "train", blocks)
     for block in blocks:
         run_job(block, bench.runtime)
-    with pytest.raises(RunError, match=r"1 videos .*the decoder crashed"):
+    with pytest.raises(RunError, match=r"1 of 6 videos .*the decoder crashed"):
         run_job(job, bench.runtime)
     assert [bench.store.has(block.ref) for block in blocks[:2]] == [True, False]
     for one in (*blocks, job):
