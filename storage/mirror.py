@@ -53,7 +53,7 @@ class Mirror:
         """Keep the artifact in this folder as long as this process lives."""
         mark = self._marks(place) / str(os.getpid())
         if mark not in _said:
-            self._write(mark)
+            self._write(place, mark)
             _said.add(mark)
         with suppress(FileNotFoundError):
             os.utime(place)
@@ -62,14 +62,15 @@ class Mirror:
     def held(self, place: Path) -> Iterator[None]:
         """Keep it while the block runs."""
         mark = self._marks(place) / f"{os.getpid()}.{threading.get_ident()}"
-        self._write(mark)
+        self._write(place, mark)
         try:
             yield
         finally:
             mark.unlink(missing_ok=True)
 
-    def _write(self, mark: Path) -> None:
+    def _write(self, place: Path, mark: Path) -> None:
         with locked(self._root / ".locks" / "mirror"):  # without a limit of its own, too: another process may have one
+            self._users(place)
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.write_text(json.dumps(this_process()))
 
@@ -85,7 +86,7 @@ class Mirror:
             for place in places:
                 if total <= self._limit:
                     return
-                if not any(self._users(place)):
+                if not self._users(place):
                     (place / "manifest.json").unlink(missing_ok=True)
                     remove_folder(place)
                     total -= sizes[place]
@@ -97,14 +98,17 @@ class Mirror:
     def _marks(self, place: Path) -> Path:
         return self._root / ".used" / f"{place.parent.name}.{place.name}"
 
-    def _users(self, place: Path) -> Iterator[Path]:
+    def _users(self, place: Path) -> list[Path]:
+        """The marks of those who use it; what the dead left is removed."""
+        living = []
         for mark in self._marks(place).glob("*"):
             with suppress(FileNotFoundError):  # whoever used it has ended meanwhile
                 owner, age_seconds = json.loads(mark.read_text()), time.time() - mark.stat().st_mtime
                 if gone(owner, age_seconds, ELSEWHERE_SECONDS):
                     mark.unlink(missing_ok=True)
                 else:
-                    yield mark
+                    living.append(mark)
+        return living
 
 
 def _time_of(place: Path) -> float:

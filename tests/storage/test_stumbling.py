@@ -313,6 +313,15 @@ def test_what_a_process_without_a_limit_reads_stays_too(host):
     assert (held / "data").stat().st_size == 400_000
 
 
+def test_what_ended_processes_said_they_read_does_not_pile_up(host):
+    ref, b = large(host("a"), "p"), host("b")
+    env = os.environ | {"XDG_CACHE_HOME": str(b.root.parents[2])}
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", READER, b.location, ref.key], env=env, capture_output=True, check=True)
+    (mark,) = b._mirror._marks(b.folder(ref)).iterdir()
+    assert mark.name == str(os.getpid())
+
+
 def test_what_another_job_removes_while_a_mirror_is_trimmed_is_passed_over(host, monkeypatch):
     monkeypatch.setenv(mirror.VARIABLE, "1")
     a = host("a")
