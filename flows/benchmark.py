@@ -11,7 +11,7 @@ from prefect.artifacts import create_markdown_artifact
 from vidistill.flows.distill import carry_out
 from vidistill.flows.grid import Benchmark, experiments
 from vidistill.storage.errors import RowsFailed
-from vidistill.storage.files import write_whole, writing_to
+from vidistill.storage.files import write_out
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.report.gather import JSON
@@ -49,8 +49,7 @@ def benchmark(grid: Benchmark, runtime: Runtime | None = None, out: Path | None 
     plots = write_plots(document, out) if out is not None else {}
     page = scores_page(document, plots, motion_of(store, moving))
     if out is not None:
-        with writing_to(out):
-            write_whole(out / PAGE, page.encode())
+        write_out(out, PAGE, page.encode())
     create_markdown_artifact(page, key="benchmark", description=f"Benchmark {ref.key}")
     if failed:
         raise RowsFailed(failed)

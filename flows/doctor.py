@@ -105,10 +105,10 @@ def _opencv() -> str:
     """opencv-python writes over opencv-contrib-python's folder and takes CSRT with it; pip says nothing."""
     try:
         cv2 = importlib.import_module("cv2")
-    except ImportError as error:
-        if not isinstance(error, ModuleNotFoundError):
-            raise Ill(f"it is installed and cannot be loaded ({error}): install what it misses.") from None
+    except ModuleNotFoundError:
         return "not installed: no optical flow in reports, no optdistill (pip install 'vidistill[crops]')"
+    except ImportError as error:
+        raise Ill(f"it is installed and cannot be loaded ({error}): install what it misses.") from None
     if not hasattr(cv2, "TrackerCSRT_create"):
         raise Ill(
             f"cv2 {cv2.__version__} has no CSRT: another OpenCV package was installed over opencv-contrib-python. "

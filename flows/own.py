@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vidistill.flows.parameters import DataRequest, Experiment, placeless
+from vidistill.flows.parameters import Cell, DataRequest, Experiment, placeless
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.learning.own import named
 from vidistill.tasks.methods import REGISTRY, find_method
@@ -60,19 +60,13 @@ def _methods(experiment: Experiment) -> dict[str, str]:
 
 def without_places(experiment: Experiment) -> Experiment:
     """With the names of users' files and weights alone: where they lie changes no result."""
-    cells = [
-        cell.model_copy(update={"method": Path(cell.method).name, "options": options} | _students(cell.students) | own)
-        for cell in experiment.cells
-        for own in [{"student": placeless(cell.student)} if cell.student else {}]
-        for options in [{name: _placeless(value) for name, value in cell.options.items()}]
-    ]
     pool = experiment.pool
     named_parts = {
-        name: part.model_copy(update={"pretrained": _placeless(part.pretrained)})
+        name: part.model_copy(update={"pretrained": _local_name(part.pretrained)})
         for name, part in (("autoencoder", pool.autoencoder), ("latte", pool.latte))
     }
     changes = {
-        "cells": tuple(cells),
+        "cells": tuple(map(_cell_without_places, experiment.cells)),
         "front": _file_name(experiment.front),
         "pool": pool.model_copy(update=named_parts),
         "student": experiment.student.model_copy(update=placeless(dict(experiment.student))),
@@ -80,7 +74,17 @@ def without_places(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update=changes | _students(experiment.students))
 
 
-def _placeless(value: Any) -> Any:
+def _cell_without_places(cell: Cell) -> Cell:
+    changes: dict[str, Any] = {
+        "method": Path(cell.method).name,
+        "options": {name: _local_name(value) for name, value in cell.options.items()},
+    }
+    if cell.student:
+        changes["student"] = placeless(cell.student)
+    return cell.model_copy(update=changes | _students(cell.students))
+
+
+def _local_name(value: Any) -> Any:
     """The name of a file or folder that is here; all else, such as a name on the Hugging Face Hub, as it is."""
     path = Path(value).expanduser() if isinstance(value, str) else None
     return path.name if path and path.exists() else value

@@ -14,7 +14,7 @@ from vidistill.flows.own import with_own
 from vidistill.flows.parameters import SPRITES, PoolRequest
 from vidistill.flows.planning import Plan, plan_data
 from vidistill.flows.runners import WORKERS, jobs_done_by
-from vidistill.storage.files import copy_out, write_whole, writing_to
+from vidistill.storage.files import copy_out, write_out
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef, Store
@@ -65,8 +65,7 @@ def publish(store: Store, ref: ArtifactRef, out: Path | None) -> None:
     """Copy the pool's quality and contact sheet out of the store, and show them in the Prefect UI."""
     words, folder = described(store, ref), store.folder(ref)
     if out is not None:
-        with writing_to(out):
-            write_whole(out / "pool.md", words.encode())
+        write_out(out, "pool.md", words.encode())
         copy_out(folder, (QUALITY_FACTS, SHEET), out)
     create_markdown_artifact(words, key="distill-pool", description=f"Pool {store.manifest(ref).inputs['pool'][0].key}")
 

@@ -32,7 +32,7 @@ from vidistill.flows.rows import FULL
 from vidistill.flows.runners import WORKERS, jobs_done_by
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError, RunError, Stopped, StoreError
-from vidistill.storage.files import write_whole, writing_to
+from vidistill.storage.files import write_out
 from vidistill.storage.keys import digest
 from vidistill.storage.names import Promoted, names, promote
 from vidistill.storage.opening import open_store
@@ -192,7 +192,6 @@ def _changes(before: IndexTable, now: IndexTable) -> str:
 
 def _publish(words: str, out: Path | None) -> None:
     if out is not None:
-        with writing_to(out):
-            write_whole(out / "refresh.md", words.encode())
+        write_out(out, "refresh.md", words.encode())
     create_markdown_artifact(words, key="distill-refresh", description="The set in use and the new one")
     log.info(words)

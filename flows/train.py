@@ -27,7 +27,7 @@ from vidistill.storage.clips import Clips, ClipTable
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.exported import EXPORT, read_facts
-from vidistill.storage.files import write_whole, writing_to
+from vidistill.storage.files import write_out, writing_to
 from vidistill.storage.leases import leased
 from vidistill.storage.opening import open_store
 from vidistill.storage.parameters import Parameters
@@ -102,8 +102,7 @@ def train(request: TrainRequest, runtime: Runtime, out: Path) -> dict[str, Any]:
     runtime = runtime.model_copy(update={"networks": places})
     with _tests(request, source, runtime) as tests:
         facts = _trained(request, name, source, tests, runtime, out)
-    with writing_to(out):
-        write_whole(out / FACTS, json.dumps(facts, indent=1, ensure_ascii=False).encode())
+    write_out(out, FACTS, json.dumps(facts, indent=1, ensure_ascii=False).encode())
     return facts
 
 

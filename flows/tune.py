@@ -22,7 +22,7 @@ from vidistill.flows.parameters import Experiment
 from vidistill.flows.ranges import checked_request, trial_of
 from vidistill.flows.rows import FULL, rows_of
 from vidistill.storage.errors import RequestError, RunError, Stopped, StoreError
-from vidistill.storage.files import write_whole, writing_to
+from vidistill.storage.files import write_out
 from vidistill.storage.keys import digest
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.parameters import Parameters
@@ -104,9 +104,8 @@ def tune(
     done = done[: trials + 1]
     page = page_of(experiment, done)
     if out is not None:
-        with writing_to(out):
-            write_whole(out / PAGE, page.encode())
-            write_whole(out / BEST, f"{json.dumps(best(done).values, indent=1)}\n".encode())
+        write_out(out, PAGE, page.encode())
+        write_out(out, BEST, f"{json.dumps(best(done).values, indent=1)}\n".encode())
     create_markdown_artifact(page, key="tune", description=f"Study {folder}")
     return done
 

@@ -68,6 +68,16 @@ def copy_out(folder: Path, names: Iterable[str], out: Path) -> None:
             write_whole(out / name, (folder / name).read_bytes())
 
 
+def write_out(out: Path, name: str, content: bytes) -> None:
+    """Write a file of a user's folder, whole or not at all.
+
+    Raises:
+        RunError: the folder cannot be written, and why.
+    """
+    with writing_to(out):
+        write_whole(out / name, content)
+
+
 @contextmanager
 def writing_to(out: Path) -> Iterator[None]:
     """Have what the system refuses be a sentence that names a user's folder.

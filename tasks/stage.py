@@ -91,8 +91,9 @@ class Job(Parameters):
 
     @property
     def manifest(self) -> Manifest:
-        own = {"version": self.version, "parameters": self.parameters, "inputs": self.inputs}
-        return Manifest(kind=self.stage, key=self.ref.key, **own)
+        return Manifest(
+            kind=self.stage, key=self.ref.key, version=self.version, parameters=self.parameters, inputs=self.inputs
+        )
 
 
 class Work:

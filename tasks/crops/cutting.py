@@ -26,7 +26,6 @@ from vidistill.tasks.crops.tracking import TRACKS, TrackParameters, each_video
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device, Precision
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.videos.decode import check_unchanged
 from vidistill.tasks.videos.decoder import Decoder, VideoError, twice
 from vidistill.tasks.videos.layouts import data_folder
 
@@ -87,11 +86,9 @@ def crops(work: Work) -> None:
         bench = Bench(data_folder(Path(work.runtime.data)), decoder, scorer, place, parameters)
 
         def outcome_of(number: int) -> dict[str, Any]:
-            made = crop_video(bench, tracked[number], work.folder, f"crop_{number:02d}")
-            check_unchanged(bench.root, videos[number])
-            return made | {"sampling": sampling}
+            return crop_video(bench, tracked[number], work.folder, f"crop_{number:02d}") | {"sampling": sampling}
 
-        outcomes = each_video(work, CROPS, [video["path"] for video in tracked], outcome_of)
+        outcomes = each_video(work, CROPS, bench.root, videos, outcome_of)
     kept = sum(one["crop"] is not None for one in outcomes)
     work.record(counts={"videos": len(outcomes), "crops": kept}, **device.facts())
 

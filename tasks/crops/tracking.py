@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -87,41 +87,43 @@ def tracks(work: Work) -> None:
 
         def outcome_of(number: int) -> dict[str, Any]:
             picture = work.folder / FIRST_FRAMES / f"{number:02d}.jpg"
-            video = parameters.videos[number]
-            outcome = track_video(root, video, parameters, detector, decoder, picture)
-            check_unchanged(root, video)
-            return outcome
+            return track_video(root, parameters.videos[number], parameters, detector, decoder, picture)
 
-        outcomes = each_video(work, TRACKS, [video.path for video in parameters.videos], outcome_of)
+        outcomes = each_video(work, TRACKS, root, parameters.videos, outcome_of)
     tracked = sum(bool(one["tracks"]) for one in outcomes)
     work.record(counts={"videos": len(outcomes), "tracked": tracked}, threads=work.threads)
 
 
 def each_video(
-    work: Work, file: str, paths: list[str], outcome_of: Callable[[int], dict[str, Any]]
+    work: Work, file: str, root: Path, videos: Sequence[BlockVideo], outcome_of: Callable[[int], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """The outcome of each video, in `file`. A job that was killed goes on where it was.
 
     Args:
         work: the job, which keeps what `outcome_of` wrote into its folder.
         file: the name of the list of outcomes.
-        paths: of the videos.
+        root: where the videos are.
+        videos: as they were indexed.
         outcome_of: from a video's number to its outcome.
+
+    Raises:
+        RunError: a video is gone, or another than was indexed.
     """
     outcomes: list[dict[str, Any]] = []
     if (found := work.last_checkpoint()) is not None:
         shutil.copytree(found[1], work.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         outcomes = json.loads((work.folder / file).read_text())
     kept, pause = time.monotonic(), CHECKPOINT_SECONDS
-    for number in range(len(outcomes), len(paths)):
-        work.progress(number, len(paths), paths[number])
+    for number in range(len(outcomes), len(videos)):
+        work.progress(number, len(videos), videos[number].path)
         outcomes.append(outcome_of(number))
+        check_unchanged(root, videos[number])
         (work.folder / file).write_text(json.dumps(outcomes))
-        if (begun := time.monotonic()) - kept > pause and len(outcomes) < len(paths):
+        if (begun := time.monotonic()) - kept > pause and len(outcomes) < len(videos):
             work.checkpoint(len(outcomes), lambda folder: _link(work.folder, folder))
             kept = time.monotonic()
             pause = max(CHECKPOINT_SECONDS, (kept - begun) / CHECKPOINT_SHARE)
-    work.progress(len(paths), len(paths))
+    work.progress(len(videos), len(videos))
     return outcomes
 
 

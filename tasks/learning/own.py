@@ -96,6 +96,11 @@ def imported(path: Path) -> ModuleType:
     return module
 
 
+def _has_own(name: str) -> bool:
+    """Whether a network, or what it sees first, is a user's."""
+    return not OWN.keys().isdisjoint(parted(name))
+
+
 @contextmanager
 def blamed(name: str, classes: int, shape_THWC: tuple[int, ...]) -> Iterator[None]:
     """Have what a user's network or front raises be one sentence that names the network, the clips and its own line.
@@ -108,7 +113,7 @@ def blamed(name: str, classes: int, shape_THWC: tuple[int, ...]) -> Iterator[Non
     except RequestError:
         raise
     except Exception as error:
-        if OWN.keys().isdisjoint(parted(name)):
+        if not _has_own(name):
             if isinstance(error, ValueError):
                 raise RequestError(str(error)) from error
             raise
@@ -129,7 +134,7 @@ def try_out(name: str, network: nn.Module, classes: int, shape_THWC: tuple[int, 
     Raises:
         TypeError: it has nothing to train, or answers with something else than logits.
     """
-    if OWN.keys().isdisjoint(parted(name)):
+    if not _has_own(name):
         return
     import torch
 
