@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -29,7 +29,7 @@ class Pool(Clips):
         ref: a `pool` artifact.
 
     Attributes:
-        facts: what made it: generator, sampler, steps, guidance, seed, clips a class.
+        facts: the parameters that it was made with: the sampler's, seed, clips a class, clips a part.
     """
 
     def __init__(self, store: Store, ref: ArtifactRef) -> None:
@@ -75,5 +75,5 @@ def create_latent_array(folder: Path, shape: tuple[int, ...]) -> zarr.Array[Any]
     )  # fmt: skip
 
 
-def open_latent_array(folder: Path) -> zarr.Array[Any]:
-    return zarr.open_array(folder, path=LATENTS, mode="r")
+def open_latent_array(folder: Path, mode: Literal["r", "r+"] = "r") -> zarr.Array[Any]:
+    return zarr.open_array(folder, path=LATENTS, mode=mode)

@@ -70,7 +70,7 @@ def may_load(path: Path) -> set[str]:
     """The heavy packages that a file may import at its top."""
     if room_of(path) == "models" and path.name != "__init__.py":
         return {"torch", "torchvision"}
-    if path.parent == REPOSITORY / "tasks" / "videos" and path.name in ("decoder_child.py", "frames.py"):
+    if path.parent == REPOSITORY / "tasks" / "videos" and path.name in ("decoder_child.py", "frames.py", "pictures.py"):
         return {"av"}
     if path == REPOSITORY / "storage" / "dataset.py":  # torch's data set, imported by whoever trains on one
         return {"torch"}
@@ -103,9 +103,9 @@ def test_heavy_packages_are_imported_where_they_are_used(path):
 
 # --- rooms within tasks --------------------------------------------------------------------------------------------
 
-SHARED = {"stage", "methods", "distil", "learning", "videos"}
+SHARED = {"stage", "piecewise", "methods", "distil", "learning", "videos"}
 """What every family of tasks may import; `distil` is for sets that are made of another method's."""
-MADE_OF = {"coded": {"coreset"}, "segment": {"coreset", "tsgf"}}
+MADE_OF = {"coded": {"coreset"}, "select": {"coreset"}, "segment": {"coreset", "tsgf"}}
 LAZY = {("vidistill.storage.distilled", "vidistill.storage.exported")}
 """One door opens both kinds of folders, and what the one reads is made of what the other is."""
 MODULES = {"vidistill." + ".".join(path.with_suffix("").relative_to(REPOSITORY).parts): path for path in FILES}

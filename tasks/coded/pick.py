@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vidistill.storage.clips import Clips
 from vidistill.tasks.coreset.herding import herd
 from vidistill.tasks.coreset.k_center import farthest_first
+from vidistill.tasks.coreset.medoids import medoids
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.embedding import Embeddings
 from vidistill.tasks.learning.training import Device
@@ -46,18 +47,6 @@ def ordered(
 
 def by_median(loss_N: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.argsort(np.abs(loss_N - np.median(loss_N)), kind="stable")
-
-
-def medoids(emb_ND: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Greedy: at each step the row with the least sum over all rows of the distance to the nearest chosen one."""
-    distance_NN = np.stack([np.linalg.norm(x_D - emb_ND, axis=1) for x_D in emb_ND])  # row by row: no N×N×D
-    nearest_N, chosen = np.full(len(emb_ND), np.inf), list[int]()
-    for _ in range(count):
-        sums_N = np.minimum(nearest_N[:, None], distance_NN).sum(axis=0)
-        sums_N[chosen] = np.inf
-        chosen.append(int(np.argmin(sums_N)))
-        nearest_N = np.minimum(nearest_N, distance_NN[:, chosen[-1]])
-    return np.array(chosen, dtype=np.int64)
 
 
 BY_FEATURES = {"herding": herd, "k_center": farthest_first, "cluster": medoids}

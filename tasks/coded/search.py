@@ -55,8 +55,12 @@ class SearchParameters(Parameters):
     crfs: tuple[Annotated[int, Field(ge=1, le=WORST_CRF)], ...] = Field(
         (40, 46, 52, 58, 63), min_length=1, description="Quantisers, the finest first."
     )
-    scales: tuple[float, ...] = Field((1.0, 0.75), min_length=1, description="Sides of the coded pictures, as shares.")
-    frames: tuple[float, ...] = Field((1.0,), min_length=1, description="Frames kept a clip, as shares: 0.5, 1, 2.")
+    scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (1.0, 0.75), min_length=1, description="Sides of the coded pictures, as shares."
+    )
+    frames: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1.0,), min_length=1, description="Frames kept a clip, as shares: 0.5, 1, 2."
+    )
     network: str = Field("r2plus1d_small", description="The student that tries a point.")
     student: TrainingParameters = Field(
         TrainingParameters(epochs=1, least_steps=200), description="How it is trained: shorter than a student."

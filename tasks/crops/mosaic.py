@@ -64,8 +64,8 @@ def grouped(
         raise RequestError(
             f"ipc {mosaics} with {grid}×{grid} regions takes {need} crops of a class, and {name} has {len(best)} "
             f"({len(crops)} to choose from, {len(good)} of the threshold's score, top_k {top_k or 'not given'}): lower "
-            "ipc or optdistill.grid, let optdistill.videos, preselect, threshold or top_k leave more, or set "
-            "optdistill.fallback=whole."
+            "ipc or optdistill.grid, let optdistill.videos, preselect, threshold or top_k leave more, raise max_lost, "
+            "or set optdistill.fallback=whole for videos in which nothing is found."
         )
     if grouping == "random":
         drawn = [best[place] for place in random.permutation(len(best))[:need]]

@@ -214,6 +214,8 @@ class OptDistill(Method):
 
     def _tracks(self, given: Given, kind: str, videos: list[Video], detector: ArtifactRef | None, number: int) -> Any:
         p: OptDistillParameters = self.parameters
+        if kind in (MOTION, NOTHING):  # whatever is asked about boxes that are detected makes no other tracks
+            p = OptDistillParameters(**({"confidence": p.confidence} if kind == MOTION else {}))
         name, digest, places = weights_of(kind)
         wanted = p.labels.get(given.table.classes[videos[0].label], p.labels.get("*", ()))
         parameters = TrackParameters(

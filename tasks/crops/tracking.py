@@ -6,9 +6,6 @@ What is kept are boxes, a few kilobytes a video: grids, sizes, scores and seeds 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +15,7 @@ import numpy as np
 
 from vidistill.storage.keys import file_digest
 from vidistill.storage.parameters import Parameters
-from vidistill.storage.store import MANIFEST, ArtifactRef
+from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.crops.detect import (
     HOG,
     MOTION,
@@ -37,14 +34,13 @@ from vidistill.tasks.crops.motion import moving
 from vidistill.tasks.crops.track import track_all
 from vidistill.tasks.crops.training import DetectorOf, load_detector
 from vidistill.tasks.learning.training import Device, generator
+from vidistill.tasks.piecewise import pieces, taken_over
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.decode import BlockVideo, check_unchanged
 from vidistill.tasks.videos.decoder import Decoder, VideoError, twice
 from vidistill.tasks.videos.layouts import data_folder
 
 TRACKS, FIRST_FRAMES = "tracks.json", "first"
-CHECKPOINT_SECONDS = 2.0  # of work that a kill may cost, and the video that it was at
-CHECKPOINT_SHARE = 0.05  # of the time at most that checkpoints take: each has all crops so far
 PICTURE_SIDE = 160  # short side at most of the first frames that are kept for the report
 
 
@@ -74,7 +70,7 @@ def tracks_job(parameters: TrackParameters, detector: ArtifactRef | None, places
     return job.model_copy(update={"places": places})
 
 
-@stage("tracks", version=3, threads="one")  # 3: a frame without detections does not find what was lost
+@stage("tracks", version=4, threads="one")  # 4: frames are no darker than clips
 def tracks(work: Work) -> None:
     import torch
 
@@ -109,30 +105,15 @@ def each_video(
     Raises:
         RunError: a video is gone, or another than was indexed.
     """
-    outcomes: list[dict[str, Any]] = []
-    if (found := work.last_checkpoint()) is not None:
-        shutil.copytree(found[1], work.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-        outcomes = json.loads((work.folder / file).read_text())
-    kept, pause = time.monotonic(), CHECKPOINT_SECONDS
-    for number in range(len(outcomes), len(videos)):
+    first = taken_over(work)
+    outcomes: list[dict[str, Any]] = json.loads((work.folder / file).read_text()) if first else []
+    for number in pieces(work, first, len(videos)):
         work.progress(number, len(videos), videos[number].path)
         outcomes.append(outcome_of(number))
         check_unchanged(root, videos[number])
         (work.folder / file).write_text(json.dumps(outcomes))
-        if (begun := time.monotonic()) - kept > pause and len(outcomes) < len(videos):
-            work.checkpoint(len(outcomes), lambda folder: _link(work.folder, folder))
-            kept = time.monotonic()
-            pause = max(CHECKPOINT_SECONDS, (kept - begun) / CHECKPOINT_SHARE)
     work.progress(len(videos), len(videos))
     return outcomes
-
-
-def _link(source: Path, target: Path) -> None:
-    """Both folders hold the same files, which nothing changes but by writing them anew; lists are copied."""
-    shutil.copytree(
-        source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST),
-        copy_function=lambda old, new: shutil.copyfile(old, new) if old.endswith(".json") else os.link(old, new),
-    )  # fmt: skip
 
 
 def open_detector(work: Work, parameters: TrackParameters) -> Detector | None:
@@ -173,7 +154,8 @@ def track_video(
         wanted = parameters.labels or detector.wanted
         chosen = choose_boxes(found, wanted, parameters.rule, random, first_HWC.shape)
         if not chosen:
-            return {"reason": f"no {' or '.join(wanted)} in the first frame"}
+            missed = f"no {' or '.join(wanted)}" if parameters.rule == "paper" else "nothing"
+            return {"reason": f"{missed} in the first frame"}
         tracks = track_all(frames, chosen, detector, parameters.redetect)
         return {"target": True, "tracks": [_plain(asdict(one)) for one in tracks]}
 

@@ -65,7 +65,7 @@ def detector_job(index: ArtifactRef, parameters: DetectorParameters, root: Path 
     return detector(DetectorOf(**dict(parameters), boxes=boxes), {"index": index}, label="train a detector")
 
 
-@stage("detector", version=1, threads="one")
+@stage("detector", version=2, threads="one")  # 2: frames are no darker than clips
 def detector(work: Work) -> None:
     import torch
     from safetensors.torch import save_file

@@ -18,12 +18,13 @@ from pydantic import Field
 from vidistill.storage.clips import Clips
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
-from vidistill.storage.pool import create_latent_array
+from vidistill.storage.pool import create_latent_array, open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.generate.optimising import AdamParameters, fit, write_curve
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.training import Device, Precision, generator
 from vidistill.tasks.learning.weights import known_by
+from vidistill.tasks.piecewise import pieces, taken_over
 from vidistill.tasks.stage import Job, Work, stage
 
 if TYPE_CHECKING:
@@ -279,8 +280,9 @@ def latents(work: Work) -> None:
     t, size = clips.shape_THWC[:2]
     side, mirrors = size // codec.factor, 2 if clips.table.flips else 1
     shape = (len(clips), clips.table.views * mirrors, codec.channels, t, side, side)
-    array = create_latent_array(work.folder, shape)
-    for row in range(len(clips)):
+    first = taken_over(work)
+    array = open_latent_array(work.folder, "r+") if first else create_latent_array(work.folder, shape)
+    for row in pieces(work, first, len(clips)):
         views = [clips.read([row], view) for view in range(clips.table.views)]
         if mirrors == 2:
             views += [np.ascontiguousarray(view[:, :, :, ::-1]) for view in views]

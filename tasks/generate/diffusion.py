@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 WEIGHTS, FACTS, PLACE = "weights.safetensors", "latte.json", "latte"
 LEAK = (
-    "The released class-conditional UCF101 checkpoint of Latte was trained on all videos of UCF101, without regard to "
-    "its splits: scores on UCF101's test videos, or on those of a subset of it, are not clean."
+    "The Latte began with given weights. If these are the released class-conditional ones of UCF101, they were trained "
+    "on all of its videos, without regard to splits: scores on its test videos, or on a subset's, are not clean."
 )
 PRELOAD_BYTES = 2 << 30
 MIDDLE = (100, 450)

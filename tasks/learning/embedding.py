@@ -5,9 +5,10 @@ Shapes: N clips, D features.
 
 from __future__ import annotations
 
-from functools import cache
+import math
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -19,14 +20,17 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning.teacher import features, load_teacher
 from vidistill.tasks.learning.training import Device, Precision
-from vidistill.tasks.learning.videomae import videomae_features
+from vidistill.tasks.learning.videomae import load_videomae, videomae_features
 from vidistill.tasks.learning.weights import check_installed, known_by
+from vidistill.tasks.piecewise import pieces, taken_over
 from vidistill.tasks.stage import Job, Work, stage
 
 if TYPE_CHECKING:
     from vidistill.tasks.methods import Given
 
 TEACHER, EMBEDDINGS, FACTS = "teacher", "embeddings", "embedding"
+PIECE = 32
+"""Clips whose embeddings are kept together, in a chunk of their own."""
 Embeddings = NDArray[np.float64]
 
 
@@ -79,13 +83,29 @@ def embed(work: Work) -> None:
     device = Device.of(work, parameters.precision)
     clips = Clips(work.store, work.ref("clips"))
     if parameters.embedding == TEACHER:
-        network = load_teacher(work.store, work.ref("teacher"), clips, device)
-        emb_ND = features(network, clips, np.arange(len(clips)), device)
+        teacher = load_teacher(work.store, work.ref("teacher"), clips, device)
+        embedding_of = partial(features, teacher, clips, device=device)
     else:
-        emb_ND = videomae_features(work.job.places.get(FACTS, parameters.embedding), clips, device, work.progress)
-    zarr.create_array(work.folder, name=EMBEDDINGS, data=emb_ND.astype(np.float32))
-    facts = {"dimensions": emb_ND.shape[1], **device.facts()}
-    work.record(counts={"clips": len(clips)}, **facts)
+        videomae = load_videomae(work.job.places.get(FACTS, parameters.embedding))
+        embedding_of = partial(videomae_features, videomae, clips, device=device)
+    first, count = taken_over(work), math.ceil(len(clips) / PIECE)
+    array = zarr.open_array(work.folder, path=EMBEDDINGS, mode="r+") if first else None
+    for number in pieces(work, first, count):
+        rows_B = np.arange(number * PIECE, min((number + 1) * PIECE, len(clips)))
+        emb_BD = embedding_of(rows_B)
+        if array is None:
+            array = _array(work.folder, (len(clips), emb_BD.shape[1]))
+        array[rows_B[0] : rows_B[-1] + 1] = emb_BD.astype(np.float32)
+        work.progress(int(rows_B[-1]) + 1, len(clips))
+    assert array is not None
+    work.record(counts={"clips": len(clips)}, dimensions=array.shape[1], **device.facts())
+
+
+def _array(folder: Path, shape_ND: tuple[int, int]) -> zarr.Array[Any]:
+    chunks = (PIECE, shape_ND[1])
+    return zarr.create_array(
+        folder, name=EMBEDDINGS, shape=shape_ND, chunks=chunks, dtype="float32", config={"write_empty_chunks": True}
+    )
 
 
 def load_embeddings(folder: Path) -> Embeddings:

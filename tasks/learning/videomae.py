@@ -6,7 +6,6 @@ Shapes: N clips, B clips a batch, T frames, H height, W width, D features.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,27 +22,20 @@ BATCH = 8
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def videomae_features(
-    place: str, clips: Clips, device: Device, progress: Callable[[int, int], None]
-) -> NDArray[np.float64]:
-    """The mean of VideoMAE's last tokens: float64 (N, D).
+def videomae_features(network: Any, clips: Clips, rows_N: NDArray[np.int64], device: Device) -> NDArray[np.float64]:
+    """The mean of VideoMAE's last tokens for the centre clips of these rows: float64 (N, D).
 
     Clips are resized to the network's frames (the nearest ones, evenly spread) and size, normalised as ImageNet.
-
-    Raises:
-        RequestError: the weights are not there or not VideoMAE's.
     """
     import torch
 
-    network = load_videomae(place).to(device.torch_device).eval().requires_grad_(False)
+    network = network.to(device.torch_device).eval().requires_grad_(False)
     frames, size = network.config.num_frames, network.config.image_size
     found = []
     with torch.inference_mode(), device.autocast():
-        for first in range(0, len(clips), BATCH):
-            clips_NTHWC = clips.read(range(first, min(first + BATCH, len(clips))))
-            x_BTCHW = videomae_input(clips_NTHWC, frames, size, device)
+        for first in range(0, len(rows_N), BATCH):
+            x_BTCHW = videomae_input(clips.read(rows_N[first : first + BATCH]), frames, size, device)
             found.append(network(pixel_values=x_BTCHW).last_hidden_state.mean(1).double().cpu().numpy())
-            progress(min(first + BATCH, len(clips)), len(clips))
     return np.concatenate(found)
 
 
@@ -63,7 +55,7 @@ def load_videomae(place: str) -> Any:
     """VideoMAE with the weights of a folder or of a name on the Hub, all of them.
 
     Raises:
-        RequestError: see `videomae_features`.
+        RequestError: the weights are not there or not VideoMAE's.
     """
     transformers: Any = importlib.import_module("transformers")
     try:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from vidistill.tasks.coreset.medoids import medoids
 from vidistill.tasks.learning import loop, streams, training
 from vidistill.tasks.learning.embedding import EmbeddingParameters, Embeddings
 from vidistill.tasks.learning.training import generator
@@ -96,17 +97,6 @@ def drawn(emb_ND: Embeddings, seed: int, iteration: int) -> tuple[Embeddings, Em
 
 def wanted(emb_ND: Embeddings) -> Embeddings:
     """1 for the first clip of the summary down to 0 for the last, in even steps: (N,)."""
-    order_N, score_N = summary(emb_ND), np.empty(len(emb_ND))
+    order_N, score_N = medoids(emb_ND, len(emb_ND)), np.empty(len(emb_ND))
     score_N[order_N] = np.linspace(1, 0, len(emb_ND))
     return score_N
-
-
-def summary(emb_ND: Embeddings) -> NDArray[np.int64]:
-    """All rows by greedy facility location: the next is the one that lowers Σ_t min_i ‖x_t − x_i‖ the most."""
-    apart_NN = np.stack([np.linalg.norm(x_D - emb_ND, axis=1) for x_D in emb_ND])  # row by row: no N×N×D
-    nearest_N, left, order = np.full(len(emb_ND), np.inf), list(range(len(emb_ND))), []
-    while left:
-        cost = np.minimum(nearest_N[:, None], apart_NN[:, left]).sum(0)
-        order.append(left.pop(int(cost.argmin())))
-        nearest_N = np.minimum(nearest_N, apart_NN[:, order[-1]])
-    return np.array(order, dtype=np.int64)

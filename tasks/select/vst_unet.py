@@ -59,11 +59,13 @@ class VSTUNetParameters(Parameters):
     precision: Precision = Field("fp32", description="Maps of latents are too small for bf16 to gain on a CPU.")
 
     def weights(self, ipc: int) -> tuple[float, float]:
-        """λ_d and λ_r for so many clips a class (S4, §4); those of 5 and 10 for every number above one."""
-        published = (0.0, 0.1) if ipc == 1 else (0.1, 1.0)
-        asked = (self.diversity, self.representativeness)
-        div, rep = (own if given is None else given for given, own in zip(asked, published, strict=True))
-        return div, rep
+        """λ_d and λ_r for so many clips a class (S4, §4); those of 5 and 10 for every number above one.
+
+        One clip has no diversity: λ_d is 0 there, whatever is asked for.
+        """
+        div = 0.1 if self.diversity is None else self.diversity
+        rep = self.representativeness
+        return (0.0 if ipc == 1 else div), ((0.1 if ipc == 1 else 1.0) if rep is None else rep)
 
 
 class VSTUNet(Method):

@@ -14,7 +14,9 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
+
+from vidistill.tasks.videos.pictures import orientation, planes, square
 
 HELD_BYTES = 64 << 20  # compressed packets kept in memory; a larger file is read a second time instead
 # Codecs of which a key frame (h264, hevc: an IDR picture) restarts the decoder completely: no later frame refers to an
@@ -22,7 +24,6 @@ HELD_BYTES = 64 << 20  # compressed packets kept in memory; a larger file is rea
 RESTARTING = frozenset({"ffv1", "h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"})
 IDR_TYPES = {"h264": {5}, "hevc": {19, 20}}
 SKIPPING = frozenset({"h264", "hevc"})  # codecs whose decoder can leave out a frame that no other refers to
-SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT  # the same pixels on every CPU
 
 
 class UnusableVideo(Exception):
@@ -190,30 +191,6 @@ def van_der_corput(number: int) -> float:
     return fraction
 
 
-def square(frame: Any, reformatter: VideoReformatter, out_HWC: np.ndarray) -> None:
-    """Fill `out_HWC`, uint8 (size, size, 3), with the frame's middle: its short side scaled to `size`, turned upright.
-
-    swscale's BILINEAR widens its triangle with the ratio, as torchvision's antialiased resize does; its AREA is coarser
-    and does not enlarge smoothly. Planes of G, B and R hold the pixels of "rgb24" and cost half the time.
-    """
-    size = len(out_HWC)
-    ratio = size / min(frame.width, frame.height)
-    width, height = (max(size, round(side * ratio)) for side in (frame.width, frame.height))
-    left, top = (width - size) // 2, (height - size) // 2
-    planar: Any = reformatter.reformat(frame, width, height, "gbrp", interpolation=SCALING, threads=1)
-    step, turns = orientation(frame)
-    for plane, channel in zip(planar.planes, (1, 2, 0), strict=True):
-        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-        out_HWC[..., channel] = np.rot90(rows[top : top + size, left : left + size][::step], turns)
-
-
-def orientation(frame: Any) -> tuple[int, int]:
-    """How a frame is meant to be shown: its rows by steps of −1 where it is mirrored, then so many quarter turns."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    (a, b), (c, d) = np.eye(2) if matrix is None else np.frombuffer(bytes(matrix), "=i4").reshape(3, 3)[:2, :2] / 65536
-    return (-1 if a * d < b * c else 1), round(frame.rotation / 90)
-
-
 def stretch(numbered: Iterator[tuple[int, Any]], start: int, stop: int) -> Iterator[Any]:
     """The packets from `start` to before `stop`, then None, which asks the decoder for the frames that it held back."""
     for place, packet in numbered:
@@ -311,9 +288,8 @@ def frames(path: str, every: int, limit: int | None) -> Iterator[np.ndarray]:
                 if limit is not None and number >= limit * every:
                     return
                 if number % every == 0:
-                    picture: Any = reformatter.reformat(frame, *size, "rgb24", interpolation=SCALING, threads=1)
                     step, turns = orientation(frame)
-                    yield np.rot90(picture.to_ndarray()[::step], turns)
+                    yield np.rot90(np.dstack(planes(frame, reformatter, *size))[::step], turns)
                 number += 1
     if not number:
         raise UnusableVideo("no frame could be decoded")

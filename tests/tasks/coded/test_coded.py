@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from method_contract import Bench, MethodContract
+from pydantic import ValidationError
 
 from vidistill.storage import coded, streams
 from vidistill.storage.clips import Clips
@@ -21,10 +22,11 @@ from vidistill.tasks.coded import search as search_module
 from vidistill.tasks.coded.allocate import STEPS, allocated, lost
 from vidistill.tasks.coded.keep import FINEST_CRF, Budget, Coder, Coding, Footage, _most_that_hold, boxes, kept
 from vidistill.tasks.coded.method import Coded
-from vidistill.tasks.coded.pick import by_median, losses, medoids, ordered
+from vidistill.tasks.coded.pick import by_median, losses, ordered
 from vidistill.tasks.coded.search import Found, Point, SearchParameters, best, load_search
 from vidistill.tasks.coreset.herding import herd
 from vidistill.tasks.coreset.k_center import farthest_first
+from vidistill.tasks.coreset.medoids import medoids
 from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.learning.relabel import relabel_job, teacher_logits
 from vidistill.tasks.learning.rows import draw_rows
@@ -575,3 +577,9 @@ def test_a_search_that_was_stopped_goes_on_from_its_last_student(bench):
         run_job(jobs[-1], bench.runtime)
     found = load_search(bench.store.folder(jobs[-1].ref))
     assert len(trained) == sum(point.students for point in found.points) - 4
+
+
+@pytest.mark.parametrize("changed", [{"scales": [2.0]}, {"scales": [0]}, {"frames": [-1]}, {"frames": [0]}], ids=str)
+def test_a_grid_of_shares_that_no_clip_can_have_is_refused(changed: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"greater than|less than"):
+        Coded.Parameters(search=SEARCH | changed)

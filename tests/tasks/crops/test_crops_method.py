@@ -20,7 +20,8 @@ from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.exported import EXPORT, LOGITS
 from vidistill.storage.keys import file_digest
 from vidistill.storage.store import ArtifactRef, Manifest, Store
-from vidistill.tasks.crops import cutting, track, tracking
+from vidistill.tasks import piecewise
+from vidistill.tasks.crops import cutting, track
 from vidistill.tasks.crops.cutting import CROPS
 from vidistill.tasks.crops.optdistill import OptDistill, OptDistillParameters, gather
 from vidistill.tasks.crops.tracking import FIRST_FRAMES, TRACKS
@@ -56,7 +57,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     rendered, videos = tmp_path_factory.mktemp("rendered"), tmp_path_factory.mktemp("videos")
     sprite_videos(videos, rendered, train_per_class=8)
     shutil.copy(rendered / BOXES, videos / BOXES)
-    write_video(videos / "train" / "left" / "left_g0099_c00.mp4", np.full((1, 48, 48, 3), 60, np.uint8))
+    write_video(videos / "train" / "left" / "left_scene0099.mp4", np.full((1, 48, 48, 3), 60, np.uint8))
     return build_bench(videos, tmp_path_factory)
 
 
@@ -163,7 +164,7 @@ def test_a_still_video_without_a_box_can_be_kept_whole(bench: Bench) -> None:
     found, counts = gather(bench.material((0, 1, 2), 1, 0, method))
     assert counts["cropped"] == 25
     assert counts["whole"] == 1
-    (still,) = [crop for crop in found[bench.clips.classes.index("left")] if "g0099" in crop.path]
+    (still,) = [crop for crop in found[bench.clips.classes.index("left")] if "scene0099" in crop.path]
     assert still.length == 1 == counts["still"]
     assert np.abs(still.read().astype(int) - 60).max() <= 2
 
@@ -247,8 +248,8 @@ def test_a_block_that_was_killed_goes_on_with_its_next_video(
     (job,) = [job for job in jobs if job.stage == kind][:1]
     before = bench.store.manifest(run_job(job, bench.runtime)[0]).files
     bench.store.discard(job.ref)
-    monkeypatch.setattr(tracking, "CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr(tracking, "CHECKPOINT_SHARE", float("inf"))
+    monkeypatch.setattr(piecewise, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(piecewise, "CHECKPOINT_SHARE", float("inf"))
     assert killed_and_resumed(job, bench.runtime, at=5)[0] == 5
     assert bench.store.manifest(job.ref).files == before
 
@@ -257,8 +258,21 @@ def test_where_few_videos_give_a_crop_the_row_is_marked(bench: Bench) -> None:
     made = made_by(bench, grid=1, detector="hog", fallback="whole")
     assert made.facts["counts"]["whole"] >= 20
     assert made.facts["mark"].startswith("only ")
-    with pytest.raises(RequestError, match=r"2×2 regions takes 4 crops of a class, and grow has 0 .*fallback=whole"):
+    with pytest.raises(RequestError, match=r"2×2 regions takes 4 crops of a class, and grow has \d .*fallback=whole"):
         made_by(bench, grid=2, detector="hog")
+
+
+def test_what_a_detector_does_not_read_makes_no_other_tracks(bench: Bench) -> None:
+    unread = {"redetect": 4, "rule": "code", "detect_seed": 3}
+    assert tracked(bench, detector="hog", **unread) != tracked(bench, detector="hog")
+    assert tracked(bench, detector="motion", **unread) == tracked(bench, detector="motion")
+    assert tracked(bench, detector="motion", confidence=0.1) != tracked(bench, detector="motion")
+    unread |= {"confidence": 0.1, "labels": {"*": ["person"]}, "detector": "hog"}
+    assert tracked(bench, crop=False, **unread) == tracked(bench, crop=False)
+
+
+def tracked(bench: Bench, **options: Any) -> list[str]:
+    return [ref.key for ref in OptDistill(OptDistillParameters(grid=1, **options)).inputs(bench.given)["tracks"]]
 
 
 @pytest.mark.parametrize("changed", [{"videos": 3}, {"preselect": 3}, {"top_k": 3}], ids=str)
@@ -275,7 +289,7 @@ def test_more_crops_than_videos_can_give_are_refused_before_anything_is_made(
 def test_a_broken_video_costs_only_itself_and_one_that_changed_is_said(bench: Bench, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(bench.runtime.data, data)
-    path = next((data / "train" / "left").glob("*c00.mp4"))
+    path = next((data / "train" / "left").glob("*.mp4"))
     path.write_bytes(path.read_bytes()[:200])
     runtime = bench.runtime.model_copy(update={"data": str(data), "store": str(tmp_path / "store")})
     shutil.copytree(bench.runtime.store, tmp_path / "store")

@@ -22,6 +22,7 @@ from vidistill.models.latte import SIZES, Latte
 from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
+from vidistill.tasks import piecewise
 from vidistill.tasks.generate.autoencoder import (
     AutoencoderParameters,
     FrameBatches,
@@ -130,6 +131,15 @@ def test_latents_are_normalised_and_hold_every_view_and_its_mirror(made: Made) -
     assert z.std((0, 2, 3, 4)) == pytest.approx(1, abs=0.1)
     expected = encoded(load_codec(made.store, made.codec, made.bench.device), clips.read([1]), made.bench.device)
     assert np.abs(z[1] - expected[0].numpy()).max() < 0.01
+
+
+def test_latents_that_were_killed_go_on_with_the_next_clip(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, before = latents_job(made.bench.given.train, made.codec, "fp32"), made.store.manifest(made.latents).files
+    made.store.discard(made.latents)
+    monkeypatch.setattr(piecewise, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(piecewise, "CHECKPOINT_SHARE", float("inf"))
+    assert killed_and_resumed(job, made.runtime, at=3)[0] == 3
+    assert made.store.manifest(job.ref).files == before
 
 
 def test_labels_are_dropped_as_often_as_asked_and_steps_and_noise_are_drawn_anew(made: Made) -> None:

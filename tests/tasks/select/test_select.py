@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from method_contract import POOL, Bench, MethodContract, fingerprint
-from resuming import killed_and_whole
+from resuming import killed_and_resumed, killed_and_whole
 from torch import Tensor
 
 from vidistill.flows.experiment import Graph, build
@@ -37,13 +37,16 @@ from vidistill.models.vst_unet import (
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.pool import Pool
-from vidistill.tasks.learning.embedding import load_embeddings
+from vidistill.tasks import piecewise
+from vidistill.tasks.learning import embedding
+from vidistill.tasks.learning.embedding import EmbeddingParameters, embeddings_job, load_embeddings
 from vidistill.tasks.learning.videomae import load_videomae, videomae_features, videomae_input
 from vidistill.tasks.methods import find_method, no_pool
-from vidistill.tasks.select.csta import summary, wanted
+from vidistill.tasks.select.csta import wanted
 from vidistill.tasks.select.dm_mmd import clusters, gaussian_kernel, matching, mmd
 from vidistill.tasks.select.tac_dt import birch_clusters, nearest_to_centroids, reduced
 from vidistill.tasks.select.vst_unet import VSTUNetParameters, label_of
+from vidistill.tasks.stage import run_job
 from vidistill.tasks.videos.index import IndexTable
 from vidistill.tasks.videos.sprites import SpritesParameters
 
@@ -343,6 +346,7 @@ def test_published_weights_follow_the_budget_and_table_6_can_be_asked_for() -> N
     assert [plain.weights(ipc) for ipc in (1, 5, 10)] == [(0, 0.1), (0.1, 1), (0.1, 1)]
     assert VSTUNetParameters(diversity=0, representativeness=0).weights(5) == (0, 0)
     assert VSTUNetParameters(diversity=0).weights(5) == (0, 1)
+    assert VSTUNetParameters(diversity=0.5).weights(1) == (0, 0.1)
     assert VSTUNetParameters(representativeness=0).weights(5) == (0.1, 0)
 
 
@@ -421,7 +425,6 @@ def test_a_summary_is_the_greedy_one() -> None:
         left = [row for row in range(7) if row not in chosen]
         costs = [sum(min(np.linalg.norm(x - emb_ND[i]) for i in [*chosen, row]) for x in emb_ND) for row in left]
         chosen.append(left[int(np.argmin(costs))])
-    assert summary(emb_ND).tolist() == chosen
     assert np.argsort(-wanted(emb_ND)).tolist() == chosen
     assert wanted(emb_ND[:1]).tolist() == [1]
 
@@ -467,6 +470,17 @@ def test_videomae_embeds_where_its_weights_are_given(bench: Bench, videomae: Pat
     assert str(videomae) not in bench.store.manifest(ref).model_dump_json()
 
 
+def test_embeddings_that_were_killed_go_on_with_the_next_piece(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = embeddings_job(bench.given, bench.given.train, EmbeddingParameters(precision="fp32"), "training clips")
+    monkeypatch.setattr(embedding, "PIECE", 2)
+    monkeypatch.setattr(piecewise, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(piecewise, "CHECKPOINT_SHARE", float("inf"))
+    before = bench.store.manifest(run_job(job, bench.runtime)[0]).files
+    bench.store.discard(job.ref)
+    assert killed_and_resumed(job, bench.runtime, at=4)[0] == 4
+    assert bench.store.manifest(job.ref).files == before
+
+
 def test_without_transformers_nothing_is_embedded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else installed(name))
@@ -475,8 +489,8 @@ def test_without_transformers_nothing_is_embedded(bench: Bench, monkeypatch: pyt
 
 
 def test_its_features_are_the_mean_of_its_last_tokens(bench: Bench, videomae: Path) -> None:
-    found_ND = videomae_features(str(videomae), bench.clips, bench.device, lambda *_: None)
     network = load_videomae(str(videomae)).eval()
+    found_ND = videomae_features(network, bench.clips, np.arange(len(bench.clips)), bench.device)
     x_BTCHW = videomae_input(bench.clips.read([1]), network.config.num_frames, network.config.image_size, bench.device)
     with torch.inference_mode():
         tokens_BLD = network(pixel_values=x_BTCHW).last_hidden_state

@@ -18,7 +18,7 @@ import pytest
 
 from vidistill.storage.errors import RunError
 from vidistill.tasks.videos import decoder as decoder_module
-from vidistill.tasks.videos import frames
+from vidistill.tasks.videos import frames, pictures
 from vidistill.tasks.videos.decoder import Decoder, Probe, Sampling, VideoError, borrowed
 
 ONE_FRAME = Sampling(frames=1, interval=1, size=32)
@@ -60,7 +60,7 @@ def every_frame(path: Path, size: int) -> np.ndarray:
         for packet in container.demux(stream):
             for frame in packet.decode():
                 squares.append(np.empty((size, size, 3), np.uint8))
-                frames.square(frame, reformatter, squares[-1])
+                pictures.square(frame, reformatter, squares[-1])
     return np.stack(squares)
 
 
@@ -190,15 +190,21 @@ def test_the_short_side_is_scaled_and_the_middle_kept(tmp_path: Path, decoder: D
     assert np.abs(clip[0, 0].astype(int) - np.asarray(expected).astype(int)).mean() < 4
 
 
-def test_planes_hold_the_pixels_that_rgb24_would(tmp_path: Path) -> None:
+def test_planes_hold_the_pixels_that_rgb24_would_where_it_scales(tmp_path: Path) -> None:
     path = render(tmp_path / "video.mp4", 1, size=(98, 70))
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
         reformatter = frames.VideoReformatter()
-        rgb = reformatter.reformat(frame, 45, 32, "rgb24", interpolation=frames.SCALING, threads=1).to_ndarray()
+        rgb = reformatter.reformat(frame, 45, 32, "rgb24", interpolation=pictures.SCALING, threads=1).to_ndarray()
         square = np.empty((32, 32, 3), np.uint8)
-        frames.square(frame, frames.VideoReformatter(), square)
+        pictures.square(frame, frames.VideoReformatter(), square)
     np.testing.assert_array_equal(square, rgb[:, 6:38])
+
+
+def test_whole_frames_have_the_pixels_of_clips(decoder: Decoder, tmp_path: Path) -> None:
+    path = render(tmp_path / "video.mp4", 2, size=(64, 64))
+    (clip_THWC,) = decoder.clips(path, Sampling(frames=2, interval=1, size=64))
+    np.testing.assert_array_equal(np.stack(list(decoder.frames(path))), clip_THWC)
 
 
 # --- files that break loaders -----------------------------------------------------------------------------------------
