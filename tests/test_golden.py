@@ -102,20 +102,20 @@ EXPERIMENT = {
         "sampler": {"steps": 2, "precision": "fp32"},
     },
 }
-RANDOM = "g0001_c00 g0001_c00 g0001_c00 g0002_c00 g0002_c00 ccw_g0002_c00 cw_g0001_c00 g0002_c00"
+RANDOM = "scene0001 scene0001 scene0001 scene0002 scene0002 ccw_scene0002 cw_scene0001 scene0002"
 BOTH = (
-    "g0001_c00 g0002_c00 g0001_c00 g0002_c00 g0001_c00 g0002_c00 g0002_c00 g0001_c00 g0002_c00 g0001_c00 "
-    "ccw_g0002_c00 ccw_g0001_c00 cw_g0001_c00 cw_g0002_c00 g0002_c00 g0001_c00"
+    "scene0001 scene0002 scene0001 scene0002 scene0001 scene0002 scene0002 scene0001 scene0002 scene0001 "
+    "ccw_scene0002 ccw_scene0001 cw_scene0001 cw_scene0002 scene0002 scene0001"
 )
 # fmt: off
 GOLDEN: dict[str, tuple[int, Any]] = {
-    "sprites": (1, [24, 24.497395833333332]),
-    "index": (1, "ed20ef63a0ca09f2"),
+    "sprites": (2, [24, 24.497395833333332]),
+    "index": (1, "d19e65eb1ca32d24"),
     "block": (1, [4, 4, 48, 48, 3, 59.839066116898145, 45.401230173918904]),
     "clips": (1, [0.241288, 0.22182, 0.207793, 0.167597, 0.125827, 0.067188]),
     "teacher": (2, [2.108548, 2.076772, 1.981305]),
     "distilled tsgf": (1, {
-        "sources": "g0001_c00 g0001_c00 g0001_c00 g0002_c00",
+        "sources": "scene0001 scene0001 scene0001 scene0002",
         "change": [3.879, 1.377, -3.951, -3.181, -9.863, -1.774, -3.097, -0.3789]}),
     "joined": (2, {"sources": RANDOM}),
     "relabelled": (1, {
@@ -144,12 +144,12 @@ GOLDEN: dict[str, tuple[int, Any]] = {
     "distilled sfvd": (1, {"sources": RANDOM, "change": [7.689, -8.101, -2.05, -1.616, 5.107, 4.771, -1.072, 6.392]}),
     "distilled sfvd_t": (1, {"sources": RANDOM,
         "change": [-2.237, -0.3572, -6.468, 3.015, -5.554, 0.4465, 5.388, -5.843]}),
-    "detector": (1, [3.4848798602038333]),
-    "tracks": (3, "2 detections path reason shape target tracks"),
-    "crops": (2, "2 border boxes crop length path reason sampling score scores shape whole"),
+    "detector": (2, [3.484296274664361]),
+    "tracks": (4, "2 detections path reason shape target tracks"),
+    "crops": (3, "2 border boxes crop length path reason sampling score scores shape whole"),
     "distilled optdistill": (1, {
-        "sources": "g0002_c00 g0002_c00 g0001_c00 g0001_c00 g0002_c00 ccw_g0001_c00 cw_g0001_c00 g0001_c00",
-        "mean": [58.42, 55.23, 51.37]}),
+        "sources": "scene0002 scene0002 scene0001 scene0002 scene0002 ccw_scene0001 cw_scene0001 scene0001",
+        "mean": [60.14, 55.94, 52.89]}),
     "autoencoder": (1, [74.734]),
     "latents": (1, [16, 2, 4, 4, 6, 6, 0.8027478041153194]),
     "latte": (1, [0.994266, 0.942744]),

@@ -13,6 +13,7 @@ from vidistill.storage.parameters import Parameters
 from vidistill.tasks.videos.split_lists import HMDB51_NAME, Split
 
 GROUP_NAME = re.compile(r".+_(?P<group>g\d+)_c\d+")
+SCENE_NAME = re.compile(r".+_(?P<scene>scene\d+)")
 
 
 class Entry(Parameters):
@@ -35,8 +36,10 @@ def entry_of(path: str, label: str, split: Split) -> Entry:
 
 
 def group_of(path: str, label: str) -> str | None:
-    """The class and the source that a file's name tells (UCF101's and the sprites' g01, HMDB51's film), or None."""
+    """What a file's name tells: the class and its source (UCF101's g01, HMDB51's film), the sprites' scene, or None."""
     stem = PurePosixPath(path).stem
+    if match := SCENE_NAME.fullmatch(stem):
+        return match["scene"]
     if match := GROUP_NAME.fullmatch(stem):
         return f"{label}_{match['group']}"
     match = HMDB51_NAME.fullmatch(stem)
@@ -47,7 +50,7 @@ def move_to_test(entries: Iterable[Entry], fraction: float, seed: int) -> list[E
     """Move about `fraction` of each class's videos to the test split: whole groups, at least one and never all.
 
     A group's rank is a hash of the seed, its class and its name: the same on every machine, and hardly moved by
-    videos that come later.
+    videos that come later. A group of several classes, a scene of the sprites, has one rank in all of them.
 
     Raises:
         RequestError: a class has fewer than two groups.
@@ -56,19 +59,28 @@ def move_to_test(entries: Iterable[Entry], fraction: float, seed: int) -> list[E
     units: dict[str, Counter[str]] = defaultdict(Counter)
     for entry in entries:
         units[entry.label][entry.unit] += 1
-    moved = {(label, unit) for label, sizes in units.items() for unit in _drawn(label, sizes, fraction, seed)}
+    classes = Counter(unit for sizes in units.values() for unit in sizes)
+
+    def rank(label: str, unit: str) -> bytes:
+        name = unit if classes[unit] > 1 else f"{label}/{unit}"
+        return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+
+    moved = {
+        (label, unit)
+        for label, sizes in units.items()
+        for unit in _drawn(label, sizes, fraction, sorted(sizes, key=lambda unit: rank(label, unit)))
+    }
     return [
         entry.model_copy(update={"split": "test"}) if (entry.label, entry.unit) in moved else entry for entry in entries
     ]
 
 
-def _drawn(label: str, sizes: Counter[str], fraction: float, seed: int) -> list[str]:
+def _drawn(label: str, sizes: Counter[str], fraction: float, ranked: list[str]) -> list[str]:
     if len(sizes) < 2:
         raise RequestError(
             f"class {label!r} has one training video or group ({next(iter(sizes))}): a split needs at least two; "
             "add videos, or make train and test folders"
         )
-    ranked = sorted(sizes, key=lambda unit: hashlib.sha256(f"{seed}/{label}/{unit}".encode()).digest())
     drawn = [ranked[0]]
     wanted = fraction * sizes.total()
     for unit in ranked[1:-1]:

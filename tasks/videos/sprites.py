@@ -101,7 +101,7 @@ class Pose:
 def render_sprites(
     root: Path, parameters: SpritesParameters, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Write `root/train/<class>/<class>_g0001_c00.mp4` …, `root/test/…` and `root/boxes.json`.
+    """Write `root/train/<class>/<class>_scene0001.mp4` …, `root/test/…` and `root/boxes.json`.
 
     The same parameters give the same bytes. `boxes.json` maps each video's path, relative to `root`, to the target's
     `shape` and to `boxes`, one `[x0, y0, x1, y1]` in pixels a frame (x1 and y1 exclusive).
@@ -131,7 +131,7 @@ def render_clips(parameters: SpritesParameters) -> Iterator[tuple[str, Frames, N
         for label, name in enumerate(CLASSES):
             rng = np.random.default_rng([parameters.seed, group, label + 1])
             frames_NHWC, boxes_N4 = render_clip(scene, name, parameters, rng)
-            yield f"{split}/{name}/{name}_g{group:04d}_c00.mp4", frames_NHWC, boxes_N4, scene.target.shape
+            yield f"{split}/{name}/{name}_scene{group:04d}.mp4", frames_NHWC, boxes_N4, scene.target.shape
 
 
 def render_clip(

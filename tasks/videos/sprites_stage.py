@@ -10,6 +10,6 @@ def sprites_job(parameters: SpritesParameters) -> Job:
     return sprites(parameters, label="render sprites")
 
 
-@stage("sprites", version=1)
+@stage("sprites", version=2)  # 2: files are named for their scene
 def sprites(work: Work) -> None:
     render_sprites(work.folder, SpritesParameters.model_validate(work.job.parameters), work.progress)

@@ -35,7 +35,7 @@ def test_any_split_keeps_groups_whole_both_sides_filled_and_the_share_near(sizes
     ("name", "group"),
     [
         ("v_JumpRope_g07_c03.avi", "L_g07"),
-        ("left_g0001_c00.mp4", "L_g0001"),
+        ("left_scene0001.mp4", "scene0001"),
         ("prelinger_LetsBeGo1953_wave_u_cm_np10_ba_med_2.avi", "L/prelinger_LetsBeGo1953_wave"),
         ("holiday.mp4", None),
         ("g01_c01x.mp4", None),
@@ -49,3 +49,18 @@ def test_the_real_hmdb51_names_tell_their_film(data_root):
     groups = {group_of(f"x/{path.name}", "x") for path in (data_root / "odd" / "hmdb51").iterdir()}
     assert None not in groups
     assert len(groups) == 5
+
+
+def test_a_scene_of_several_classes_is_held_out_in_all_of_them():
+    entries = [
+        Entry(path=f"{label}_{scene}_{clip}", label=label, split="train", group=f"scene{scene:04d}")
+        for label, clips in (("left", 1), ("right", 2))
+        for scene in range(20)
+        for clip in range(clips)
+    ]
+    for seed in range(5):
+        sides = {}
+        for entry in move_to_test(entries, 0.2, seed):
+            sides.setdefault(entry.group, set()).add(entry.split)
+        assert all(len(splits) == 1 for splits in sides.values())
+        assert sum(splits == {"test"} for splits in sides.values()) == 4

@@ -48,10 +48,10 @@ def test_every_class_has_its_clips_in_both_splits(rendered: Path) -> None:
 def test_no_group_spans_the_split(rendered: Path) -> None:
     groups = {"train": set(), "test": set()}
     for path in rendered.rglob("*.mp4"):
-        name, group = re.fullmatch(r"(.+)_(g\d{4})_c00", path.stem).groups()
+        name, group = re.fullmatch(r"(.+)_(scene\d{4})", path.stem).groups()
         assert name == path.parent.name
         groups[path.parent.parent.name].add(group)
-    assert groups == {"train": {"g0001", "g0002"}, "test": {"g0003"}}
+    assert groups == {"train": {"scene0001", "scene0002"}, "test": {"scene0003"}}
 
 
 def test_same_parameters_give_the_same_bytes_and_another_seed_others(rendered: Path, tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_one_attribute_is_swept_and_the_others_visit_the_same_values(name: str) 
 
 def test_classes_of_a_group_share_the_scene_and_nothing_else() -> None:
     clips = {name: frames for name, frames, _, _ in sprites.render_clips(SMALL)}
-    means = {group: [frames.mean() for name, frames in clips.items() if group in name] for group in ("g0001", "g0002")}
+    means = {group: [frames.mean() for name, frames in clips.items() if group in name] for group in ("e0001", "e0002")}
     assert all(len(values) == len(CLASSES) == len(set(values)) for values in means.values())
-    shapes = {(name[-12:-8], shape) for name, _, _, shape in sprites.render_clips(SMALL)}
+    shapes = {(name[-8:-4], shape) for name, _, _, shape in sprites.render_clips(SMALL)}
     assert len(shapes) == 3
 
 
