@@ -81,7 +81,7 @@ def build(
         RequestError: the experiment asks for what is not there.
     """
     asked_for = within_budgets(rows_of(experiment), table, experiment.pool.clips_a_class)
-    rows, notes = without_blind(asked_for)
+    rows, notes = without_blind(asked_for, experiment.front)
     graph = Graph()
     data = _data_jobs(graph, experiment, table)
     plans = [_row_jobs(graph, experiment, table, data, row) for row in rows]

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vidistill.flows.parameters import Cell, Experiment, checked, in_words, merged, networks_of, placeless
+from vidistill.flows.parameters import (
+    Cell,
+    Experiment,
+    checked,
+    fronted_networks,
+    in_words,
+    merged,
+    networks_of,
+    placeless,
+)  # fmt: skip
 from vidistill.models import FRONT_NAMES, NETWORKS, known, parted
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.learning import benchmark
@@ -230,26 +239,24 @@ def within_budgets(rows: list[Row], table: IndexTable, pool_clips: int) -> list[
     return kept
 
 
-def without_blind(rows: list[Row]) -> tuple[list[Row], tuple[str, ...]]:
-    """The rows without those whose student would see nothing, and a sentence for each method of these.
+def without_blind(rows: list[Row], front: str) -> tuple[list[Row], tuple[str, ...]]:
+    """The rows without those whose student, or the network they match, would see nothing; a sentence for each method.
 
     Raises:
         RequestError: no other row is left.
     """
-    blind = [row for row in rows if _stands_still(row) and parted(row.student)[0] == "centred"]
-    kept = [row for row in rows if row not in blind]
+    found = [(row, _nothing_to_see(row, front)) for row in rows]
+    kept, blind = [row for row, why in found if not why], [why for _, why in found if why]
     if blind and all(row.companion for row in kept):
-        raise RequestError(f"{_nothing_to_see(blind[0])}: choose --front rgb or --front rgb+difference.")
-    return kept, tuple(dict.fromkeys(f"{_nothing_to_see(row)}, so it has no row here" for row in blind))
+        raise RequestError(f"{blind[0]}: choose --front rgb or --front rgb+difference.")
+    return kept, tuple(dict.fromkeys(f"{why}, so it has no row here" for why in blind))
 
 
-def _stands_still(row: Row) -> bool:
+def _nothing_to_see(row: Row, front: str) -> str:
+    """Why a row's student or the network that its method matches sees nothing; empty where both see its clips."""
     if row.source is None:
-        return False
+        return ""
     options = checked(row.source.method.Parameters, row.cell.options, f"The method {row.source.name}")
-    return row.source.method(options).still
-
-
-def _nothing_to_see(row: Row) -> str:
-    name = row.source.name if row.source else FULL
-    return f"The clips of {name} stand still, and {row.student} sees what moves alone"
+    method = row.source.method(fronted_networks(options, front))
+    blind = [name for name in (row.student, method.network) if method.still and parted(name)[0] == "centred"]
+    return f"The clips of {row.source.name} stand still, and {blind[0]} sees what moves alone" if blind else ""

@@ -123,7 +123,7 @@ class Pretrained(nn.Module):
 
 
 class Codec(nn.Module):
-    """An autoencoder whose latents have mean zero and variance one a channel, over whole clips.
+    """An autoencoder whose latents have mean zero and variance one a channel, a given one's the published scale.
 
     Args:
         network: `FrameAutoencoder` or `Pretrained`.

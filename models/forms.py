@@ -6,6 +6,8 @@ Legend: V variants, N clips, T frames, F key frames, P features of a pool, K cla
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,12 @@ from torch import Tensor
 from vidistill.models.hallucinator import hallucinate
 from vidistill.models.temporal import fuse, interpolate, reshape_channels, select
 
+AT_ONCE = 16
+"""Instances made together: as floats and between layers clips take many times the bytes that stay."""
+
 
 def still(stored: dict[str, NDArray[Any]], shape_NTHWC: tuple[int, ...]) -> NDArray[np.uint8]:
-    """`images`, uint8 (N, H, W, 3), each standing still for T frames (Static-DC, SFVD)."""
+    """`images`, uint8 (N, H, W, 3), each standing still for T frames (Static-DC)."""
     images_NTHWC: NDArray[np.uint8] = np.broadcast_to(stored["images"][:, None], shape_NTHWC)
     return np.ascontiguousarray(images_NTHWC)
 
@@ -28,33 +33,40 @@ def memory(stored: dict[str, NDArray[Any]], shape_NTHWC: tuple[int, ...]) -> NDA
 
     `images` (N·m, H, W, 3), uint8; `motion` (N·m, T, H, W), float; `weight` and `bias` of the hallucinator.
     """
-    instances = shape_NTHWC[0]
-    images_NCHW, motion_NCTHW = _normalised(stored, "images"), torch.from_numpy(stored["motion"])[:, None]
     weight, bias = torch.from_numpy(stored["weight"]), torch.from_numpy(stored["bias"])
-    of_each = range(len(images_NCHW) // instances)
-    first_N = torch.arange(instances) * len(of_each)
-    made = [
-        hallucinate(images_NCHW[first_N + s], motion_NCTHW[first_N + d], weight, bias) for s in of_each for d in of_each
-    ]
-    return np.stack([_pixels(x_NCTHW, stored) for x_NCTHW in made])
+    memories = len(stored["images"]) // shape_NTHWC[0]
+    made_VNTHWC = np.empty((memories**2, *shape_NTHWC), np.uint8)
+    for rows in _parts(shape_NTHWC[0]):
+        for variant, (s, d) in enumerate(product(range(memories), repeat=2)):
+            images_NCHW = _normalised(stored["images"][rows * memories + s], stored)
+            motion_N1THW = torch.from_numpy(stored["motion"][rows * memories + d])[:, None]
+            made_VNTHWC[variant, rows] = _pixels(hallucinate(images_NCHW, motion_N1THW, weight, bias), stored)
+    return made_VNTHWC
 
 
 def interpolated(stored: dict[str, NDArray[Any]], shape_NTHWC: tuple[int, ...]) -> NDArray[np.uint8]:
     """SFVD: `images`, uint8 (N, F, H, W, 3), evenly spread in time and linear in between."""
-    keys_NCFHW = torch.from_numpy(stored["images"]).permute(0, 4, 1, 2, 3).float()
-    return _rounded(interpolate(keys_NCFHW, shape_NTHWC[1]))
+    made_NTHWC = np.empty(shape_NTHWC, np.uint8)
+    for rows in _parts(shape_NTHWC[0]):
+        keys_NCFHW = torch.from_numpy(stored["images"][rows]).permute(0, 4, 1, 2, 3).float()
+        made_NTHWC[rows] = _rounded(interpolate(keys_NCFHW, shape_NTHWC[1]))
+    return made_NTHWC
 
 
 def reshaped(stored: dict[str, NDArray[Any]], shape_NTHWC: tuple[int, ...]) -> NDArray[np.uint8]:
     """SFVD-T: `images` as in `interpolated` and real clips, `real` uint8 (N, T, H, W, 3), through `weight`, `bias`."""
-    keys_NCFHW, real_NCTHW = _normalised(stored, "images"), _normalised(stored, "real")
     weight, bias = torch.from_numpy(stored["weight"]), torch.from_numpy(stored["bias"])
-    return _pixels(reshape_channels(interpolate(keys_NCFHW, shape_NTHWC[1]), real_NCTHW, weight, bias), stored)
+    made_NTHWC = np.empty(shape_NTHWC, np.uint8)
+    for rows in _parts(shape_NTHWC[0]):
+        still_NCTHW = interpolate(_normalised(stored["images"][rows], stored), shape_NTHWC[1])
+        real_NCTHW = _normalised(stored["real"][rows], stored)
+        made_NTHWC[rows] = _pixels(reshape_channels(still_NCTHW, real_NCTHW, weight, bias), stored)
+    return made_NTHWC
 
 
 def fused(stored: dict[str, NDArray[Any]], shape_NTHWC: tuple[int, ...]) -> NDArray[np.uint8]:
     """IDTD: a `pool` a class, uint8 (K, P, H, W, 3), read by `choice` (N, F, P), through `weight` and `bias`."""
-    pool_KPCHW = _normalised(stored, "pool").transpose(1, 2)
+    pool_KPCHW = _normalised(stored["pool"], stored).transpose(1, 2)
     choices = torch.split(torch.from_numpy(stored["choice"]), shape_NTHWC[0] // len(pool_KPCHW))
     weight, bias = torch.from_numpy(stored["weight"]), torch.from_numpy(stored["bias"])
     return np.concatenate([
@@ -63,10 +75,15 @@ def fused(stored: dict[str, NDArray[Any]], shape_NTHWC: tuple[int, ...]) -> NDAr
     ])  # fmt: skip
 
 
-def _normalised(stored: dict[str, NDArray[Any]], name: str) -> Tensor:
+def _parts(instances: int) -> Iterator[NDArray[np.intp]]:
+    """Rows of the instances, so many together."""
+    return (np.arange(first, min(first + AT_ONCE, instances)) for first in range(0, instances, AT_ONCE))
+
+
+def _normalised(pixels: NDArray[np.uint8], stored: dict[str, NDArray[Any]]) -> Tensor:
     """uint8 (…, H, W, 3) as float, colours second, by the set's `mean` and `std`."""
     mean_C, std_C = torch.from_numpy(stored["mean"]), torch.from_numpy(stored["std"])
-    return ((torch.from_numpy(stored[name]) / 255 - mean_C) / std_C).movedim(-1, 1)
+    return ((torch.from_numpy(pixels) / 255 - mean_C) / std_C).movedim(-1, 1)
 
 
 def _pixels(x_NCTHW: Tensor, stored: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:

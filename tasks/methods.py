@@ -68,7 +68,7 @@ class Recipe(Parameters):
 
     Attributes:
         labels: `hard`; `soft`: the teacher's outputs for the stored clips, made once; `online`: the teacher is asked
-            at every step; `learned`: the outputs that the method learned with its clips, one-hot where it learned none.
+            at every step; `learned`: the outputs that the method learned with its clips, `hard` where it learned none.
         augmentation: `none`; `tsgf`: guided VideoMix on the frames of low saliency (S3 §3.3); `image`: a CutMix box of
             its own for each frame (S3, Table 6). Once where labels are soft, at every step where they are online.
         temperature: of the teacher's outputs, before they become targets.

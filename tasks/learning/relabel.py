@@ -14,6 +14,7 @@ from pydantic import Field
 
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import streams, training
@@ -99,14 +100,29 @@ def relabel(work: Work) -> None:
     device = Device.of(work, parameters.precision)
     teacher = load_teacher(work.store, work.ref("teacher"), clips, device)
     distilled = DistilledSet.load(work.input("distilled"))
-    made = distilled
-    if parameters.recipe.augmentation != "none":
-        mix = GuidedMix.model_validate(parameters.recipe.settings)
-        x_NCTHW = training.to_input(distilled.clips_NTHWC, clips.table.mean, clips.table.std, device)
-        mixed_NCTHW = videomix(x_NCTHW, mix, parameters.recipe.augmentation, parameters.seed)
-        made = distilled.with_clips(to_pixels(mixed_NCTHW, clips))
+    made = mixed(distilled, parameters.recipe, parameters.seed, clips, device)
     made.with_logits(teacher_logits(teacher, made, clips, device)).save(work.folder)
     work.record(seeds=[parameters.seed], counts={"clips": len(made)}, **device.facts())
+
+
+def mixed(
+    distilled: DistilledSet, recipe: Recipe, seed: int, clips: Clips, device: Device
+) -> DistilledSet:  # fmt: skip
+    """The set with its clips mixed as the recipe says, once and for all.
+
+    Raises:
+        RequestError: its clips have variants, of which one alone could be kept.
+    """
+    if recipe.augmentation == "none":
+        return distilled
+    if distilled.others_VNTHWC is not None:
+        raise RequestError(
+            "Each clip of this set has variants, and mixed clips are stored once: take the recipe soft, or "
+            f"online+{recipe.augmentation}, which mixes at every step."
+        )
+    x_NCTHW = training.to_input(distilled.clips_NTHWC, clips.table.mean, clips.table.std, device)
+    mixed_NCTHW = videomix(x_NCTHW, GuidedMix.model_validate(recipe.settings), recipe.augmentation, seed)
+    return distilled.with_clips(to_pixels(mixed_NCTHW, clips))
 
 
 def teacher_logits(teacher: nn.Module, made: DistilledSet, clips: Clips, device: Device) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """Streams: the numbers by which the generators of one seed are told apart.
 
 Every draw is `generator(seed, …, STREAM)`: the same seed gives each role numbers of its own, and a run that was killed
-draws the same ones again. A number may be shared by stages that never draw with the same other integers; where two
+draws the same ones again. A number may be shared by stages that draw from other laws or with other integers; where two
 roles of one stage share one, the comment says so. Changing a value changes what its stage makes: raise its version.
 """
 

@@ -239,7 +239,7 @@ def train(
         x_BCTHW, targets_BK = draw(number)
         with device.autocast():
             logits_BK = network(x_BCTHW)
-        loss = descend_to(logits_BK.float() / temperature, targets_BK) * temperature**2
+        loss = soft_cross_entropy(logits_BK.float() / temperature, targets_BK) * temperature**2
         value = loop.descend(stepper, loss, optimiser.clip_norm)
         if mean is not None:
             mean.update_parameters(network)
@@ -252,7 +252,7 @@ def train(
     return curve
 
 
-def descend_to(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+def soft_cross_entropy(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
     """Cross-entropy with probabilities; of several networks (models/ensemble.py) the sum of each one's."""
     import torch
 

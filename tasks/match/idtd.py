@@ -63,6 +63,7 @@ class IDTD(Method):
         start = sets.start_clips(material, "real")
         labels_N = start.labels_N
         learnt = begin(material, start.x_NCTHW, parameters)
+        start = start.without_clips()
         fused = Fused(material.ipc, material.clips.shape_THWC[0], *pixel_range(material.clips, material.device))
         matching = dm_loss(material, labels_N, fused, parameters)
 

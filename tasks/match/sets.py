@@ -6,7 +6,7 @@ Shapes: N clips of the set, C colours, T frames, H height, W width. `x_NCTHW` is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -32,6 +32,10 @@ class Start:
     x_NCTHW: Tensor
     labels_N: NDArray[np.int64]
     sources: tuple[str, ...]
+
+    def without_clips(self) -> Start:
+        """Its labels and sources alone, for sets that learn something smaller than clips."""
+        return replace(self, x_NCTHW=self.x_NCTHW.new_empty(0))
 
 
 def start_clips(material: Material, init: Literal["real", "noise"], copies: int = 1) -> Start:

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.errors import RequestError
+from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.pixels import pixel_range, to_pixels
 from vidistill.tasks.learning.training import generator
@@ -31,7 +33,7 @@ from vidistill.tasks.match import core, sets
 from vidistill.tasks.match.core import Learnt, Part
 from vidistill.tasks.match.mtt import MTT, PUBLISHED, TrajectoryParameters, match_trajectories
 from vidistill.tasks.match.sets import Start
-from vidistill.tasks.methods import Material
+from vidistill.tasks.methods import Given, Material
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,10 +61,17 @@ class SFVD(MTT):
     def still(self) -> bool:
         return bool(self.parameters.keys == 1)
 
+    def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
+        keys, frames = self.parameters.keys, given.decode.frames
+        if keys > frames:
+            raise RequestError(f"Clips of {frames} frames cannot have {keys} key frames: take at most {frames}.")
+        return super().inputs(given)
+
     def distil(self, material: Material) -> DistilledSet:
         parameters: SFVDParameters = self.parameters
         start = sets.start_clips(material, parameters.init)
         learnt = {"keys": core.leaf(first_keys(start, parameters.keys, material.seed))}
+        start = start.without_clips()
         groups = parameters.groups(learnt["keys"], PUBLISHED)
         clips_of = self.clips_of(material, start, learnt, groups)
         in_range = sets.keep_in_range(material.clips, material.device, "keys")

@@ -59,6 +59,7 @@ class StaticDC(Method):
         parameters: StaticDCParameters = self.parameters
         start = first_clips(material, parameters)
         learnt = {"clips": core.leaf(first_frames(start.x_NCTHW, parameters.images, material.seed))}
+        start = start.without_clips()
         real = RealClips(material.clips, material.seed, material.device)
 
         def frames_of(step: int, label: int) -> Tensor:

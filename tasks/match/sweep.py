@@ -46,10 +46,11 @@ class Room:
         self.left = left
         self._counted: set[int] = set()
 
-    def counted(self) -> Any:
-        """A context: what graphs that are made in it save takes room."""
+    def counted(self, kept: Weights) -> Any:
+        """A context: what graphs that are made in it save takes room, but for these weights, which stay anyway."""
         import torch
 
+        self._counted |= {weight.untyped_storage().data_ptr() for weight in kept}
         return torch.autograd.graph.saved_tensors_hooks(self._count, lambda tensor: tensor)
 
     def _count(self, tensor: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ def sweep(
     for step in range(steps):
         theta, moved, fits = path[-1], [weight.detach().clone() for weight in path[-1]], left.left > 0
         graphs: list[Graph] = []
-        with left.counted() if fits else nullcontext():
+        with left.counted(theta) if fits else nullcontext():
             for part, read in step_loss(step, theta, not fits):
                 descent = torch.autograd.grad(part, theta, create_graph=fits)
                 _descend(moved, descent, rate)

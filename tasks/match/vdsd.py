@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 MAPS, HALLUCINATOR = 0.08, 0.01
 """How far Adam moves them an iteration. Maps begin as noise and say nothing until they are learned: on the validation
 fifth of sprites 300 iterations of DM end near chance with maps at 0.01, and far above Random at 0.08 and 0.3."""
+OF_SGD: Any = Field(0.95, ge=0, lt=1, description="Of SGD.")
 Second = tuple[Curve, dict[str, Any]]
 """What stage 2 returns: the loss, and facts of its own."""
 
@@ -65,8 +66,14 @@ class MemoryParameters(Parameters):
         None, ge=0, description="Of the motion maps; by default 0.08, or the published one for ipc."
     )
     lr_hallucinator: float | None = Field(None, ge=0, description="By default 0.01, or the published one.")
-    momentum: float = Field(0.95, ge=0, lt=1, description="Of SGD.")
     precision: Precision = Field("auto", description="Of stage 2.")
+
+    @field_validator("static")
+    @classmethod
+    def _of_memories(cls, static: StaticDCParameters) -> StaticDCParameters:
+        if static.images != 1:
+            raise ValueError("memories says how many images an instance has: leave images out")
+        return static
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,7 @@ def static_of(parameters: MemoryParameters) -> StaticDCParameters:
 
 
 def begin(material: Material, parameters: MemoryParameters, images_NCHW: Tensor) -> Learnt:
-    """Motion N(0, 1), the hallucinator as torch initialises it, and the images, which are not moved."""
+    """Motion N(0, 1), and the hallucinator as torch initialises it."""
     import torch
 
     from vidistill.models.hallucinator import drawn_weights
@@ -146,8 +153,7 @@ def begin(material: Material, parameters: MemoryParameters, images_NCHW: Tensor)
         weight[:, :3] = 0
         weight[range(3), range(3), 1, 1, 1] = 1
     tensors = {"motion": motion_NTHW, "weight": weight, "bias": bias}
-    learnt = {name: core.leaf(tensor.to(images_NCHW.device)) for name, tensor in tensors.items()}
-    return learnt | {"images": images_NCHW}
+    return {name: core.leaf(tensor.to(images_NCHW.device)) for name, tensor in tensors.items()}
 
 
 def groups_of(learnt: Learnt, p: MemoryParameters, published: tuple[float, float]) -> list[Group]:
@@ -163,6 +169,8 @@ def groups_of(learnt: Learnt, p: MemoryParameters, published: tuple[float, float
 
 class DMVDSDParameters(MemoryParameters, DMLossParameters):
     """DM+VDSD; published rates (1e-4, 1e-5) for IPC 1, (1e3, 1e-6) for more."""
+
+    momentum: float = OF_SGD
 
 
 class DMVDSD(VDSD):
@@ -181,6 +189,7 @@ class DMVDSD(VDSD):
 class MTTVDSDParameters(MemoryParameters, MTTLossParameters):
     """MTT+VDSD; published rates (1e4, 1e-3), 10 steps of the student for IPC 1, 5 of 128 clips and α held for IPC 5."""
 
+    momentum: float = OF_SGD
     momentum_lr: float = Field(0.9, ge=0, lt=1, description="Of SGD over α.")
     precision: Precision = FP32
 

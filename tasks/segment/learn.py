@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.learning import loop, streams, training
@@ -147,6 +148,11 @@ def segment_teacher(work: Work) -> None:
     seed = training.role_seed(parameters.seed, streams.TEACHER_WEIGHTS)
     network = build(parameters, sequences.dimensions, len(sequences.classes), seed, norm=True)
     rows = sequences.rows("train")
+    if short := [sequences.name(row) for row in rows if len(sequences.labels(row)) < 2]:
+        raise RequestError(
+            f"{short[0]} has one frame at sample_rate={sequences.sample_rate}, and the teacher's batch norm needs two "
+            "of each training video: lower the rate, or leave the video out of the split."
+        )
     curve = train(network, lambda n: real_video(sequences, rows[n]), len(rows), parameters, device, seed, work)
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, work.folder / WEIGHTS)
     (work.folder / CURVE).write_text(json.dumps({"steps": curve.steps, "loss": curve.loss}))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.stage import Job, Work, stage
@@ -52,7 +52,13 @@ class ActionSpritesParameters(Parameters):
     train: int = Field(24, ge=1, description="Videos of the training split.")
     test: int = Field(8, ge=1)
     actions: int = Field(10, ge=2, description="Segments of a video.")
-    grid: int = Field(4, ge=1, description="Cells a side; a frame has 3·grid² features.")
+    grid: int = Field(4, ge=1, description="Cells a side, of a pixel at least; a frame has 3·grid² features.")
+
+    @model_validator(mode="after")
+    def _cells_have_pixels(self) -> ActionSpritesParameters:
+        if self.grid > self.size:
+            raise ValueError(f"grid={self.grid} cells a side are more than the {self.size} pixels")
+        return self
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Sampling(Parameters):
 
 
 class Probe(Parameters):
-    """A video as it is shown.
+    """A video as it is shown, but that its pixels count as square whatever the file says.
 
     Attributes:
         width: in pixels, after the rotation.

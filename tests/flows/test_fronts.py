@@ -97,6 +97,12 @@ def test_what_stands_still_has_no_row_where_the_student_sees_what_moves() -> Non
     seen = with_front(experiment("static_dc", students=["minic3d"]), "rgb")
     assert "static_dc" in {row.method for row in ReportParameters.model_validate(
         list(build(seen, table()).jobs.values())[-1].parameters).rows}  # fmt: skip
+    matched = with_front(experiment("random", "sfvd", "static_dc", students=["rgb:minic3d"]), "centred")
+    parameters = ReportParameters.model_validate(list(build(matched, table()).jobs.values())[-1].parameters)
+    assert {row.method for row in parameters.rows} == {"random", "static_dc"}  # which matches still frames by a ConvNet
+    assert parameters.notes == (
+        "The clips of sfvd stand still, and centred:minic3d sees what moves alone, so it has no row here",
+    )
     with pytest.raises(RequestError, match=r"static_dc stand still.*choose --front rgb"):
         build(with_front(experiment("static_dc"), "centred"), table())
 

@@ -12,9 +12,10 @@ from method_contract import Bench
 from tiny import Tiny, saliency_by_loops
 
 from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.learning import training
-from vidistill.tasks.learning.relabel import GuidedMix, derangement, relabel_job, teacher_logits, videomix
+from vidistill.tasks.learning.relabel import GuidedMix, derangement, mixed, relabel_job, teacher_logits, videomix
 from vidistill.tasks.learning.saliency import saliency, threshold
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.views import draw_box
@@ -95,6 +96,15 @@ def test_a_set_with_variants_is_labelled_by_the_mean_over_them(bench: Bench) -> 
     wanted = (np.exp(one) / np.exp(one).sum(1, keepdims=True) + np.exp(other) / np.exp(other).sum(1, keepdims=True)) / 2
     np.testing.assert_allclose(np.exp(both), wanted, rtol=1e-5)
     assert np.abs(one - other).max() > 1e-3
+
+
+def test_mixed_clips_of_a_set_with_variants_are_refused(bench: Bench) -> None:
+    clips_NTHWC = bench.clips.read(range(2))
+    made = DistilledSet(clips_NTHWC[:1], bench.clips.labels_N[:1], bench.clips.table.classes)
+    made = replace(made, form="memory", others_VNTHWC=clips_NTHWC[None, 1:])
+    for augmentation in ("tsgf", "image"):
+        with pytest.raises(RequestError, match=rf"has variants.*take the recipe soft, or online\+{augmentation}"):
+            mixed(made, Recipe(labels="soft", augmentation=augmentation), 0, bench.clips, bench.device)
 
 
 def test_classes_that_a_sure_teacher_rules_out_are_still_told_apart(

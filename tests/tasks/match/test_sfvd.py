@@ -14,6 +14,7 @@ from resuming import killed_and_whole
 
 from vidistill.models import temporal
 from vidistill.storage.distilled import DistilledSet, materialised
+from vidistill.storage.errors import RequestError
 from vidistill.tasks.learning.pixels import pixel_range
 from vidistill.tasks.learning.training import generator, to_input
 from vidistill.tasks.match import core, idtd, sfvd
@@ -147,6 +148,14 @@ def test_gradients_reach_images_and_layer_but_no_other_instance(bench: Bench) ->
     part.differentiate(reshaped(part, np.array([1]), generator(0)).square().sum(), found)
     assert found["keys"].abs().amax((1, 2, 3, 4)).gt(0).tolist() == [False, True, False]
     assert (found["weight"] != 0).any()
+
+
+def test_more_keys_than_frames_are_refused_before_anything_is_made(bench: Bench) -> None:
+    for name in ("sfvd", "sfvd_t"):
+        method = find_method(name).method
+        with pytest.raises(RequestError, match="Clips of 4 frames cannot have 5 key frames: take at most 4"):
+            method(method.Parameters(keys=5)).inputs(bench.given)
+        method(method.Parameters(keys=4)).inputs(bench.given)
 
 
 # --- IDTD --------------------------------------------------------------------------------------------------------

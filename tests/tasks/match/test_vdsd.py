@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from method_contract import Bench, MethodContract, fingerprint
+from pydantic import ValidationError
 from resuming import killed_and_whole
 
+from vidistill.models import forms
 from vidistill.models.hallucinator import drawn_weights, hallucinate
 from vidistill.storage.distilled import DistilledSet, materialised
 from vidistill.storage.errors import RequestError
@@ -112,15 +114,15 @@ def test_an_instance_shows_all_pairs_of_its_own_memories_and_no_others() -> None
 
 def test_gradients_reach_the_memories_that_were_shown(bench: Bench) -> None:
     material = bench.material((0, 1, 2), 1, 0)
-    learnt = vdsd.begin(material, vdsd.MemoryParameters(), torch.randn(6, 3, 48, 48))
-    memory = vdsd.Memory(learnt["images"], 2, torch.tensor(-9.0), torch.tensor(9.0))
+    images_NCHW = torch.randn(6, 3, 48, 48)
+    learnt = vdsd.begin(material, vdsd.MemoryParameters(), images_NCHW)
+    memory = vdsd.Memory(images_NCHW, 2, torch.tensor(-9.0), torch.tensor(9.0))
     part, found = core.Part(learnt), core.Learnt()
     part.differentiate(memory(part, np.array([1]), core.draws(0, 1)).square().sum(), found)
     moved = found["motion"].abs().amax((1, 2, 3)) > 0
     assert moved.sum() == 1
     assert moved[2:4].sum() == 1
     assert (found["weight"] != 0).all()
-    assert not learnt["images"].requires_grad
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -134,12 +136,43 @@ def test_what_is_shown_does_not_go_by_the_clips_that_share_a_pass(
         assert made_by(bench, name, ipc=2, lr_dynamic=1e-4).facts["loss"] == pytest.approx(together, rel=1e-3)
 
 
+def test_options_that_would_say_nothing_are_refused() -> None:
+    with pytest.raises(ValidationError, match="memories says how many images an instance has"):
+        vdsd.DMVDSDParameters(static={"images": 3})
+    with pytest.raises(ValidationError, match="momentum"):
+        vdsd.FRePoVDSDParameters(momentum=0.5)  # its optimiser is Adam
+    assert vdsd.static_of(vdsd.MTTVDSDParameters(memories=3, momentum=0.5)).images == 3
+
+
+@pytest.mark.parametrize("form", ["memory", "interpolated", "reshaped"])
+def test_clips_are_made_some_at_a_time_and_are_the_same(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    random, many = np.random.default_rng(0), forms.AT_ONCE + 3
+    shape, keys = (many, 3, 4, 5, 3), (2 * many, 4, 5, 3) if form == "memory" else (many, 2, 4, 5, 3)
+    channels = 4 if form == "memory" else 6
+    stored = {
+        "images": random.integers(256, size=keys, dtype=np.uint8),
+        "real": random.integers(256, size=shape, dtype=np.uint8),
+        "motion": random.normal(size=(2 * many, 3, 4, 5)).astype(np.float32), "mean": np.full(3, 0.5, np.float32),
+        "weight": random.normal(size=(3, channels, 3, 3, 3), scale=0.1).astype(np.float32),
+        "bias": np.zeros(3, np.float32), "std": np.full(3, 0.2, np.float32),
+    }  # fmt: skip
+    sizes: list[int] = []
+    rounded = forms._rounded
+    monkeypatch.setattr(forms, "_rounded", lambda x_NCTHW: sizes.append(len(x_NCTHW)) or rounded(x_NCTHW))
+    made = materialised(form, stored, shape)
+    assert set(sizes) == {forms.AT_ONCE, 3}
+    monkeypatch.setattr(forms, "AT_ONCE", 1)
+    one_by_one = materialised(form, stored, shape)
+    assert made.shape == ((4, *shape) if form == "memory" else shape)
+    assert np.abs(made.astype(int) - one_by_one).max() <= 1  # the last bit of a float may round the other way
+    assert made.std() > 10
+
+
 def test_a_student_is_shown_every_variant(bench: Bench) -> None:
     made = made_by(bench, "dm_vdsd")
     assert made.others_VNTHWC.shape == (3, *made.clips_NTHWC.shape)
     every = [made.clips_NTHWC, *made.others_VNTHWC]
     assert len({clips.tobytes() for clips in every}) == 4
-    assert made.with_clips(made.clips_NTHWC).others_VNTHWC is None
     batches = DistilledBatches(made, bench.clips.table, HARD, Order(3, 3, 0), bench.device, None, PLAIN)
     seen = {tuple(np.round(batches(step)[0][:, 0, 0, 0, 0].numpy(), 3)) for step in range(60)}
     assert len(seen) > 20  # of 64 ways to show three instances in four variants, in any order

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from vidistill.storage.files import files_of
 from vidistill.storage.store import Store
@@ -25,6 +26,13 @@ from vidistill.tasks.segment.sprites import (
 )
 from vidistill.tasks.stage import Runtime, run_job
 from vidistill.tasks.videos.sprites import ATTRIBUTES, SWEEPS
+
+
+def test_cells_without_a_pixel_are_refused() -> None:
+    with pytest.raises(ValidationError, match="grid=17 cells a side are more than the 16 pixels"):
+        ActionSpritesParameters(size=16, grid=17)
+    assert ActionSpritesParameters(size=16, grid=16).grid == 16
+
 
 TINY = ActionSpritesParameters(train=2, test=1, actions=3, size=16, grid=2)
 

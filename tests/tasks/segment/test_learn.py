@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from segments import DIMENSIONS, TEST, TRAIN, write_layout
 
 from vidistill.models.tcn import MSTCN, DilatedResidual
+from vidistill.storage.errors import RequestError
 from vidistill.storage.store import Store
 from vidistill.tasks.learning.loop import Curve
 from vidistill.tasks.learning.training import Device
@@ -220,3 +221,10 @@ def test_background_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.Mon
     other = Bench(tmp_path / "b")
     other.scored(segment_score_job(None, other.read, TCN, 0, "full"))
     assert told == [[], [1]]
+
+
+def test_a_teacher_needs_two_frames_of_each_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bench = Bench(tmp_path, sample_rate=1000)
+    with pytest.raises(RequestError, match=r"has one frame at sample_rate=1000.*lower the rate"):
+        bench.run(bench.teacher)
