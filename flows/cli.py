@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from importlib.metadata import version
@@ -164,7 +165,7 @@ def report(
 def export(
     key: Annotated[str, typer.Argument(help="A distilled set's key, its first letters, or a name such as latest.")],
     store: StoreRoot = None, out: Annotated[Path, typer.Option("--out", help="The folder to write to.")] = Path("set"),
-    fps: Annotated[int, typer.Option(min=1, help="Frames a second of the files.")] = 8,
+    fps: Annotated[int, typer.Option(min=1, max=1000, help="Frames a second of the files.")] = 8,
     kind: Annotated[
         str,
         typer.Option(
@@ -266,6 +267,10 @@ def main() -> None:
         sys.exit(code)
 
 
+CLOSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+"""What the system says of a path that no command can open."""
+
+
 def answer() -> int:
     """Do what the command line asks: 0 done, 1 failed, 2 a wrong request; errors of ours are one sentence."""
     try:
@@ -279,6 +284,9 @@ def answer() -> int:
             print("vidistill:", *str(error).split(), file=sys.stderr)  # one line, whatever the cause wrote
         return 2 if isinstance(error, RequestError) else 1
     except Exception as error:
+        if isinstance(error, OSError) and error.filename and error.errno in CLOSED:
+            print(f"vidistill: {error.filename} cannot be used ({error.strerror}): name another.", file=sys.stderr)
+            return 2
         usage = getattr(error, "format_message", None)  # a usage error of the command-line parser
         if usage is None:
             if not _is_lost(error):

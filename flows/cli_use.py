@@ -104,6 +104,9 @@ def tune(
     from vidistill.flows.ranges import is_range
 
     given = settings or []
+    names = [one.partition("=")[0].strip() for one in given]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RequestError(f"--set {twice[0]} is given twice: say once where to look, or which value it has.")
     ranges = dict(one.split("=", 1) for one in given if is_range(one.partition("=")[2]))
     fixed = [one for one in given if not is_range(one.partition("=")[2])]
     request = request_from(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, None, preset,

@@ -40,8 +40,13 @@ def request_of(
         RequestError: nothing says which data or which method.
     """
     plain = _gathered(preset, named or {}, nested or {})
+    if grids := sorted({"fronts", "expect"} & plain.keys()):
+        raise RequestError(f"The preset {preset} is one of `vidistill benchmark`: it has {grids[0]}.")
     if not plain.get("cells"):
-        raise RequestError("Which method? Give --method random,tsgf (see `vidistill run --help`).")
+        if unknown := [name for name in plain if name not in Experiment.model_fields]:
+            raise RequestError(f"The preset {preset} has no cells, and there is no parameter {unknown[0]!r}.")
+        of_pool = f"{preset} is a preset of `vidistill pool`; for `vidistill run` give" if "pool" in plain else "Give"
+        raise RequestError(f"Which method? {of_pool} --method random,tsgf (see `vidistill run --help`).")
     return override(plain, settings or [])
 
 
@@ -77,7 +82,7 @@ def run(
     plain: dict[str, Any], store: str | None, out: Path, device: str, runner: str, verbose: bool, log: str = ""
 ) -> None:
     """Run the flow under Prefect: the server that PREFECT_API_URL names, or one of its own for the time of the run."""
-    from vidistill.flows.planning import check
+    from vidistill.flows.planning import plan_of
 
     experiment, runtime = checked(Experiment, plain, "The experiment"), runtime_of(store, device, runner)
 
@@ -86,7 +91,7 @@ def run(
 
         distill(experiment, runtime, out)
 
-    reported(lambda: check(experiment, runtime), start, runtime, out, verbose, log)
+    reported(lambda: plan_of(experiment, runtime), start, runtime, out, verbose, log)
     console.print(f"\nThe report is {out / 'report.html'}", soft_wrap=True, highlight=False)
 
 
@@ -185,6 +190,8 @@ def index(data: str, layout: str | None, split: int | None, as_json: bool) -> No
     from vidistill.tasks.videos.index import survey
 
     given = {name: value for name, value in {"layout": layout, "split": split}.items() if value is not None}
+    if not data:
+        raise RequestError("Which videos? Give --data DIR.")
     if data == SPRITES:
         raise RequestError("`sprites` is rendered by a run: give the folder of videos to index.")
     table = survey(Path(data).expanduser().absolute(), checked(IndexParameters, given, "The index"))

@@ -156,7 +156,10 @@ def _profile() -> dict[str, str]:
     """What the active profile of Prefect's command line sets."""
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
     file = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
-    known = tomllib.loads(file.read_text()) if file.is_file() else {}
+    try:
+        known = tomllib.loads(file.read_text()) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise Ill(f"{file} cannot be read ({error}): mend it, or remove it.") from error
     active = os.environ.get("PREFECT_PROFILE", known.get("active", ""))
     profile: dict[str, str] = known.get("profiles", {}).get(active, {})
     return profile
@@ -170,7 +173,10 @@ def _store(location: str) -> str:
             raise Ill(f"{location} cannot be read ({error}): check its address and your access.") from error
         return location
     place = Path(location).expanduser().absolute()
-    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    try:
+        there = next(folder for folder in (place, *place.parents) if folder.exists())
+    except OSError as error:
+        raise Ill(f"{place} cannot be used ({error.strerror}): set VIDISTILL_STORE, or give --store.") from error
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         why = "is read-only" if there.is_dir() else "is a file"
         raise Ill(f"{place} cannot be written, because {there} {why}: set VIDISTILL_STORE, or give --store.")

@@ -20,6 +20,7 @@ from vidistill.flows.parameters import (
 )
 from vidistill.flows.rows import FULL, Row, rows_of, within_budgets, without_blind
 from vidistill.models import fronted, known
+from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.coded.recode import recode_job
 from vidistill.tasks.distil import blaming, distil_jobs
@@ -80,6 +81,8 @@ def build(
     Raises:
         RequestError: the experiment asks for what is not there.
     """
+    if experiment.front == "centred" and experiment.decode.frames == 1:
+        raise RequestError("Nothing moves in clips of one frame, and centred shows that alone: choose --front rgb.")
     asked_for = within_budgets(rows_of(experiment), table, experiment.pool.clips_a_class)
     rows, notes = without_blind(asked_for, experiment.front)
     graph = Graph()

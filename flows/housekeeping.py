@@ -99,6 +99,9 @@ def set_of(store: Store, key: str) -> ArtifactRef:
     """
     if (known := names(store).get(key)) is not None:
         return known.sets[0]
+    if not key:
+        raise RequestError("Which set? Give the first letters of its key (`vidistill ls distilled`).")
+    key = key.rpartition("/")[2]  # of `kind/key`, as `vidistill ls` has it
     sets = [ref for kind in SETS for ref, look in store.survey(kind).items() if look.problem is None]
     found = [ref for ref in sets if ref.key.startswith(key)]
     if not found:
@@ -137,7 +140,7 @@ def write_report(key: str, location: str | None, out: Path) -> None:
     if key == "latest":
         found = sorted(reports, key=lambda ref: reports[ref])[-1:]
     else:
-        found = [ref for ref in reports if ref.key.startswith(key)]
+        found = [ref for ref in reports if key and ref.key.startswith(key.rpartition("/")[2])]
     if not found:
         advice = "see `vidistill ls report`" if reports else "none was made yet, `vidistill run` makes one"
         raise RequestError(f"The store {store.location} has no report {key!r}: {advice}.")

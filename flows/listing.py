@@ -36,7 +36,7 @@ def list_artifacts(kind: str | None, location: str | None, wanted: Facts, as_jso
     """Print a line an artifact, or all of them as one JSON document.
 
     Raises:
-        RequestError: there is no such store, or it has nothing of this kind, or nothing that is wanted.
+        RequestError: there is no such store, or it has nothing of this kind.
     """
     store = existing(location)
     survey = store.survey()

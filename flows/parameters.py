@@ -186,10 +186,9 @@ def put(plain: dict[str, Any], name: str, value: Any, model: type[DataRequest] =
         cells = [cell for cell in _cells(plain) if cell["method"].rpartition(":")[2].lower() == path[0]]
         if not cells or len(path) < 2:
             known = ", ".join(model.model_fields)
-            raise RequestError(
-                f"--set knows no parameter {name!r}, and {path[0]!r} is no method of this run: "
-                f"choose one of {known}, or a method and its option."
-            )
+            of_run = f", and {path[0]!r} is no method of this run", ", or a method and its option"
+            no_method, or_method = of_run if "cells" in model.model_fields else ("", "")
+            raise RequestError(f"--set knows no parameter {name!r}{no_method}: choose one of {known}{or_method}.")
         for cell in cells:
             cell["options"] = copy.deepcopy(cell.get("options") or {})  # an *alias is the anchor's own object
             put_nested(cell if path[1] == "store" else cell["options"], path[1:], value)
@@ -275,10 +274,16 @@ def checked(model: type[Model], plain: dict[str, Any], where: str) -> Model:
             raise RequestError(f"{where} has no parameter {name!r}{meant}; {advice}.") from error
         wanted = WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
         together = first["type"] == "value_error" and isinstance(first["input"], dict)  # no one value is wrong
+        if first["type"] == "missing":
+            raise RequestError(f"{where}: {name} is missing, and it has no default.") from error
         got = "" if together else f" is {first['input']!r}"
         said = f"{name}{got}: {wanted}" if first["loc"] else wanted
         raise RequestError(f"{where}: {said}.") from error
+    except RequestError:
+        raise
     except ValueError as error:
+        if "JSON compliant" not in str(error):
+            raise RequestError(f"{where} has a value that no JSON holds: {error}.") from error
         raise RequestError(f"{where} has a number that is infinite, or none (.inf, .nan): give one.") from error
     return made
 

@@ -19,6 +19,7 @@ from vidistill.flows.own import with_own
 from vidistill.flows.parameters import SPRITES, DataRequest, Experiment
 from vidistill.flows.reasons import Reasons
 from vidistill.flows.runners import WORKERS
+from vidistill.storage.errors import RequestError
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.stage import Job, Runtime
@@ -88,18 +89,10 @@ def describe(plan: Plan, console: Console) -> None:
     console.print("\n".join(["", *plan.notes, said]), highlight=False, soft_wrap=True)
 
 
-def check(experiment: Experiment, runtime: Runtime) -> Plan:
-    """Find what would end a run, before anything is started for it. Hashes and probes are remembered for the run.
-
-    Raises:
-        RequestError: the experiment asks for what is not there.
-    """
-    refuse_inside(experiment, runtime)
-    return plan_of(experiment, runtime)
-
-
 def plan_of(experiment: Experiment, runtime: Runtime) -> Plan:
-    """Every job of an experiment, with whether it is cached and why not.
+    """Every job of an experiment, with whether it is cached and why not; what would end the run ends the plan.
+
+    Hashes and probes are remembered for the run.
 
     Raises:
         RequestError: the experiment asks for what is not there.
@@ -132,15 +125,19 @@ def _built(asked: Experiment, settled: Experiment, table: IndexTable, front: Art
 
 def plan_data(request: Request, runtime: Runtime, graph_of: GraphOf[Request]) -> Plan:
     """Every job that is made of a data set, of sprites as they will be where they are not rendered yet."""
+    refuse_inside(request, runtime)
     store = open_store(runtime.store)
     first, table = _videos(request, runtime, store)
     graph = expected_graph(request, table, store, graph_of)
-    return replace(plan_jobs([*first, *graph.jobs.values()], store, runtime), notes=table.notes)
+    said = list(graph.jobs.values())[-1].parameters.get("notes", ())  # a report's, of the rows that it lacks
+    return replace(plan_jobs([*first, *graph.jobs.values()], store, runtime), notes=(*table.notes, *said))
 
 
 def _videos(request: DataRequest, runtime: Runtime, store: Store) -> tuple[list[Job], IndexTable]:
     """The jobs that make the videos, and their index."""
     first = [sprites_job(request.sprites)] if request.data == SPRITES else []
+    if first and (request.index.split != 1 or request.index.layout not in ("auto", "folders")):
+        raise RequestError("Sprites are class folders with one split: leave --split and --layout out.")
     if first and not store.has(first[0].ref):
         return first, _expected_sprites(request.sprites)
     return first, find_videos(request, data_runtime(request, runtime), workers=2)

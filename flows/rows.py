@@ -17,6 +17,7 @@ from vidistill.flows.parameters import (
 )  # fmt: skip
 from vidistill.models import FRONT_NAMES, NETWORKS, known, parted
 from vidistill.storage.errors import RequestError
+from vidistill.tasks.distil import blaming
 from vidistill.tasks.learning import benchmark
 from vidistill.tasks.learning.evaluate import StudentParameters
 from vidistill.tasks.learning.saliency import SaliencyParameters
@@ -257,6 +258,7 @@ def _nothing_to_see(row: Row, front: str) -> str:
     if row.source is None:
         return ""
     options = checked(row.source.method.Parameters, row.cell.options, f"The method {row.source.name}")
-    method = row.source.method(fronted_networks(options, front))
-    blind = [name for name in (row.student, method.network) if method.still and parted(name)[0] == "centred"]
+    with blaming(row.source):
+        method = row.source.method(fronted_networks(options, front))
+        blind = [name for name in (row.student, method.network) if method.still and parted(name)[0] == "centred"]
     return f"The clips of {row.source.name} stand still, and {blind[0]} sees what moves alone" if blind else ""

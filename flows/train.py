@@ -193,23 +193,24 @@ def _tests(request: TrainRequest, source: Source, runtime: Runtime) -> Iterator[
     with ExitStack() as kept:
         if request.test:
             root = Path(request.test).expanduser().absolute()
-            found = kept.enter_context(_decoded(root, request.index, source.facts, runtime))
+            found = kept.enter_context(_decoded(root, request.index, source, runtime))
         elif source.test is not None:
             found = source.test
         else:
             raise RequestError("Which test videos? Give --test DIR, a folder of labelled videos.")
         numbers = {name: label for label, name in enumerate(source.made.classes)}
-        if strange := sorted(set(found.classes) - numbers.keys()):
-            raise RequestError(f"The class {strange[0]!r} of {request.test} is none of the set: {', '.join(numbers)}.")
         yield found, np.array([numbers[found.classes[label]] for label in found.labels_N])
 
 
 @contextmanager
-def _decoded(root: Path, index: IndexParameters, facts: dict[str, Any], runtime: Runtime) -> Iterator[Clips]:
+def _decoded(root: Path, index: IndexParameters, source: Source, runtime: Runtime) -> Iterator[Clips]:
     """The clips of a folder's test split, or of all its videos where it has class folders and no split of its own."""
     index = index.model_copy(update={"test_only": True})
     table = survey(root, index, workers=WORKERS, timeout_seconds=runtime.timeout_seconds)
-    runtime = runtime.model_copy(update={"data": str(root)})
+    if strange := sorted(set(table.classes) - set(source.made.classes)):
+        known = ", ".join(source.made.classes)
+        raise RequestError(f"The class {strange[0]!r} of {root} is none of the set: {known}.")
+    runtime, facts = runtime.model_copy(update={"data": str(root)}), source.facts
     decode = DecodeParameters(frames=facts["frames"], interval=facts["interval"], size=facts["size"], views=1)
     listed, blocks = index_job(table, index), block_jobs(table, decode, "test")
     clips = clips_job(listed.ref, decode, "test", blocks)

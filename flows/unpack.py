@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -38,6 +39,9 @@ def unpack(source: Path, out: Path) -> dict[str, int]:
     Raises:
         RequestError: the source is neither, a video has no class, or the folder is not empty.
     """
+    if (source.is_absolute() or source.suffix == ".tar") and not os.access(source, os.R_OK):
+        why = "cannot be read" if os.access(source, os.F_OK) else "is not there"
+        raise RequestError(f"{source} {why}: give shards of WebDataset (.tar), or a data set of Hugging Face.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out} is not an empty folder: name another --out, so that no files are mixed.")
     shards = sorted(source.rglob("*.tar")) if source.is_dir() else [source]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -10,13 +11,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vidistill.storage.causes import CAUSES
-from vidistill.storage.errors import RunError, VidistillError
+from vidistill.storage.errors import RequestError, RunError, StoreError, VidistillError
 from vidistill.storage.keys import file_digest
+
+NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENAMETOOLONG)
 
 
 def files_of(folder: Path) -> list[Path]:
     """Every file below a folder, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def listed(folder: Path) -> list[Path]:
+    """What a folder holds, sorted; nothing where it is not there.
+
+    Raises:
+        StoreError: it may not be read: what nobody sees would be taken for what is not there.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be read ({error.strerror}): mend its permissions.") from error
 
 
 def size_of(folder: Path) -> int:
@@ -83,7 +100,8 @@ def writing_to(out: Path) -> Iterator[None]:
     """Have what the system refuses be a sentence that names a user's folder.
 
     Raises:
-        RunError: the folder cannot be written, and why.
+        RequestError: it is no folder that may be written.
+        RunError: another reason why it cannot be written, such as a full disk.
     """
     try:
         yield
@@ -91,7 +109,7 @@ def writing_to(out: Path) -> Iterator[None]:
         raise
     except OSError as error:
         why = error.strerror or error
-        raise RunError(
+        raise (RequestError if error.errno in NO_FOLDER else RunError)(
             f"{out} cannot be written ({why}): name another --out, and run the same command again."
         ) from error
 

@@ -30,6 +30,8 @@ def open_store(location: str) -> Store:
         return Store(Path(location).expanduser().absolute())
     from vidistill.storage.remote import RemoteStore
 
+    if not location.partition("://")[2].strip("/"):
+        raise RequestError(f"The store {location} names no bucket: write s3://BUCKET/FOLDER.")
     if "@" in location.partition("://")[2].partition("/")[0]:
         raise RequestError(
             f"The store {re.sub('//[^/]*@', '//…@', location)} holds a password in its address, which logs would show: "

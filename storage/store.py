@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from vidistill.storage.causes import CAUSES, clear_errors, making
 from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, RequestError, StoreError
-from vidistill.storage.files import files_of, remove_folder, settled_digest, size_of, sync_folder, write_whole
+from vidistill.storage.files import files_of, listed, remove_folder, settled_digest, size_of, sync_folder, write_whole
 from vidistill.storage.locks import abandoned, locked
 from vidistill.storage.manifests import (
     CHECKPOINT,
@@ -173,7 +173,7 @@ class Store:
     def notes(self, folder: str) -> dict[str, bytes]:
         """The small documents of a folder beside the artifacts, by name."""
         found = {}
-        for path in sorted((self.root / folder).glob("*.json")):
+        for path in (path for path in listed(self.root / folder) if path.suffix == ".json"):
             with suppress(FileNotFoundError):
                 found[path.name] = path.read_bytes()
         return found
@@ -235,8 +235,10 @@ class Store:
 
     def refs(self, kind: str | None = None) -> list[ArtifactRef]:
         """Every artifact of the store, damaged ones too, sorted by kind and key."""
-        folders = sorted(self.root.glob(f"{kind or '[!.]*'}/[!.]*/"))
-        return [ArtifactRef(kind=folder.parent.name, key=folder.name) for folder in folders]
+        kinds = [self.root / kind] if kind else listed(self.root)
+        folders = (folder for place in kinds if place.name[0] != "." for folder in listed(place))
+        return [ArtifactRef(kind=folder.parent.name, key=folder.name) for folder in folders
+                if folder.name[0] != "." and folder.is_dir()]  # fmt: skip
 
     def dead_attempts(self) -> list[Path]:
         """What dead attempts left in staging."""

@@ -124,11 +124,11 @@ def blaming(source: MethodSource) -> Iterator[None]:
         yield
     except VidistillError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _blamed(source, error) from error
 
 
-def _blamed(source: MethodSource, error: Exception) -> RunError:
+def _blamed(source: MethodSource, error: BaseException) -> RunError:
     file = source.spec.rpartition(":")[0] if source.digest else sys.modules[source.method.__module__].__file__
     frames = traceback.extract_tb(error.__traceback__)
     own = [number for number, frame in enumerate(frames) if file and Path(frame.filename) == Path(file)]

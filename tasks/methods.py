@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -296,4 +296,8 @@ def find_method(spec: str) -> MethodSource:
         raise RequestError(f"{path} has no class {name!r} that subclasses vidistill.tasks.methods.Method.")
     if missing := sorted(getattr(found, "__abstractmethods__", ())):
         raise RequestError(f"The class {name!r} of {path} has no {missing[0]}: every method has one (README).")
+    if not (isinstance(found.Parameters, type) and issubclass(found.Parameters, Parameters)):
+        raise RequestError(f"{name}.Parameters of {path} must subclass vidistill.storage.parameters.Parameters.")
+    if strange := sorted(set(found.needs) - set(get_args(Need))):
+        raise RequestError(f"{name}.needs of {path} names {strange[0]!r}: there are {', '.join(get_args(Need))}.")
     return MethodSource(name.lower(), f"{path.absolute()}:{name}", file_digest(path), found)

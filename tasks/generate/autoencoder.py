@@ -44,7 +44,7 @@ class AutoencoderParameters(Parameters):
     pretrained: str = Field("", description="AutoencoderKL of diffusers: a folder, or a name on the Hugging Face Hub.")
     channels: int = Field(4, ge=1, description="Channels of the latents.")
     factor: Literal[2, 4, 8] = Field(8, description="Pixels a latent, on each side.")
-    width: int = Field(16, multiple_of=8, description="Channels of the convolutions at full size.")
+    width: int = Field(16, ge=8, multiple_of=8, description="Channels of the convolutions at full size.")
     steps: int = Field(3000, ge=1)
     batch_frames: int = Field(32, ge=1)
     kl_weight: float = Field(1e-4, ge=0, description="Of the divergence from a unit Gaussian.")

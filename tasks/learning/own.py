@@ -90,7 +90,7 @@ def imported(path: Path) -> ModuleType:
     sys.modules[module.__name__] = module  # where dataclasses and pydantic look for what annotations name
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
         raise RequestError(f"{path} cannot be imported: {type(error).__name__}: {error}.") from error
     return module
@@ -112,7 +112,7 @@ def blamed(name: str, classes: int, shape_THWC: tuple[int, ...]) -> Iterator[Non
         yield
     except RequestError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not _has_own(name):
             if isinstance(error, ValueError):
                 raise RequestError(str(error)) from error

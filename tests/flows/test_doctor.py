@@ -124,6 +124,14 @@ def test_a_dead_server_of_a_profile(doctor: Doctor, tmp_path: Path) -> None:
     assert f"{NOBODY} is dead (" in doctor()[1]["server"]
 
 
+def test_a_profile_that_is_no_toml(doctor: Doctor, tmp_path: Path) -> None:
+    (tmp_path / "prefect").mkdir()
+    (tmp_path / "prefect" / "profiles.toml").write_text("active = ")
+    code, findings, _ = doctor()
+    assert code == 1
+    assert "profiles.toml cannot be read" in findings["server"]
+
+
 def test_a_store_below_a_file(doctor: Doctor, tmp_path: Path) -> None:
     (tmp_path / "store").touch()
     code, findings, _ = doctor("--store", "store/below")

@@ -105,6 +105,8 @@ def test_what_stands_still_has_no_row_where_the_student_sees_what_moves() -> Non
     )
     with pytest.raises(RequestError, match=r"static_dc stand still.*choose --front rgb"):
         build(with_front(experiment("static_dc"), "centred"), table())
+    with pytest.raises(RequestError, match=r"Nothing moves in clips of one frame.*choose --front rgb"):
+        build(with_front(experiment("random", decode={"frames": 1}), "centred"), table())
 
 
 def test_until_it_is_decided_a_plan_has_the_trials_and_what_comes_after(tmp_path: Any) -> None:

@@ -22,7 +22,7 @@ from flow_running import BIN, TINY, CommandLine, environment
 
 from vidistill.flows.cli import main
 from vidistill.flows.collecting import collect
-from vidistill.flows.housekeeping import verify
+from vidistill.flows.housekeeping import set_of, verify
 from vidistill.flows.listing import list_artifacts
 from vidistill.storage.errors import RequestError, StoreError
 from vidistill.storage.leases import leased, leases
@@ -275,6 +275,32 @@ def test_many_of_a_kind_are_counted_and_some_named(store: Store, gc: Callable[..
     (line,) = [line for line in gc().splitlines() if line.startswith("  block")]
     said = "block 7 7.0 kB 000000000000, 111111111111, 222222222222, 333333333333 and 3 more"
     assert " ".join(line.split()) == said
+
+
+def test_what_cannot_be_listed_is_not_taken_for_gone(
+    store: Store, gc: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a user who may not read the reports, every artifact that they rest on went."""
+    make(store, "report", "r")
+    iterdir = Path.iterdir
+
+    def closed(folder: Path) -> Any:
+        if folder.name == "report":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    for look in (gc, lambda: verify(str(store.root)), lambda: store.refs("report")):
+        with pytest.raises(StoreError, match=r"report cannot be read \(Permission denied\)"):
+            look()
+
+
+def test_a_set_goes_by_the_name_that_ls_prints(store: Store) -> None:
+    ref = make(store, "distilled", "abc")
+    for key in ("distilled/abc", "abc", "a"):
+        assert set_of(store, key) == ref
+    with pytest.raises(RequestError, match="Which set"):
+        set_of(store, "")
 
 
 def test_a_store_with_nothing_to_remove(store: Store, gc: Callable[..., str]) -> None:

@@ -134,6 +134,11 @@ class Names(Small):
 class Others(Small):
     def changed(self, made):
         return dataclasses.replace(made, classes=("a", "b", "c"))
+
+
+class Exits(Method):
+    def distil(self, material: Material):
+        raise SystemExit(0)
 """
 SAID = {
     "raises": "The method raises failed in wrong.py, line 13: KeyError: 'weights'.",
@@ -143,6 +148,7 @@ SAID = {
     "small": "The method small owes clips of shape (4, 48, 48, 3) and returned (4, 24, 24, 3).",
     "floats": "The method floats failed in wrong.py, line 42: ValueError: clips must be uint8 (3, T, H, W, 3)",
     "names": "The method names failed in wrong.py, line 47: ValueError: labels must be an array (N,) of whole numbers",
+    "exits": "The method exits failed in wrong.py, line 57: SystemExit: 0.",
     "others": "The method others owes a set of the classes ('grow', 'left', 'right') and returned one",
 }
 THERE = """\
@@ -173,7 +179,7 @@ def test_methods_that_fail_are_rows_of_a_report_that_holds_the_others(user: Comm
     assert THERE.format(file=user.folder / "wrong.py") in ended.stderr
     assert "site-packages" not in ended.stderr
     last = ended.stderr.splitlines()[-1]
-    assert last.startswith("vidistill: 8 of 9 rows failed (")
+    assert last.startswith("vidistill: 9 of 10 rows failed (")
     assert f"the report {user.folder / 'failed' / 'report.html'} holds the others and names them." in last
     assert "KeyError: &#39;weights&#39;" in (user.folder / "failed" / "report.html").read_text()
 
@@ -251,6 +257,12 @@ class Random(Method):
 class Mine(Random): ...
 
 class Bare(Method): ...
+
+class Loose(Random):
+    class Parameters: ...
+
+class Needy(Random):
+    needs = ("teachr",)
 """
 
 
@@ -260,6 +272,8 @@ class Bare(Method): ...
         (("a/mine.py:Random",), r"a/mine\.py:Random would be called 'random', as other rows are: rename the class"),
         (("a/mine.py:Mine", "b/mine.py:Mine"), r"Two classes would be called 'mine', that of b/mine\.py:Mine too"),
         (("a/mine.py:Bare",), r"The class 'Bare' of a/mine\.py has no distil"),
+        (("a/mine.py:Loose",), r"Loose\.Parameters of a/mine\.py must subclass"),
+        (("a/mine.py:Needy",), r"Needy\.needs of a/mine\.py names 'teachr': there are teacher, pool"),
     ],
 )
 def test_what_a_class_may_not_be(

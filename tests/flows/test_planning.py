@@ -12,7 +12,7 @@ from vidistill.flows.costs import Cost, cost_of
 from vidistill.flows.estimates import wall_seconds
 from vidistill.flows.experiment import build
 from vidistill.flows.parameters import Experiment, PoolRequest
-from vidistill.flows.planning import Plan, plan_jobs
+from vidistill.flows.planning import Plan, plan_jobs, plan_of
 from vidistill.storage.opening import open_store
 from vidistill.storage.provenance import machine
 from vidistill.storage.store import ArtifactRef, Manifest, Store
@@ -366,3 +366,10 @@ def test_data_that_grew_is_the_same_data(made: Store) -> None:
         "its input is made anew: clips, index",
     }
     assert why(grown, "teacher") == {"its input is made anew: clips"}
+
+
+def test_a_plan_says_which_rows_there_will_not_be(tmp_path: Path) -> None:
+    cells = [{"method": "random"}, {"method": "static_dc"}]
+    asked = Experiment.model_validate({"data": "sprites", "cells": cells, "front": "centred", "seeds": 1})
+    plan = plan_of(asked, Runtime(store=str(tmp_path / "store")))
+    assert any("The clips of static_dc stand still" in note for note in plan.notes)

@@ -126,6 +126,14 @@ def wrong(tmp_path: Path, say: Say) -> Wrong:
         pytest.param(("--data", "VIDEOS", *RANDOM, "--runner", "spark"), ("spark", "dask:ADDRESS"), id="no runner"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--runner", "dask:"), ("dask:ADDRESS",), id="no address"),
         pytest.param(("--preset", "magic"), ("'magic'", "demo"), id="unknown preset"),
+        pytest.param(("--preset", "pool_sprites"), ("preset of `vidistill pool`", "--method"), id="a pool's preset"),
+        pytest.param(("--preset", "benchmark_sprites"), ("one of `vidistill benchmark`",), id="a grid's preset"),
+        pytest.param(("--preset", "x" * 300), ("File name too long",), id="a preset that no system can open"),
+        pytest.param(("--data", "sprites", *RANDOM, "--split", "2"), ("one split", "--layout"), id="sprites' split"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--store", "s3://"), ("names no bucket",), id="no bucket"),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--set", "cells=[{methd: random}]"), ("cells.0.method is missing",), id="cell"
+        ),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--magic"), ("--magic", "--help"), id="unknown option"),
         pytest.param(
             ("--data", "VIDEOS", "--method", "tsgf", "--set", "teacher.network=magic"),
@@ -219,6 +227,7 @@ def test_a_class_without_test_videos_is_said_before_anything_is_decoded(
     [
         pytest.param("cells: [{method: random, recipes: [sofft]}]", ("'sofft'", "soft+tsgf"), id="unknown recipe"),
         pytest.param("cells: [{method: random}]\nteacher: {epoch: 3}", ("teacher.epoch", "epochs"), id="old field"),
+        pytest.param("cels: [{method: random}]", ("no cells", "'cels'"), id="misspelled"),
         pytest.param("cells: [random]", ("cells.0 is 'random'", "name: value"), id="method without its name"),
         pytest.param("- data", ("own.yaml", "mapping"), id="list"),
         pytest.param("cells: [", ("own.yaml", "YAML"), id="no YAML"),
@@ -237,6 +246,7 @@ def test_a_preset_that_cannot_be_used(
     [
         (("distil",), ("'distil'", "--help")),
         (("index",), ("'--data'",)),
+        (("index", "--data", ""), ("Which videos?",)),
         (("index", "--data", "nowhere"), ("nowhere does not exist",)),
         (("index", "--data", "sprites"), ("rendered by a run",)),
         (("export",), ("'key'",)),
@@ -303,6 +313,7 @@ def test_a_class_with_one_video_cannot_be_split(wrong: Wrong, tmp_path: Path, vi
     [
         pytest.param("def (:\n", ("mine.py", "SyntaxError"), id="syntax error"),
         pytest.param("import nothing_of_this_name\n", ("mine.py", "nothing_of_this_name"), id="import error"),
+        pytest.param("import sys; sys.exit(0)\n", ("mine.py", "SystemExit"), id="exit"),
         pytest.param("Mine = 3\n", ("mine.py", "'Mine'", "Method"), id="no method"),
         pytest.param("class Other: ...\n", ("mine.py", "'Mine'"), id="no such class"),
     ],

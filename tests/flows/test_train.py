@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 import zlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from flow_running import CLASSES
 from method_contract import Bench
 
 from vidistill.flows import train
@@ -149,15 +152,30 @@ def test_a_set_of_online_labels_is_said_to_have_hard_ones_here(
 SHAPE = {"frames": 2, "interval": 1, "size": 24}
 
 
+def source(classes: Iterable[str] = CLASSES) -> train.Source:
+    classes, clips_NTHWC = tuple(classes), np.zeros((0, 2, 24, 24, 3), np.uint8)
+    return train.Source(DistilledSet(clips_NTHWC, np.zeros(0, np.int64), classes), SHAPE, None)
+
+
 def test_test_videos_are_kept_from_gc_while_it_trains(bench: Bench, tmp_path: Path) -> None:
     whole = shutil.ignore_patterns("broken*")
     root = Path(shutil.copytree(Path(bench.runtime.data) / "train", tmp_path / "videos", ignore=whole))
-    with train._decoded(root, IndexParameters(), SHAPE, bench.runtime) as found:
+    with train._decoded(root, IndexParameters(), source(), bench.runtime) as found:
         (lease,) = leases(bench.store)
         (read,) = (ref for ref in lease.needs if ref.kind == "clips")
         assert lease.needs >= {ref for refs in bench.store.manifest(read).inputs.values() for ref in refs}
         assert len(found) == len(list(root.rglob("*.mp4")))
     assert not leases(bench.store)
+
+
+def test_a_class_that_the_set_lacks_is_said_before_anything_is_decoded(bench: Bench, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(Path(bench.runtime.data) / "train", tmp_path / "videos"))
+    runtime = bench.runtime.model_copy(update={"store": str(tmp_path / "store")})
+    missing, *others = CLASSES
+    decoded = train._decoded(root, IndexParameters(), source(others), runtime)
+    with pytest.raises(RequestError, match=f"The class '{missing}' of .* is none of the set: {', '.join(others)}"):
+        decoded.__enter__()
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("layout", ["Train and Test", "one video", "one class", "a table"])
@@ -177,7 +195,7 @@ def test_no_video_of_a_training_folder_is_a_test_video(bench: Bench, tmp_path: P
     if layout == "a table":
         rows = [f"{path.relative_to(root)},{path.parent.name},test" for path in root.rglob("*.mp4")]
         (root / "list.csv").write_text("\n".join(["path,label,split", *rows]))
-    with train._decoded(root, IndexParameters(), SHAPE, bench.runtime) as found:
+    with train._decoded(root, IndexParameters(), source(), bench.runtime) as found:
         assert len(found) == expected
 
 

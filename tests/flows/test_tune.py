@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from flow_running import TINY, WRONG, CommandLine, check_refusal
 
+from vidistill.flows import cli
 from vidistill.flows.parameters import Experiment
 from vidistill.flows.ranges import checked_request, is_range, trial_of, within
 from vidistill.storage.errors import RequestError
@@ -54,6 +55,13 @@ def test_ranges_are_optunas() -> None:
 def test_a_wrong_range_is_one_sentence(ranges: dict[str, str], said: str) -> None:
     with pytest.raises(RequestError, match=said):
         checked_request(ASKED, ranges)
+
+
+def test_a_name_that_is_set_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vidistill.flows.use.tune", lambda *_: pytest.fail("it was begun"))
+    words = ["tune", "--data", "sprites", "--method", "dm", "--set", "dm.lr=0.1..1", "--set", "dm.lr=3"]
+    with pytest.raises(RequestError, match=r"--set dm\.lr is given twice"):
+        cli.app(words, standalone_mode=False)
 
 
 def test_one_method_at_a_time() -> None:

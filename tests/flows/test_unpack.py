@@ -91,7 +91,7 @@ def test_what_is_no_tar_is_said(tmp_path: Path) -> None:
     (tmp_path / "one.tar").write_bytes(b"no tar")
     with pytest.raises(RequestError, match="is no shard of WebDataset"):
         unpack(tmp_path / "one.tar", tmp_path / "out")
-    with pytest.raises(RequestError, match=r"is no shard of WebDataset.*No such file"):
+    with pytest.raises(RequestError, match=r"nowhere\.tar is not there: give shards"):
         unpack(tmp_path / "nowhere.tar", tmp_path / "out")
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from vidistill.storage import files
-from vidistill.storage.errors import RunError
-from vidistill.storage.files import copy_out, size_of
+from vidistill.storage.errors import RequestError, RunError
+from vidistill.storage.files import copy_out, size_of, write_out
 
 
 def test_what_is_removed_while_it_is_measured_has_no_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,3 +37,9 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monk
     assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {
         "report.html": "new", "report.json": "new"
     }  # fmt: skip
+
+
+def test_a_folder_that_is_none_is_a_wrong_request(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RequestError, match=r"file/out cannot be written \(Not a directory\): name another --out"):
+        write_out(tmp_path / "file" / "out", "a", b"")
