@@ -352,7 +352,7 @@ def test_idtd(given: tiny.Tiny) -> None:
 
 M = 2  # images, and motion maps, an instance
 STATIC = {"iterations": 1, "batch_real": 2, "depth": 2, "lr": 3.0, **SGD, **FP32}
-VDSD: dict[str, Any] = {"iterations": 4, "memories": M, "momentum": 0.9, "static": STATIC, **SGD}
+VDSD: dict[str, Any] = {"iterations": 4, "memories": M, "static": STATIC, **SGD}
 
 
 def begun_memory() -> dict[str, torch.Tensor]:
@@ -393,7 +393,7 @@ def same_memory(made: DistilledSet, values: list[float], learnt: dict[str, torch
 
 def test_dm_vdsd(given: tiny.Tiny) -> None:
     made, _ = distilled(
-        given, "dm_vdsd", **VDSD, batch_real=2, lr_dynamic=200.0, lr_hallucinator=0.5, augmentation="dsa"
+        given, "dm_vdsd", **VDSD, momentum=0.9, batch_real=2, lr_dynamic=200.0, lr_hallucinator=0.5, augmentation="dsa"
     )
     hand, learnt = Hand(given, SEED, LABELS, "dsa"), begun_memory()
     rates = {"motion": 200.0, "weight": 0.5, "bias": 0.5}
@@ -404,7 +404,7 @@ def test_dm_vdsd(given: tiny.Tiny) -> None:
 def test_mtt_vdsd(expert: tiny.Tiny) -> None:
     """α has a momentum of its own, and so has the rest."""
     made, p = distilled(expert, "mtt_vdsd", **MATCHED | VDSD, lr_dynamic=2000.0, lr_hallucinator=5.0, lr_lr=0.1,
-                        augmentation="dsa")  # fmt: skip
+                        momentum=0.9, augmentation="dsa")  # fmt: skip
     hand = Hand(expert, SEED, LABELS, "dsa")
     learnt = begun_memory() | {"lr": torch.tensor(0.5, dtype=torch.float64)}
     rates = {"motion": 2000.0, "weight": 5.0, "bias": 5.0, "lr": 0.1}

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 import vidistill
 from vidistill.storage.distilled import DistilledSet
-from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, RequestError, RunError
+from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, RequestError
 from vidistill.storage.exported import EXPORT, LOGITS, TEACHER, read_video, write_lossless
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.distil import distil_jobs
@@ -237,7 +237,7 @@ def test_h264_says_how_much_of_what_was_learned_is_left(bench: Bench, tmp_path: 
 
 def test_a_folder_that_cannot_be_written_is_said(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"file/set cannot be written \(Not a directory\): name another --out"):
+    with pytest.raises(RequestError, match=r"file/set cannot be written \(Not a directory\): name another --out"):
         export_set(bench.store, distilled(bench, "random"), tmp_path / "file" / "set", 8, "mkv")
 
 
