@@ -101,7 +101,8 @@ def set_of(store: Store, key: str) -> ArtifactRef:
         return known.sets[0]
     if not key:
         raise RequestError("Which set? Give the first letters of its key (`vidistill ls distilled`).")
-    key = key.rpartition("/")[2]  # of `kind/key`, as `vidistill ls` has it
+    kind, _, rest = key.partition("/")  # as `vidistill ls` has it
+    key = rest if kind in SETS else key
     sets = [ref for kind in SETS for ref, look in store.survey(kind).items() if look.problem is None]
     found = [ref for ref in sets if ref.key.startswith(key)]
     if not found:
@@ -140,7 +141,7 @@ def write_report(key: str, location: str | None, out: Path) -> None:
     if key == "latest":
         found = sorted(reports, key=lambda ref: reports[ref])[-1:]
     else:
-        found = [ref for ref in reports if key and ref.key.startswith(key.rpartition("/")[2])]
+        found = [ref for ref in reports if key and ref.key.startswith(key.removeprefix("report/"))]
     if not found:
         advice = "see `vidistill ls report`" if reports else "none was made yet, `vidistill run` makes one"
         raise RequestError(f"The store {store.location} has no report {key!r}: {advice}.")

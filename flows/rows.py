@@ -14,7 +14,7 @@ from vidistill.flows.parameters import (
     merged,
     networks_of,
     placeless,
-)  # fmt: skip
+)
 from vidistill.models import FRONT_NAMES, NETWORKS, known, parted
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.distil import blaming

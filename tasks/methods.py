@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet
@@ -296,8 +296,8 @@ def find_method(spec: str) -> MethodSource:
         raise RequestError(f"{path} has no class {name!r} that subclasses vidistill.tasks.methods.Method.")
     if missing := sorted(getattr(found, "__abstractmethods__", ())):
         raise RequestError(f"The class {name!r} of {path} has no {missing[0]}: every method has one (README).")
-    if not (isinstance(found.Parameters, type) and issubclass(found.Parameters, Parameters)):
-        raise RequestError(f"{name}.Parameters of {path} must subclass vidistill.storage.parameters.Parameters.")
+    if not (isinstance(found.Parameters, type) and issubclass(found.Parameters, BaseModel)):
+        raise RequestError(f"{name}.Parameters of {path} is no pydantic model: subclass Parameters (README).")
     if strange := sorted(set(found.needs) - set(get_args(Need))):
         raise RequestError(f"{name}.needs of {path} names {strange[0]!r}: there are {', '.join(get_args(Need))}.")
     return MethodSource(name.lower(), f"{path.absolute()}:{name}", file_digest(path), found)

@@ -105,9 +105,7 @@ def relabel(work: Work) -> None:
     work.record(seeds=[parameters.seed], counts={"clips": len(made)}, **device.facts())
 
 
-def mixed(
-    distilled: DistilledSet, recipe: Recipe, seed: int, clips: Clips, device: Device
-) -> DistilledSet:  # fmt: skip
+def mixed(distilled: DistilledSet, recipe: Recipe, seed: int, clips: Clips, device: Device) -> DistilledSet:
     """The set with its clips mixed as the recipe says, once and for all.
 
     Raises:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 DIVERGED = 10.0
-"""Eq. 2 is 1 where the student did not move: of what is ten times the largest of the first ten, nothing is matched."""
+"""Times the largest of the first ten losses. Eq. 2 is 1 where the student did not move: beyond, nothing is matched."""
 KEPT_BYTES = {"cpu": 2**28, "cuda": 2**33}
 """Of graphs of a student's steps; what does not fit is made twice."""
 FP32: Any = Field("fp32", description="bf16 was a tenth off in the gradient, and no faster.")

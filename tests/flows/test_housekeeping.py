@@ -301,6 +301,8 @@ def test_a_set_goes_by_the_name_that_ls_prints(store: Store) -> None:
         assert set_of(store, key) == ref
     with pytest.raises(RequestError, match="Which set"):
         set_of(store, "")
+    with pytest.raises(RequestError, match="has no set 'folder/a'"):  # which is a path, and not there
+        set_of(store, "folder/a")
 
 
 def test_a_store_with_nothing_to_remove(store: Store, gc: Callable[..., str]) -> None:

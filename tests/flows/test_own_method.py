@@ -272,7 +272,7 @@ class Needy(Random):
         (("a/mine.py:Random",), r"a/mine\.py:Random would be called 'random', as other rows are: rename the class"),
         (("a/mine.py:Mine", "b/mine.py:Mine"), r"Two classes would be called 'mine', that of b/mine\.py:Mine too"),
         (("a/mine.py:Bare",), r"The class 'Bare' of a/mine\.py has no distil"),
-        (("a/mine.py:Loose",), r"Loose\.Parameters of a/mine\.py must subclass"),
+        (("a/mine.py:Loose",), r"Loose\.Parameters of a/mine\.py is no pydantic model"),
         (("a/mine.py:Needy",), r"Needy\.needs of a/mine\.py names 'teachr': there are teacher, pool"),
     ],
 )
