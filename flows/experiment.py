@@ -12,13 +12,12 @@ from vidistill.flows.own import without_places
 from vidistill.flows.parameters import (
     SPRITES,
     Experiment,
-    checked,
     fronted_networks,
     in_words,
     name_of,
     placeless,
 )
-from vidistill.flows.rows import FULL, Row, rows_of, within_budgets, without_blind
+from vidistill.flows.rows import FULL, Row, options_of, rows_of, within_budgets, without_blind
 from vidistill.models import fronted, known
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef
@@ -181,7 +180,7 @@ def _network_used(graph: Graph, row: Row, experiment: Experiment, data: DataRefs
     asked for more than labels, else the student that tried what to keep; empty for none.
     """
     assert row.source is not None
-    options = checked(row.source.method.Parameters, row.cell.options, f"The method {row.source.name}")
+    options = options_of(row.source, row.cell)
     if own := row.source.method(options).network:
         return fronted(own, experiment.front) if known(own) else own
     made = [graph.jobs[ref] for ref in chain if ref.kind in ("distilled", "joined")]
@@ -236,8 +235,7 @@ def _set_jobs(
     """The jobs that make one set under its recipe; the last reference is the set."""
     assert row.source is not None
     method = row.source.method
-    options = checked(method.Parameters, row.cell.options, f"The method {row.source.name}")
-    options = fronted_networks(options, experiment.front)
+    options = fronted_networks(options_of(row.source, row.cell), experiment.front)
     soft = row.recipe.labels == "soft"
     chain: list[ArtifactRef] = []
 

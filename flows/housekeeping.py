@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -99,10 +99,8 @@ def set_of(store: Store, key: str) -> ArtifactRef:
     """
     if (known := names(store).get(key)) is not None:
         return known.sets[0]
-    if not key:
+    if not (key := _bare(key, SETS)):
         raise RequestError("Which set? Give the first letters of its key (`vidistill ls distilled`).")
-    kind, _, rest = key.partition("/")  # as `vidistill ls` has it
-    key = rest if kind in SETS else key
     sets = [ref for kind in SETS for ref, look in store.survey(kind).items() if look.problem is None]
     found = [ref for ref in sets if ref.key.startswith(key)]
     if not found:
@@ -113,6 +111,12 @@ def set_of(store: Store, key: str) -> ArtifactRef:
 
 
 SETS = ("recoded", "relabelled", "joined", "distilled")
+
+
+def _bare(key: str, kinds: Sequence[str]) -> str:
+    """The key alone where it is given as `vidistill ls` has it, after one of these kinds."""
+    kind, _, rest = key.partition("/")
+    return rest if kind in kinds else key
 
 
 def export(key: str, location: str | None, out: Path, fps: int, kind: str) -> None:
@@ -141,7 +145,8 @@ def write_report(key: str, location: str | None, out: Path) -> None:
     if key == "latest":
         found = sorted(reports, key=lambda ref: reports[ref])[-1:]
     else:
-        found = [ref for ref in reports if key and ref.key.startswith(key.removeprefix("report/"))]
+        letters = _bare(key, ("report",))
+        found = [ref for ref in reports if letters and ref.key.startswith(letters)]
     if not found:
         advice = "see `vidistill ls report`" if reports else "none was made yet, `vidistill run` makes one"
         raise RequestError(f"The store {store.location} has no report {key!r}: {advice}.")

@@ -186,9 +186,11 @@ def put(plain: dict[str, Any], name: str, value: Any, model: type[DataRequest] =
         cells = [cell for cell in _cells(plain) if cell["method"].rpartition(":")[2].lower() == path[0]]
         if not cells or len(path) < 2:
             known = ", ".join(model.model_fields)
-            of_run = f", and {path[0]!r} is no method of this run", ", or a method and its option"
-            no_method, or_method = of_run if "cells" in model.model_fields else ("", "")
-            raise RequestError(f"--set knows no parameter {name!r}{no_method}: choose one of {known}{or_method}.")
+            said = f"--set knows no parameter {name!r}"
+            if "cells" in model.model_fields:
+                said += f", and {path[0]!r} is no method of this run"
+                known += ", or a method and its option"
+            raise RequestError(f"{said}: choose one of {known}.")
         for cell in cells:
             cell["options"] = copy.deepcopy(cell.get("options") or {})  # an *alias is the anchor's own object
             put_nested(cell if path[1] == "store" else cell["options"], path[1:], value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vidistill.flows.parameters import Experiment, checked, put
-from vidistill.flows.rows import rows_of
+from vidistill.flows.rows import options_of, rows_of
 from vidistill.storage.errors import RequestError
 
 if TYPE_CHECKING:
@@ -90,5 +90,5 @@ def trial_of(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
     asked = checked(Experiment, plain, "The experiment")
     for row in rows_of(asked):
         if row.source is not None:
-            checked(row.source.method.Parameters, row.cell.options, f"The method {row.source.name}")
+            options_of(row.source, row.cell)
     return asked

@@ -17,6 +17,7 @@ from vidistill.flows.parameters import (
 )
 from vidistill.models import FRONT_NAMES, NETWORKS, known, parted
 from vidistill.storage.errors import RequestError
+from vidistill.storage.parameters import Parameters
 from vidistill.tasks.distil import blaming
 from vidistill.tasks.learning import benchmark
 from vidistill.tasks.learning.evaluate import StudentParameters
@@ -152,11 +153,20 @@ def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
     ]
 
 
+def options_of(source: MethodSource, cell: Cell) -> Parameters:
+    """A cell's options, as its method knows them.
+
+    Raises:
+        RequestError: it does not know one, or not that value.
+    """
+    return checked(source.method.Parameters, cell.options, f"The method {source.name}")
+
+
 def _check_networks(cell: Cell, source: MethodSource) -> None:
     """Make sure that what a method's options call a network is one; what a user's own method calls so is its own."""
     if cell.method not in REGISTRY:
         return
-    for place, network in networks_of(checked(source.method.Parameters, cell.options, f"The method {source.name}")):
+    for place, network in networks_of(options_of(source, cell)):
         if not known(network) and network != CONVNET:
             raise RequestError(f"{source.name}.{place} is {network!r}: there are {', '.join(NETWORKS)}.")
 
@@ -257,8 +267,8 @@ def _nothing_to_see(row: Row, front: str) -> str:
     """Why a row's student or the network that its method matches sees nothing; empty where both see its clips."""
     if row.source is None:
         return ""
-    options = checked(row.source.method.Parameters, row.cell.options, f"The method {row.source.name}")
+    options = fronted_networks(options_of(row.source, row.cell), front)
     with blaming(row.source):
-        method = row.source.method(fronted_networks(options, front))
+        method = row.source.method(options)
         blind = [name for name in (row.student, method.network) if method.still and parted(name)[0] == "centred"]
     return f"The clips of {row.source.name} stand still, and {blind[0]} sees what moves alone" if blind else ""

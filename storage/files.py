@@ -15,6 +15,7 @@ from vidistill.storage.errors import RequestError, RunError, StoreError, Vidisti
 from vidistill.storage.keys import file_digest
 
 NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENAMETOOLONG)
+"""What the system says of a path that is no folder which may be written."""
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -78,7 +79,7 @@ def copy_out(folder: Path, names: Iterable[str], out: Path) -> None:
     """Copy files of an artifact into a user's folder, each of them whole or not at all.
 
     Raises:
-        RunError: the user's folder cannot be written, and why.
+        RequestError, RunError: see `writing_to`.
     """
     with writing_to(out):
         for name in names:
@@ -89,7 +90,7 @@ def write_out(out: Path, name: str, content: bytes) -> None:
     """Write a file of a user's folder, whole or not at all.
 
     Raises:
-        RunError: the folder cannot be written, and why.
+        RequestError, RunError: see `writing_to`.
     """
     with writing_to(out):
         write_whole(out / name, content)

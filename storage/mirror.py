@@ -12,7 +12,7 @@ from logging import getLogger
 from pathlib import Path
 
 from vidistill.storage.errors import RequestError
-from vidistill.storage.files import remove_folder, size_of
+from vidistill.storage.files import listed, remove_folder, size_of
 from vidistill.storage.locks import gone, locked, this_process
 
 VARIABLE = "VIDISTILL_MIRROR_GB"
@@ -101,7 +101,7 @@ class Mirror:
     def _users(self, place: Path) -> list[Path]:
         """The marks of those who use it; what the dead left is removed."""
         living = []
-        for mark in self._marks(place).glob("*"):
+        for mark in listed(self._marks(place)):
             with suppress(FileNotFoundError):  # whoever used it has ended meanwhile
                 owner, age_seconds = json.loads(mark.read_text()), time.time() - mark.stat().st_mtime
                 if gone(owner, age_seconds, ELSEWHERE_SECONDS):

@@ -173,7 +173,7 @@ class Store:
     def notes(self, folder: str) -> dict[str, bytes]:
         """The small documents of a folder beside the artifacts, by name."""
         found = {}
-        for path in (path for path in listed(self.root / folder) if path.suffix == ".json"):
+        for path in self._notes(folder):
             with suppress(FileNotFoundError):
                 found[path.name] = path.read_bytes()
         return found
@@ -190,10 +190,13 @@ class Store:
     def note_times(self, folder: str) -> dict[str, float]:
         """When each of them was written, by the clock that `clock` asks."""
         found = {}
-        for path in (self.root / folder).glob("*.json"):
+        for path in self._notes(folder):
             with suppress(FileNotFoundError):
                 found[path.name] = path.stat().st_mtime
         return found
+
+    def _notes(self, folder: str) -> list[Path]:
+        return [path for path in listed(self.root / folder) if path.suffix == ".json"]
 
     def clock(self, folder: str) -> float:
         """The time that the store itself puts on what is written now; those of hosts differ, and jump.
@@ -242,9 +245,9 @@ class Store:
 
     def dead_attempts(self) -> list[Path]:
         """What dead attempts left in staging."""
-        found = list((self.root / ".staging").glob("*"))  # before the locks: who begins now has nothing in it
+        found = listed(self.root / ".staging")  # before the locks: who begins now has nothing in it
         now = Store.clock(self, ".locks")
-        alive = {lock.name.split(".")[0] for lock in (self.root / ".locks").glob("*") if not abandoned(lock, now)}
+        alive = {lock.name.split(".")[0] for lock in listed(self.root / ".locks") if not abandoned(lock, now)}
         return [path for path in found if path.name.split(".")[0] not in alive]
 
     def sweep(self) -> list[str]:

@@ -86,7 +86,7 @@ def embed(work: Work) -> None:
         teacher = load_teacher(work.store, work.ref("teacher"), clips, device)
         embedding_of = partial(features, teacher, clips, device=device)
     else:
-        videomae = load_videomae(work.job.places.get(FACTS, parameters.embedding))
+        videomae = load_videomae(work.job.places.get(FACTS, parameters.embedding)).to(device.torch_device)
         embedding_of = partial(videomae_features, videomae, clips, device=device)
     first, count = taken_over(work), math.ceil(len(clips) / PIECE)
     array = zarr.open_array(work.folder, path=EMBEDDINGS, mode="r+") if first else None

@@ -29,7 +29,6 @@ def videomae_features(network: Any, clips: Clips, rows_N: NDArray[np.int64], dev
     """
     import torch
 
-    network = network.to(device.torch_device).eval().requires_grad_(False)
     frames, size = network.config.num_frames, network.config.image_size
     found = []
     with torch.inference_mode(), device.autocast():
@@ -52,7 +51,7 @@ def videomae_input(clips_NTHWC: NDArray[np.uint8], frames: int, size: int, devic
 
 
 def load_videomae(place: str) -> Any:
-    """VideoMAE with the weights of a folder or of a name on the Hub, all of them.
+    """VideoMAE with the weights of a folder or of a name on the Hub, all of them, in evaluation mode.
 
     Raises:
         RequestError: the weights are not there or not VideoMAE's.
@@ -70,4 +69,4 @@ def load_videomae(place: str) -> Any:
             f"The weights {place!r} do not fit VideoMAE ({len(absent)} are missing, such as {absent[0]}): give a "
             "checkpoint of VideoMAE, or embedding=teacher."
         )
-    return network
+    return network.eval().requires_grad_(False)

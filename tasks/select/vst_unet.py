@@ -63,9 +63,10 @@ class VSTUNetParameters(Parameters):
 
         One clip has no diversity: λ_d is 0 there, whatever is asked for.
         """
-        div = 0.1 if self.diversity is None else self.diversity
-        rep = self.representativeness
-        return (0.0 if ipc == 1 else div), ((0.1 if ipc == 1 else 1.0) if rep is None else rep)
+        div, rep = (0.0, 0.1) if ipc == 1 else (0.1, 1.0)
+        if self.diversity is not None and ipc > 1:
+            div = self.diversity
+        return div, rep if self.representativeness is None else self.representativeness
 
 
 class VSTUNet(Method):

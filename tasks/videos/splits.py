@@ -13,7 +13,6 @@ from vidistill.storage.parameters import Parameters
 from vidistill.tasks.videos.split_lists import HMDB51_NAME, Split
 
 GROUP_NAME = re.compile(r".+_(?P<group>g\d+)_c\d+")
-SCENE_NAME = re.compile(r".+_(?P<scene>scene\d+)")
 
 
 class Entry(Parameters):
@@ -38,8 +37,8 @@ def entry_of(path: str, label: str, split: Split) -> Entry:
 def group_of(path: str, label: str) -> str | None:
     """What a file's name tells: the class and its source (UCF101's g01, HMDB51's film), the sprites' scene, or None."""
     stem = PurePosixPath(path).stem
-    if match := SCENE_NAME.fullmatch(stem):
-        return match["scene"]
+    if match := re.fullmatch(rf"{re.escape(label)}_(scene\d+)", stem):
+        return match[1]
     if match := GROUP_NAME.fullmatch(stem):
         return f"{label}_{match['group']}"
     match = HMDB51_NAME.fullmatch(stem)

@@ -299,8 +299,9 @@ def test_a_set_goes_by_the_name_that_ls_prints(store: Store) -> None:
     ref = make(store, "distilled", "abc")
     for key in ("distilled/abc", "abc", "a"):
         assert set_of(store, key) == ref
-    with pytest.raises(RequestError, match="Which set"):
-        set_of(store, "")
+    for nothing in ("", "distilled/"):
+        with pytest.raises(RequestError, match="Which set"):
+            set_of(store, nothing)
     with pytest.raises(RequestError, match="has no set 'folder/a'"):  # which is a path, and not there
         set_of(store, "folder/a")
 

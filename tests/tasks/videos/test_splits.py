@@ -35,7 +35,8 @@ def test_any_split_keeps_groups_whole_both_sides_filled_and_the_share_near(sizes
     ("name", "group"),
     [
         ("v_JumpRope_g07_c03.avi", "L_g07"),
-        ("left_scene0001.mp4", "scene0001"),
+        ("L_scene0001.mp4", "scene0001"),
+        ("holiday_scene0001.mp4", None),
         ("prelinger_LetsBeGo1953_wave_u_cm_np10_ba_med_2.avi", "L/prelinger_LetsBeGo1953_wave"),
         ("holiday.mp4", None),
         ("g01_c01x.mp4", None),
