@@ -118,10 +118,12 @@ def tune(
 def segment(
     data: Annotated[str, typer.Option(help="A folder of features in the layout of 50Salads, or `sprites`.")] = "",
     method: Annotated[
-        str | None, typer.Option(help="full, mean, random, herding, tsgf, comma-separated. [dim]\\[default: all][/dim]")
+        list[str] | None,
+        typer.Option(help="full, mean, random, herding, tsgf, comma-separated. [dim]\\[default: all][/dim]"),
     ] = None,
     points: Annotated[
-        str | None, typer.Option(help="Feature vectors a segment, comma-separated: 1,4. [dim]\\[default: 1][/dim]")
+        list[str] | None,
+        typer.Option(help="Feature vectors a segment, comma-separated: 1,4. [dim]\\[default: 1][/dim]"),
     ] = None,
     split: Split = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds. [dim]\\[default: 5][/dim]")] = None,
@@ -139,7 +141,7 @@ def segment(
     if not data:
         raise RequestError("Which features? Give --data DIR, or --data sprites for the set that is rendered.")
     lists = {"methods": (method, "--method"), "points": (points, "--points")}
-    named = {name: listed(value, option) for name, (value, option) in lists.items() if value is not None}
+    named = {name: found for name, given in lists.items() if (found := listed(*given))}
     numbers = {name: value for name, value in {"split": split, "seeds": seeds}.items() if value is not None}
     use.segment({"data": data} | named | numbers | nested(settings or []), store, out, device, runner, verbose)
 

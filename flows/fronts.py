@@ -53,7 +53,12 @@ def expected_graph(request: Request, table: IndexTable, store: Store, graph_of: 
 
 
 def front_graph(request: DataRequest, table: IndexTable) -> Graph | None:
-    """The trials of each front and the decision, last; None where no fifth of the training split can be held out."""
+    """The trials of each front and the decision, last; None where no fifth of the training split can be held out.
+
+    Of clips of one frame there is nothing to choose either: what is not rgb sees what moves.
+    """
+    if request.decode.frames == 1:
+        return None
     try:
         fifths(table.of_split("train"), table.classes)
     except RequestError as error:

@@ -19,10 +19,11 @@ Methods = Annotated[
     ),
 ]
 Budgets = Annotated[
-    str | None, typer.Option("--ipc", help="Clips a class, comma-separated: 1,5. [dim]\\[default: 1][/dim]")
+    list[str] | None, typer.Option("--ipc", help="Clips a class, comma-separated: 1,5. [dim]\\[default: 1][/dim]")
 ]
 Kilobytes = Annotated[
-    str | None, typer.Option("--kb", help="Kilobytes a class, all included, for coded sets, comma-separated: 2,10.")
+    list[str] | None,
+    typer.Option("--kb", help="Kilobytes a class, all included, for coded sets, comma-separated: 2,10."),
 ]
 Clips = Annotated[int | None, typer.Option(help="Of a pool: generated clips a class. [dim]\\[default: 20][/dim]")]
 Layout = Annotated[str | None, typer.Option(help="folders, ucf101, hmdb51, csv …; recognised where it is not given.")]
@@ -30,7 +31,7 @@ Split = Annotated[int | None, typer.Option(help="Number of the official split. [
 Frames = Annotated[int | None, typer.Option(help="Frames a clip. [dim]\\[default: 16][/dim]")]
 Size = Annotated[int | None, typer.Option(help="Height and width of a clip in pixels. [dim]\\[default: 112][/dim]")]
 Students = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         help="r2plus1d_small, minic3d_bn, c3d … (README), torchvision:r3d_18 or FILE.py:CLASS, comma-separated. "
         "[dim]\\[default: r2plus1d_small][/dim]"
@@ -81,9 +82,9 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show Prefect's log and
 
 
 def request_from(
-    data: str, method: list[str] | None, ipc: str | None, kb: str | None, layout: str | None, split: int | None,
-    frames: int | None, size: int | None, students: str | None, front: str | None, seeds: int | None,
-    protocol: str | None, preset: str | None, settings: list[str] | None,
+    data: str, method: list[str] | None, ipc: list[str] | None, kb: list[str] | None, layout: str | None,
+    split: int | None, frames: int | None, size: int | None, students: list[str] | None, front: str | None,
+    seeds: int | None, protocol: str | None, preset: str | None, settings: list[str] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The experiment that options ask for, as plain data: the preset, then the named options, then --set.
 
@@ -98,10 +99,10 @@ def request_from(
     }
     named = {
         "data": data or None,
-        "cells": [{"method": name} for each in method or [] for name in listed(each, "--method")] or None,
-        "ipc": None if ipc is None else [_number(value, "--ipc") for value in listed(ipc, "--ipc")],
-        "kb": None if kb is None else [_kilobytes(value) for value in listed(kb, "--kb")],
-        "students": None if students is None else listed(students, "--students"),
+        "cells": [{"method": name} for name in listed(method, "--method")] or None,
+        "ipc": [_number(value, "--ipc") for value in listed(ipc, "--ipc")] or None,
+        "kb": [_kilobytes(value) for value in listed(kb, "--kb")] or None,
+        "students": listed(students, "--students") or None,
         "front": front,
         "seeds": seeds,
         "protocol": protocol,
@@ -109,10 +110,13 @@ def request_from(
     return commands.request_of(preset, named, nested, settings or [])
 
 
-def listed(value: str, option: str) -> list[str]:
-    names = [name.strip() for name in value.split(",")]
-    if not all(names):
-        raise RequestError(f"{option} {value!r} has an empty place: write its values with one comma between them.")
+def listed(given: list[str] | None, option: str) -> list[str]:
+    """The values of an option that may be given several times, each time several, comma-separated."""
+    names = []
+    for value in given or []:
+        names += [name.strip() for name in value.split(",")]
+        if not all(names):
+            raise RequestError(f"{option} {value!r} has an empty place: write its values with one comma between them.")
     return names
 
 

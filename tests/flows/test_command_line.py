@@ -84,3 +84,13 @@ def test_a_data_set_is_called_as_its_folder_from_wherever_it_is_named(
     monkeypatch.chdir(tmp_path / "clips")
     command = command_of(Experiment.model_validate({"data": ".", "cells": [{"method": "random"}]}))
     assert command == "vidistill run --data clips --method random"
+
+
+def test_a_list_in_several_options_is_one_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = asked(
+        "vidistill run --data sprites --method random,dm --method mtt --ipc 1 --ipc 2,5 --kb 2 --kb 4 "
+        "--students c3d --students minic3d",
+        monkeypatch,
+    )
+    assert [cell.method for cell in found.cells] == ["random", "dm", "mtt"]
+    assert (found.ipc, found.kb, found.students) == ((1, 2, 5), (2.0, 4.0), ("c3d", "minic3d"))

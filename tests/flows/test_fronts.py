@@ -152,3 +152,10 @@ def test_experts_have_a_row_of_each_kind_of_them() -> None:
     assert [(jobs[ref].parameters["seed"], jobs[ref].parameters["expert"]["epochs"]) for ref in experts] == [
         (0, 7), (1, 7),
     ]  # fmt: skip
+
+
+def test_of_clips_of_one_frame_there_is_nothing_to_choose(tmp_path: Any) -> None:
+    asked = experiment("random", decode={"frames": 1})
+    graph = expected_graph(asked, table(), Store(tmp_path), lambda one, videos, ref: build(one, videos, ref, asked))
+    (score,) = (job for job in graph.jobs.values() if job.stage == "score")
+    assert score.parameters["network"] == "r2plus1d_small"
