@@ -141,7 +141,8 @@ def pool(
 
 @app.command()
 def index(
-    data: Data, layout: Layout = None, split: Split = None,
+    data: Annotated[str, typer.Option(help="A folder of labelled videos, or a CSV of path,label,split.")],
+    layout: Layout = None, split: Split = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
 ) -> None:  # fmt: skip
     """List every file of a data set with its outcome: kept, filtered or failed, and why."""

@@ -128,7 +128,7 @@ def segment(
     split: Split = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds. [dim]\\[default: 5][/dim]")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any parameter: sample_rate=2, tcn.epochs=20, labels=[hard].")
+        list[str] | None, typer.Option("--set", help="Any parameter: sample_rate=2, tcn.epochs=20, labels=\\[hard].")
     ] = None,
     store: StoreRoot = None,
     out: Annotated[Path, typer.Option("--out", help="Where segment.md and segment.json are written.")]

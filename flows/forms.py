@@ -43,7 +43,8 @@ def _preset_of(model: type[DataRequest]) -> WithJsonSchema:
     return _one_of(OWN, *(name for name, names in SHIPPED.items() if names <= known and ("cells" in names) == cells))
 
 
-ON_FORM = ("data", "ipc", "kb", "students", "front", "seeds")
+ON_FORM = ("data", "ipc", "kb", "seeds")
+"""And not in `advanced`, which may name students and a front that are a user's own."""
 Preset = Annotated[str, _preset_of(Experiment)]
 PoolPreset = Annotated[str, _preset_of(PoolRequest)]
 Method = Annotated[str, _one_of(*REGISTRY)]
@@ -56,7 +57,7 @@ Number = Annotated[int, Field(ge=0)]
 Runner = Annotated[str, _one_of(*RUNNERS)]
 Advanced = Annotated[dict[str, Any], _beyond(Experiment, *ON_FORM)]
 AdvancedRefresh = Annotated[dict[str, Any], _beyond(Experiment, *ON_FORM, "cells")]
-AdvancedPool = Annotated[dict[str, Any], _beyond(PoolRequest, "data", "front")]
+AdvancedPool = Annotated[dict[str, Any], _beyond(PoolRequest, "data")]
 
 
 def distill_name() -> str:
@@ -98,8 +99,8 @@ def distill(
         methods: The table's methods; variants, and methods of your own, go to `cells` of advanced.
         ipc: Budgets in instances (clips) a class.
         kb: Budgets in kilobytes a class, all included, of the method `coded`.
-        students: Networks that are trained on the distilled sets.
-        front: What networks see first.
+        students: Networks that are trained on the distilled sets; those of your own go to `students` of advanced.
+        front: What networks see first; one of your own goes to `front` of advanced.
         seeds: How many seeds; 0 is the default, 5.
         runner: Who does the jobs; `dask:ADDRESS` and `ray:ADDRESS` go to `runtime` of advanced.
         advanced: Every other parameter, as in a preset, and runtime, such as {"teacher": {"epochs": 20}}.
@@ -126,7 +127,7 @@ def pool(
         data: A folder of videos or a CSV file that the workers can read, or `sprites`, the set that vidistill renders.
         preset: A pool that is shipped; what else is given here changes it: clear the rest for itself.
         clips: Generated clips a class; 0 is the default, 20.
-        front: What networks see first.
+        front: What networks see first; one of your own goes to `front` of advanced.
         runner: Who does the jobs; `dask:ADDRESS` and `ray:ADDRESS` go to `runtime` of advanced.
         advanced: Every other parameter, as in a preset, and runtime, such as {"pool": {"sampler": {"steps": 50}}}.
     """
@@ -134,7 +135,7 @@ def pool(
     if clips:
         plain = merged(plain, {"pool": {"clips_a_class": clips}})
     if front != OWN:
-        plain["front"] = front
+        plain = {"front": front} | plain
     request = pool_request_of(None if preset == OWN else preset, data, plain, [])
     return pools.pool.fn(checked(PoolRequest, request, "The pool"), runtime, out)
 

@@ -90,7 +90,8 @@ def train(request: TrainRequest, runtime: Runtime, out: Path) -> dict[str, Any]:
         RequestError: there is no such set, network or test folder, or the test folder has other classes.
     """
     source = source_of(request.source, runtime.store)
-    asked = request.network or next(iter(source.facts["students"]), "r2plus1d_small")
+    scored = [*source.facts["students"], *(one["student"] for one in source.facts["scores"])]
+    asked = request.network or next(iter(scored), "r2plus1d_small")
     name, places = named(asked)
     if not known(name):
         raise RequestError(

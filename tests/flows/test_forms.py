@@ -181,3 +181,17 @@ def test_compose_names_files_and_variables_that_are_there() -> None:
         assert f"/src/deployments/{name}" in services["deploy"]["command"]
         assert (FOLDER / name).is_file()
     assert services["server"]["ports"] == ["127.0.0.1:4200:4200"], "the server has no login"
+
+
+def test_students_and_a_front_of_one_s_own_go_to_advanced(asked: Asked) -> None:
+    own = {"students": ["net.py:Net"], "front": "front.py:moving"}
+    request = asked(forms.distill, data="videos", methods=["random"], front="rgb", advanced=own)[0]
+    assert (request.students, request.front) == (("net.py:Net",), "front.py:moving")
+    names = parameter_schema(forms.distill).model_dump()["properties"]["advanced"]["propertyNames"]["enum"]
+    assert {*own} <= set(names)
+    assert asked(forms.pool, data="videos", front="rgb", advanced={"front": "front.py:moving"})[0].front == own["front"]
+
+
+def test_what_the_server_does_to_runs_by_itself_it_does_to_ours_alone() -> None:
+    for one in yaml.safe_load((FOLDER / "automations.yaml").read_text())["automations"]:
+        assert one["trigger"]["match_related"]["prefect.resource.id"] == "prefect.tag.vidistill", one["name"]
