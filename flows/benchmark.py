@@ -10,8 +10,8 @@ from prefect.artifacts import create_markdown_artifact
 
 from vidistill.flows.distill import carry_out
 from vidistill.flows.grid import Benchmark, experiments
-from vidistill.storage.errors import RowsFailed
 from vidistill.storage.files import write_out
+from vidistill.storage.leases import leased
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.report.gather import JSON
@@ -45,12 +45,14 @@ def benchmark(grid: Benchmark, runtime: Runtime | None = None, out: Path | None 
     ref, failed = carry_out(experiments(grid), runtime, out)
     store = open_store(runtime.store)
     document = json.loads((store.folder(ref) / JSON).read_text())
-    moving, _ = run_job(motion_job(store.manifest(ref).inputs["train"][0]), runtime)
+    job = motion_job(store.manifest(ref).inputs["train"][0])
+    with leased(store, [ref, job.ref]):
+        motion = motion_of(store, run_job(job, runtime)[0])
     plots = write_plots(document, out) if out is not None else {}
-    page = scores_page(document, plots, motion_of(store, moving))
+    page = scores_page(document, plots, motion)
     if out is not None:
         write_out(out, PAGE, page.encode())
     create_markdown_artifact(page, key="benchmark", description=f"Benchmark {ref.key}")
     if failed:
-        raise RowsFailed(failed)
+        raise failed
     return ref

@@ -8,7 +8,7 @@ clip; the forward one alone is a third of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vidistill.flows.passes import METHODS, Data, of_gradients
@@ -16,8 +16,19 @@ from vidistill.models import parted
 from vidistill.storage.store import ArtifactRef, Manifest
 from vidistill.tasks.generate.autoencoder import MEASURED_FRAMES
 
-Look = Callable[[ArtifactRef], Manifest | None]
-"""What an artifact is, whether it has been made or not; None where nobody knows."""
+
+@dataclass(frozen=True)
+class Look:
+    """What artifacts are, whether they have been made or not.
+
+    Attributes:
+        find: the manifest; None where nobody knows.
+        data: the clips that were counted before: those of a data set lie in thousands of blocks.
+    """
+
+    find: Callable[[ArtifactRef], Manifest | None]
+    data: dict[ArtifactRef, Data] = field(default_factory=dict)
+
 
 NETWORKS = {
     "r2plus1d_small": 0.1e-6, "r2plus1d_small_in": 0.1e-6, "r2plus1d_small_gn": 0.1e-6, "r3d_18": 6e-6,
@@ -87,7 +98,7 @@ def _shape(job: Manifest, look: Look) -> list[str]:
 
 
 def _known(ref: ArtifactRef, look: Look) -> Manifest:
-    found = look(ref)
+    found = look.find(ref)
     if found is None:
         raise LookupError(str(ref))
     return found
@@ -95,6 +106,12 @@ def _known(ref: ArtifactRef, look: Look) -> Manifest:
 
 def _data(ref: ArtifactRef, look: Look) -> Data:
     """The clips of a `clips` or `pool` artifact."""
+    if ref not in look.data:
+        look.data[ref] = _counted(ref, look)
+    return look.data[ref]
+
+
+def _counted(ref: ArtifactRef, look: Look) -> Data:
     made = _known(ref, look)
     blocks = [_known(block, look) for block in made.inputs["blocks"]]
     if made.kind == "pool":

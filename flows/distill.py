@@ -51,15 +51,15 @@ def distill(experiment: Experiment, runtime: Runtime | None = None, out: Path | 
     """
     ref, failed = carry_out([experiment], runtime or Runtime(store=default_location()), out)
     if failed:
-        raise RowsFailed(failed)
+        raise failed
     return ref
 
 
-def carry_out(asked: Sequence[Experiment], runtime: Runtime, out: Path | None) -> tuple[ArtifactRef, str]:
+def carry_out(asked: Sequence[Experiment], runtime: Runtime, out: Path | None) -> tuple[ArtifactRef, RowsFailed | None]:
     """Make one report of experiments that differ in nothing but their front.
 
     Returns:
-        The report's artifact, and a sentence on the rows that could not be made, if any.
+        The report's artifact, and what to raise for the rows that could not be made, if any.
     """
     named = []
     for one in asked:
@@ -82,7 +82,7 @@ def carry_out(asked: Sequence[Experiment], runtime: Runtime, out: Path | None) -
             run_graph(graph, runtime)
     ref = list(graph.jobs)[-1]
     page = publish(ref, runtime, out)
-    return ref, _what_failed(graph, failed, page) if failed else ""
+    return ref, _rows_failed(graph, failed, page) if failed else None
 
 
 def _rest(graph: Graph, failed: Failed) -> Graph:
@@ -102,11 +102,14 @@ def _rest(graph: Graph, failed: Failed) -> Graph:
     return rest
 
 
-def _what_failed(graph: Graph, failed: Failed, page: Path) -> str:
+def _rows_failed(graph: Graph, failed: Failed, page: Path) -> RowsFailed:
     parameters = ReportParameters.model_validate(list(graph.jobs.values())[-1].parameters)
     lost, made = len(parameters.failed), len(parameters.rows)
     first = str(next(iter(failed.values()))).rstrip(".")
-    return f"{lost} of {lost + made} rows failed ({first}): the report {page} holds the others and names them."
+    rows = f"{lost} of {lost + made} rows failed ({first}): the report {page} holds the others and names them."
+    error = RowsFailed(rows if lost else f"{first}: the report {page} has all rows, and says what it lacks.")
+    error.causes = tuple(failed.values())
+    return error
 
 
 def publish(ref: ArtifactRef, runtime: Runtime, out: Path | None) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -32,8 +32,8 @@ class Estimate:
 class Estimates:
     """What jobs will take, the more exactly the more jobs like them have been measured on this machine."""
 
-    def __init__(self, runtime: Runtime, look: Look) -> None:
-        self._runtime, self._look = runtime, look
+    def __init__(self, runtime: Runtime, find: Callable[[ArtifactRef], Manifest | None]) -> None:
+        self._runtime, self._look = runtime, Look(find)
         self._seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self._bytes: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self._done: dict[ArtifactRef, float] = {}
@@ -47,7 +47,7 @@ class Estimates:
         job, share = made, 1.0 - made.record.get("resumed_share", 0.0)
         of = made.ref.parent
         if of is not None:
-            parent, share = self._look(of), made.record.get("measured_share", 0.0)
+            parent, share = self._look.find(of), made.record.get("measured_share", 0.0)
             if parent is None:
                 return
             job, self._done[of] = parent, made.record.get("share", 0.0)

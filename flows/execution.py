@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vidistill.flows.experiment import Graph
 from vidistill.flows.parameters import SPRITES, DataRequest
 from vidistill.flows.runners import submit
-from vidistill.storage.errors import DivergedError, RequestError, RunError, Stopped, VidistillError
+from vidistill.storage.errors import DivergedError, RequestError, RunError, Stopped, TransientError, VidistillError
 from vidistill.storage.leases import leased
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Store
@@ -55,23 +55,26 @@ def discard_damaged(graph: Graph, store: Store) -> list[str]:
         A sentence an artifact.
     """
     said: list[str] = []
+    problems = store.problems(graph.jobs)
     checked: set[ArtifactRef] = set()
+
+    def absent(ref: ArtifactRef) -> bool:
+        """Whether an artifact has to be made: one that is not whole is removed."""
+        problem = problems[ref]
+        if problem is not None and problem != "no artifact":
+            store.discard(ref)
+            said.append(f"{ref} was damaged ({problem}) and is made again.")
+            problems[ref] = "no artifact"
+        return problem is not None
+
     for job in reversed(list(graph.jobs.values())):
-        if _absent(store, job.ref, thorough=False, said=said):
+        if absent(job.ref):
             for need in _needs(job):
                 if need in graph.jobs and need not in checked:
                     checked.add(need)
-                    _absent(store, need, thorough=True, said=said)
+                    problems[need] = store.problem(need, thorough=True)
+                    absent(need)
     return said
-
-
-def _absent(store: Store, ref: ArtifactRef, *, thorough: bool, said: list[str]) -> bool:
-    """Whether an artifact has to be made: one that is not whole is removed."""
-    problem = store.problem(ref, thorough=thorough)
-    if problem is not None and problem != "no artifact":
-        store.discard(ref)
-        said.append(f"{ref} was damaged ({problem}) and is made again.")
-    return problem is not None
 
 
 def _needs(job: Job) -> Iterable[ArtifactRef]:
@@ -158,7 +161,7 @@ def _error_of(job: Job, future: PrefectFuture[Any]) -> VidistillError | None:
     except VidistillError as error:
         return error
     except BrokenExecutor:
-        return RunError(
+        return TransientError(
             "A process that did jobs of this run has ended, killed or out of memory: run the same command again to go "
             "on from here."
         )

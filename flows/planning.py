@@ -163,7 +163,7 @@ def plan_jobs(jobs: Sequence[Job], store: Store, runtime: Runtime) -> Plan:
     estimates, reasons = Estimates(runtime, nodes.get), Reasons(jobs, list(known.values()))
     for manifest in known.values():
         estimates.learn(manifest)
-    problems = {job.ref: store.problem(job.ref) for job in jobs}
+    problems = store.problems(job.ref for job in jobs)
     missing = {ref for ref, problem in problems.items() if problem is not None}
     planned = []
     for job in jobs:

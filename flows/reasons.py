@@ -38,6 +38,7 @@ class Reasons:
             if node.kind == "clips":
                 self._indexed[node.inputs["index"][0]] |= self._videos_of(ref)
         self._known: dict[str, list[Manifest]] = defaultdict(list)
+        self._alike: dict[str, dict[Hashable, list[Manifest]]] = {}
         self._blocks: dict[tuple[str, str], list[Manifest]] = defaultdict(list)
         for manifest in known:
             self._known[manifest.kind].append(manifest)
@@ -52,7 +53,7 @@ class Reasons:
         if not self._known[job.stage]:
             return NOTHING
         own = [self._blocks[job.stage, video] for video in _own_videos(job.manifest)]
-        near = {made.ref: made for block in own for made in block}.values() if own else self._known[job.stage]
+        near = {made.ref: made for block in own for made in block}.values() if own else self._by_name(job.manifest)
         alike = [made for made in near if self._same(made, job.manifest)]
         if not alike:
             return NOTHING_LIKE_IT
@@ -61,9 +62,20 @@ class Reasons:
         found = min((list(differences(made, job)) for made in alike), key=len)
         return ", ".join(found[:3]) + (" …" if len(found) > 3 else "")
 
+    def _by_name(self, job: Manifest) -> list[Manifest]:
+        """What is known of a job's kind, identity and split; put in order once, for there may be thousands of each."""
+        if job.kind not in self._alike:
+            self._alike[job.kind] = defaultdict(list)
+            for made in self._known[job.kind]:
+                self._alike[job.kind][self._name(made)].append(made)
+        return self._alike[job.kind][self._name(job)]
+
+    def _name(self, one: Manifest) -> Hashable:
+        return self._identity(one), self._split(one)
+
     def _same(self, made: Manifest, job: Manifest) -> bool:
         """Whether two are the same job, done otherwise."""
-        if self._identity(made) != self._identity(job) or self._split(made) != self._split(job):
+        if self._name(made) != self._name(job):
             return False
         mine, theirs = (self._videos_of(one.ref) for one in (job, made))
         return not mine or bool(mine & theirs)

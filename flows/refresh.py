@@ -25,15 +25,16 @@ from pydantic import Field
 from vidistill.flows import distill as experiments
 from vidistill.flows.commands import request_of
 from vidistill.flows.execution import data_runtime, find_videos, run_graph
-from vidistill.flows.experiment import Graph
+from vidistill.flows.experiment import Graph, build
 from vidistill.flows.forms import OWN, AdvancedRefresh, Front, Method, Number, Runner, Students, given, listed, parted
+from vidistill.flows.fronts import expected_graph
+from vidistill.flows.own import with_own
 from vidistill.flows.parameters import SPRITES, Experiment, checked, name_of
 from vidistill.flows.rows import FULL
 from vidistill.flows.runners import WORKERS, jobs_done_by
 from vidistill.storage.distilled import DistilledSet
-from vidistill.storage.errors import RequestError, RunError, Stopped, StoreError
+from vidistill.storage.errors import RequestError, RunError, Stopped, TransientError
 from vidistill.storage.files import write_out
-from vidistill.storage.keys import digest
 from vidistill.storage.names import Promoted, names, promote
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Store
@@ -68,11 +69,11 @@ def refresh(
 
     Args:
         data: A folder of videos or a CSV file that the workers can read, to which videos come and from which they go.
-        method: The method; Random is scored beside it.
+        method: The method; Random is scored beside it. One of your own needs `enforce_parameter_schema: false`.
         ipc: The budget in instances (clips) a class.
         kb: The budget in kilobytes a class instead, of the method `coded`; 0 for none.
-        students: Networks that are trained on the sets.
-        front: What networks see first.
+        students: Networks that are trained on the sets; those of your own go to `students` of advanced.
+        front: What networks see first; one of your own goes to `front` of advanced.
         seeds: How many seeds; 0 is the default, 5. The name stands for the first seed's set.
         name: What users load: `vidistill export NAME`, `DistilledSet.load(NAME)`.
         settle_minutes: Videos that came later than this are still coming: the next run looks again.
@@ -88,18 +89,16 @@ def refresh(
         "front": "" if front == OWN else front, "seeds": seeds,
     }), name)  # fmt: skip
     store, table = open_store(runtime.store), find_videos(experiment, data_runtime(experiment, runtime), WORKERS)
-    index, asked, known = index_job(table, experiment.index).ref, digest(experiment), names(store).get(name)
-    if known and (known.index, known.asked) == (index, asked) and store.has(known.sets[0]):
-        return Completed(name="Unchanged", data=known.sets[0], message=f"The videos are those of {known.since:%F %R}.")
-    if (minutes := _quiet_minutes(Path(experiment.data), table)) < settle_minutes:
+    index, known = index_job(table, experiment.index).ref, names(store).get(name)
+    seen, minutes = known is not None and known.index == index, _quiet_minutes(Path(experiment.data), table)
+    if not seen and minutes < settle_minutes:
         said = f"The newest video came {minutes:.0f} minutes ago: the next run looks again."
         return Completed(name="Waiting", data=known and known.sets[0], message=said)
+    if known and known.report == _expected(experiment, table, store, runtime) and store.has(known.sets[0]):
+        return Completed(name="Unchanged", data=known.sets[0], message=f"All is as it was at {known.since:%F %R}.")
     report = experiments.distill.fn(experiment, runtime, out)
     row = _row(store, report, find_method(method).name)
-    made = Promoted(
-        sets=row.sets, report=report, index=index, asked=asked, since=datetime.now(UTC),
-        before=known and known.sets[0],
-    )  # fmt: skip
+    made = Promoted(sets=row.sets, report=report, index=index, since=datetime.now(UTC), before=known and known.sets[0])
     _publish(_compared(store, name, known, made, row, _scored_again(store, experiment, known, row, runtime)), out)
     promote(store, name, made)
     emit_event(PROMOTED, {"prefect.resource.id": f"vidistill.set.{name}"}, payload={"set": str(made.sets[0])})
@@ -114,6 +113,15 @@ def _experiment(plain: dict[str, Any], named: Mapping[str, Any], name: str) -> E
     if [cell["method"] for cell in named["cells"]] == [FULL]:
         raise RequestError("refresh keeps a set under a name, and full makes none: name a method that distils.")
     return checked(Experiment, request_of(None, dict(named), plain), "The experiment")
+
+
+def _expected(experiment: Experiment, table: IndexTable, store: Store, runtime: Runtime) -> ArtifactRef:
+    """The report that a run would make: its key follows the videos, all that is asked for, users' files and weights,
+    and the versions of the code.
+    """
+    own, _ = with_own(experiment, runtime)
+    graph = expected_graph(own, table, store, lambda one, videos, front: build(one, videos, front, experiment))
+    return list(graph.jobs)[-1]
 
 
 def _quiet_minutes(root: Path, table: IndexTable) -> float:
@@ -147,7 +155,7 @@ def _scored_again(
         with jobs_done_by(runtime):
             run_graph(Graph({job.ref: job for job in jobs}), runtime)
     except RunError as error:
-        if isinstance(error, Stopped | StoreError):
+        if isinstance(error, Stopped | TransientError):
             raise
         log.warning("The set in use cannot be scored as the new one is: %s", error)
         return []

@@ -18,7 +18,7 @@ from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from vidistill.storage.errors import RequestError, RunError
+from vidistill.storage.errors import RequestError, TransientError
 from vidistill.storage.provenance import cores
 from vidistill.tasks.running.line import LOOPBACK, answering
 from vidistill.tasks.running.performing import prefect_task
@@ -56,7 +56,7 @@ def jobs_done_by(runtime: Runtime) -> Iterator[None]:
 
     Raises:
         RequestError: its engine is not installed.
-        RunError: the engine does not start, or does not answer.
+        TransientError: the engine does not start, or does not answer.
     """
     from prefect.context import FlowRunContext
 
@@ -91,7 +91,7 @@ def _started(kind: str, address: str, held: ExitStack) -> Any:
                 _ = engine.client  # which makes or finds the cluster
     except Exception as error:
         place = f" at {address}" if address else ""
-        raise RunError(f"The runner {kind}{place} does not start: {type(error).__name__}: {error}") from error
+        raise TransientError(f"The runner {kind}{place} does not start: {type(error).__name__}: {error}") from error
     return engine
 
 
@@ -151,7 +151,9 @@ def _own_address(address: str) -> str:
     """This machine's address as a cluster's machines see it."""
     place = urlsplit(address if "://" in address else f"tcp://{address}")
     if place.port is None:  # ray:auto
-        return socket.gethostbyname(socket.gethostname())
+        import ray
+
+        return str(ray.util.get_node_ip_address())
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         asked.connect((place.hostname, place.port))  # sends nothing
         own: str = asked.getsockname()[0]

@@ -27,7 +27,9 @@ def salvaged(graph: Graph, failed: Failed) -> Graph | None:
         return None
     rows = tuple(_failed_row(row, cause) for row in parameters.rows if (cause := _cause(row, lost)))
     inputs = {name: [ref for ref in refs if ref not in lost] for name, refs in job.inputs.items()}
-    report = report_anew(parameters.model_copy(update={"rows": kept, "failed": rows}), inputs)
+    own = [] if rows else [f"Without {graph.jobs[ref].label}: {error}" for ref, error in failed.items()]
+    told = {"rows": kept, "failed": rows, "notes": (*parameters.notes, *own)}
+    report = report_anew(parameters.model_copy(update=told), inputs)
     return Graph({report.ref: report})
 
 

@@ -21,7 +21,7 @@ from vidistill.flows.distill import distill
 from vidistill.flows.parameters import Experiment
 from vidistill.flows.ranges import checked_request, trial_of
 from vidistill.flows.rows import FULL, rows_of
-from vidistill.storage.errors import RequestError, RunError, Stopped, StoreError
+from vidistill.storage.errors import RequestError, RunError, Stopped, TransientError
 from vidistill.storage.files import write_out
 from vidistill.storage.keys import digest
 from vidistill.storage.opening import default_location, open_store
@@ -116,8 +116,9 @@ def tried(experiment: Experiment, number: int, values: Mapping[str, Any], runtim
         asked = trial_of(experiment, values)
         top1 = top1_of(asked, open_store(runtime.store), distill(asked, runtime))
     except (RunError, RequestError) as error:
-        if isinstance(error, Stopped | StoreError):
-            raise
+        for cause in (error, *getattr(error, "causes", ())):
+            if isinstance(cause, Stopped | TransientError):
+                raise cause from None
         return Trial(number=number, values=dict(values), top1=None, said=str(error))
     return Trial(number=number, values=dict(values), top1=top1)
 

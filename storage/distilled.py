@@ -188,6 +188,12 @@ class DistilledSet:
         return facts
 
     @staticmethod
+    def extras_of(folder: Path) -> set[str]:
+        """The names of a stored set's `extras`, without reading them."""
+        names = json.loads((folder / SET).read_text())["arrays"]
+        return {name.removeprefix("extra_") for name in names if name.startswith("extra_")}
+
+    @staticmethod
     def sources_of(folder: Path) -> tuple[str, ...]:
         """Where a stored set's clips began, without reading them."""
         return tuple(json.loads((folder / SET).read_text())["sources"])
@@ -252,8 +258,23 @@ def joined(parts: list[DistilledSet]) -> DistilledSet:
 def joined_facts(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """The facts of each part, their mean curve where they have the same steps, and all that they say of themselves."""
     made: dict[str, Any] = {"parts": parts}
-    if all(facts.get("loss") for facts in parts) and len({tuple(facts["steps"]) for facts in parts}) == 1:
-        mean_loss = np.mean([facts["loss"] for facts in parts], axis=0)
-        made |= {"steps": parts[0]["steps"], "loss": mean_loss.round(6).tolist()}
-    marks = dict.fromkeys(facts["mark"] for facts in parts if facts.get("mark"))
+    curves = [curve_of(facts) for facts in parts]
+    if all(curves) and len({tuple(curve["steps"]) for curve in curves}) == 1:
+        mean_loss = np.mean([curve["loss"] for curve in curves], axis=0)
+        made |= {"steps": curves[0]["steps"], "loss": mean_loss.round(6).tolist()}
+    marks = dict.fromkeys(filter(None, map(mark_of, parts)))
     return made | ({"mark": "; ".join(marks)} if marks else {})
+
+
+def curve_of(facts: dict[str, Any]) -> dict[str, list[Any]]:
+    """`steps`, `loss` and `alpha` of a set's training; empty where its facts, which are free, hold no such lists."""
+    curve = {name: values for name in ("steps", "loss", "alpha") if isinstance(values := facts.get(name), list)}
+    numbers = all(isinstance(value, int | float) for values in curve.values() for value in values)
+    whole = {"steps", "loss"} <= curve.keys() and all(isinstance(step, int) for step in curve["steps"])
+    return curve if whole and curve["steps"] and numbers and len(set(map(len, curve.values()))) == 1 else {}
+
+
+def mark_of(facts: dict[str, Any]) -> str:
+    """What a set says of itself; empty where it says nothing."""
+    mark = facts.get("mark")
+    return mark if isinstance(mark, str) else ""

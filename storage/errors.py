@@ -15,19 +15,25 @@ class RunError(VidistillError, RuntimeError):
     """The run failed: exit code 1."""
 
 
+class TransientError(RunError):
+    """What failed for no fault of the request: the same run again may do."""
+
+
 class DivergedError(RunError):
     """What was trained came to numbers that are of no use."""
 
 
 class RowsFailed(RunError):
-    """Some rows of a report could not be made; the report is written, and names them."""
+    """Some rows of a report could not be made; the report is written, and names them. `causes` are why."""
+
+    causes: tuple[VidistillError, ...] = ()
 
 
 class Stopped(RunError):
     """Somebody asked the run to stop."""
 
 
-class StoreError(RunError, OSError):
+class StoreError(TransientError, OSError):
     """The store could not be read or written."""
 
 
@@ -39,9 +45,9 @@ class StoreUnreachable(StoreError):
     """The store did not answer, or not with what it has: that may pass."""
 
 
-class ArtifactNotFound(RunError, FileNotFoundError):
+class ArtifactNotFound(TransientError, FileNotFoundError):
     """No such artifact is in the store."""
 
 
-class ArtifactDamaged(RunError, OSError):
+class ArtifactDamaged(TransientError, OSError):
     """An artifact's files are not those that its manifest describes."""

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from logging import getLogger
@@ -19,6 +20,8 @@ VARIABLE = "VIDISTILL_MIRROR_GB"
 ELSEWHERE_SECONDS = 2 * 86400.0
 """For how long a process of another host, whose mirror this is too, is believed to read what it asked for."""
 
+_HERE = uuid.uuid4().hex[:8]
+"""Tells processes of containers apart that have one number and one mirror."""
 _said: set[Path] = set()
 log = getLogger("vidistill")
 
@@ -48,10 +51,11 @@ class Mirror:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._limit = limit_bytes()
+        self._sizes: dict[tuple[Path, int], int] = {}
 
     def use(self, place: Path) -> None:
         """Keep the artifact in this folder as long as this process lives."""
-        mark = self._marks(place) / str(os.getpid())
+        mark = self._marks(place) / f"{os.getpid()}-{_HERE}"
         if mark not in _said:
             self._write(place, mark)
             _said.add(mark)
@@ -61,7 +65,7 @@ class Mirror:
     @contextmanager
     def held(self, place: Path) -> Iterator[None]:
         """Keep it while the block runs."""
-        mark = self._marks(place) / f"{os.getpid()}.{threading.get_ident()}"
+        mark = self._marks(place) / f"{os.getpid()}-{_HERE}.{threading.get_ident()}"
         self._write(place, mark)
         try:
             yield
@@ -81,12 +85,12 @@ class Mirror:
         with locked(self._root / ".locks" / "mirror"):
             used = {place: _time_of(place) for place in self._root.glob("[!.]*/*/")}
             places = sorted(used, key=lambda place: used[place])
-            sizes = {place: size_of(place) for place in places}
+            sizes = {place: self._size(place) for place in places}
             total = sum(sizes.values())
             for place in places:
                 if total <= self._limit:
                     return
-                if not self._users(place):
+                if not self._users(place) and not self.only_copy(place).exists():
                     (place / "manifest.json").unlink(missing_ok=True)
                     remove_folder(place)
                     total -= sizes[place]
@@ -94,6 +98,20 @@ class Mirror:
             "The mirror %s holds %.1f GB, more than %s=%g: what is being read stays until its run has ended.",
             self._root, total / 1e9, VARIABLE, self._limit / 1e9,
         )  # fmt: skip
+
+    def only_copy(self, place: Path) -> Path:
+        """A file that is there while the store lacks the artifact in this folder, which therefore stays."""
+        return self._root / ".unpublished" / f"{place.name}.{place.parent.name}"
+
+    def _size(self, place: Path) -> int:
+        """In bytes; what was committed is measured once."""
+        try:
+            committed = place, (place / "manifest.json").stat().st_mtime_ns
+        except FileNotFoundError:
+            return size_of(place)
+        if committed not in self._sizes:
+            self._sizes[committed] = size_of(place)
+        return self._sizes[committed]
 
     def _marks(self, place: Path) -> Path:
         return self._root / ".used" / f"{place.parent.name}.{place.name}"

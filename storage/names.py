@@ -13,21 +13,21 @@ from vidistill.storage.store import ArtifactRef, Store
 NAMES = ".names"
 
 
-class Promoted(Parameters):
+class Promoted(Parameters, extra="ignore"):
     """What a name stands for.
 
     Attributes:
         sets: the set of each seed; the name stands for the first.
         report: the report that scores them.
         index: the videos that they were made from.
-        asked: the digest of what was asked for.
         before: the set that the name stood for until then.
+
+    What earlier versions said besides is passed over.
     """
 
     sets: tuple[ArtifactRef, ...]
     report: ArtifactRef
     index: ArtifactRef
-    asked: str
     since: datetime
     before: ArtifactRef | None = None
 

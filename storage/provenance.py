@@ -38,8 +38,14 @@ def machine() -> str:
 @cache
 def commit() -> str:
     """The commit of the checkout that this file lies in; empty for an installed wheel."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    folder = Path(__file__).resolve().parent
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        own = _git(folder, "rev-parse", "--show-toplevel") == str(folder.parent)  # else one that holds an environment
+        return _git(folder, "describe", "--always", "--dirty", "--abbrev=12") if own else ""
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

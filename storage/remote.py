@@ -58,6 +58,10 @@ class RemoteStore(Store):
     def folders(self, refs: Iterable[ArtifactRef]) -> list[Path]:
         return self._objects.each(self.folder, refs)
 
+    def problems(self, refs: Iterable[ArtifactRef]) -> dict[ArtifactRef, str | None]:
+        asked = list(refs)
+        return dict(zip(asked, self._objects.each(self.problem, asked), strict=True))
+
     def problem(self, ref: ArtifactRef, *, thorough: bool = False) -> str | None:
         published = self._published(ref)
         if published is None:
@@ -212,7 +216,7 @@ class RemoteStore(Store):
         return f"{self._prefix}/{ref.kind}/{ref.key}"
 
     def _unpublished(self, ref: ArtifactRef) -> Path:
-        return self.root / ".unpublished" / f"{ref.key}.{ref.kind}"
+        return self._mirror.only_copy(self._place(ref))
 
     def _published(self, ref: ArtifactRef) -> bytes | None:
         """The manifest in the store; one that came half is asked for again."""

@@ -95,6 +95,10 @@ class Store:
         """What is wrong with an artifact: None, or a few words. `thorough` reads every byte, whatever its size."""
         return (self._look(ref, "read") if thorough else self._look(ref, "once", FULL_CHECK_BYTES)).problem
 
+    def problems(self, refs: Iterable[ArtifactRef]) -> dict[ArtifactRef, str | None]:
+        """The same of several, which are asked for side by side where they are elsewhere."""
+        return {ref: self.problem(ref) for ref in refs}
+
     def audit(self, ref: ArtifactRef) -> str | None:
         """What is wrong with an artifact, by every byte as the store itself keeps it."""
         return self.problem(ref, thorough=True)

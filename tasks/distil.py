@@ -14,7 +14,7 @@ from pydantic import Field
 from vidistill.storage.causes import clear_errors
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet, joined
-from vidistill.storage.errors import RunError, VidistillError
+from vidistill.storage.errors import RunError, TransientError, VidistillError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.generate.pool import open_pool
@@ -65,7 +65,7 @@ def distil(work: Work) -> None:
     parameters = DistilParameters.model_validate(work.job.parameters)
     source = find_method(work.runtime.methods.get(parameters.method, parameters.method))
     if source.digest != parameters.method_digest:
-        raise RunError(f"The file of the method {parameters.method} changed during the run: run again.")
+        raise TransientError(f"The file of the method {parameters.method} changed during the run: run again.")
     options = source.method.Parameters.model_validate(parameters.options)
     clips = Clips(work.store, work.ref("clips"))
     device = Device.of(work, getattr(options, "precision", "auto"))

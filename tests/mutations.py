@@ -334,8 +334,8 @@ MUTATIONS = [
              "for group in np.array_split(np.arange(classes), count)]",
              "for group in np.split(np.arange(classes), range(10, classes, 10))]"),
     Mutation("storage/distilled.py", "groups have no curve", CURVE_OF_GROUPS,
-             'made |= {"steps": parts[0]["steps"],',
-             'made |= {} and {"steps": parts[0]["steps"],'),
+             'made |= {"steps": curves[0]["steps"],',
+             'made |= {} and {"steps": curves[0]["steps"],'),
     # what students see
     Mutation("tasks/learning/relabel.py", "salient frames are mixed and still ones are not", MIXED,
              "s_BT <= threshold(",
@@ -1745,10 +1745,14 @@ MUTATIONS = [
              of("flows/test_forms.py", "test_a_run_is_called_by_the_methods_that_it_runs"),
              "list(cells) or asked[\"methods\"]",
              "asked[\"methods\"] or list(cells)"),
-    Mutation("tasks/report/gather.py", "a number that a user's method calls its loss is a curve",
-             of("tasks/report/test_naming.py", "test_a_loss_that_is_one_number_is_a_fact_and_no_curve"),
-             "if isinstance(facts.get(\"loss\"), list) and facts.get(\"steps\"):",
-             "if facts.get(\"loss\"):"),
+    Mutation("storage/distilled.py", "any loss of a user's own is a curve",
+             of("tasks/report/test_naming.py", "test_what_a_user_s_method_says_of_its_set_is_its_own"),
+             'return curve if whole and curve["steps"] and numbers and len(set(map(len, curve.values()))) == 1 else {}',
+             "return curve"),
+    Mutation("tasks/report/bytes.py", "any search of a user's own is drawn",
+             of("tasks/report/test_naming.py", "test_what_a_user_s_method_says_of_its_set_is_its_own"),
+             "isinstance(one, dict) and one.keys() >= POINT",
+             "isinstance(one, dict)"),
     Mutation("tasks/videos/frames.py", "whole frames are darker than clips",
              of("tasks/videos/test_decoder.py", "test_whole_frames_have_the_pixels_of_clips"),
              "np.dstack(planes(frame, reformatter, *size))",
@@ -1804,5 +1808,61 @@ MUTATIONS = [
                  "flows/test_planning.py", "test_a_plan_says_which_rows_there_will_not_be"),
              "notes=(*table.notes, *said))",
              "notes=table.notes)"),
+    Mutation("flows/options.py", "of an option that is given twice the last counts", of(
+                 "flows/test_command_line.py", "test_a_list_in_several_options_is_one_list"),
+             "for value in given or []:",
+             "for value in (given or [])[-1:]:"),
+    Mutation("flows/fronts.py", "a front is tried on clips of one frame", of(
+                 "flows/test_fronts.py", "test_of_clips_of_one_frame_there_is_nothing_to_choose"),
+             "if request.decode.frames == 1:",
+             "if False:"),
+    Mutation("flows/tune.py", "a scheduler that is down is a finding", of(
+                 "flows/test_tune.py", "test_what_may_pass_is_no_finding"),
+             "for cause in (error, *getattr(error, \"causes\", ())):",
+             "for cause in (error,):"),
+    Mutation("flows/salvage.py", "a report is silent on what no row needs", of(
+                 "flows/test_planning.py",
+                 "test_a_report_that_lacks_the_quality_of_a_pool_has_all_rows_and_says_so"),
+             "(*parameters.notes, *own)",
+             "parameters.notes"),
+    Mutation("flows/costs.py", "blocks are counted anew for each score", of(
+                 "flows/test_planning.py", "test_the_clips_of_a_data_set_are_counted_once_for_all_scores"),
+             "if ref not in look.data:",
+             "if True:"),
+    Mutation("storage/mirror.py", "the only copy is trimmed", of(
+                 "storage/test_stumbling.py", "test_what_could_not_be_uploaded_stays_in_the_mirror"),
+             " and not self.only_copy(place).exists()",
+             ""),
+    Mutation("storage/provenance.py", "a wheel has the commit of its user's repository", of(
+                 "storage/test_provenance.py",
+                 "test_a_wheel_does_not_have_the_commit_of_the_repository_that_its_environment_lies_in"),
+             " if own else \"\"",
+             ""),
+    Mutation("tasks/running/line.py", "a worker keeps the lines of flows that are over", of(
+                 "tasks/test_running.py", "test_a_flow_that_is_over_leaves_no_line_behind"),
+             "                self._socket.close()",
+             "                pass"),
+    Mutation("tasks/report/tables.py", "a row that is settled behind is bold", of(
+                 "tasks/report/test_page.py", "test_a_winner_that_seeds_do_not_settle_is_not_bold"),
+             "return found.settled and found.mean > 0",
+             "return found.settled"),
+    Mutation("tasks/report/scores.py", "another recipe's robust score stands for that of hard labels", of(
+                 "tasks/report/test_scores.py",
+                 "test_a_method_without_crops_under_soft_labels_alone_has_its_augmentation_robust_score"),
+             "shown.get(\"hard\") or next(",
+             "next("),
+    Mutation("tasks/report/page.py", "clips that are too many are not shown at all", of(
+                 "tasks/report/test_page.py", "test_pictures_stop_before_the_page_grows_large"),
+             "if shown and spent > PICTURE_BYTES:",
+             "if spent > PICTURE_BYTES:"),
+    Mutation("tasks/report/card.py", "a card is silent on how students were trained", of(
+                 "tasks/report/test_packing.py", "test_the_card_says_what_it_is_and_whose"),
+             "return \", \".join([score[\"protocol\"], *changes])",
+             "return str(score[\"protocol\"])"),
+    Mutation("tasks/videos/index.py", "a stray file is a change of the videos", of(
+                 "tasks/videos/test_index.py",
+                 "test_a_stray_file_is_in_the_report_s_index_and_not_in_that_of_the_clips"),
+             "\"index of all files\"",
+             "\"index\""),
 ]
 # fmt: on

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from vidistill.models import FRONT_NAMES, OWN, parted
-from vidistill.storage.errors import RequestError, RunError
+from vidistill.storage.errors import RequestError, TransientError
 from vidistill.storage.keys import file_digest
 
 if TYPE_CHECKING:
@@ -70,11 +70,11 @@ def register(places: Mapping[str, str]) -> None:
     """Have this process know users' networks by the names that the flow gave them.
 
     Raises:
-        RunError: a file has changed since.
+        TransientError: a file has changed since.
     """
     for name, place in places.items():
         if name not in OWN and named(place)[0] != name:
-            raise RunError(f"The file of {name} ({place}) changed during the run: run again.")
+            raise TransientError(f"The file of {name} ({place}) changed during the run: run again.")
 
 
 def imported(path: Path) -> ModuleType:

@@ -21,6 +21,8 @@ from vidistill.tasks.report.tables import budget_of, percent, row_label, spread
 CODED_TOO = " · coded"
 COLUMNS = ("Method", "kB a class", "Budget", "Top-1 %", "of full %")
 KINDS = ("hard", "soft", "online")
+POINT = {"crf", "scale", "frames", "clips", "bytes", "students", "top1"}
+"""What a search says of each point: facts of a method of a user's own that say else are no search."""
 
 
 def coded_bytes(store: Store, plan: RowPlan, scores: Mapping[ArtifactRef, Score]) -> dict[str, int]:
@@ -41,9 +43,9 @@ def searches(store: Store, plans: Iterable[RowPlan]) -> dict[str, list[dict[str,
     """What each search for a quantiser tried, by method, budget and labels."""
     found = {}
     for name, plan in named_sets(plans):
-        facts = DistilledSet.facts_of(store.folder(plan.sets[0]))
-        if facts.get("search"):
-            found[f"{name}{plan.budget}, {plan.recipe}"] = facts["search"]
+        tried = DistilledSet.facts_of(store.folder(plan.sets[0])).get("search")
+        if tried and isinstance(tried, list) and all(isinstance(one, dict) and one.keys() >= POINT for one in tried):
+            found[f"{name}{plan.budget}, {plan.recipe}"] = tried
     return found
 
 

@@ -56,18 +56,27 @@ def _card(facts: dict[str, Any]) -> str:
         "made by": f"vidistill {facts['vidistill']}, artifact {facts['set']}",
     }
     scores = [
-        f"| {one['student']} | {one['recipe']} | {one['seed']} | {one['top1']:.1%} | {one['top5']:.1%} |"
+        f"| {one['student']} | {_training(one)} | {one['recipe']} | {one['seed']} | "
+        f"{one['top1']:.1%} | {one['top5']:.1%} |"
         for one in facts["scores"]
     ]
+    split = "held-out fifth of the training split" if facts["split"] == "validation" else "real test split"
     return "\n".join([
         f"# {_name(facts)}", "", f"A distilled video data set: {_description(facts)}", "",
         *(f"- {name}: {words}" for name, words in told.items()), "",
-        "## Scores on the real test split", "", "| student | recipe | seed | top-1 | top-5 |", "|---" * 5 + "|",
-        *(scores or ["| none in the store | | | | |"]), "",
+        f"## Scores on the {split}", "",
+        "| student | trained | recipe | seed | top-1 | top-5 |", "|---" * 6 + "|",
+        *(scores or ["| none in the store | | | | | |"]), "",
         "## Use", "",
         f"`vidistill train FOLDER --test DIR`, or `vidistill.Dataset(FOLDER)`; {EXPORT} says how clips are seen.", "",
         "## Licence", "", LICENCE.format(data=_data(facts)), "",
     ])  # fmt: skip
+
+
+def _training(score: dict[str, Any]) -> str:
+    """How its student was trained, by the protocol's name and what differed from it."""
+    changes = (f"{name} {value}" for name, value in score["training"].items())
+    return ", ".join([score["protocol"], *changes])
 
 
 def _data(facts: dict[str, Any]) -> str:

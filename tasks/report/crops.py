@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.distilled import DistilledSet, mark_of
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.report.data import CropSet, CropShown, RowPlan
 from vidistill.tasks.report.naming import named_sets
@@ -24,8 +24,10 @@ def crop_sets(store: Store, plans: Iterable[RowPlan]) -> list[CropSet]:
     for name, plan in named_sets(plans):
         if plan.ipc is not None:
             chosen.setdefault((name, plan.ipc), plan.sets[0])
-    loaded = ((name, ipc, DistilledSet.load(store.folder(ref))) for (name, ipc), ref in chosen.items())
-    return [_crop_set(name, ipc, made) for name, ipc, made in loaded if made.extras.keys() >= PICTURES]
+    return [
+        _crop_set(name, ipc, DistilledSet.load(store.folder(ref)))
+        for (name, ipc), ref in chosen.items() if DistilledSet.extras_of(store.folder(ref)) >= PICTURES
+    ]  # fmt: skip
 
 
 def _crop_set(name: str, ipc: int, made: DistilledSet) -> CropSet:
@@ -54,5 +56,4 @@ def _crop_set(name: str, ipc: int, made: DistilledSet) -> CropSet:
 
 def row_mark(store: Store, sets: Iterable[ArtifactRef]) -> str:
     """What a row's sets say of themselves, such as how few videos gave a crop; empty where they say nothing."""
-    found = (DistilledSet.facts_of(store.folder(ref)).get("mark", "") for ref in sets)
-    return next(filter(None, found), "")
+    return next(filter(None, (mark_of(DistilledSet.facts_of(store.folder(ref))) for ref in sets)), "")

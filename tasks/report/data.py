@@ -176,11 +176,12 @@ class Row(Named):
 
 
 class Curve(Parameters):
-    """One training: a student's, by a name such as `tsgf soft, ipc 1, minic3d_bn` (method, variant, then setting), or
+    """One training: a student's, by a name such as `tsgf soft, ipc 1, minic3d_bn` (method, variant, then `setting`), or
     that of a set, by a name such as `dm, ipc 1`; `alpha` is the student's learning rate that a set learned, if any.
     """
 
     name: str
+    setting: str = Field("", exclude_if=lambda setting: not setting)
     seed: int
     steps: list[int]
     loss: list[float]

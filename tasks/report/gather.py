@@ -12,9 +12,9 @@ from pydantic import Field
 
 from vidistill.models import parted
 from vidistill.storage.clips import Clips
-from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.distilled import DistilledSet, curve_of
 from vidistill.storage.parameters import Parameters
-from vidistill.storage.store import ArtifactRef, Manifest, Store
+from vidistill.storage.store import MANIFEST, ArtifactRef, Manifest, Store
 from vidistill.tasks.learning.evaluate import Score, load_score
 from vidistill.tasks.learning.trial import trials_of
 from vidistill.tasks.report.bytes import coded_bytes, searches
@@ -84,7 +84,7 @@ def report_anew(parameters: ReportParameters, inputs: Mapping[str, Sequence[Arti
     return report_job(parameters, index, inputs["train"][0], inputs["test"][0], teacher, quality, front)
 
 
-@stage("report", version=19)  # 19: a loss of a user's own that is one number is no curve
+@stage("report", version=20)  # 20: facts of a user's own that are no curve, search or mark are not read as such
 def report(work: Work) -> None:
     asked = ReportParameters.model_validate(work.job.parameters)
     rows, failed = told_apart(asked.rows), told_apart(asked.failed, beside=asked.rows)
@@ -234,10 +234,10 @@ def _marked(row: Row, plan: RowPlan, scores: dict[ArtifactRef, Score], mark: str
 def _curves(parameters: ReportParameters, scores: dict[ArtifactRef, Score]) -> list[Curve]:
     curves = []
     for plan in parameters.rows:
-        name = f"{plan.name} {plan.recipe}{plan.budget}, {plan.student}"
+        setting = f"{plan.recipe}{plan.budget}, {plan.student}"
         for seed, ref in enumerate(plan.scores):
-            score = scores[ref]
-            curves.append(Curve(name=name, seed=seed, steps=list(score.steps), loss=list(score.loss)))
+            steps, loss = list(scores[ref].steps), list(scores[ref].loss)
+            curves.append(Curve(name=f"{plan.name} {setting}", setting=setting, seed=seed, steps=steps, loss=loss))
     return curves
 
 
@@ -247,11 +247,8 @@ def _losses(store: Store, parameters: ReportParameters) -> list[Curve]:
     for set_name, plan in named_sets(parameters.rows):
         name = f"{set_name}{plan.budget}"
         for seed, ref in enumerate(plan.sets):
-            facts = DistilledSet.facts_of(store.folder(ref))
-            if isinstance(facts.get("loss"), list) and facts.get("steps"):
-                told = {key: facts.get(key) for key in ("steps", "loss", "alpha")}
-                curve = Curve(name=name, seed=seed, **told)
-                found.setdefault((name, seed), curve)
+            if told := curve_of(DistilledSet.facts_of(store.folder(ref))):
+                found.setdefault((name, seed), Curve(name=name, seed=seed, **told))
     return list(found.values())
 
 
@@ -278,9 +275,9 @@ def _saliencies(store: Store, parameters: ReportParameters, classes: tuple[str, 
     """Saliency, ε and mask of the first clip of the first classes, for every method that left them in its set."""
     found: list[Saliency] = []
     for name, ref in _first_sets(parameters).items():
-        made = DistilledSet.load(store.folder(ref))
-        if not {"saliency", "epsilon", "mask"} <= made.extras.keys():
+        if not DistilledSet.extras_of(store.folder(ref)) >= {"saliency", "epsilon", "mask"}:
             continue
+        made = DistilledSet.load(store.folder(ref))
         for label in range(min(4, len(classes))):
             clip = int(np.flatnonzero(made.labels_N == label)[0])
             found.append(
@@ -302,12 +299,14 @@ def _floats(values: NDArray[Any]) -> list[float]:
 def _lineage(store: Store, refs: list[ArtifactRef]) -> dict[ArtifactRef, Manifest]:
     """The manifests of these artifacts and of everything that they were made from."""
     found: dict[ArtifactRef, Manifest] = {}
-    left = list(refs)
+    left = set(refs)
     while left:
-        ref = left.pop()
-        if ref not in found:
-            found[ref] = store.manifest(ref)
-            left += [need for needs in found[ref].inputs.values() for need in needs]
+        read = store.contents(sorted(left, key=str), MANIFEST)
+        made = {ref: Manifest.model_validate_json(content) for ref, content in read.items()}
+        for lost in left - made.keys():
+            store.folder(lost)  # says what is wrong
+        found |= made
+        left = {need for one in made.values() for needs in one.inputs.values() for need in needs} - found.keys()
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from vidistill.storage.clips import Clips
 from vidistill.storage.exported import TEACHER
 from vidistill.storage.store import ArtifactRef, Manifest, Store
-from vidistill.tasks.learning.evaluate import load_score
+from vidistill.tasks.learning.evaluate import StudentParameters, load_score
 from vidistill.tasks.methods import Recipe
 
 SCORES = ("top1", "top5", "auc", "f1")
@@ -23,7 +23,7 @@ class Origin:
     Attributes:
         made: of the set, as a method made it (one of its parts, where it was made in groups).
         relabelled: of the set with its soft labels, if it has any.
-        scores: of its scores in this store. teacher: whom its online rows ask.
+        scores: of its scores in this store. teacher: whom the first of its online rows asked.
         reports: parameters of the reports in this store that show it.
     """
 
@@ -44,7 +44,8 @@ class Origin:
             relabelled = manifest if manifest.kind == "relabelled" else relabelled
             manifest = store.manifest(manifest.inputs["parts" if manifest.kind == "joined" else "distilled"][0])
         scores = [one for one in _manifests(store, "score") if ref in one.inputs.get("distilled", [])]
-        teacher = next((one.inputs["teacher"][0] for one in scores if one.inputs.get("teacher")), None)
+        asked = [one for one in scores if one.inputs.get("teacher")]
+        teacher = min(asked, key=lambda one: one.created).inputs["teacher"][0] if asked else None
         reports = [one for one in _manifests(store, "report") if ref in one.inputs.get("sets", [])]
         return Origin(store, ref, manifest, relabelled, scores, teacher, reports)
 
@@ -111,7 +112,9 @@ class Origin:
         if self.teacher is None:
             return None
         recipes = {
-            Recipe.model_validate(one.parameters["recipe"]).name for one in self.scores if "teacher" in one.inputs
+            Recipe.model_validate(one.parameters["recipe"]).name
+            for one in self.scores
+            if self.teacher in one.inputs.get("teacher", [])
         }
         network = self.store.manifest(self.teacher).parameters["network"]
         return {"network": network, "weights": TEACHER, "recipes": sorted(recipes), "artifact": str(self.teacher)}
@@ -119,7 +122,9 @@ class Origin:
     def _score_facts(self, manifest: Manifest) -> dict[str, Any]:
         score, asked = load_score(self.store.folder(manifest.ref)), manifest.parameters
         recipe = Recipe.model_validate(asked["recipe"]).name
-        told = {"student": asked["network"], "recipe": recipe, "protocol": _protocol(manifest)}
+        usual = StudentParameters().of(asked["network"]).model_dump(mode="json")
+        training = _differing(asked["student"], usual) if _protocol(manifest) == "vidistill" else {}
+        told = {"student": asked["network"], "recipe": recipe, "protocol": _protocol(manifest), "training": training}
         values = {name: getattr(score, name) for name in SCORES}
         return told | values | {"seed": asked["seed"], "artifact": str(manifest.ref)}
 
@@ -131,9 +136,16 @@ class Origin:
         return {name: str(manifest.ref) if manifest else None for name, manifest in places.items()}
 
 
+def _differing(own: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _differing(value, usual[name]) if isinstance(value, dict) and usual.get(name) else value
+        for name, value in own.items() if value != usual.get(name)
+    }  # fmt: skip
+
+
 def _protocol(score: Manifest) -> str:
     return str(score.parameters.get("protocol", "vidistill"))
 
 
 def _manifests(store: Store, kind: str) -> list[Manifest]:
-    return [store.manifest(ref) for ref in store.refs(kind) if store.has(ref)]
+    return [look.manifest for look in store.survey(kind).values() if look.manifest and look.problem is None]

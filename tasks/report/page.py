@@ -6,7 +6,6 @@ Legend: T frames, H height, W width, C colours.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -31,6 +30,7 @@ from vidistill.tasks.report.tables import (
     failed_cells,
     group_of,
     heading_of,
+    markdown_text,
     percent,
     row_label,
     size,
@@ -123,22 +123,18 @@ def render_markdown(data: ReportData) -> str:
             lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 2) + "---|"]
             lines += ["| " + " | ".join(_markdown_cells(line)) + " |" for line in group.lines]
             lines += ["| " + " | ".join(group.chance) + " |"] if group.chance else []
-            blocks += [f"**{_markdown_text(group.heading)}**", "\n".join(lines)]
+            blocks += [f"**{markdown_text(group.heading)}**", "\n".join(lines)]
             blocks += [] if group.random_present else ["Random was not run under this recipe."]
-            blocks += [_markdown_text(mark) for mark in group.marks]
+            blocks += [markdown_text(mark) for mark in group.marks]
     if data.failed:
         named = [f"- {' · '.join(failed_cells(row)[:4])}: {row.error}" for row in data.failed]
-        blocks += ["## Rows that failed", "\n".join(map(_markdown_text, named))]
+        blocks += ["## Rows that failed", "\n".join(map(markdown_text, named))]
     return "\n\n".join(blocks) + "\n"
 
 
 def _markdown_cells(line: TableLine) -> list[str]:
-    first, top1, *others = (_markdown_text(cell) for cell in line.cells)
+    first, top1, *others = (markdown_text(cell) for cell in line.cells)
     return [f"**{first}**", f"**{top1}**", *others] if line.best else [first, top1, *others]
-
-
-def _markdown_text(text: str) -> str:
-    return re.sub(r"([|*_<>`\[\]\\])", r"\\\1", text)
 
 
 def _finite(value: Any) -> Any:
@@ -158,16 +154,14 @@ class Facet:
     panel: pictures.Panel
 
 
-def _curve_name(name: str) -> tuple[str, str]:
-    """`tsgf soft, ipc 1, minic3d_bn` → (`TSGF`, `soft, ipc 1, minic3d_bn`)."""
-    found = re.match(r"(.+?)\s+((?:hard|soft|online|learned)\b.*)", name)
-    method, setting = found.groups() if found else (name, "")
-    return display(method), setting
+def _method_of(curve: Curve) -> str:
+    """`TSGF` of `tsgf soft, ipc 1, minic3d_bn`, whose setting are the words from `soft` on."""
+    return display(curve.name.removesuffix(curve.setting).strip())
 
 
 def _colours(data: ReportData) -> dict[str, str]:
     """A colour class for each method, in order of appearance; Random and Full data have their own."""
-    names = [*map(row_label, data.rows), *(_curve_name(curve.name)[0] for curve in data.curves)]
+    names = [*map(row_label, data.rows), *map(_method_of, data.curves)]
     own = {"Random": "random", "Full data": "full"}
     others = dict.fromkeys(name for name in names if name not in own)
     return own | {name: f"c{index % 8}" for index, name in enumerate(others)}
@@ -175,16 +169,15 @@ def _colours(data: ReportData) -> dict[str, str]:
 
 def _facets(curves: Sequence[Curve], colours: dict[str, str]) -> list[Facet]:
     facets = []
-    settings = dict.fromkeys(_curve_name(curve.name)[1] for curve in curves)
-    for setting in settings:
-        members = [curve for curve in curves if _curve_name(curve.name)[1] == setting and curve.steps]
-        named = [(colours[name], name) for name in dict.fromkeys(_curve_name(curve.name)[0] for curve in members)]
+    for setting in dict.fromkeys(curve.setting for curve in curves):
+        members = [curve for curve in curves if curve.setting == setting and curve.steps]
+        named = [(colours[name], name) for name in dict.fromkeys(map(_method_of, members))]
         series = [
             pictures.Series(
                 colours[name], f"{name}, seed {curve.seed}: ends at {curve.loss[-1]:.3g}", curve.steps, curve.loss
             )
             for curve in members
-            for name in [_curve_name(curve.name)[0]]
+            for name in [_method_of(curve)]
         ]
         facets.append(Facet(setting, named, pictures.line_panel("Training loss", series)))
     return facets
@@ -252,7 +245,7 @@ def _clips(pairs: Sequence[ClipPair]) -> tuple[list[ClassClips], int]:
         first += [(display(name), clips[0]) for name, clips in pair.distilled.items() if clips]
         moving = [(source, *_looping(clip)) for source, clip in first]
         spent += sum(len(animated) + len(still) for _, animated, still in moving)
-        if spent > PICTURE_BYTES:
+        if shown and spent > PICTURE_BYTES:
             break
         shown.append(ClassClips(pair.class_name, moving))
     return shown, len(pairs) - len(shown)

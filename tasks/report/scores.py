@@ -15,7 +15,7 @@ from typing import Any
 from vidistill.models import parted
 from vidistill.tasks.report.bytes import kilobytes
 from vidistill.tasks.report.data import Row, Setting
-from vidistill.tasks.report.tables import budget_of, display, percent, row_label, spread
+from vidistill.tasks.report.tables import budget_of, display, markdown_text, percent, row_label, spread
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 WEIGHT = 0.5
@@ -42,7 +42,7 @@ def scores_page(
     seeds, clip = max((row.seeds for row in rows if not row.whole), default=0), document["dataset"]["clip"]
     said = f"{len(classes)} classes, chance {percent(1 / len(classes))} %, clips of {clip}, {seeds} seeds."
     parts = [f"# {document['title']}: benchmark", "", said, ""]
-    failed = [f"- {row['method']} {row['variant']}: {row['error']}" for row in document["failed"]]
+    failed = [markdown_text(f"- {row['method']} {row['variant']}: {row['error']}") for row in document["failed"]]
     parts += ["## Cells that failed", "", *failed, ""] if failed else []
     for title, words, table in (
         ("Accuracy", _ACCURACY, accuracy_table(rows)),
@@ -60,7 +60,7 @@ def scores_page(
 
 
 def _markdown(table: Table) -> list[str]:
-    head, *lines = [f"| {' | '.join(line)} |" for line in table]
+    head, *lines = [f"| {' | '.join(map(markdown_text, line))} |" for line in table]
     return [head, "|---" * len(table[0]) + "|", *lines]
 
 
@@ -123,8 +123,9 @@ def robust_table(rows: Sequence[Row]) -> Table:
         found = label_robust(own[0], rows)
         values = {row.recipe: value for row in own if (value := augmentation_robust(row, rows)) is not None}
         if found is not None or values:
-            shown = [f"{value:.1f}" + (f" ({recipe})" if recipe != "hard" else "") for recipe, value in values.items()]
-            cells = ["–" if found is None else f"{found:.1f}", shown[0] if shown else "–"]
+            shown = {recipe: f"{value:.1f} ({recipe})" for recipe, value in values.items()}
+            shown |= {"hard": f"{values['hard']:.1f}"} if "hard" in values else {}
+            cells = ["–" if found is None else f"{found:.1f}", shown.get("hard") or next(iter(shown.values()), "–")]
             table.append([row_label(own[0]), budget_of(own[0]), own[0].student, *cells])
     return table
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from vidistill.tasks.report.data import TRAINING_CLIPS, FailedRow, Named, ReportData, Row
-from vidistill.tasks.report.statistics import LEAST_SEEDS, paired
+from vidistill.tasks.report.statistics import LEAST_SEEDS, Difference, paired
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -106,8 +106,13 @@ def _group(rows: list[Row], heading: str, classes: int) -> TableGroup:
 def _won(row: Row, rows: Sequence[Row]) -> bool:
     """Whether it is ahead of all whose students were trained alike, settled against each."""
     others = [one for one in rows if one is not row and one.training == row.training]
-    ahead = all(row.top1_mean > one.top1_mean and paired(row.top1, one.top1).settled for one in others)
+    ahead = all(row.top1_mean > one.top1_mean and _settled_ahead(paired(row.top1, one.top1)) for one in others)
     return not row.whole and bool(others) and ahead
+
+
+def _settled_ahead(found: Difference) -> bool:
+    """Over the seeds that both have, which need not be all of either."""
+    return found.settled and found.mean > 0
 
 
 def heading_of(row: Row, every: Sequence[Row]) -> str:
@@ -259,3 +264,8 @@ def _verdict(row: Row) -> str:
         return ""
     doubt = "" if row.settled else f", not settled by {row.seeds} {'seed' if row.seeds == 1 else 'seeds'}"
     return f" ({difference(row).replace(' ', NO_BREAK)}{doubt})"
+
+
+def markdown_text(text: str) -> str:
+    """Text that markdown shows as it is."""
+    return re.sub(r"([|*_<>`\[\]\\])", r"\\\1", text)

@@ -22,7 +22,7 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
-from vidistill.storage.errors import RunError
+from vidistill.storage.errors import TransientError
 from vidistill.tasks.running.stopping import hearing_of_stops, stopped_by
 from vidistill.tasks.stage import Event, Job, listening, tell, tell_progress, watching
 
@@ -88,7 +88,7 @@ class Line:
     """A worker's end.
 
     Raises:
-        RunError: the flow's process cannot be reached from here.
+        TransientError: the flow's process cannot be reached from here.
     """
 
     def __init__(self, caller: str) -> None:
@@ -97,13 +97,14 @@ class Line:
         try:
             self._socket = socket.create_connection((host, int(port)), CALL_SECONDS)
         except OSError as error:
-            raise RunError(
+            raise TransientError(
                 f"The worker on {socket.gethostname()} cannot reach the run that it works for at {address} ({error}): "
                 "open the way, or start the run on a machine that its workers reach."
             ) from error
         self._socket.settimeout(None)
         self._socket.sendall(f"{secret}\n".encode())
         self._saying = threading.Lock()
+        self._jobs = 0
         self.stopped = threading.Event()
         threading.Thread(target=self._listen, daemon=True, name="line").start()
 
@@ -111,14 +112,43 @@ class Line:
         with suppress(OSError), self._saying:  # the flow is gone: `_listen` hears of that
             self._socket.sendall(json.dumps(words).encode() + b"\n")
 
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """By a job, which says what it has to say even after it was told to stop."""
+        with self._saying:
+            self._jobs += 1
+        try:
+            yield
+        finally:
+            with self._saying:
+                self._jobs -= 1
+            self._close()
+
     def _listen(self) -> None:
         with suppress(OSError):
             self._socket.recv(1)  # nothing is said: the line ends
         self.stopped.set()
-        parent = multiprocessing.parent_process()
-        if parent is not None:  # of a pool, whose processes would wait for ever for an owner that was killed
+        self._close()
+        _end_with_parent()
+
+    def _close(self) -> None:
+        """Once the flow is over and no job has anything to say."""
+        with self._saying:
+            if self.stopped.is_set() and not self._jobs:
+                self._socket.close()
+
+
+@cache
+def _end_with_parent() -> None:
+    """Processes of a pool would wait for ever for an owner that was killed."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
             parent.join()
             os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="parent").start()
 
 
 @cache
@@ -161,7 +191,7 @@ def calling(job: Job, caller: str) -> Iterator[None]:
 
     before = _own.set(line)
     try:
-        with listening(told), watching(heard), stopped_by(line.stopped):
+        with line.used(), listening(told), watching(heard), stopped_by(line.stopped):
             yield
     finally:
         _own.reset(before)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 INTERVAL_SECONDS = 3.0
 EVENTS = {"index": "vidistill.data.changed"}
-"""What Prefect hears, and automations may wait for, when a stage had something to do."""
+"""What Prefect hears, and automations may wait for, when the job of this label had something to do."""
 RETRY_SECONDS = [5.0, 60.0]
 
 
@@ -67,8 +67,8 @@ def perform(job: Job, runtime: Runtime, caller: str = "") -> ArtifactRef | State
     with calling(job, caller), sharing_threads(shared_as), listening(Published(job)):
         go_on()
         ref, cached = run_job(job, runtime)
-    if job.stage in EVENTS and not cached:
-        _emit(EVENTS[job.stage], open_store(runtime.store).manifest(ref))
+    if job.label in EVENTS and not cached:
+        _emit(EVENTS[job.label], open_store(runtime.store).manifest(ref))
     return Completed(name="Cached", data=ref) if cached else ref
 
 

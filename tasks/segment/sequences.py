@@ -18,7 +18,7 @@ from pydantic import Field
 from zarr.codecs import ZstdCodec
 
 from vidistill.storage.clips import PRELOAD_BYTES
-from vidistill.storage.errors import RequestError, RunError
+from vidistill.storage.errors import RequestError, TransientError
 from vidistill.storage.keys import digest
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Store
@@ -67,7 +67,7 @@ def sequences(work: Work) -> None:
     root = work.input("sprites") if work.refs("sprites") else Path(work.runtime.data)
     table = survey_sequences(root, parameters.split)
     if parameters.content and digest(table) != parameters.content:
-        raise RunError(f"The features in {root} changed while they were read: run again.")
+        raise TransientError(f"The features in {root} changed while they were read: run again.")
     placement = _placed(table, parameters.sample_rate)
     last = placement.videos[-1]
     features_FD = _array(work.folder, "features", (last.features[1], table.dimensions), "float32")

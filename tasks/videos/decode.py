@@ -25,7 +25,7 @@ from vidistill.storage.clips import (
     channel_statistics,
     create_clip_array,
 )
-from vidistill.storage.errors import RunError
+from vidistill.storage.errors import RunError, TransientError
 from vidistill.storage.keys import file_digest
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
@@ -145,11 +145,11 @@ def check_unchanged(root: Path, video: BlockVideo) -> None:
     """Make sure that a video is the one that was indexed: its artifact is kept by its content.
 
     Raises:
-        RunError: the file is gone, cannot be read, or has changed.
+        TransientError: the file is gone, cannot be read, or has changed.
     """
     check_there(root / video.path)
     if file_digest(root / video.path) != video.sha256:
-        raise RunError(CHANGED.format(video.path))
+        raise TransientError(CHANGED.format(video.path))
 
 
 def check_there(path: Path) -> None:
@@ -163,7 +163,7 @@ def check_there(path: Path) -> None:
             file.read(1)
     except OSError as error:
         why = error.strerror or error
-        raise RunError(f"{path} can be read no longer ({why}): run the same command when it is back.") from error
+        raise TransientError(f"{path} can be read no longer ({why}): run the same command when it is back.") from error
 
 
 @contextmanager

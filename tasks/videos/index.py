@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vidistill.storage.errors import RunError
+from vidistill.storage.errors import TransientError
 from vidistill.storage.keys import digest
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Store
@@ -82,7 +82,8 @@ def index_job(table: IndexTable, parameters: IndexParameters) -> Job:
 
 def files_job(table: IndexTable, parameters: IndexParameters) -> Job:
     """The index with every file and note, for a report; where all files are videos, that which clips are made by."""
-    return index(IndexJobParameters(index=parameters, content=digest(table)), label="index")
+    label = "index" if table == table.kept() else "index of all files"
+    return index(IndexJobParameters(index=parameters, content=digest(table)), label=label)
 
 
 @stage("index", version=1)
@@ -92,7 +93,7 @@ def index(work: Work) -> None:
     if digest(table) != parameters.content:
         table = table.kept()
     if digest(table) != parameters.content:
-        raise RunError(f"The videos in {work.runtime.data} changed while they were indexed: run again.")
+        raise TransientError(f"The videos in {work.runtime.data} changed while they were indexed: run again.")
     (work.folder / INDEX).write_text(table.model_dump_json(indent=1))
     folder = Path(work.runtime.data)
     rendered = folder.is_relative_to(work.store.root / "sprites")

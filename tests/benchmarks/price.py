@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from vidistill.flows.costs import cost_of
+from vidistill.flows.costs import Look, cost_of
 from vidistill.flows.estimates import GAIN
 from vidistill.storage.opening import open_store
 
@@ -60,7 +60,7 @@ def compare(location: str) -> None:
     known = {ref: found.manifest for ref, found in open_store(location).survey().items() if found.manifest}
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
     for manifest in known.values():
-        cost, threads = cost_of(manifest, known.get), max(1, manifest.record.get("threads", 1))
+        cost, threads = cost_of(manifest, Look(known.get)), max(1, manifest.record.get("threads", 1))
         found = (cost.seconds / threads**GAIN, manifest.seconds, cost.bytes / 1e6, manifest.bytes / 1e6)
         for name in (manifest.kind, "all"):
             sums[name] = [whole + one for whole, one in zip(sums[name], found, strict=True)]

@@ -383,7 +383,7 @@ def test_what_a_name_stands_for_stays_however_old(store: Store, gc: Callable[...
     chosen = make(store, "distilled", "chosen")
     report, _ = dated(store, 50, chosen), dated(store, 1)
     index = make(store, "index", "i")
-    promote(store, "latest", Promoted(sets=(chosen,), report=report, index=index, asked="", since=datetime.now(UTC)))
+    promote(store, "latest", Promoted(sets=(chosen,), report=report, index=index, since=datetime.now(UTC)))
     gc(yes=True, older_than="5d", max_size="0MB")
     assert store.has(chosen)
     assert store.has(report)

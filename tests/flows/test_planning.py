@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vidistill.flows.costs import Cost, cost_of
-from vidistill.flows.estimates import wall_seconds
+from vidistill.flows.costs import Cost, Look, cost_of
+from vidistill.flows.distill import _rows_failed
+from vidistill.flows.estimates import Estimates, wall_seconds
 from vidistill.flows.experiment import build
 from vidistill.flows.parameters import Experiment, PoolRequest
 from vidistill.flows.planning import Plan, plan_jobs, plan_of
+from vidistill.flows.salvage import Failed, salvaged
+from vidistill.storage.errors import RunError
 from vidistill.storage.opening import open_store
 from vidistill.storage.provenance import machine
 from vidistill.storage.store import ArtifactRef, Manifest, Store
+from vidistill.tasks.report.gather import ReportParameters
 from vidistill.tasks.stage import Job, Runtime
 from vidistill.tasks.videos.index import IndexTable
 from vidistill.tasks.videos.layouts import Rejected
@@ -66,7 +71,7 @@ def by_kind(jobs: Sequence[Job], kind: str) -> list[Job]:
 def seconds(jobs: Sequence[Job], kind: str) -> list[float]:
     """By default, of each job of a kind."""
     nodes = {job.ref: job.manifest for job in jobs}
-    return [cost_of(job.manifest, nodes.get).seconds for job in by_kind(jobs, kind)]
+    return [cost_of(job.manifest, Look(nodes.get)).seconds for job in by_kind(jobs, kind)]
 
 
 def commit(store: Store, job: Job, taken: float, size: int = 1000, **record: Any) -> None:
@@ -146,7 +151,7 @@ def test_every_method_of_the_registry_has_a_cost() -> None:
         jobs = jobs_of({"method": method}, pool={"clips_a_class": 10}, **budget)
         nodes = {job.ref: job.manifest for job in jobs}
         for job in jobs:
-            assert cost_of(job.manifest, nodes.get).seconds > 0, job.label
+            assert cost_of(job.manifest, Look(nodes.get)).seconds > 0, job.label
 
 
 def test_what_was_measured_here_is_what_the_like_takes(store: Store) -> None:
@@ -226,7 +231,7 @@ def pool_costs(kind: str, **pool: Any) -> list[Cost]:
     request = PoolRequest.model_validate({"data": "videos", "decode": SMALL["decode"], "pool": pool})
     jobs = list(build_pool(request, table())[0].jobs.values())
     nodes = {job.ref: job.manifest for job in jobs}
-    return [cost_of(job.manifest, nodes.get) for job in by_kind(jobs, kind)]
+    return [cost_of(job.manifest, Look(nodes.get)) for job in by_kind(jobs, kind)]
 
 
 def test_a_pool_takes_the_bytes_of_its_clips() -> None:
@@ -373,3 +378,33 @@ def test_a_plan_says_which_rows_there_will_not_be(tmp_path: Path) -> None:
     asked = Experiment.model_validate({"data": "sprites", "cells": cells, "front": "centred", "seeds": 1})
     plan = plan_of(asked, Runtime(store=str(tmp_path / "store")))
     assert any("The clips of static_dc stand still" in note for note in plan.notes)
+
+
+def test_the_clips_of_a_data_set_are_counted_once_for_all_scores() -> None:
+    """They lie in thousands of blocks, and a store has thousands of scores."""
+    jobs = jobs_of({"method": "random"}, seeds=5)
+    nodes, asked = {job.ref: job.manifest for job in jobs}, Counter[str]()
+
+    def find(ref: ArtifactRef) -> Manifest | None:
+        asked[ref.kind] += 1
+        return nodes.get(ref)
+
+    estimates = Estimates(Runtime(store="s"), find)
+    for job in by_kind(jobs, "score"):
+        estimates.of(job)
+    assert asked["block"] == len(by_kind(jobs, "block"))
+
+
+def test_a_report_that_lacks_the_quality_of_a_pool_has_all_rows_and_says_so() -> None:
+    graph = build(Experiment.model_validate({"data": "v", "cells": [{"method": "pool_random"}]} | SMALL), table())
+    quality = next(job for job in graph.jobs.values() if job.stage == "pool-quality")
+    whole = ReportParameters.model_validate(list(graph.jobs.values())[-1].parameters)
+    failed: Failed = {quality.ref: RunError("Its numbers overflow.")}
+    left = salvaged(graph, failed)
+    assert left is not None
+    (report,) = left.jobs.values()
+    told = ReportParameters.model_validate(report.parameters)
+    assert (told.rows, told.failed) == (whole.rows, ())
+    assert told.notes == (*whole.notes, f"Without {quality.label}: Its numbers overflow.")
+    error = _rows_failed(left, failed, Path("report.html"))
+    assert str(error) == "Its numbers overflow: the report report.html has all rows, and says what it lacks."

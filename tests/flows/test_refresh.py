@@ -121,6 +121,9 @@ def test_students_that_begin_with_weights_from_a_file_are_compared_too(
     state = again(seeds=1, **asked)
     assert state.name == "Completed", state
     assert "not to be had" not in (tmp_path / "out" / "refresh.md").read_text()
+    assert again(seeds=1, **asked).name == "Unchanged"
+    torch.save(r3d_18().state_dict(), tmp_path / "own.pth")
+    assert again(seeds=1, **asked).name == "Completed", "other weights in the same file"
 
 
 @pytest.mark.slow

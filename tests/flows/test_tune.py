@@ -12,7 +12,7 @@ from flow_running import TINY, WRONG, CommandLine, check_refusal
 from vidistill.flows import cli
 from vidistill.flows.parameters import Experiment
 from vidistill.flows.ranges import checked_request, is_range, trial_of, within
-from vidistill.storage.errors import RequestError
+from vidistill.storage.errors import DivergedError, RequestError, RowsFailed, RunError, TransientError
 from vidistill.storage.opening import open_store
 from vidistill.tasks.stage import Runtime
 
@@ -140,3 +140,27 @@ def test_a_study_goes_on(tmp_path: Path, server: Any) -> None:
     assert (tmp_path / "out3" / "tune.md").read_text().count("\n| ") == 5
     refused = user(*asked, "--set", "random.speed=1..2", "--out", "refused")
     check_refusal(refused, WRONG, "speed", store=tmp_path / "store", out=tmp_path / "refused")
+
+
+@pytest.mark.parametrize("causes", [None, (DivergedError("nan"), TransientError("down")), (DivergedError("nan"),)])
+def test_what_may_pass_is_no_finding(
+    causes: tuple[RunError, ...] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler that is down for a minute: the same command tries the trial again. A rate that diverges
+    does so again.
+    """
+    error: RunError = TransientError("down")
+    if causes is not None:
+        error = RowsFailed("1 of 2 rows failed")
+        error.causes = causes
+
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("vidistill.flows.tune.distill", fails)
+    given = ASKED, 1, {"mtt.lr": 0.1}, Runtime(store=str(tmp_path / "store"))
+    if causes is not None and len(causes) == 1:
+        assert tried(*given).top1 is None
+        return
+    with pytest.raises(TransientError, match="down"):
+        tried(*given)

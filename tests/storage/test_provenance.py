@@ -1,10 +1,15 @@
 """What is said of the machine, and what is taken of it."""
 
 import os
+import runpy
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from vidistill.storage import provenance
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
@@ -17,3 +22,16 @@ def test_a_process_bound_to_one_core_runs_one_job_at_a_time() -> None:
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.startswith("1 1 ")
     assert said.strip().endswith(", 1 core")
+
+
+def test_a_wheel_does_not_have_the_commit_of_the_repository_that_its_environment_lies_in(tmp_path: Path) -> None:
+    module = tmp_path / "lib" / "vidistill" / "storage" / "provenance.py"
+    module.parent.mkdir(parents=True)
+    shutil.copy(provenance.__file__, module)
+    name = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], [*name, "commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    assert runpy.run_path(str(module))["commit"]() == ""
+    (tmp_path / "storage").mkdir()
+    own = shutil.copy(module, tmp_path / "storage")
+    assert len(runpy.run_path(str(own))["commit"]()) >= 12

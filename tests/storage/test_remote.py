@@ -18,6 +18,7 @@ from vidistill.storage import store as store_module
 from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, StoreError
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Manifest
+from vidistill.tasks.report.gather import _lineage
 
 
 def test_what_one_host_makes_another_reads(host, s3, bucket):
@@ -265,3 +266,16 @@ def test_the_manifest_in_the_bucket_is_readable_json(host, s3, bucket):
     make(host("a"))
     body = s3.get_object(Bucket=bucket, Key=object_of("manifest.json"))["Body"].read()
     assert json.loads(body)["files"]["empty"]["bytes"] == 0
+
+
+def test_where_a_report_comes_from_is_read_without_fetching_it(host, s3, bucket):
+    a, b = host("a"), host("b")
+    clips = make(a, "0" * 24)
+    made = Manifest(kind="thing", key="1" * 24, version=1, parameters={}, inputs={"clips": [clips]})
+    with a.writing(made) as attempt:
+        (attempt.folder / "data").write_bytes(b"x")
+    assert [ref.key[0] for ref in _lineage(b, [made.ref])] == ["1", "0"]
+    assert not list(b.root.glob("thing/*"))
+    a.discard(clips)
+    with pytest.raises(ArtifactNotFound, match="run the experiment"):
+        _lineage(b, [made.ref])

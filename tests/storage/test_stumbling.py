@@ -319,7 +319,7 @@ def test_what_ended_processes_said_they_read_does_not_pile_up(host):
     for _ in range(3):
         subprocess.run([sys.executable, "-c", READER, b.location, ref.key], env=env, capture_output=True, check=True)
     (mark,) = b._mirror._marks(b.folder(ref)).iterdir()
-    assert mark.name == str(os.getpid())
+    assert mark.name.startswith(f"{os.getpid()}-")
 
 
 def test_what_another_job_removes_while_a_mirror_is_trimmed_is_passed_over(host, monkeypatch):
@@ -351,6 +351,24 @@ def test_what_is_not_in_the_store_yet_stays_in_the_mirror(host, monkeypatch):
     ref = large(a, "p")
     monkeypatch.setenv(mirror.VARIABLE, "1")
     assert (host("b").folder(ref) / "data").stat().st_size == 400_000
+
+
+def test_what_could_not_be_uploaded_stays_in_the_mirror(host, monkeypatch):
+    """It is the only copy: the next run uploads it, and makes nothing again."""
+    monkeypatch.setenv(mirror.VARIABLE, "0.0005")
+    a = host("a")
+
+    def down(ref):
+        raise StoreError("The store does not answer.")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(a, "_publish", down)
+        with pytest.raises(StoreError):
+            large(a, "p")
+    large(a, "q")
+    with a.writing(Manifest(kind="thing", key="p", version=1, parameters={}, inputs={})) as attempt:
+        assert attempt is None, "it is uploaded, not made again"
+    assert (host("b").folder(ArtifactRef(kind="thing", key="p")) / "data").stat().st_size == 400_000
 
 
 READER = """

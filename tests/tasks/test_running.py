@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -217,3 +218,19 @@ def test_each_flow_stops_its_own_jobs() -> None:
             time.sleep(0.3)
             report_progress("a tiny job", 1, 2)
             tell(JOB, "made")
+
+
+def test_a_flow_that_is_over_leaves_no_line_behind() -> None:
+    """A worker of a cluster does the jobs of many flows."""
+
+    def held() -> tuple[int, list[str]]:
+        return len(os.listdir("/proc/self/fd")), [one.name for one in threading.enumerate() if one.name != "parent"]
+
+    before = held()
+    for _ in range(3):
+        with answering() as caller, calling(JOB, caller):
+            report_progress("a tiny job", 1, 2)
+    deadline = time.monotonic() + 10
+    while held() != before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert held() == before

@@ -182,6 +182,7 @@ def test_how_the_common_benchmark_trains_is_not_how_to_train(bench: Bench, tmp_p
     done(bench, evaluate_job("r2plus1d_small", STUDENT, Recipe(), 0, refs, "score", "vdsd"))
     facts = export_set(bench.store, made, tmp_path / "vdsd", 8, "npz")
     assert (facts["students"], [one["protocol"] for one in facts["scores"]]) == ({}, ["vdsd"])
+    assert (facts["scores"][0]["student"], facts["scores"][0]["training"]) == ("r2plus1d_small", {})
     scored(bench, made, Recipe())
     facts = export_set(bench.store, made, tmp_path / "both", 8, "npz")
     assert list(facts["students"]) == ["minic3d"]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.distilled import DistilledSet, joined_facts
 from vidistill.storage.store import ArtifactRef, Manifest, Store
-from vidistill.tasks.report.bytes import searches
-from vidistill.tasks.report.crops import crop_sets
+from vidistill.tasks.report.bytes import POINT, searches
+from vidistill.tasks.report.crops import crop_sets, row_mark
 from vidistill.tasks.report.data import RowPlan
 from vidistill.tasks.report.gather import ReportParameters, _first_sets, _losses
 from vidistill.tasks.report.tables import display
@@ -25,7 +25,8 @@ def plan(store: Store, network: str, size: int = 1, **more: Any) -> RowPlan:
     """A row of a set of one clip, whose loss and search tell of which front it is."""
     key = f"{len(store.refs()):024d}"
     moved = MOVED in (network, more.get("teacher"))
-    facts = {"steps": [1], "loss": [float(moved)], "search": [{"top1": float(moved)}], "counts": {}}
+    point = dict.fromkeys(POINT, 1.0) | {"top1": float(moved)}
+    facts = {"steps": [1], "loss": [float(moved)], "search": [point], "counts": {}}
     clips_NTHWC = np.zeros((1, 2, 8, 8, 3), np.uint8)
     with store.writing(Manifest(kind="distilled", key=key, version=1, parameters={}, inputs={})) as attempt:
         assert attempt is not None
@@ -57,11 +58,20 @@ def test_each_front_has_its_own_losses_searches_clips_and_crops(store: Store) ->
     assert [(one.method, one.ipc) for one in crop_sets(store, rows)] == [(name, 5), (name, 1), (other, 5), (other, 1)]
 
 
-def test_a_loss_that_is_one_number_is_a_fact_and_no_curve(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a user's method says of its set is its own."""
+@pytest.mark.parametrize("facts", [
+    {"loss": 0.12, "steps": 100}, {"loss": [0.5], "steps": 100}, {"loss": [0.5, 0.4], "steps": [1, 2, 3]},
+    {"loss": ["low"], "steps": [1]}, {"loss": [0.5], "steps": [0.5]}, {"loss": [0.5]},
+    {"loss": [0.5], "steps": [1], "alpha": [0.1, 0.2]},
+    {"search": "grid"}, {"search": [{"lr": 0.1}]}, {"search": 3}, {"mark": 3}, {"mark": ["a"]},
+])  # fmt: skip
+def test_what_a_user_s_method_says_of_its_set_is_its_own(
+    facts: dict[str, Any], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Facts are free: what is no curve, search or mark as the report draws them is not drawn."""
     asked = ReportParameters(title="", dataset="", split="1", rows=(plan(store, PLAIN),))
-    monkeypatch.setattr(DistilledSet, "facts_of", lambda folder: {"loss": 0.12, "steps": 100})
-    assert _losses(store, asked) == []
+    monkeypatch.setattr(DistilledSet, "facts_of", lambda folder: facts)
+    assert (_losses(store, asked), searches(store, asked.rows), row_mark(store, asked.rows[0].sets)) == ([], {}, "")
+    assert joined_facts([facts, facts]) == {"parts": [facts, facts]}
 
 
 def test_a_teacher_tells_sets_apart_where_it_changed_their_clips(store: Store) -> None:

@@ -34,7 +34,7 @@ from vidistill.tasks.report.data import (
     Saliency,
 )
 from vidistill.tasks.report.gather import _begun, with_differences
-from vidistill.tasks.report.page import _curve_name, _motion, render_html, render_json, render_markdown
+from vidistill.tasks.report.page import _method_of, _motion, render_html, render_json, render_markdown
 from vidistill.tasks.report.statistics import Difference, collapsed_to, paired
 
 CLASSES = ["left", "right", "spin & <b>grow</b>", "bounce"]
@@ -100,11 +100,11 @@ def row(method: str, labels: str, top1: float, ipc: int | None = 1, **others: ob
     return Row.model_validate(values | others)
 
 
-def learning_curve(name: str, seed: int, speed: float) -> Curve:
+def learning_curve(method: str, setting: str, seed: int, speed: float) -> Curve:
     steps = np.arange(0, 500, 5)
     noise = np.random.default_rng(seed).normal(0, 0.04, len(steps))
     loss = 1.4 * np.exp(-steps * speed) + 0.1 + np.abs(noise)
-    return Curve(name=name, seed=seed, steps=steps.tolist(), loss=loss.tolist())
+    return Curve(name=f"{method} {setting}", setting=setting, seed=seed, steps=steps.tolist(), loss=loss.tolist())
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def data() -> ReportData:
         row("full", "hard", 0.93, ipc=None),
     ]
     curves = [
-        learning_curve(f"{method} {labels} ipc 1 minic3d_bn", seed, speed)
+        learning_curve(method, f"{labels} ipc 1 minic3d_bn", seed, speed)
         for labels in ("soft", "hard")
         for method, speed in (("tsgf", 0.02), ("random", 0.007), ("tsgf no mask", 0.012))
         for seed in range(3)
@@ -247,6 +247,7 @@ def test_a_winner_that_seeds_do_not_settle_is_not_bold() -> None:
     assert bold([0.6, 0.61, 0.62], [0.5, 0.51, 0.51]) == [True, False]
     assert bold([0.6, 0.61, 0.62], [0.5, 0.51, 0.51], [0.59, 0.6, 0.64]) == [False, False, False]
     assert bold([0.6, 0.61], [0.5, 0.51]) == [False, False], "two seeds settle nothing"
+    assert bold([0.4, 0.41, 0.42, 0.8, 0.8, 0.77], [0.5, 0.51, 0.52]) == [False, False], "behind, seed by seed"
     assert bold([0.6, 0.7, 0.8], [0.5, 0.5, 0.5]) == [False, False], "2 SE, which settles no more than noise does"
 
 
@@ -500,11 +501,12 @@ def test_a_set_that_is_behind_what_it_began_as_says_so(
 
 
 def test_a_learned_recipe_is_not_part_of_a_methods_name() -> None:
-    assert _curve_name("optdistill N=2, tiles learned, ipc 1, minic3d_bn")[0] == "OptDistill · N=2, tiles"
+    for method, shown in (("optdistill N=2, tiles", "OptDistill · N=2, tiles"), ("tsgf soft hard", "TSGF · soft hard")):
+        assert _method_of(learning_curve(method, "learned, ipc 1, minic3d_bn", 0, 0.1)) == shown
 
 
 def test_numbers_that_are_not_finite_become_null_and_break_the_line() -> None:
-    curve = Curve(name="dm hard", seed=0, steps=[0, 1, 2, 3], loss=[1.0, float("nan"), 0.5, 0.4])
+    curve = Curve(name="dm hard", setting="hard", seed=0, steps=[0, 1, 2, 3], loss=[1.0, float("nan"), 0.5, 0.4])
     data = ReportData("t", "now", {}, ["a"], [row("dm", "hard", 0.5, auc_mean=float("nan"))], curves=[curve])
     document = render_json(data)
     assert document["curves"][0]["loss"] == [1.0, None, 0.5, 0.4]
@@ -615,6 +617,8 @@ def test_pictures_stop_before_the_page_grows_large() -> None:
     page = render_html(ReportData("large", "now", {}, ["a"], [], pairs=pairs))
     assert 8_000_000 < len(page) < 15_000_000
     assert "more classes are not pictured" in page
+    many = [ClipPair("a", [noise], {f"dm {i}": [noise] for i in range(40)})]
+    assert "Real and distilled clips" in render_html(ReportData("large", "now", {}, ["a"], [], pairs=many))
 
 
 @pytest.mark.parametrize(

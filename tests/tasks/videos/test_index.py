@@ -21,6 +21,7 @@ def test_a_stray_file_is_in_the_report_s_index_and_not_in_that_of_the_clips(benc
     (data / "train" / "notes.doc").write_text("a stray file")
     table = survey(data, IndexParameters())
     clips, report = index_job(table, IndexParameters()), files_job(table, IndexParameters())
+    assert (clips.label, report.label) == ("index", "index of all files"), "new videos are the event of the first alone"
     assert (clips.ref, report.ref) == (plain.ref, files_job(table, IndexParameters()).ref)
     tables = [load_index(bench.store, run_job(job, runtime)[0]) for job in (clips, report)]
     assert [[rejected.video for rejected in found.rejected] for found in tables] == [[], ["train/notes.doc"]]
