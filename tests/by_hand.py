@@ -197,9 +197,12 @@ def mtt(hand: Hand, clips_of: ClipsOf, experts_ESP: np.ndarray, p: Any) -> Loss:
         for step in range(p.syn_steps):
             slots = rows(iteration, step)
             x = hand.augmented(clips_of(learnt, slots, hand.variants(iteration, step)), iteration, step)
-            logits = torch.func.functional_call(network, theta, (x,))
+            at = theta
+            if p.gradient == "tesla":  # which holds where the student is, and not what it is told there
+                at = {name: weight.detach().requires_grad_(True) for name, weight in theta.items()}
+            logits = torch.func.functional_call(network, at, (x,))
             value = F.cross_entropy(logits, torch.tensor([hand.labels[slot] for slot in slots]))
-            gradients = torch.autograd.grad(value, list(theta.values()), create_graph=True)
+            gradients = torch.autograd.grad(value, list(at.values()), create_graph=True)
             theta = {name: weight - learnt["lr"] * gradient
                      for (name, weight), gradient in zip(theta.items(), gradients, strict=True)}  # fmt: skip
 
@@ -289,24 +292,28 @@ class Adam:
 
 
 class SGD:
-    def __init__(self, tensors: list[Tensor], momentum: float) -> None:
-        self.tensors, self.momentum = tensors, momentum
+    def __init__(self, tensors: list[Tensor], momenta: list[float]) -> None:
+        self.tensors, self.momenta = tensors, momenta
         self.velocity = [torch.zeros_like(tensor) for tensor in tensors]
 
     def step(self, rates: list[float], gradients: list[Tensor]) -> None:
-        for tensor, rate, g, v in zip(self.tensors, rates, gradients, self.velocity, strict=True):
-            v.mul_(self.momentum).add_(g)
+        for tensor, rate, g, v, m in zip(self.tensors, rates, gradients, self.velocity, self.momenta, strict=True):
+            v.mul_(m).add_(g)
             tensor.data -= rate * v
 
 
 def minimised(
     learnt: Learnt, loss: Loss, rates: dict[str, float], iterations: int, *, momentum: float | None = 0.5,
     schedule: Schedule = lambda _, rate: rate, keep: str | None = "clips", lr_min: float = 0.0,
-    eps: float = 1e-15,
+    eps: float = 1e-15, momentum_lr: float | None = None,
 ) -> list[float]:  # fmt: skip
-    """The loss of each step of SGD, or of Adam where there is no momentum; `learnt` moves in place."""
+    """The loss of each step of SGD, or of Adam where there is no momentum; `learnt` moves in place.
+
+    α may have a momentum of its own.
+    """
     moved = [learnt[name].requires_grad_(True) for name in rates]
-    optimiser = Adam(moved, eps) if momentum is None else SGD(moved, momentum)
+    own = {} if momentum_lr is None else {"lr": momentum_lr}
+    optimiser = Adam(moved, eps) if momentum is None else SGD(moved, [own.get(name, momentum) for name in rates])
     values = []
     for iteration in range(iterations):
         value = loss(iteration, learnt)

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -34,6 +35,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 sys.path.append(str(Path(__file__).resolve().parent))  # what tests share lies in tests/ itself
 pytest.register_assert_rewrite("deployed", "flow_running", "method_contract", "terminals")
+settings.register_profile("ours", deadline=None)  # a machine that is busy is no finding
+settings.load_profile("ours")
 pytest_plugins = ["faults", "object_storage", "stumbling"]
 
 from flow_running import BIN, background, environment  # noqa: E402

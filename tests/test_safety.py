@@ -28,7 +28,7 @@ from vidistill.tasks.videos.layouts import IndexParameters, list_videos
 from vidistill.tasks.videos.scan import Identity, Memo
 
 ROOT = Path(__file__).resolve().parent.parent
-quick = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=80, suppress_health_check=list(HealthCheck))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),

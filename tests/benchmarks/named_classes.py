@@ -101,7 +101,10 @@ def examine(store: Store, manifest: Manifest, device: Device) -> None:
     ref = manifest.inputs["distilled"][0]
     kept = DistilledSet.load(store.folder(ref))
     x_NTHWC = kept.clips_NTHWC.astype(np.float32)
-    own = store.manifest(ref).parameters
+    made = store.manifest(ref)
+    while made.kind != "distilled":
+        made = store.manifest(made.inputs["parts" if made.kind == "joined" else "distilled"][0])
+    own = made.parameters
     name = f"{own['method']} {own['options'].get('iterations', '')} {manifest.parameters['recipe']['labels']}"
     (own_strength, wanted), (own_flicker, real_flicker) = ((of(x_NTHWC), of(real_NTHWC)) for of in (strength, flicker))
     print(f"{name} seed {own['seed']}: motion of {own_strength:.2f} levels (real {wanted:.2f}),"

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vidistill.flows.parameters import Experiment
-from vidistill.flows.planning import describe
+from vidistill.flows.planning import describe, plan_of
 from vidistill.storage.clips import Clips
 from vidistill.storage.store import Store
 from vidistill.tasks.stage import Runtime, run_job
@@ -70,7 +70,7 @@ def plan(runtime: Runtime) -> float:
         {"data": runtime.data, "cells": cells, "ipc": (1, 2), "seeds": 5, "decode": DECODE, "front": "rgb"}
     )
     with open(os.devnull, "w") as nowhere:
-        return seconds(lambda: describe(experiment, runtime, Console(file=nowhere)))
+        return seconds(lambda: describe(plan_of(experiment, runtime), Console(file=nowhere)))
 
 
 def rows(folder: Path, source: Path, videos: int) -> float:

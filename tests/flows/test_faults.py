@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -132,7 +133,7 @@ def test_a_changed_video_rebuilds_what_depends_on_it(tmp_path: Path, videos: Pat
 
 
 def test_two_runs_at_once_do_the_work_once(tmp_path: Path, videos: Path, server, unbroken: Path) -> None:
-    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    since = datetime.now(UTC).isoformat()
     first, second = tmp_path / "first", tmp_path / "second"
     second.mkdir()
     (second / "store").symlink_to(first / "store")

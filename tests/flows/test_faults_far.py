@@ -10,6 +10,8 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,7 @@ def test_two_hosts_that_run_the_same_do_the_work_once(
     host: Callable[[str], Store], s3: Any, tmp_path: Path, videos: Path, server: Any, unbroken: Path
 ) -> None:
     """Each with a mirror, and with a name of its own."""
-    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    since = datetime.now(UTC).isoformat()
     here = host("here")
     runs = [
         start(tmp_path / name, videos, server.variables, "--store", here.location, prefix=named(name))
@@ -86,8 +88,9 @@ def own_server(process: subprocess.Popen[bytes]) -> int:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-            if b"vidistill.flows.server" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                if b"vidistill.flows.server" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    return int(child)
         time.sleep(0.1)
     raise AssertionError("the run started no server")
 

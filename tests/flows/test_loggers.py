@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vidistill.flows import loggers
-from vidistill.storage.errors import RequestError
+from vidistill.flows import commands, loggers
+from vidistill.storage.errors import RequestError, RowsFailed
+from vidistill.tasks.stage import Runtime
 
 INSTALL = "pip install -e '.[loggers]' -c constraints.txt"
 ROW = {
@@ -112,3 +114,26 @@ def test_wandb_keeps_its_runs_offline(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_another_logger_is_refused_before_any_work() -> None:
     with pytest.raises(RequestError, match="choose tensorboard, mlflow, wandb"):
         loggers.check("neptune")
+
+
+def test_a_report_is_logged_though_rows_failed_and_a_logger_is_looked_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def performed(*_: Any) -> None:
+        seen.append("performed")
+        (tmp_path / "report.json").write_text(json.dumps(DOCUMENT))
+        raise RowsFailed("1 of 2 rows failed")
+
+    monkeypatch.setattr(commands, "performed", performed)
+    monkeypatch.setattr(commands, "print_table", lambda document: seen.append("printed"))
+    monkeypatch.setattr(loggers, "write", lambda name, runs, out: seen.append(f"{name}: {len(runs)} runs"))
+    monkeypatch.setattr(loggers, "_module", lambda name: None)
+    given: Any = (None, None, Runtime(store="s"), tmp_path, False)
+    with pytest.raises(RowsFailed):
+        commands.reported(*given, "tensorboard")
+    assert seen == ["performed", "printed", "tensorboard: 2 runs"]
+    with pytest.raises(RequestError, match="nobody"):
+        commands.reported(*given, "nobody")
+    assert seen[3:] == []

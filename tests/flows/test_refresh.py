@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from flow_running import CLASSES, CommandLine
 from prefect.client.orchestration import get_client
-from prefect.events.filters import EventFilter, EventNameFilter
+from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter
 from torchvision.models.video import r3d_18
 
 from vidistill import DistilledSet
@@ -64,7 +65,7 @@ def add_video(folder: Path) -> None:
 def test_it_distils_again_only_when_videos_came_and_promotes_what_it_made(
     again: Refresh, growing: Path, tmp_path: Path
 ) -> None:
-    store = open_store(str(tmp_path / "store"))
+    store, since = open_store(str(tmp_path / "store")), datetime.now(UTC)
     first = again()
     assert first.name == "Completed", first
     begun = names(store)["latest"]
@@ -91,17 +92,19 @@ def test_it_distils_again_only_when_videos_came_and_promotes_what_it_made(
     made = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
     (mean,) = [one["top1_mean"] for one in made if one["method"] == "herding"]
     assert f"{100 * mean:.1f}" in row.split("|")[3]
-    check_events(growing.name)
+    check_events(growing.name, since)
 
 
-def check_events(dataset: str) -> None:
+def check_events(dataset: str, since: datetime) -> None:
     """The index and the promotion are events that automations can wait for."""
     with get_client(sync_client=True) as client:
         told = EventNameFilter(name=["vidistill.data.changed", "vidistill.set.promoted"])
+        occurred = EventOccurredFilter(since=since)
         deadline = time.monotonic() + 60
         while True:  # the server takes them in a moment later
             found = [
-                (one.event, one.resource.id) for one in client.read_events(EventFilter(event=told), limit=50).events
+                (one.event, one.resource.id)
+                for one in client.read_events(EventFilter(event=told, occurred=occurred), limit=50).events
             ]
             if found.count(("vidistill.set.promoted", "vidistill.set.latest")) == 2 or time.monotonic() > deadline:
                 break

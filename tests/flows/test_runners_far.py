@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,17 @@ def said(folder: Path) -> str:
 
 def busiest(run: subprocess.Popen[bytes], mark: bytes) -> int:
     """The worker of a run that has worked most."""
-    workers = [pid for pid in descendants(run.pid) if mark in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    return max(workers, key=lambda pid: int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11]))
+    ticks: dict[int, int] = {}
+    for pid in descendants(run.pid):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            if mark in Path(f"/proc/{pid}/cmdline").read_bytes():
+                ticks[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
+    return max(ticks, key=ticks.__getitem__)
 
 
 def descendants(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [int(child) for task in tasks for child in task.read_text().split()]
+    children: list[int] = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            children += map(int, task.read_text().split())
     return [*children, *(one for child in children for one in descendants(child))]

@@ -105,6 +105,17 @@ def test_teachers_and_experts_are_scored_by_our_own_protocol() -> None:
     }  # fmt: skip
 
 
+def test_the_common_benchmark_tests_on_several_views() -> None:
+    def views(**settings: Any) -> dict[str, int]:
+        jobs, _ = built({"method": "random"}, **settings)
+        blocks = (job for job in jobs.values() if job.stage == "block")
+        return {block.label.split()[1]: block.parameters["sampling"]["views"] for block in blocks}
+
+    plain, common = views(), views(protocol="vdsd")
+    assert (plain["test"], common["test"]) == (1, benchmark.TEST_VIEWS)
+    assert plain["train"] == common["train"]
+
+
 def test_a_row_says_that_its_students_began_with_weights(tmp_path: Path) -> None:
     (tmp_path / "own.pt").write_bytes(b"weights")
     begun = {"method": "random", "student": {"pretrained": {"r3d_18": str(tmp_path / "own.pt")}}}

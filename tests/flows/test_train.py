@@ -168,6 +168,15 @@ def test_test_videos_are_kept_from_gc_while_it_trains(bench: Bench, tmp_path: Pa
     assert not leases(bench.store)
 
 
+def test_a_test_folder_without_a_class_of_the_set_is_scored_by_the_others_numbers(bench: Bench, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(Path(bench.runtime.data) / "train", tmp_path / "videos",
+                                ignore=shutil.ignore_patterns("broken*")))  # fmt: skip
+    request = TrainRequest(source="a set", test=str(root))
+    with train._tests(request, source(["a_first", *CLASSES]), bench.runtime) as (found, labels_N):
+        named = [Path(video.path).parent.name for video in found.table.videos]
+        assert [("a_first", *CLASSES)[label] for label in labels_N] == named
+
+
 def test_a_class_that_the_set_lacks_is_said_before_anything_is_decoded(bench: Bench, tmp_path: Path) -> None:
     root = Path(shutil.copytree(Path(bench.runtime.data) / "train", tmp_path / "videos"))
     runtime = bench.runtime.model_copy(update={"store": str(tmp_path / "store")})

@@ -296,7 +296,7 @@ def test_an_absent_artifact_is_not_found(store):
         store.folder(ArtifactRef(kind="thing", key="nothing"))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.dictionaries(
         st.from_regex(r"([A-Z]/)?[a-z]{1,3}", fullmatch=True), st.binary(min_size=1), min_size=1, max_size=4

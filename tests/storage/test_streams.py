@@ -15,7 +15,7 @@ from vidistill.storage.errors import ArtifactDamaged, RequestError, RunError, St
 from vidistill.storage.planes import scaled, to_planes, to_rgb
 from vidistill.storage.streams import CODECS, Codec, Stream, decode, encode, units
 
-QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def moving(n: int, t: int, h: int, w: int, seed: int = 0) -> np.ndarray:

@@ -266,9 +266,12 @@ def test_a_quantiser_a_clip_loses_less_in_no_more_bytes(bench):
 
 
 def test_a_quantiser_a_clip_keeps_to_the_budget(bench):
-    plain, facts = (coded_facts(bench, 3.0, SOFT, search=None, per_clip=own) for own in (False, True))
+    plain = coded_facts(bench, 3.0, SOFT, search=None)
+    ref, size = made_of(bench, 3.0, SOFT, search=None, per_clip=True)
+    facts = DistilledSet.facts_of(bench.store.folder(ref))["coded"]
     assert facts["clips"] == plain["clips"]
-    assert isinstance(facts["crf"], list)
+    assert len(facts["crf"]) > 1
+    assert size <= 3000 * 3
 
 
 # Together
@@ -403,6 +406,22 @@ def test_a_share_that_divides_no_frames_is_a_wrong_request(bench, frames):
         made_of(bench, 5.0, frames=frames, search=None)
 
 
+@pytest.mark.parametrize("search", [None, SEARCH], ids=["as told", "searched"])
+def test_parts_of_a_picture_are_as_large_as_asked(bench, monkeypatch, search):
+    asked = []
+
+    def noted(rows_N, views, view_scale, seed):
+        asked.append(view_scale)
+        return boxes(rows_N, views, view_scale, seed)
+
+    monkeypatch.setattr(keep, "boxes", noted)
+    ref, _ = made_of(bench, 5.0, search=search, views=3, view_scale=0.9)
+    shares_NV = DistilledSet.load(bench.store.folder(ref)).stored["boxes"][..., 0]
+    assert (shares_NV >= np.round(255 * 0.9**0.5)).all()
+    assert set(asked) == {0.9}
+    assert (len(asked) > 1) == (search is not None)
+
+
 # Search
 
 
@@ -412,6 +431,7 @@ def test_the_search_takes_what_scores_best_within_the_budget(bench):
     found = searched(bench, 2.0, "soft")
     assert facts["search"] == [point.model_dump() for point in found.points]
     assert found.best in found.points
+    assert found.best.top1 == max(point.top1 for point in found.points if point.students == found.best.students)
     assert (found.best.scale, found.best.frames) == (facts["coded"]["scale"], facts["coded"]["frames"])
     assert facts["coded"]["crf"] <= found.best.crf
     assert size <= 2000 * 3

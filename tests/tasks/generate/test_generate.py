@@ -17,6 +17,7 @@ from resuming import killed_and_resumed
 from safetensors.torch import load_file
 
 from vidistill.flows.parameters import PoolRequest, checked, override
+from vidistill.models import autoencoder as models_autoencoder
 from vidistill.models.autoencoder import Turned, to_frames
 from vidistill.models.latte import SIZES, Latte
 from vidistill.storage.errors import RequestError, RunError
@@ -77,6 +78,15 @@ def made(bench: Bench) -> Made:
     codec = run_job(autoencoder_job(bench.given.train, CODEC), bench.runtime)[0]
     latents = run_job(latents_job(bench.given.train, codec, "fp32"), bench.runtime)[0]
     return Made(bench.store, bench.runtime, bench, codec, latents)
+
+
+def test_the_autoencoder_s_divergence_has_the_weight_that_is_asked_for(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, loss = [], models_autoencoder.autoencoder_loss
+    monkeypatch.setattr(models_autoencoder, "autoencoder_loss", lambda *given: weights.append(given[3]) or loss(*given))
+    made.do(autoencoder_job(made.bench.given.train, CODEC.model_copy(update={"steps": 2, "kl_weight": 0.3})))
+    assert set(weights) == {0.3}
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "latte", "latte by Muon"])

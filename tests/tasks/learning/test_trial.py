@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import tiny
 import torch
 from method_contract import Bench
 
-from vidistill.storage.clips import ClipTable, ClipVideo
+from vidistill.storage.clips import Clips, ClipTable, ClipVideo
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import Store
 from vidistill.tasks.learning import training
@@ -70,6 +71,30 @@ def test_a_trial_scores_a_network_on_the_clips_that_are_held_out(bench: Bench) -
         run_job(job, runtime)
     found = [json.loads((bench.store.folder(job.ref) / TRIAL).read_text()) for job in short]
     assert [facts["network"] for facts in found] == list(names)
+
+
+def test_a_trial_learns_from_four_fifths_and_is_scored_on_the_rest(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: dict[str, set[int]] = {"learnt": set(), "scored": set()}
+    phase, read, predict = "learnt", Clips.read, training.predict
+
+    def noted(clips: Clips, rows: Any, *more: Any) -> Any:
+        reads[phase] |= set(np.asarray(rows).tolist())
+        return read(clips, rows, *more)
+
+    def scored(*given: Any) -> Any:
+        nonlocal phase
+        phase = "scored"
+        return predict(*given)
+
+    monkeypatch.setattr(Clips, "read", noted)
+    monkeypatch.setattr(training, "predict", scored)
+    student, device = StudentParameters(epochs=2, least_steps=2, precision="fp32"), bench.device
+    network = training.build_network("r2plus1d_small", len(bench.clips.classes), bench.clips.shape_THWC, 0)
+    trained_on_four_fifths(network, bench.clips, student.of("r2plus1d_small"), 0, device)
+    train_N, held_N = fifths(bench.clips.table.videos, bench.clips.classes)
+    assert reads == {"learnt": set(train_N.tolist()), "scored": set(held_N.tolist())}
 
 
 def test_the_front_with_the_best_trials_is_chosen(tmp_path: Path) -> None:

@@ -145,7 +145,8 @@ def test_a_set_in_memory_is_read_when_it_is_used(bench: Bench) -> None:
         watched.reads.get()
     RealBatches(watched, Order(4, 2, 0), bench.device)(0)
     assert watched.reads.get(timeout=30)[0] == "MainThread"
-    assert watched.reads.empty()
+    with pytest.raises(queue.Empty):
+        watched.reads.get(timeout=0.5)
 
 
 def test_small_sets_are_passed_over_more_often() -> None:

@@ -136,16 +136,17 @@ def test_the_steps_below_meet_several_experts_and_starts() -> None:
     assert {start for _, start in drawn} == {0, 1}
 
 
-@pytest.mark.parametrize(("batch_syn", "step", "lr", "lr_lr"), [
-    (None, "published", 4000.0, 0.1), (3, "published", 4000.0, 0.1), (3, "adam", 0.3, 0.02), (None, "adam", 0.3, 0.0),
+@pytest.mark.parametrize(("batch_syn", "step", "lr", "lr_lr", "gradient"), [
+    (None, "published", 4000.0, 0.1, "exact"), (3, "published", 4000.0, 0.1, "exact"), (3, "adam", 0.3, 0.02, "exact"),
+    (None, "adam", 0.3, 0.0, "exact"), (None, "published", 4000.0, 0.1, "tesla"),
 ])  # fmt: skip
 @both
 def test_mtt(
-    expert: tiny.Tiny, augmentation: Any, batch_syn: int | None, step: Any, lr: float, lr_lr: float
+    expert: tiny.Tiny, augmentation: Any, batch_syn: int | None, step: Any, lr: float, lr_lr: float, gradient: Any
 ) -> None:  # fmt: skip
-    """Three experts, students of three steps, and a rate that is learnt with the clips, or held."""
+    """Three experts, students of three steps, and a rate that is learnt with the clips, or held; by TESLA, too."""
     made, p = distilled(expert, "mtt", **MATCHED | {"step": step}, lr=lr, lr_lr=lr_lr, batch_syn=batch_syn,
-                        augmentation=augmentation)  # fmt: skip
+                        augmentation=augmentation, gradient=gradient, momentum_lr=0.2)  # fmt: skip
     hand = Hand(expert, SEED, LABELS, augmentation)
     learnt = {"clips": hand.start(), "lr": torch.tensor(0.5, dtype=torch.float64)}
     loss, alphas = by_hand.mtt(hand, the_clips, trajectories(), p), []
@@ -155,7 +156,8 @@ def test_mtt(
         return loss(iteration, now)
 
     momentum = None if step == "adam" else 0.5
-    values = by_hand.minimised(learnt, watched, {"clips": p.lr, "lr": p.lr_lr}, 4, momentum=momentum, lr_min=p.lr_min)
+    values = by_hand.minimised(learnt, watched, {"clips": p.lr, "lr": p.lr_lr}, 4, momentum=momentum, lr_min=p.lr_min,
+                               momentum_lr=0.2)  # fmt: skip
     same(made, values, hand.start(), learnt["clips"].detach())
     alpha = float(learnt["lr"].detach())
     assert made.facts["lr"] - 0.5 == pytest.approx(alpha - 0.5, rel=1e-2)
@@ -404,13 +406,14 @@ def test_dm_vdsd(given: tiny.Tiny) -> None:
 def test_mtt_vdsd(expert: tiny.Tiny) -> None:
     """α has a momentum of its own, and so has the rest."""
     made, p = distilled(expert, "mtt_vdsd", **MATCHED | VDSD, lr_dynamic=2000.0, lr_hallucinator=5.0, lr_lr=0.1,
-                        momentum=0.9, augmentation="dsa")  # fmt: skip
+                        momentum=0.9, momentum_lr=0.3, augmentation="dsa")  # fmt: skip
     hand = Hand(expert, SEED, LABELS, "dsa")
     learnt = begun_memory() | {"lr": torch.tensor(0.5, dtype=torch.float64)}
     rates = {"motion": 2000.0, "weight": 5.0, "bias": 5.0, "lr": 0.1}
     loss = by_hand.mtt(hand, hallucinated(made), trajectories(), p)
-    values = by_hand.minimised(learnt, loss, rates, 4, momentum=0.9, keep=None, lr_min=p.lr_min)
+    values = by_hand.minimised(learnt, loss, rates, 4, momentum=0.9, keep=None, lr_min=p.lr_min, momentum_lr=0.3)
     same_memory(made, values, learnt)
+    assert made.facts["lr"] - 0.5 == pytest.approx(float(learnt["lr"].detach()) - 0.5, rel=1e-2)
 
 
 def test_frepo_vdsd(given: tiny.Tiny) -> None:

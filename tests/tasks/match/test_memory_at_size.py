@@ -55,6 +55,7 @@ print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_set_of_the_papers_size_takes_less_than_11_gb(tmp_path: Path, name: str) -> None:
     """Seven sets of 1.2 GB (start, set, gradient, Adam's two moments, two while it steps) and what passes hold."""

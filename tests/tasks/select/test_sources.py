@@ -25,6 +25,7 @@ from vidistill.storage.store import Store
 from vidistill.tasks.learning import streams
 from vidistill.tasks.learning.training import generator
 from vidistill.tasks.methods import find_method
+from vidistill.tasks.select import tac_dt
 
 POOLED, REAL, D, SEED = 7, 8, 5, 3  # generated clips a class, real ones, dimensions of their embeddings
 LABELS = (0, 1) * REAL
@@ -162,6 +163,15 @@ def test_tac_dt_takes_the_middle_of_each_cluster_of_principal_components(bench: 
 
     made = bench.choose("tac_dt", ipc, dimensions=2, threshold=1e-6, precision="fp32")
     assert set(made.sources) == set(sources(lambda label: sorted(chosen(label))))
+
+
+def test_tac_dt_s_tree_is_of_the_radius_and_the_branches_that_are_asked_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, cluster = [], tac_dt.birch_clusters
+    monkeypatch.setattr(tac_dt, "birch_clusters", lambda *given: asked.append(given[1:]) or cluster(*given))
+    bench.choose("tac_dt", 2, threshold=0.7, branching_factor=3, precision="fp32")
+    assert set(asked) == {(2, 0.7, 3)}
 
 
 # --- those that learn --------------------------------------------------------------------------------------------
