@@ -82,6 +82,7 @@ def rows_of(experiment: Experiment) -> list[Row]:
     for body in experiment.student.networks:
         if not known(body):
             raise RequestError(f"student.networks.{body} is no network: there are {', '.join(NETWORKS)}.")
+    _check_rates(experiment)
     for cell in experiment.cells:
         for row in _rows_of_cell(experiment, cell):
             for one in [row, *_companion(row)]:
@@ -151,6 +152,17 @@ def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
         for recipe in recipes
         for student in students
     ]
+
+
+def _check_rates(experiment: Experiment) -> None:
+    """Make sure that an optimiser which is asked for is some student's."""
+    own, asked = experiment.student, [name for cell in experiment.cells for name in cell.students or ()]
+    bodies = list(dict.fromkeys(parted(name)[1] for name in (*experiment.students, *asked)))
+    if own.optimiser != StudentParameters().optimiser and own.networks.keys() >= set(bodies):
+        raise RequestError(
+            f"student.optimiser is of students without an optimiser of their own, and {', '.join(bodies)} "
+            f"{'have' if len(bodies) > 1 else 'has'} one: set student.networks.{bodies[0]}.lr and the like."
+        )
 
 
 def options_of(source: MethodSource, cell: Cell) -> Parameters:

@@ -36,14 +36,17 @@ def resolve_device(device: Device) -> torch.device:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """The precision asked for; `auto` is bf16 on CUDA, and on a CPU whose flags say that it multiplies bf16 itself.
+    """The precision asked for; `auto` is bf16 where a GPU (Ampere and later) or a CPU multiplies it itself.
 
     Torch's own check says yes on every AVX-512 CPU, and bf16 without the instructions is slower than fp32. On CUDA fp32
     is torch's, whose convolutions multiply in TF32: as many bits of exponent, 10 of mantissa (bf16 has 7).
     """
     if precision != "auto":
         return precision
-    fast = device.type == "cuda" or not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
     return "bf16" if fast else "fp32"
 
 

@@ -28,7 +28,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     Args:
         folder: the exported folder.
         labels: `hard` or `soft`; by default as the set was scored. Online rows are `hard` here: `facts["teacher"]`
-            names the network and the file of its weights.
+            names the network, how many of it its answer is the mean of, and the file of its weights.
 
     Attributes:
         facts: all of `export.json`.

@@ -557,8 +557,8 @@ MUTATIONS = [
              "max(0, padding - (out - 1) * stride), min(kernel, size + padding)",
              "max(0, padding - (out - 1) * stride), min(kernel, size + padding - 1)"),
     Mutation("tasks/learning/evaluate.py", "no student trains at its set's rate", AT_ITS_RATE,
-             'if not student.learnt_lr or "lr" not in facts:',
-             "if True:"),
+             'or "lr" not in facts or student.optimiser.method != "sgd":',
+             'or True:'),
     Mutation("tasks/videos/pictures.py", "no frame is mirrored", SHOWN,
              "-1 if a * d < b * c else 1",
              "1"),
@@ -1865,5 +1865,26 @@ MUTATIONS = [
                  "test_a_stray_file_is_in_the_report_s_index_and_not_in_that_of_the_clips"),
              "\"index of all files\"",
              "\"index\""),
+    Mutation("tasks/learning/relabel.py", "a set is mixed on the device at once", of(
+                 "tasks/learning/test_relabel.py", "test_labelling_has_32_clips_on_the_device_at_once"),
+             "for first in range(0, len(clips_NTHWC), 32):",
+             "for first in range(0, len(clips_NTHWC), 64):"),
+    Mutation("tasks/learning/relabel.py", "each clip is pasted into itself", of(
+                 "tasks/learning/test_relabel.py", "test_labelling_has_32_clips_on_the_device_at_once"),
+             "made_THWC[paste_THW] = clips_NTHWC[partner][paste_THW]",
+             "made_THWC[paste_THW] = made_THWC[paste_THW]"),
+    Mutation("flows/rows.py", "an optimiser that is nobody's is taken", of(
+                 "flows/test_students.py", "test_an_optimiser_that_is_no_student_s_is_a_wrong_request"),
+             "own.networks.keys() >= set(bodies)",
+             "False"),
+    Mutation("tasks/learning/kinetics.py", "weights that changed are taken for those that were asked for", of(
+                 "flows/test_students.py",
+                 "test_weights_that_change_while_a_run_waits_are_not_taken_for_those_that_it_asked_for"),
+             "if named(place)[0] != name:",
+             "if False:"),
+    Mutation("models/compute.py", "bf16 is emulated on older GPUs", of(
+                 "models/test_compute.py", "test_auto_precision_follows_the_cpus_flags"),
+             "torch.cuda.is_bf16_supported(including_emulation=False)",
+             "torch.cuda.is_bf16_supported(including_emulation=True)"),
 ]
 # fmt: on

@@ -5,13 +5,15 @@ A student takes 501 passes by SGD at 0.01 (momentum 0.9, decay 5e-4) in batches 
 HMDB51), those of a set never. Every batch is standardised over all of its elements, in training and in test. Every test
 video counts three times, by three clips, each flipped or not.
 
-Eight of its habits are not copied: optimisers are not made anew in the middle; students of MTT and MTT+VDSD train at
+Others of its habits are not copied: optimisers are not made anew in the middle; students of MTT and MTT+VDSD train at
 0.01 as all others do, not at the rate that was learned with their set; a set is scored once, when it is finished,
 where the benchmark reports the best of several checkpoints, chosen on the test split; frames are not squeezed to
 160×120 before they are cropped; clips for per-frame students are not cut by 24 pixels a side, and CNN+LSTM's hidden
 state is an eighth of its features here too (all of them, uncut, would be 5 G weights at 112×112); sets of MTT+VDSD of
 five clips a class train in batches of 256, not 128; and students of FRePo's sets by cross-entropy as all others do, not
-by AdamW and squares for 1,000 passes. Its random starts of test clips are three evenly spread ones here.
+by AdamW and squares for 1,000 passes. Its random starts of test clips are three evenly spread ones here; a video's one
+start for training, drawn once there, is each of its stored views here, and the centre one of a clip that is chosen; the
+last batch of a pass is as large as the others; and on a GPU `precision: auto` is bf16.
 
 Shapes: B clips a batch, V views a video. `x_BCTHW` is normalised.
 """

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vidistill.storage.clips import Clips
+from vidistill.storage.errors import TransientError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning.teacher import features, load_teacher
@@ -86,7 +87,10 @@ def embed(work: Work) -> None:
         teacher = load_teacher(work.store, work.ref("teacher"), clips, device)
         embedding_of = partial(features, teacher, clips, device=device)
     else:
-        videomae = load_videomae(work.job.places.get(FACTS, parameters.embedding)).to(device.torch_device)
+        place = work.job.places.get(FACTS, parameters.embedding)
+        if _known_by(place, _stamp(Path(place)) if Path(place).exists() else 0) != parameters.embedding:
+            raise TransientError(f"The weights {place} changed during the run: run again.")
+        videomae = load_videomae(place).to(device.torch_device)
         embedding_of = partial(videomae_features, videomae, clips, device=device)
     first, count = taken_over(work), math.ceil(len(clips) / PIECE)
     array = zarr.open_array(work.folder, path=EMBEDDINGS, mode="r+") if first else None

@@ -121,7 +121,7 @@ def evaluate(work: Work) -> None:
     seed = training.role_seed(parameters.seed, streams.STUDENT_WEIGHTS)
     network = training.build_network(parameters.network, len(clips.classes), clips.shape_THWC, seed)
     for weights in student.pretrained.values():
-        kinetics.begin(network, work.job.places.get(weights, weights), clips.table)
+        kinetics.begin(network, kinetics.place_of(weights, work.job.places), clips.table)
     batches = _batches(work, parameters, clips, seed, device)
     draw, steps = batches.draw, student.steps(batches.order.n)
     if parameters.protocol == benchmark.NAME:
@@ -145,8 +145,8 @@ def evaluate(work: Work) -> None:
 
 
 def at_its_rate(student: StudentParameters, facts: dict[str, Any]) -> StudentParameters:
-    """The student at the learning rate that its set learned, where that is asked for and the set's facts have one."""
-    if not student.learnt_lr or "lr" not in facts:
+    """The student at the learning rate of SGD that its set learned, where that is asked for and its facts have one."""
+    if not student.learnt_lr or "lr" not in facts or student.optimiser.method != "sgd":
         return student
     return student.model_copy(update={"optimiser": student.optimiser.model_copy(update={"lr": facts["lr"]})})
 

@@ -6,6 +6,7 @@ Shapes: B clips, C colours, T frames, H height, W width, K classes. `x_BCTHW` is
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,7 +19,6 @@ from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import streams, training
-from vidistill.tasks.learning.pixels import to_pixels
 from vidistill.tasks.learning.saliency import SaliencyParameters, saliency, threshold
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device, Precision
@@ -57,18 +57,31 @@ def videomix(x_BCTHW: Tensor, parameters: GuidedMix, kind: Literal["tsgf", "imag
     """
     import torch
 
-    random = training.generator(*seed, streams.MIX)
-    frames, height, width = x_BCTHW.shape[2:]
-    s_BT = saliency(x_BCTHW, parameters.saliency)
-    open_BT = (s_BT <= threshold(s_BT, parameters.saliency)).cpu().numpy() | (kind == "image")
-    partner_B = derangement(len(x_BCTHW), random)
-    paste_BTHW = np.zeros((len(x_BCTHW), frames, height, width), dtype=bool)
-    for b in np.flatnonzero(random.random(len(x_BCTHW)) < parameters.probability):
-        box = draw_box(random, parameters.alpha, height, width)
-        for t in np.flatnonzero(open_BT[b]):
-            paste_BTHW[b, t][draw_box(random, parameters.alpha, height, width) if kind == "image" else box] = True
+    still_BT = unsalient(x_BCTHW, parameters)
+    partner_B, paste_BTHW = pastes(still_BT, (x_BCTHW.shape[3], x_BCTHW.shape[4]), parameters, kind, *seed)
     chosen = torch.from_numpy(paste_BTHW).to(x_BCTHW.device)[:, None]
     return torch.where(chosen, x_BCTHW[torch.from_numpy(partner_B).to(x_BCTHW.device)], x_BCTHW)
+
+
+def unsalient(x_BCTHW: Tensor, parameters: GuidedMix) -> NDArray[np.bool_]:
+    """(B, T): the frames with s_i ≤ ε."""
+    s_BT = saliency(x_BCTHW, parameters.saliency)
+    return np.asarray((s_BT <= threshold(s_BT, parameters.saliency)).cpu().numpy())
+
+
+def pastes(
+    still_BT: NDArray[np.bool_], size_HW: tuple[int, int], parameters: GuidedMix, kind: Literal["tsgf", "image"],
+    *seed: int,
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:  # fmt: skip
+    """Each clip's partner, and which of its pixels (B, T, H, W) are to be the partner's."""
+    random = training.generator(*seed, streams.MIX)
+    partner_B = derangement(len(still_BT), random)
+    paste_BTHW = np.zeros((*still_BT.shape, *size_HW), dtype=bool)
+    for b in np.flatnonzero(random.random(len(still_BT)) < parameters.probability):
+        box = draw_box(random, parameters.alpha, *size_HW)
+        for t in np.flatnonzero(still_BT[b] | (kind == "image")):
+            paste_BTHW[b, t][draw_box(random, parameters.alpha, *size_HW) if kind == "image" else box] = True
+    return partner_B, paste_BTHW
 
 
 def derangement(n: int, random: np.random.Generator) -> np.ndarray:
@@ -118,9 +131,19 @@ def mixed(distilled: DistilledSet, recipe: Recipe, seed: int, clips: Clips, devi
             "Each clip of this set has variants, and mixed clips are stored once: take the recipe soft, or "
             f"online+{recipe.augmentation}, which mixes at every step."
         )
-    x_NCTHW = training.to_input(distilled.clips_NTHWC, clips.table.mean, clips.table.std, device)
-    mixed_NCTHW = videomix(x_NCTHW, GuidedMix.model_validate(recipe.settings), recipe.augmentation, seed)
-    return distilled.with_clips(to_pixels(mixed_NCTHW, clips))
+    mix, clips_NTHWC = GuidedMix.model_validate(recipe.settings), distilled.clips_NTHWC
+    still_NT = np.concatenate([unsalient(x_BCTHW, mix) for x_BCTHW in _parts(clips_NTHWC, clips, device)])
+    partner_N, paste_NTHW = pastes(still_NT, clips_NTHWC.shape[2:4], mix, recipe.augmentation, seed)
+    made_NTHWC = clips_NTHWC.copy()
+    for made_THWC, partner, paste_THW in zip(made_NTHWC, partner_N, paste_NTHW, strict=True):
+        made_THWC[paste_THW] = clips_NTHWC[partner][paste_THW]
+    return distilled.with_clips(made_NTHWC)
+
+
+def _parts(clips_NTHWC: NDArray[np.uint8], clips: Clips, device: Device) -> Iterator[Tensor]:
+    """Normalised, 32 at a time."""
+    for first in range(0, len(clips_NTHWC), 32):
+        yield training.to_input(clips_NTHWC[first : first + 32], clips.table.mean, clips.table.std, device)
 
 
 def teacher_logits(teacher: nn.Module, made: DistilledSet, clips: Clips, device: Device) -> NDArray[np.float32]:
@@ -128,9 +151,7 @@ def teacher_logits(teacher: nn.Module, made: DistilledSet, clips: Clips, device:
     import torch
 
     def of(clips_NTHWC: NDArray[np.uint8]) -> Tensor:
-        parts = (clips_NTHWC[first : first + 32] for first in range(0, len(clips_NTHWC), 32))
-        table = clips.table
-        return training.predict(teacher, (training.to_input(x, table.mean, table.std, device) for x in parts), device)
+        return training.predict(teacher, _parts(clips_NTHWC, clips, device), device)
 
     logits_NK = of(made.clips_NTHWC)
     if made.others_VNTHWC is not None:

@@ -116,8 +116,9 @@ class Origin:
             for one in self.scores
             if self.teacher in one.inputs.get("teacher", [])
         }
-        network = self.store.manifest(self.teacher).parameters["network"]
-        return {"network": network, "weights": TEACHER, "recipes": sorted(recipes), "artifact": str(self.teacher)}
+        asked = self.store.manifest(self.teacher).parameters
+        return {"network": asked["network"], "ensemble": asked.get("ensemble", 1), "weights": TEACHER,
+                "recipes": sorted(recipes), "artifact": str(self.teacher)}  # fmt: skip
 
     def _score_facts(self, manifest: Manifest) -> dict[str, Any]:
         score, asked = load_score(self.store.folder(manifest.ref)), manifest.parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from vidistill.flows.experiment import build
 from vidistill.flows.fronts import with_front
 from vidistill.flows.parameters import Experiment, checked, load_preset
 from vidistill.flows.rows import rows_of
-from vidistill.storage.errors import DivergedError, RequestError, StoreError
+from vidistill.storage.errors import DivergedError, RequestError, StoreError, TransientError
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.coded.method import CodedParameters
 from vidistill.tasks.coded.search import SearchParameters
-from vidistill.tasks.learning import benchmark
+from vidistill.tasks.learning import benchmark, kinetics
 from vidistill.tasks.report.data import RowPlan
 from vidistill.tasks.report.gather import ReportParameters
 from vidistill.tasks.stage import Job
@@ -250,3 +251,36 @@ def test_no_cell_is_dropped_because_another_has_its_name(cells: tuple[dict[str, 
 
 def test_a_cell_that_is_asked_for_twice_is_one_row() -> None:
     assert built({"method": "herding"}, {"method": "herding"})[1].keys() == {"herding", "random"}
+
+
+@pytest.mark.parametrize(("students", "own", "refused"), [
+    (["minic3d"], {"optimiser": {"lr": 0.002}}, True),
+    (["minic3d", "centred:c3d"], {"optimiser": {"lr": 0.002}}, True),
+    (["minic3d", "r2plus1d_small"], {"optimiser": {"lr": 0.002}}, False),
+    (["minic3d"], {"networks": {"minic3d": {"lr": 0.002}}}, False),
+    (["minic3d"], {"least_steps": 100}, False),
+])  # fmt: skip
+def test_an_optimiser_that_is_no_student_s_is_a_wrong_request(
+    students: list[str], own: dict[str, Any], refused: bool
+) -> None:
+    """Students of these bodies have one of their own: what is asked for would change nothing."""
+    asked = Experiment.model_validate(
+        {"data": "v", "cells": [{"method": "random"}], "students": students, "student": own}
+    )
+    if not refused:
+        rows_of(asked)
+        return
+    with pytest.raises(RequestError, match=r"minic3d.* ha(s|ve) one: set student\.networks\.minic3d\.lr"):
+        rows_of(asked)
+
+
+def test_weights_that_change_while_a_run_waits_are_not_taken_for_those_that_it_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "own.pt"
+    file.write_bytes(b"weights")
+    name, places = kinetics.named(str(file))
+    assert kinetics.place_of(name, places) == str(file)
+    assert kinetics.place_of("KINETICS400_V1", {}) == "KINETICS400_V1"
+    file.write_bytes(b"others")
+    os.utime(file, ns=(1, 1))
+    with pytest.raises(TransientError, match=r"own\.pt changed during the run: run again"):
+        kinetics.place_of(name, places)

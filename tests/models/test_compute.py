@@ -24,7 +24,11 @@ def test_auto_precision_follows_the_cpus_flags(monkeypatch):
     ):
         monkeypatch.setattr(compute, "cpu_flags", lambda flags=frozenset(flags): flags)
         assert compute.resolve_precision("auto", cpu) == want
-        assert compute.resolve_precision("auto", torch.device("cuda")) == "bf16"
+        for native in (True, False):  # an older GPU emulates it, without cuDNN
+            monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: (
+                native or including_emulation
+            ))  # fmt: skip
+            assert compute.resolve_precision("auto", torch.device("cuda")) == ("bf16" if native else "fp32")
         assert compute.resolve_precision("fp32", cpu) == "fp32"
 
 

@@ -15,6 +15,7 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.learning import training
+from vidistill.tasks.learning.pixels import to_pixels
 from vidistill.tasks.learning.relabel import GuidedMix, derangement, mixed, relabel_job, teacher_logits, videomix
 from vidistill.tasks.learning.saliency import saliency, threshold
 from vidistill.tasks.learning.teacher import load_teacher
@@ -174,3 +175,10 @@ def test_labelling_has_32_clips_on_the_device_at_once(bench: Bench, monkeypatch:
     monkeypatch.setattr(training, "to_input", watched)
     assert teacher_logits(teacher, made, bench.clips, bench.device).shape == (70, len(bench.clips.classes))
     assert seen == [32, 32, 6]
+    whole = videomix(to_input(clips_NTHWC, bench.clips.table.mean, bench.clips.table.std, bench.device), GuidedMix(),
+                     "tsgf", 5)  # fmt: skip
+    recipe = Recipe(labels="soft", augmentation="tsgf", settings=GuidedMix().model_dump(mode="json"))
+    found = mixed(made, recipe, 5, bench.clips, bench.device)
+    assert seen == [32, 32, 6] * 2
+    np.testing.assert_array_equal(found.clips_NTHWC, to_pixels(whole, bench.clips))
+    assert (found.clips_NTHWC != clips_NTHWC).any()
