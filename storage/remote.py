@@ -58,6 +58,14 @@ class RemoteStore(Store):
     def folders(self, refs: Iterable[ArtifactRef]) -> list[Path]:
         return self._objects.each(self.folder, refs)
 
+    def manifests(self, refs: Iterable[ArtifactRef]) -> dict[ArtifactRef, Manifest]:
+        asked = list(refs)
+        published = self._all_published(asked)
+        for ref in asked:
+            if not _whole(published.get(ref)):
+                self.folder(ref)  # says what is wrong
+        return {ref: Manifest.model_validate_json(published[ref]) for ref in asked}
+
     def problems(self, refs: Iterable[ArtifactRef]) -> dict[ArtifactRef, str | None]:
         asked = list(refs)
         return dict(zip(asked, self._objects.each(self.problem, asked), strict=True))
@@ -121,7 +129,7 @@ class RemoteStore(Store):
         """
         del content
         sizes = self._sizes(kind)
-        published = self.contents(sizes, MANIFEST)
+        published = self._all_published(sizes)
         return {ref: _found(ref, published.get(ref), own) for ref, own in sizes.items()}
 
     def contents(self, refs: Iterable[ArtifactRef], name: str) -> dict[ArtifactRef, bytes]:
@@ -218,6 +226,13 @@ class RemoteStore(Store):
     def _unpublished(self, ref: ArtifactRef) -> Path:
         return self._mirror.only_copy(self._place(ref))
 
+    def _all_published(self, refs: Iterable[ArtifactRef]) -> dict[ArtifactRef, bytes]:
+        """The manifests in the store, side by side; those that came half are asked for again."""
+        found = self.contents(refs, MANIFEST)
+        for ref in [ref for ref, content in found.items() if not _whole(content)]:
+            found[ref] = self._published(ref) or found[ref]
+        return found
+
     def _published(self, ref: ArtifactRef) -> bytes | None:
         """The manifest in the store; one that came half is asked for again."""
         content = b""
@@ -303,6 +318,13 @@ class RemoteStore(Store):
                 return
             if path.stat().st_size == expected.bytes and file_digest(path) == expected.sha256:
                 return
+
+
+def _whole(published: bytes | None) -> bool:
+    try:
+        return published is not None and bool(Manifest.model_validate_json(published))
+    except ValidationError:
+        return False
 
 
 def _files(published: bytes) -> dict[str, FileRecord]:

@@ -91,6 +91,10 @@ class Store:
     def manifest(self, ref: ArtifactRef) -> Manifest:
         return read_manifest(self.folder(ref))
 
+    def manifests(self, refs: Iterable[ArtifactRef]) -> dict[ArtifactRef, Manifest]:
+        """Those of several; of the artifacts nothing else is fetched where they are elsewhere."""
+        return {ref: self.manifest(ref) for ref in refs}
+
     def problem(self, ref: ArtifactRef, *, thorough: bool = False) -> str | None:
         """What is wrong with an artifact: None, or a few words. `thorough` reads every byte, whatever its size."""
         return (self._look(ref, "read") if thorough else self._look(ref, "once", FULL_CHECK_BYTES)).problem

@@ -14,7 +14,7 @@ from vidistill.models import parted
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet, curve_of
 from vidistill.storage.parameters import Parameters
-from vidistill.storage.store import MANIFEST, ArtifactRef, Manifest, Store
+from vidistill.storage.store import ArtifactRef, Manifest, Store
 from vidistill.tasks.learning.evaluate import Score, load_score
 from vidistill.tasks.learning.trial import trials_of
 from vidistill.tasks.report.bytes import coded_bytes, searches
@@ -301,10 +301,7 @@ def _lineage(store: Store, refs: list[ArtifactRef]) -> dict[ArtifactRef, Manifes
     found: dict[ArtifactRef, Manifest] = {}
     left = set(refs)
     while left:
-        read = store.contents(sorted(left, key=str), MANIFEST)
-        made = {ref: Manifest.model_validate_json(content) for ref, content in read.items()}
-        for lost in left - made.keys():
-            store.folder(lost)  # says what is wrong
+        made = store.manifests(sorted(left, key=str))
         found |= made
         left = {need for one in made.values() for needs in one.inputs.values() for need in needs} - found.keys()
     return found

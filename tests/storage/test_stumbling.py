@@ -60,6 +60,15 @@ def test_a_store_that_stumbles_is_asked_again(host, stumbling: Stumbling, fault,
     assert a.refs() == b.refs() == [ref]
 
 
+@pytest.mark.parametrize("look", [
+    lambda store, ref: store.manifests([ref])[ref], lambda store, ref: store.survey()[ref].manifest
+], ids=["one by one", "of all"])  # fmt: skip
+def test_a_manifest_that_comes_half_is_asked_for_again(host, stumbling: Stumbling, look):
+    ref = make(a := host("a"))
+    stumbling.fault = first(1, "short", "GET")
+    assert look(host("b"), ref) == a.manifest(ref)
+
+
 def test_credentials_are_in_nothing_that_is_written_or_said(host, s3, bucket, stumbling, monkeypatch, caplog, tmp_path):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "sesame-opens")
     stumbling.fault = first(1, "503")
