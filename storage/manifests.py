@@ -103,13 +103,22 @@ def write_manifest(place: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(place: Path) -> Manifest:
-    """The manifest in a folder; those of older versions have no checksum.
+    """The manifest in a folder.
 
     Raises:
         OSError: there is none.
         ValueError: it is no manifest; AlteredError: its checksum is another.
     """
-    plain = json.loads((place / MANIFEST).read_text())
+    return parsed((place / MANIFEST).read_bytes())
+
+
+def parsed(content: bytes) -> Manifest:
+    """A manifest by what its file holds; those of older versions have no checksum.
+
+    Raises:
+        ValueError: it is no manifest; AlteredError: its checksum is another.
+    """
+    plain = json.loads(content)
     manifest = Manifest.model_validate(plain)
     if plain.pop("checksum", None) not in (None, digest(plain)):
         raise AlteredError

@@ -21,7 +21,7 @@ from vidistill.storage.errors import StoreError
 from vidistill.storage.files import files_of
 from vidistill.storage.keys import file_digest
 from vidistill.storage.locks import locked
-from vidistill.storage.manifests import NOT_ENDED
+from vidistill.storage.manifests import NOT_ENDED, parsed
 from vidistill.storage.mirror import Mirror
 from vidistill.storage.object_locks import locked_for_all
 from vidistill.storage.objects import Objects
@@ -64,7 +64,7 @@ class RemoteStore(Store):
         for ref in asked:
             if not _whole(published.get(ref)):
                 self.folder(ref)  # says what is wrong
-        return {ref: Manifest.model_validate_json(published[ref]) for ref in asked}
+        return {ref: parsed(published[ref]) for ref in asked}
 
     def problems(self, refs: Iterable[ArtifactRef]) -> dict[ArtifactRef, str | None]:
         asked = list(refs)
@@ -322,8 +322,8 @@ class RemoteStore(Store):
 
 def _whole(published: bytes | None) -> bool:
     try:
-        return published is not None and bool(Manifest.model_validate_json(published))
-    except ValidationError:
+        return published is not None and bool(parsed(published))
+    except ValueError:
         return False
 
 
