@@ -8,27 +8,14 @@ clip; the forward one alone is a third of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from vidistill.flows.look import Look
 from vidistill.flows.passes import METHODS, Data, of_gradients
 from vidistill.models import parted
 from vidistill.storage.store import ArtifactRef, Manifest
 from vidistill.tasks.generate.autoencoder import MEASURED_FRAMES
-
-
-@dataclass(frozen=True)
-class Look:
-    """What artifacts are, whether they have been made or not.
-
-    Attributes:
-        find: the manifest; None where nobody knows.
-        data: the clips that were counted before: those of a data set lie in thousands of blocks.
-    """
-
-    find: Callable[[ArtifactRef], Manifest | None]
-    data: dict[ArtifactRef, Data] = field(default_factory=dict)
-
 
 NETWORKS = {
     "r2plus1d_small": 0.1e-6, "r2plus1d_small_in": 0.1e-6, "r2plus1d_small_gn": 0.1e-6, "r3d_18": 6e-6,
@@ -93,43 +80,15 @@ def _shape(job: Manifest, look: Look) -> list[str]:
         return [f"{sampling['views']}×{sampling['frames']}×{sampling['size']}"]
     if not names:
         return []
-    data = _data(job.inputs[names[0]][0], look)
+    data = look.data(job.inputs[names[0]][0])
     return [f"{data.frames}×{data.size}"]
-
-
-def _known(ref: ArtifactRef, look: Look) -> Manifest:
-    found = look.find(ref)
-    if found is None:
-        raise LookupError(str(ref))
-    return found
-
-
-def _data(ref: ArtifactRef, look: Look) -> Data:
-    """The clips of a `clips` or `pool` artifact."""
-    if ref not in look.data:
-        look.data[ref] = _counted(ref, look)
-    return look.data[ref]
-
-
-def _counted(ref: ArtifactRef, look: Look) -> Data:
-    made = _known(ref, look)
-    blocks = [_known(block, look) for block in made.inputs["blocks"]]
-    if made.kind == "pool":
-        own = _data(made.inputs["clips"][0], look)
-        parts = [_known(part, look).parameters for part in made.inputs["latents"]]
-        wanted = made.parameters["clips_a_class"]
-        clips = sum(min(part["count"], wanted - part["first"]) for part in parts)
-        return Data(clips, 1, own.frames, own.size)
-    sampling = blocks[0].parameters["sampling"]
-    clips = sum(len(block.parameters["videos"]) for block in blocks)
-    return Data(clips, sampling["views"], sampling["frames"], sampling["size"])
 
 
 def _set(ref: ArtifactRef, look: Look) -> int:
     """Clips of a distilled set."""
-    made = _known(ref, look)
+    made = look.known(ref)
     if made.kind == "distilled":
-        return _kept(made.parameters, _data(made.inputs["clips"][0], look))
+        return _kept(made.parameters, look.data(made.inputs["clips"][0]))
     parts = made.inputs["parts"] if "parts" in made.inputs else made.inputs["distilled"]
     return sum(_set(part, look) for part in parts)
 
@@ -179,13 +138,13 @@ def _block(job: Manifest, look: Look) -> tuple[float, float]:  # noqa: ARG001
 
 
 def _clips(job: Manifest, look: Look) -> tuple[float, float]:
-    clips = sum(len(_known(block, look).parameters["videos"]) for block in job.inputs["blocks"])
+    clips = sum(len(look.known(block).parameters["videos"]) for block in job.inputs["blocks"])
     return 0.02 + 1e-4 * clips, 150.0 * clips
 
 
 def _trained(job: Manifest, look: Look) -> tuple[float, float]:
     """A teacher, or an expert, which keeps its weights after each epoch."""
-    own, data = _options(job.parameters), _data(job.inputs["clips"][0], look)
+    own, data = _options(job.parameters), look.data(job.inputs["clips"][0])
     expert = job.kind == "expert"
     kept, passes = (own["epochs"] + 1, own["epochs"] * data.clips) if expert else (1, _passes(own, data.clips))
     many = own.get("ensemble", 1)
@@ -194,31 +153,31 @@ def _trained(job: Manifest, look: Look) -> tuple[float, float]:
 
 def _trial(job: Manifest, look: Look) -> tuple[float, float]:
     """A student of four fifths of the clips, scored on the rest."""
-    data, own = _data(job.inputs["clips"][0], look), job.parameters
+    data, own = look.data(job.inputs["clips"][0]), job.parameters
     passes = _passes(own["student"], round(0.8 * data.clips)) + data.clips / 15
     return 0.3 + passes * data.pixels * _rate(own["network"]), 1e3
 
 
 def _reference(job: Manifest, look: Look) -> tuple[float, float]:
     """The score of a teacher, or of an expert."""
-    tested = _data(job.inputs["test"][0], look)
-    network = _options(_known((job.inputs.get("teacher") or job.inputs["expert"])[0], look).parameters)["network"]
+    tested = look.data(job.inputs["test"][0])
+    network = _options(look.known((job.inputs.get("teacher") or job.inputs["expert"])[0]).parameters)["network"]
     return 0.3 + tested.clips / 3 * tested.pixels * _rate(network), 1e3
 
 
 def _score(job: Manifest, look: Look) -> tuple[float, float]:
-    own, data = job.parameters["student"], _data(job.inputs["train"][0], look)
-    tested = _data(job.inputs["test"][0], look).clips
+    own, data = job.parameters["student"], look.data(job.inputs["train"][0])
+    tested = look.data(job.inputs["test"][0]).clips
     trained = _passes(own, _set(job.inputs["distilled"][0], look) if "distilled" in job.inputs else data.clips)
     rate = _rate(job.parameters["network"])
     seconds = (trained + tested / 3) * rate
     if "teacher" in job.inputs:
-        seconds += trained / 3 * _rate(_known(job.inputs["teacher"][0], look).parameters["network"])
+        seconds += trained / 3 * _rate(look.known(job.inputs["teacher"][0]).parameters["network"])
     return 0.3 + seconds * data.pixels, 1e3
 
 
 def _distilled(job: Manifest, look: Look) -> tuple[float, float]:
-    own, options, data = job.parameters, job.parameters["options"], _data(job.inputs["clips"][0], look)
+    own, options, data = job.parameters, job.parameters["options"], look.data(job.inputs["clips"][0])
     clips = _kept(own, data)
     size = 3 * STORED * clips * data.pixels if own.get("kb") is None else 1000 * own["kb"] * len(own["labels"])
     passes = METHODS.get(own["method"], of_gradients)(options, own["ipc"], len(own["labels"]), data)
@@ -232,18 +191,18 @@ def _distilled(job: Manifest, look: Look) -> tuple[float, float]:
 
 def _latent_places(pool: ArtifactRef, look: Look) -> float:
     """Frames, rows and columns of all latents of a pool."""
-    made = _known(pool, look)
-    latte = _known(made.inputs["latte"][0], look)
-    codec, source = _known(made.inputs["autoencoder"][0], look), _data(latte.inputs["clips"][0], look)
-    return _data(pool, look).clips * source.pixels / float(codec.parameters["factor"]) ** 2
+    made = look.known(pool)
+    latte = look.known(made.inputs["latte"][0])
+    codec, source = look.known(made.inputs["autoencoder"][0]), look.data(latte.inputs["clips"][0])
+    return look.data(pool).clips * source.pixels / float(codec.parameters["factor"]) ** 2
 
 
 def _joined(job: Manifest, look: Look) -> tuple[float, float]:
-    return 0.1, sum(_distilled(_known(part, look), look)[1] for part in job.inputs["parts"])
+    return 0.1, sum(_distilled(look.known(part), look)[1] for part in job.inputs["parts"])
 
 
 def _relabelled(job: Manifest, look: Look) -> tuple[float, float]:
-    data, clips = _data(job.inputs["clips"][0], look), _set(job.inputs["distilled"][0], look)
+    data, clips = look.data(job.inputs["clips"][0]), _set(job.inputs["distilled"][0], look)
     return 0.2 + clips / 3 * data.pixels * _rate(""), 3 * STORED * clips * data.pixels
 
 
@@ -253,7 +212,7 @@ def _recoded(job: Manifest, look: Look) -> tuple[float, float]:
 
 
 def _embeddings(job: Manifest, look: Look) -> tuple[float, float]:
-    data = _data(job.inputs["clips"][0], look)
+    data = look.data(job.inputs["clips"][0])
     return 0.2 + data.clips / 3 * data.pixels * _rate(""), 1e3 * data.clips
 
 
@@ -261,7 +220,7 @@ def _search(job: Manifest, look: Look) -> tuple[float, float]:
     """Students of points of the grid, and clips coded at each point, at most all."""
     from vidistill.tasks.coded.search import SearchParameters
 
-    own, data = SearchParameters.model_validate(job.parameters["search"]), _data(job.inputs["clips"][0], look)
+    own, data = SearchParameters.model_validate(job.parameters["search"]), look.data(job.inputs["clips"][0])
     points = len(own.crfs) * len(own.scales) * len(own.frames)
     students = sum(size * many for size, many in own.rounds(points))
     steps, tested = own.student.least_steps, data.clips * data.views / 15  # a fifth is tested
@@ -270,20 +229,20 @@ def _search(job: Manifest, look: Look) -> tuple[float, float]:
 
 
 def _autoencoder(job: Manifest, look: Look) -> tuple[float, float]:
-    own, data = job.parameters, _data(job.inputs["clips"][0], look)
+    own, data = job.parameters, look.data(job.inputs["clips"][0])
     if own["pretrained"]:
         return MEASURED_FRAMES * data.size**2 * (2 * ENCODED + DECODED), GIVEN_BYTES
     return own["steps"] * own["batch_frames"] * data.size**2 * 1.3e-6 * own["width"] / 16, 2e6
 
 
 def _latents(job: Manifest, look: Look) -> tuple[float, float]:
-    data, codec = _data(job.inputs["clips"][0], look), _known(job.inputs["autoencoder"][0], look).parameters
+    data, codec = look.data(job.inputs["clips"][0]), look.known(job.inputs["autoencoder"][0]).parameters
     pixels = data.clips * data.views * data.pixels
     return pixels * (ENCODED if codec["pretrained"] else 1e-6), 2 * pixels * codec["channels"] / codec["factor"] ** 2
 
 
 def _latte(job: Manifest, look: Look) -> tuple[float, float]:
-    own, data = job.parameters, _data(job.inputs["clips"][0], look)
+    own, data = job.parameters, look.data(job.inputs["clips"][0])
     seconds = own["steps"] * own["batch_size"] * _generated(job, data, look)
     if own.get("compile"):
         seconds /= COMPILED
@@ -296,15 +255,15 @@ def _latte(job: Manifest, look: Look) -> tuple[float, float]:
 
 def _generated(latte: Manifest, data: Data, look: Look) -> float:
     """Seconds a clip and training step of a generator, whose tokens are `factor * patch` pixels a side."""
-    own, latents = latte.parameters, _known(latte.inputs["latents"][0], look)
-    factor = _known(latents.inputs["autoencoder"][0], look).parameters["factor"]
+    own, latents = latte.parameters, look.known(latte.inputs["latents"][0])
+    factor = look.known(latents.inputs["autoencoder"][0]).parameters["factor"]
     tokens: float = data.pixels / (factor * own["patch"]) ** 2
     return 7e-5 * tokens * GENERATORS[own["size"]] / GENERATORS["micro"]
 
 
 def _pool_part(job: Manifest, look: Look) -> tuple[float, float]:
-    own, latte = job.parameters, _known(job.inputs["latte"][0], look)
-    codec, data = _known(job.inputs["autoencoder"][0], look).parameters, _data(latte.inputs["clips"][0], look)
+    own, latte = job.parameters, look.known(job.inputs["latte"][0])
+    codec, data = look.known(job.inputs["autoencoder"][0]).parameters, look.data(latte.inputs["clips"][0])
     steps = own["sampler"]["steps"] * max(1, len(own["sampler"].get("chunks", ())))
     passes = 2 if own["sampler"]["guidance"] > 1 else 1  # with the label and without it, forward
     guided = own["count"] * steps * passes / 3
@@ -315,14 +274,14 @@ def _pool_part(job: Manifest, look: Look) -> tuple[float, float]:
 
 
 def _resized(job: Manifest, look: Look) -> tuple[float, float]:
-    part = _known(job.inputs["part"][0], look)
-    frames = _data(_known(part.inputs["latte"][0], look).inputs["clips"][0], look).frames
+    part = look.known(job.inputs["part"][0])
+    frames = look.data(look.known(part.inputs["latte"][0]).inputs["clips"][0]).frames
     pixels = part.parameters["count"] * frames * job.parameters["size"] ** 2
     return 0.1 + 2e-8 * pixels, 3 * STORED * pixels
 
 
 def _quality(job: Manifest, look: Look) -> tuple[float, float]:
-    pool, data = (_data(job.inputs[name][0], look) for name in ("pool", "clips"))
+    pool, data = (look.data(job.inputs[name][0]) for name in ("pool", "clips"))
     thumbnails = 5e-8 * data.clips * (data.views - 1) * data.pixels  # the other views are read too
     return 1 + (2 * pool.clips + data.clips) / 3 * data.pixels * _rate("") + thumbnails, 1e6
 
@@ -337,8 +296,8 @@ def _tracks(job: Manifest, look: Look) -> tuple[float, float]:  # noqa: ARG001
 
 
 def _crops(job: Manifest, look: Look) -> tuple[float, float]:
-    videos = len(_known(job.inputs["tracks"][0], look).parameters["videos"])
-    own, data = job.parameters, _data(job.inputs["clips"][0], look)
+    videos = len(look.known(job.inputs["tracks"][0]).parameters["videos"])
+    own, data = job.parameters, look.data(job.inputs["clips"][0])
     pixels = videos * own["frames"] * own["height"] * own["width"]
     return 0.5 + videos * (0.05 + data.pixels / 3 * _rate("")), 3 * STORED * pixels
 

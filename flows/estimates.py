@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from vidistill.flows.costs import Cost, Look, cost_of
+from vidistill.flows.costs import Cost, cost_of
+from vidistill.flows.look import Look
 from vidistill.storage.provenance import machine
 from vidistill.storage.store import ArtifactRef, Manifest
 from vidistill.tasks.stage import Job, Runtime, stage_of

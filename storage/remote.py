@@ -59,16 +59,13 @@ class RemoteStore(Store):
         return self._objects.each(self.folder, refs)
 
     def manifests(self, refs: Iterable[ArtifactRef]) -> dict[ArtifactRef, Manifest]:
-        asked = list(refs)
-        published = self._all_published(asked)
-        for ref in asked:
-            if not _whole(published.get(ref)):
-                self.folder(ref)  # says what is wrong
+        published = self._all_published(asked := list(refs))
+        for ref in [ref for ref in asked if not _whole(published.get(ref))]:
+            self.folder(ref)  # says what is wrong
         return {ref: parsed(published[ref]) for ref in asked}
 
     def problems(self, refs: Iterable[ArtifactRef]) -> dict[ArtifactRef, str | None]:
-        asked = list(refs)
-        return dict(zip(asked, self._objects.each(self.problem, asked), strict=True))
+        return dict(zip(asked := list(refs), self._objects.each(self.problem, asked), strict=True))
 
     def problem(self, ref: ArtifactRef, *, thorough: bool = False) -> str | None:
         published = self._published(ref)

@@ -991,7 +991,7 @@ MUTATIONS = [
     Mutation("flows/costs.py", "what needs no guidance is priced with it", of("flows/test_planning.py"),
              'passes = 2 if own["sampler"]["guidance"] > 1 else 1',
              "passes = 2"),
-    Mutation("flows/costs.py", "clips that a pool does not show are priced", of("flows/test_planning.py"),
+    Mutation("flows/look.py", "clips that a pool does not show are priced", of("flows/test_planning.py"),
              'min(part["count"], wanted - part["first"])',
              'part["count"]'),
     Mutation("flows/costs.py", "a given autoencoder is priced as one that is trained", of("flows/test_planning.py"),
@@ -1826,9 +1826,9 @@ MUTATIONS = [
                  "test_a_report_that_lacks_the_quality_of_a_pool_has_all_rows_and_says_so"),
              "(*parameters.notes, *own)",
              "parameters.notes"),
-    Mutation("flows/costs.py", "blocks are counted anew for each score", of(
+    Mutation("flows/look.py", "blocks are counted anew for each score", of(
                  "flows/test_planning.py", "test_the_clips_of_a_data_set_are_counted_once_for_all_scores"),
-             "if ref not in look.data:",
+             "if ref not in self._counted:",
              "if True:"),
     Mutation("storage/mirror.py", "the only copy is trimmed", of(
                  "storage/test_stumbling.py", "test_what_could_not_be_uploaded_stays_in_the_mirror"),

@@ -268,4 +268,4 @@ def _verdict(row: Row) -> str:
 
 def markdown_text(text: str) -> str:
     """Text that markdown shows as it is."""
-    return re.sub(r"([|*_<>`\[\]\\])", r"\\\1", text)
+    return re.sub(r"([|*<>`\[\]\\]|(?<!\w)_|_(?!\w))", r"\\\1", text)  # within a word _ is what it is

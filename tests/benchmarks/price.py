@@ -16,8 +16,9 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from vidistill.flows.costs import Look, cost_of
+from vidistill.flows.costs import cost_of
 from vidistill.flows.estimates import GAIN
+from vidistill.flows.look import Look
 from vidistill.storage.opening import open_store
 
 STATIC = "static.iterations=4"

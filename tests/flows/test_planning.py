@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from vidistill.flows.costs import Cost, Look, cost_of
+from vidistill.flows.costs import Cost, cost_of
 from vidistill.flows.distill import _rows_failed
 from vidistill.flows.estimates import Estimates, wall_seconds
 from vidistill.flows.experiment import build
+from vidistill.flows.look import Look
 from vidistill.flows.parameters import Experiment, PoolRequest
 from vidistill.flows.planning import Plan, plan_jobs, plan_of
 from vidistill.flows.salvage import Failed, salvaged

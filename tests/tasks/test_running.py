@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -223,14 +224,15 @@ def test_each_flow_stops_its_own_jobs() -> None:
 def test_a_flow_that_is_over_leaves_no_line_behind() -> None:
     """A worker of a cluster does the jobs of many flows."""
 
-    def held() -> tuple[int, list[str]]:
-        return len(os.listdir("/proc/self/fd")), [one.name for one in threading.enumerate() if one.name != "parent"]
+    def held() -> int:
+        return len(os.listdir("/proc/self/fd")) + sum(one.name != "parent" for one in threading.enumerate())
 
+    gc.collect()
     before = held()
-    for _ in range(3):
+    for _ in range(10):
         with answering() as caller, calling(JOB, caller):
             report_progress("a tiny job", 1, 2)
     deadline = time.monotonic() + 10
-    while held() != before and time.monotonic() < deadline:
+    while held() > before and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert held() == before
+    assert held() <= before

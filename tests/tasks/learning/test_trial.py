@@ -91,8 +91,9 @@ def test_a_trial_learns_from_four_fifths_and_is_scored_on_the_rest(
     monkeypatch.setattr(Clips, "read", noted)
     monkeypatch.setattr(training, "predict", scored)
     student, device = StudentParameters(epochs=2, least_steps=2, precision="fp32"), bench.device
+    clips = Clips(bench.store, bench.given.train).preload()  # nothing is read ahead
     network = training.build_network("r2plus1d_small", len(bench.clips.classes), bench.clips.shape_THWC, 0)
-    trained_on_four_fifths(network, bench.clips, student.of("r2plus1d_small"), 0, device)
+    trained_on_four_fifths(network, clips, student.of("r2plus1d_small"), 0, device)
     train_N, held_N = fifths(bench.clips.table.videos, bench.clips.classes)
     assert reads == {"learnt": set(train_N.tolist()), "scored": set(held_N.tolist())}
 
