@@ -76,6 +76,7 @@ def test_a_trial_scores_a_network_on_the_clips_that_are_held_out(bench: Bench) -
 def test_a_trial_learns_from_four_fifths_and_is_scored_on_the_rest(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clips = Clips(bench.store, bench.given.train).preload()  # nothing is read ahead
     reads: dict[str, set[int]] = {"learnt": set(), "scored": set()}
     phase, read, predict = "learnt", Clips.read, training.predict
 
@@ -91,7 +92,6 @@ def test_a_trial_learns_from_four_fifths_and_is_scored_on_the_rest(
     monkeypatch.setattr(Clips, "read", noted)
     monkeypatch.setattr(training, "predict", scored)
     student, device = StudentParameters(epochs=2, least_steps=2, precision="fp32"), bench.device
-    clips = Clips(bench.store, bench.given.train).preload()  # nothing is read ahead
     network = training.build_network("r2plus1d_small", len(bench.clips.classes), bench.clips.shape_THWC, 0)
     trained_on_four_fifths(network, clips, student.of("r2plus1d_small"), 0, device)
     train_N, held_N = fifths(bench.clips.table.videos, bench.clips.classes)
