@@ -140,10 +140,10 @@ def segment(
 
     if not data:
         raise RequestError("Which features? Give --data DIR, or --data sprites for the set that is rendered.")
-    lists = {"methods": (method, "--method"), "points": (points, "--points")}
-    named = {name: found for name, given in lists.items() if (found := listed(*given))}
-    numbers = {name: value for name, value in {"split": split, "seeds": seeds}.items() if value is not None}
-    use.segment({"data": data} | named | numbers | nested(settings or []), store, out, device, runner, verbose)
+    given = {"methods": listed(method, "--method") or None, "points": listed(points, "--points") or None,
+             "split": split, "seeds": seeds}  # fmt: skip
+    named = {name: value for name, value in given.items() if value is not None}
+    use.segment({"data": data} | named | nested(settings or []), store, out, device, runner, verbose)
 
 
 @app.command()

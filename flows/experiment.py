@@ -13,13 +13,13 @@ from vidistill.flows.parameters import (
     SPRITES,
     Experiment,
     fronted_networks,
-    in_words,
     name_of,
     placeless,
 )
 from vidistill.flows.rows import FULL, Row, options_of, rows_of, within_budgets, without_blind
 from vidistill.models import fronted, known
 from vidistill.storage.errors import RequestError
+from vidistill.storage.parameters import in_words
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.coded.recode import recode_job
 from vidistill.tasks.distil import blaming, distil_jobs

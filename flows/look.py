@@ -14,7 +14,7 @@ class Look:
     """Manifests by `find`, which gives None where nobody knows one."""
 
     find: Callable[[ArtifactRef], Manifest | None]
-    _counted: dict[ArtifactRef, Data] = field(default_factory=dict)
+    _counted: dict[ArtifactRef, Data] = field(default_factory=dict, init=False)
 
     def known(self, ref: ArtifactRef) -> Manifest:
         """An artifact's manifest.

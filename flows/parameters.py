@@ -228,16 +228,6 @@ def placeless(student: dict[str, Any]) -> dict[str, Any]:
     return student | {"pretrained": {body: Path(str(place)).name for body, place in weights.items()}}
 
 
-def in_words(changes: dict[str, Any], prefix: str = "") -> str:
-    """`lr 0.1, least_steps 100`: the optimiser's parameters by their own names, others below a name by both."""
-    said = (
-        in_words(value, "" if name == "optimiser" else f"{prefix}{name}.")
-        if isinstance(value, dict) else f"{prefix}{name} {value}"
-        for name, value in changes.items()
-    )  # fmt: skip
-    return ", ".join(said)
-
-
 def _fields_at(model: type[BaseModel], place: tuple[int | str, ...]) -> Iterable[str]:
     """The parameters beside the one that is not known: those of the model at `place`."""
     for name in (part for part in place if isinstance(part, str) and part in model.model_fields):

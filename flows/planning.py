@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vidistill.flows.estimates import TASK_SECONDS, Estimates, wall_seconds
 from vidistill.flows.execution import data_runtime, find_videos, refuse_inside
-from vidistill.flows.experiment import Graph, build
+from vidistill.flows.experiment import build
 from vidistill.flows.fronts import GraphOf, Request, expected_graph
 from vidistill.flows.grid import Benchmark, experiments, merged
 from vidistill.flows.own import with_own
@@ -21,7 +21,7 @@ from vidistill.flows.reasons import Reasons
 from vidistill.flows.runners import WORKERS
 from vidistill.storage.errors import RequestError
 from vidistill.storage.opening import open_store
-from vidistill.storage.store import ArtifactRef, Store
+from vidistill.storage.store import Store
 from vidistill.tasks.stage import Job, Runtime
 from vidistill.tasks.videos.index import IndexTable
 from vidistill.tasks.videos.scan import Video
@@ -98,7 +98,7 @@ def plan_of(experiment: Experiment, runtime: Runtime) -> Plan:
         RequestError: the experiment asks for what is not there.
     """
     own, runtime = with_own(experiment, runtime)
-    return plan_data(own, runtime, partial(_built, experiment))
+    return plan_data(own, runtime, partial(build, asked=experiment))
 
 
 def plan_grid(grid: Benchmark, runtime: Runtime) -> Plan:
@@ -113,14 +113,10 @@ def plan_grid(grid: Benchmark, runtime: Runtime) -> Plan:
     first, table = _videos(grid, runtime, store) if unseen is None else ([], unseen.table())
     for asked in experiments(grid):
         own, _ = with_own(asked, runtime)
-        graphs.append(expected_graph(own, table, store, partial(_built, asked)))
+        graphs.append(expected_graph(own, table, store, partial(build, asked=asked)))
     jobs = {job.ref: job for graph in graphs for job in list(graph.jobs.values())[:-1]}
     report = list(merged(graphs).jobs.values())[-1]
     return replace(plan_jobs([*first, *jobs.values(), report], store, runtime), notes=table.notes)
-
-
-def _built(asked: Experiment, settled: Experiment, table: IndexTable, front: ArtifactRef | None) -> Graph:
-    return build(settled, table, front, asked)
 
 
 def plan_data(request: Request, runtime: Runtime, graph_of: GraphOf[Request]) -> Plan:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,8 +91,8 @@ def refresh(
     }), name)  # fmt: skip
     store, table = open_store(runtime.store), find_videos(experiment, data_runtime(experiment, runtime), WORKERS)
     index, known = index_job(table, experiment.index).ref, names(store).get(name)
-    seen, minutes = known is not None and known.index == index, _quiet_minutes(Path(experiment.data), table)
-    if not seen and minutes < settle_minutes:
+    new = known is None or known.index != index
+    if new and (minutes := _quiet_minutes(Path(experiment.data), table)) < settle_minutes:
         said = f"The newest video came {minutes:.0f} minutes ago: the next run looks again."
         return Completed(name="Waiting", data=known and known.sets[0], message=said)
     if known and known.report == _expected(experiment, table, store, runtime) and store.has(known.sets[0]):
@@ -120,8 +121,7 @@ def _expected(experiment: Experiment, table: IndexTable, store: Store, runtime: 
     and the versions of the code.
     """
     own, _ = with_own(experiment, runtime)
-    graph = expected_graph(own, table, store, lambda one, videos, front: build(one, videos, front, experiment))
-    return list(graph.jobs)[-1]
+    return list(expected_graph(own, table, store, partial(build, asked=experiment)).jobs)[-1]
 
 
 def _quiet_minutes(root: Path, table: IndexTable) -> float:

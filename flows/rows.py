@@ -10,14 +10,13 @@ from vidistill.flows.parameters import (
     Experiment,
     checked,
     fronted_networks,
-    in_words,
     merged,
     networks_of,
     placeless,
 )
 from vidistill.models import FRONT_NAMES, NETWORKS, known, parted
 from vidistill.storage.errors import RequestError
-from vidistill.storage.parameters import Parameters
+from vidistill.storage.parameters import Parameters, in_words
 from vidistill.tasks.distil import blaming
 from vidistill.tasks.learning import benchmark
 from vidistill.tasks.learning.evaluate import StudentParameters

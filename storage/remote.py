@@ -59,10 +59,14 @@ class RemoteStore(Store):
         return self._objects.each(self.folder, refs)
 
     def manifests(self, refs: Iterable[ArtifactRef]) -> dict[ArtifactRef, Manifest]:
-        published = self._all_published(asked := list(refs))
-        for ref in [ref for ref in asked if not _whole(published.get(ref))]:
-            self.folder(ref)  # says what is wrong
-        return {ref: parsed(published[ref]) for ref in asked}
+        made: dict[ArtifactRef, Manifest] = {}
+        published = self.contents(asked := list(refs), MANIFEST)
+        for ref in asked:
+            try:
+                made[ref] = parsed(published[ref])
+            except (KeyError, ValueError):  # it came half, or else this says what is wrong
+                made[ref] = self.manifest(ref)
+        return made
 
     def problems(self, refs: Iterable[ArtifactRef]) -> dict[ArtifactRef, str | None]:
         return dict(zip(asked := list(refs), self._objects.each(self.problem, asked), strict=True))
@@ -126,8 +130,10 @@ class RemoteStore(Store):
         """
         del content
         sizes = self._sizes(kind)
-        published = self._all_published(sizes)
-        return {ref: _found(ref, published.get(ref), own) for ref, own in sizes.items()}
+        published = self.contents(sizes, MANIFEST)
+        looks = {ref: _found(ref, published.get(ref), own) for ref, own in sizes.items()}
+        half = [ref for ref in published if looks[ref].manifest is None]
+        return looks | {ref: _found(ref, self._published(ref), sizes[ref]) for ref in half}
 
     def contents(self, refs: Iterable[ArtifactRef], name: str) -> dict[ArtifactRef, bytes]:
         paths = {f"{self._remote(ref)}/{name}": ref for ref in refs}
@@ -223,13 +229,6 @@ class RemoteStore(Store):
     def _unpublished(self, ref: ArtifactRef) -> Path:
         return self._mirror.only_copy(self._place(ref))
 
-    def _all_published(self, refs: Iterable[ArtifactRef]) -> dict[ArtifactRef, bytes]:
-        """The manifests in the store, side by side; those that came half are asked for again."""
-        found = self.contents(refs, MANIFEST)
-        for ref in [ref for ref, content in found.items() if not _whole(content)]:
-            found[ref] = self._published(ref) or found[ref]
-        return found
-
     def _published(self, ref: ArtifactRef) -> bytes | None:
         """The manifest in the store; one that came half is asked for again."""
         content = b""
@@ -315,13 +314,6 @@ class RemoteStore(Store):
                 return
             if path.stat().st_size == expected.bytes and file_digest(path) == expected.sha256:
                 return
-
-
-def _whole(published: bytes | None) -> bool:
-    try:
-        return published is not None and bool(parsed(published))
-    except ValueError:
-        return False
 
 
 def _files(published: bytes) -> dict[str, FileRecord]:

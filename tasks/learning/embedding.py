@@ -57,10 +57,9 @@ def embeddings_job(given: Given, clips: ArtifactRef, parameters: EmbeddingParame
         return embed(own, {"clips": clips, "teacher": given.add(given.teacher)}, label=label)
     check_installed("transformers", "VideoMAE")
     path = Path(parameters.embedding).expanduser()
-    there = path.exists()
-    name = _known_by(parameters.embedding, _stamp(path) if there else 0)
+    name = _name_of(parameters.embedding)
     job = embed(EmbeddingParameters(embedding=name, precision=parameters.precision), {"clips": clips}, label=label)
-    return job.model_copy(update={"places": {FACTS: str(path.absolute() if there else parameters.embedding)}})
+    return job.model_copy(update={"places": {FACTS: str(path.absolute() if path.exists() else parameters.embedding)}})
 
 
 def train_embeddings(given: Given, precision: Precision) -> ArtifactRef:
@@ -68,9 +67,15 @@ def train_embeddings(given: Given, precision: Precision) -> ArtifactRef:
     return given.add(embeddings_job(given, given.train, EmbeddingParameters(precision=precision), "training clips"))
 
 
+def _name_of(place: str) -> str:
+    """What a key calls weights, their content hashed once for all rows of a run."""
+    path = Path(place).expanduser()
+    return _known_by(place, _stamp(path) if path.exists() else 0)
+
+
 @cache
 def _known_by(place: str, stamp: int) -> str:  # noqa: ARG001
-    """The name of weights, their content hashed once for all rows of a run; `stamp` is when they were changed last."""
+    """`stamp` is when they were changed last."""
     return known_by(place)
 
 
@@ -88,7 +93,7 @@ def embed(work: Work) -> None:
         embedding_of = partial(features, teacher, clips, device=device)
     else:
         place = work.job.places.get(FACTS, parameters.embedding)
-        if _known_by(place, _stamp(Path(place)) if Path(place).exists() else 0) != parameters.embedding:
+        if _name_of(place) != parameters.embedding:
             raise TransientError(f"The weights {place} changed during the run: run again.")
         videomae = load_videomae(place).to(device.torch_device)
         embedding_of = partial(videomae_features, videomae, clips, device=device)

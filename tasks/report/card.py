@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from vidistill.storage.exported import EXPORT, LABELS, METADATA
+from vidistill.storage.parameters import in_words
 
 CARD, CROISSANT = "README.md", "croissant.json"
 LICENCE = (
@@ -75,8 +76,7 @@ def _card(facts: dict[str, Any]) -> str:
 
 def _training(score: dict[str, Any]) -> str:
     """How its student was trained, by the protocol's name and what differed from it."""
-    changes = (f"{name} {value}" for name, value in score["training"].items())
-    return ", ".join([score["protocol"], *changes])
+    return ", ".join(filter(None, [score["protocol"], in_words(score["training"])]))
 
 
 def _data(facts: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -38,11 +39,8 @@ class Origin:
     @staticmethod
     def of(store: Store, ref: ArtifactRef) -> Origin:
         """Follow the inputs of a set's manifest, and find what was made from it."""
-        manifest = store.manifest(ref)
-        relabelled = None
-        while manifest.kind != "distilled":
-            relabelled = manifest if manifest.kind == "relabelled" else relabelled
-            manifest = store.manifest(manifest.inputs["parts" if manifest.kind == "joined" else "distilled"][0])
+        *after, manifest = made_by(store, ref)
+        relabelled = next((one for one in reversed(after) if one.kind == "relabelled"), None)
         scores = [one for one in _manifests(store, "score") if ref in one.inputs.get("distilled", [])]
         asked = [one for one in scores if one.inputs.get("teacher")]
         teacher = min(asked, key=lambda one: one.created).inputs["teacher"][0] if asked else None
@@ -146,6 +144,13 @@ def _differing(own: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
 
 def _protocol(score: Manifest) -> str:
     return str(score.parameters.get("protocol", "vidistill"))
+
+
+def made_by(store: Store, ref: ArtifactRef) -> Iterator[Manifest]:
+    """The manifest of a set and of those that it was made from, down to that which a method made."""
+    yield (manifest := store.manifest(ref))
+    while manifest.kind != "distilled":
+        yield (manifest := store.manifest(manifest.inputs["parts" if manifest.kind == "joined" else "distilled"][0]))
 
 
 def _manifests(store: Store, kind: str) -> list[Manifest]:

@@ -123,9 +123,9 @@ def robust_table(rows: Sequence[Row]) -> Table:
         found = label_robust(own[0], rows)
         values = {row.recipe: value for row in own if (value := augmentation_robust(row, rows)) is not None}
         if found is not None or values:
-            shown = {recipe: f"{value:.1f} ({recipe})" for recipe, value in values.items()}
-            shown |= {"hard": f"{values['hard']:.1f}"} if "hard" in values else {}
-            cells = ["–" if found is None else f"{found:.1f}", shown.get("hard") or next(iter(shown.values()), "–")]
+            recipe = "hard" if "hard" in values else next(iter(values), None)
+            robust = "–" if recipe is None else f"{values[recipe]:.1f}" + (f" ({recipe})" if recipe != "hard" else "")
+            cells = ["–" if found is None else f"{found:.1f}", robust]
             table.append([row_label(own[0]), budget_of(own[0]), own[0].student, *cells])
     return table
 

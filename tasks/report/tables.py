@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from vidistill.tasks.report.data import TRAINING_CLIPS, FailedRow, Named, ReportData, Row
-from vidistill.tasks.report.statistics import LEAST_SEEDS, Difference, paired
+from vidistill.tasks.report.statistics import LEAST_SEEDS, paired
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -106,13 +106,9 @@ def _group(rows: list[Row], heading: str, classes: int) -> TableGroup:
 def _won(row: Row, rows: Sequence[Row]) -> bool:
     """Whether it is ahead of all whose students were trained alike, settled against each."""
     others = [one for one in rows if one is not row and one.training == row.training]
-    ahead = all(row.top1_mean > one.top1_mean and _settled_ahead(paired(row.top1, one.top1)) for one in others)
+    found = [paired(row.top1, one.top1) for one in others]  # over the seeds that both have, which need not be all
+    ahead = all(row.top1_mean > one.top1_mean for one in others) and all(one.settled and one.mean > 0 for one in found)
     return not row.whole and bool(others) and ahead
-
-
-def _settled_ahead(found: Difference) -> bool:
-    """Over the seeds that both have, which need not be all of either."""
-    return found.settled and found.mean > 0
 
 
 def heading_of(row: Row, every: Sequence[Row]) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from vidistill.storage.errors import TransientError
@@ -143,12 +144,12 @@ def _end_with_parent() -> None:
     """Processes of a pool would wait for ever for an owner that was killed."""
     parent = multiprocessing.parent_process()
 
-    def wait() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
+    def wait(process: BaseProcess) -> None:
+        process.join()
+        os._exit(1)
 
-    threading.Thread(target=wait, daemon=True, name="parent").start()
+    if parent is not None:
+        threading.Thread(target=wait, args=(parent,), daemon=True, name="parent").start()
 
 
 @cache

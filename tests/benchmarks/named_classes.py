@@ -29,6 +29,7 @@ from vidistill.storage.opening import open_store
 from vidistill.storage.store import Manifest, Store
 from vidistill.tasks.learning import evaluate, streams, training
 from vidistill.tasks.learning.training import Device, Order
+from vidistill.tasks.report.origin import made_by
 from vidistill.tasks.stage import Runtime
 
 Floats = NDArray[np.float32]
@@ -101,9 +102,7 @@ def examine(store: Store, manifest: Manifest, device: Device) -> None:
     ref = manifest.inputs["distilled"][0]
     kept = DistilledSet.load(store.folder(ref))
     x_NTHWC = kept.clips_NTHWC.astype(np.float32)
-    made = store.manifest(ref)
-    while made.kind != "distilled":
-        made = store.manifest(made.inputs["parts" if made.kind == "joined" else "distilled"][0])
+    *_, made = made_by(store, ref)
     own = made.parameters
     name = f"{own['method']} {own['options'].get('iterations', '')} {manifest.parameters['recipe']['labels']}"
     (own_strength, wanted), (own_flicker, real_flicker) = ((of(x_NTHWC), of(real_NTHWC)) for of in (strength, flicker))

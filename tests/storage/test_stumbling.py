@@ -66,7 +66,9 @@ def test_a_store_that_stumbles_is_asked_again(host, stumbling: Stumbling, fault,
 def test_a_manifest_that_comes_half_is_asked_for_again(host, stumbling: Stumbling, look):
     ref = make(a := host("a"))
     stumbling.fault = first(1, "short", "GET")
-    assert look(host("b"), ref).files == a.manifest(ref).files
+    found = look(host("b"), ref)
+    assert found is not None
+    assert found.files == a.manifest(ref).files
 
 
 def test_credentials_are_in_nothing_that_is_written_or_said(host, s3, bucket, stumbling, monkeypatch, caplog, tmp_path):
