@@ -102,6 +102,11 @@ def train(request: TrainRequest, runtime: Runtime, out: Path) -> dict[str, Any]:
         raise RequestError("--layout and --split are those of --test DIR: give it, or leave them out.")
     runtime = runtime.model_copy(update={"networks": places})
     with _tests(request, source, runtime) as tests:
+        if shared := _shared(source, tests):
+            log.warning(
+                "%d of the %d test videos are named as videos that the set is made of: a score on what a set was made "
+                "of is no test. Give --test a folder of other videos.", shared, len(tests[0]),
+            )  # fmt: skip
         facts = _trained(request, name, source, tests, runtime, out)
     write_out(out, FACTS, json.dumps(facts, indent=1, ensure_ascii=False).encode())
     return facts
@@ -128,9 +133,15 @@ def _trained(
         "source": request.source, "set": source.facts.get("set"), "network": name, "weights": STUDENT,
         "labels": recipe.labels, "seed": request.seed, "steps": curve.steps, "loss": curve.loss,
         "student": student.model_dump(mode="json"), "classes": list(source.made.classes),
-        "clips": len(source.made), "test_clips": len(tests[0]), **scores,
-        **device.facts(),
+        "clips": len(source.made), "test_clips": len(tests[0]), "test_clips_of_the_set": _shared(source, tests),
+        **scores, **device.facts(),
     }  # fmt: skip
+
+
+def _shared(source: Source, tests: Tests) -> int:
+    """How many of the test videos are named as one that a clip of the set, or a part of its mosaic, began from."""
+    own = {path for sources in source.made.sources for path in sources.split(" + ")}
+    return sum(video.path in own for video in tests[0].table.videos)
 
 
 def source_of(name: str, location: str) -> Source:

@@ -119,6 +119,13 @@ def size_of(clips: int, views: int, classes: int, logits: bool) -> int:
     return HEADER.size + CRC.size + clips * a_clip
 
 
+def logits_bytes(path: Path) -> int:
+    """Bytes that the logits of a set's file take."""
+    with path.open("rb") as file:
+        _, _, n, k, views, exponent = HEADER.unpack(file.read(HEADER.size))
+    return 0 if exponent == NO_LOGITS else n * views * k
+
+
 def read(
     path: Path,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32] | None, dict[str, NDArray[Any]]]:

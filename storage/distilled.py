@@ -200,11 +200,16 @@ class DistilledSet:
 
     @staticmethod
     def training_bytes(folder: Path, *, logits: bool = True) -> int:
-        """Bytes on disk of what a student needs: clips or what makes them, labels, logits, compressed as stored."""
+        """Bytes on disk of what a student needs: clips or what makes them, labels, logits, compressed as stored.
+
+        Without `logits`, those that a student of hard labels needs.
+        """
         left_out = ["extra_"] if logits else ["extra_", "logits"]
         names = {path: path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
         kept = [path for path, name in names.items() if not name.startswith(tuple(left_out))]
-        return sum(path.stat().st_size for path in kept if path.name not in {SET, "manifest.json"})
+        size = sum(path.stat().st_size for path in kept if path.name not in {SET, "manifest.json"})
+        file = folder / coded.FILE
+        return size - (coded.logits_bytes(file) if file.is_file() and not logits else 0)
 
 
 def _kind(value: object) -> str:

@@ -152,10 +152,20 @@ def read_video(path: Path) -> NDArray[np.uint8]:
     try:
         with av.open(str(path)) as container:
             container.streams.video[0].codec_context.thread_count = 1
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-            return np.stack(frames)
+            return np.stack([_rgb(frame) for frame in container.decode(video=0)])
     except (OSError, IndexError, ValueError) as error:  # PyAV's errors are one of the first two
         raise ArtifactDamaged(f"{path} cannot be read ({error}): export the set again.") from error
+
+
+def _rgb(frame: Any) -> NDArray[np.uint8]:
+    """A frame's pixels, as a clip of its video has them: swscale's way from YUV to "rgb24" alone is darker."""
+    from av.video.reformatter import Interpolation
+
+    if not frame.format.is_rgb:
+        exact = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+        frame = frame.reformat(format="gbrp", interpolation=exact)
+    made_HWC: NDArray[np.uint8] = frame.to_ndarray(format="gbrp" if frame.format.name == "gbrp" else "rgb24")
+    return made_HWC
 
 
 def write_lossless(path: Path, clip_THWC: NDArray[np.uint8], fps: int) -> None:

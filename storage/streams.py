@@ -30,6 +30,7 @@ CRC = struct.Struct("<I")
 FULL_RANGE, BT601 = 2, 5  # FFmpeg's numbers
 LEAST_SIDE = 16  # of a coded picture; the encoders want four and more
 WORST_CRF, MOST_FRAMES = 63, 0xFFFF
+AT_ONCE = 64  # frames whose planes become pixels: numbers of 32 bits take many times what they hold
 
 
 @dataclass(frozen=True)
@@ -209,9 +210,12 @@ def decode(stream: Stream, threads: int = 1) -> NDArray[np.uint8]:
 
 def pictures(frames: Sequence[Any], shape_THW: tuple[int, int, int], coded_HW: tuple[int, int]) -> NDArray[np.uint8]:
     """Decoded frames of a clip (PyAV's, `yuv420p`) as uint8 (T, H, W, 3): cut to what was coded, and scaled up."""
-    planes = (np.stack([_plane(frame.planes[i]) for frame in frames]) for i in range(3))
-    cut_THWC = to_rgb(*planes)[:, : coded_HW[0], : coded_HW[1]]
-    return scaled(cut_THWC, *shape_THW[1:])
+    made_THWC = np.empty((len(frames), *shape_THW[1:], 3), dtype=np.uint8)
+    for some in (slice(first, first + AT_ONCE) for first in range(0, len(frames), AT_ONCE)):
+        planes = (np.stack([_plane(frame.planes[i]) for frame in frames[some]]) for i in range(3))
+        cut_THWC = to_rgb(*planes)[:, : coded_HW[0], : coded_HW[1]]
+        made_THWC[some] = scaled(cut_THWC, *shape_THW[1:])
+    return made_THWC
 
 
 def units(stream: Stream, number: int) -> list[bytes]:
@@ -259,7 +263,8 @@ def _packets(name: str, clip_THWC: NDArray[np.uint8], crf: int, preset: int, eve
     context.color_range, context.colorspace = FULL_RANGE, BT601
     context.options = CODECS[name].options(crf, preset, even)
     made: list[bytes] = []
-    for time, planes in enumerate(zip(*to_planes(clip_THWC), strict=True)):
+    for time in range(frames):
+        planes = (plane_1HW[0] for plane_1HW in to_planes(clip_THWC[time : time + 1]))
         frame = av.VideoFrame(width, height, "yuv420p")
         frame.pts, frame.color_range, frame.colorspace = time, FULL_RANGE, BT601
         for plane, values_HW in zip(frame.planes, planes, strict=True):

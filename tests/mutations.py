@@ -1890,5 +1890,61 @@ MUTATIONS = [
                  "storage/test_stumbling.py", "test_a_manifest_that_comes_half_is_asked_for_again"),
              "if looks[ref].manifest is None]",
              "if False]"),
+    Mutation("tasks/videos/decode.py", "a lost video moves the rows of those after it", AGAIN,
+             "row = number * sampling.views",
+             "row = sampling.views * sum(one[\"row\"] is not None for one in outcomes)"),
+    Mutation("flows/train.py", "test videos of the set itself are not told", of(
+                 "flows/test_train.py", "test_test_videos_that_the_set_is_made_of_are_said_and_counted"),
+             "video.path in own for",
+             "not video.path for"),
+    Mutation("flows/train.py", "a mosaic's parts are one name", of(
+                 "flows/test_train.py", "test_test_videos_that_the_set_is_made_of_are_said_and_counted"),
+             "sources.split(\" + \")",
+             "[sources]"),
+    Mutation("storage/distilled.py", "students of hard labels pay for coded logits", of(
+                 "storage/test_coded.py", "test_its_bytes_are_those_of_its_one_file"),
+             "file.is_file() and not logits",
+             "False"),
+    Mutation("tasks/report/bytes.py", "a row of hard labels counts the logits of the set before it was coded", of(
+                 "tasks/coded/test_recode.py", "test_only_rows_whose_students_read_logits_count_them"),
+             "one.get(RAW_BYTES_HARD, one.get(RAW_BYTES, size))",
+             "one.get(RAW_BYTES, size)"),
+    Mutation("storage/streams.py", "a long clip's planes are pixels all at once", of(
+                 "storage/test_streams.py", "test_a_long_clip_takes_little_more_memory_than_its_pixels"),
+             "AT_ONCE = 64",
+             "AT_ONCE = 64_000"),
+    Mutation("tasks/segment/layout.py", "a line without a label moves those after it", of(
+                 "tasks/segment/test_layout.py"),
+             "for line in _text(path).rstrip().splitlines()]",
+             "for line in _text(path).rstrip().splitlines() if line.strip()]"),
+    Mutation("tasks/segment/score.py", "what normalises features is free", of(
+                 "tasks/segment/test_learn.py", "test_a_set_costs_what_lies_on_disk"),
+             " + 8 * sequences.dimensions",
+             ""),
+    Mutation("tasks/videos/split_lists.py", "what a table says videos were cut from is passed over", of(
+                 "tasks/videos/test_layouts.py", "test_a_table_may_tell_what_videos_were_cut_from"),
+             "record.get(\"group\") or None",
+             "None"),
+    Mutation("tasks/videos/layouts.py", "a test folder without labels hides a labelled one", of(
+                 "tasks/videos/test_layouts.py",
+                 "test_labelled_validation_folders_stand_in_for_test_videos_without_labels"),
+             "key=lambda name: name not in labelled",
+             "key=lambda name: False"),
+    Mutation("tasks/videos/files.py", "a link into a hidden folder is read in its own place", of(
+                 "tasks/videos/test_layouts.py", "test_links_to_what_is_not_walked_are_followed"),
+             "if inside and not any(",
+             "if inside or any("),
+    Mutation("storage/exported.py", "H.264 is read darker than it is", of(
+                 "tasks/report/test_export.py", "test_h264_is_read_as_clips_are"),
+             "if not frame.format.is_rgb:",
+             "if False:"),
+    Mutation("tasks/coded/method.py", "a video that the denser clips lost is read", of(
+                 "tasks/coded/test_coded.py", "test_a_video_that_was_lost_at_the_smaller_interval_is_in_no_set"),
+             "in_both(clips, material.more_clips(\"dense\"), enough(clips, label, material.ipc))",
+             "in_both(clips, None, enough(clips, label, material.ipc))"),
+    Mutation("tasks/crops/tracking.py", "a stray file stands for a word", of(
+                 "tasks/crops/test_crops.py", "test_a_word_names_no_file_of_the_working_folder"),
+             "if name in WORDS or not path.is_file():",
+             "if not path.is_file():"),
 ]
 # fmt: on

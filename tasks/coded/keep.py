@@ -25,6 +25,7 @@ from vidistill.tasks.learning import streams
 from vidistill.tasks.learning.training import generator
 
 FINEST_CRF = 20
+AT_ONCE = 32  # clips that are read before they are coded
 
 
 class Coding(Parameters):
@@ -78,6 +79,14 @@ class Footage:
         return {video.path: row for row, video in enumerate(self.dense.table.videos)}
 
 
+def in_both(clips: Clips, dense: Clips | None, rows_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of these rows those whose videos are in `dense` too: one may be lost at one interval and not at another."""
+    if dense is None:
+        return rows_N
+    there = {video.path for video in dense.table.videos}
+    return np.array([row for row in rows_N if clips.table.videos[row].path in there], dtype=np.int64)
+
+
 class Coder:
     """Codes rows of clips, each once at each quantiser; or all of them together, each predicted from those before."""
 
@@ -95,9 +104,11 @@ class Coder:
         missing = [pair for pair in dict.fromkeys(asked) if pair not in self._packets]
         for one in sorted({quantiser for _, quantiser in missing}):
             own = [row for row, quantiser in missing if quantiser == one]
-            made = self.coding.model_copy(update={"crf": one}).encode(self.footage.read(own))
-            self._packets.update(zip(((row, one) for row in own), made.clips, strict=True))
-            self._empty = replace(made, clips=())
+            coding = self.coding.model_copy(update={"crf": one})
+            for part in (own[first : first + AT_ONCE] for first in range(0, len(own), AT_ONCE)):
+                made = coding.encode(self.footage.read(part))
+                self._packets.update(zip(((row, one) for row in part), made.clips, strict=True))
+                self._empty = replace(made, clips=())
         assert self._empty is not None
         return self._empty.with_more([self._packets[pair] for pair in asked])
 
@@ -209,5 +220,6 @@ def boxes(rows_N: NDArray[np.int64], views: int, view_scale: float, seed: int) -
 
 def psnr(one_NTHWC: NDArray[np.uint8], other_NTHWC: NDArray[np.uint8]) -> float:
     """The mean over clips, in decibels; 99 for one that lost nothing."""
-    errors_N = ((one_NTHWC.astype(np.float32) - other_NTHWC) ** 2).mean(axis=(1, 2, 3, 4))
+    pairs = zip(one_NTHWC, other_NTHWC, strict=True)
+    errors_N = np.array([((one.astype(np.float32) - other) ** 2).mean() for one, other in pairs])
     return round(float(np.minimum(99, 10 * np.log10(255**2 / np.maximum(errors_N, 1e-9))).mean()), 2)

@@ -17,7 +17,7 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.storage.streams import WORST_CRF, decode
 from vidistill.tasks.coded.allocate import allocated
-from vidistill.tasks.coded.keep import FINEST_CRF, Budget, Coder, Coding, Footage, Kept, as_set, kept, psnr
+from vidistill.tasks.coded.keep import FINEST_CRF, Budget, Coder, Coding, Footage, Kept, as_set, in_both, kept, psnr
 from vidistill.tasks.coded.pick import BY_FEATURES, Pick, ordered
 from vidistill.tasks.coded.search import Found, SearchParameters, TrialParameters, load_search, search_job
 from vidistill.tasks.learning.embedding import EMBEDDINGS, load_embeddings, train_embeddings
@@ -123,7 +123,7 @@ class Coded(Method):
         network, embeddings = cache(material.teacher), cache(lambda: load_embeddings(material.inputs(EMBEDDINGS)[0]))
         orders = []
         for done, label in enumerate(material.labels):
-            rows_N = enough(clips, label, material.ipc)
+            rows_N = in_both(clips, material.more_clips("dense"), enough(clips, label, material.ipc))
             orders.append(ordered(options.pick, clips, rows_N, material.seed, network, embeddings, material.device))
             material.progress(done, len(material.labels))
         search = next((load_search(folder) for folder in material.inputs("search")), None)

@@ -17,7 +17,7 @@ from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.coded.keep import Coding, psnr
 from vidistill.tasks.stage import Job, Work, stage
 
-RAW_BYTES = "raw_bytes"
+RAW_BYTES, RAW_BYTES_HARD = "raw_bytes", "raw_bytes_hard"
 
 
 class RecodeParameters(Parameters):
@@ -30,10 +30,12 @@ def recode_job(distilled: ArtifactRef, coding: Coding, label: str) -> Job:
 
 @stage("recoded", version=1)
 def recode(work: Work) -> None:
-    """The set of the input as its clips are decoded; facts say what it took before."""
+    """The set of the input as its clips are decoded; facts say what it took before, with its logits and without."""
     coding = RecodeParameters.model_validate(work.job.parameters).coding
     made = recoded(DistilledSet.load(work.input("distilled")), coding)
     made.facts[RAW_BYTES] = DistilledSet.training_bytes(work.input("distilled"))
+    if made.logits_NK is not None:
+        made.facts[RAW_BYTES_HARD] = DistilledSet.training_bytes(work.input("distilled"), logits=False)
     made.save(work.folder)
     work.record(counts={"clips": len(made)})
 

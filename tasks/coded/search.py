@@ -27,7 +27,7 @@ from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.storage.streams import WORST_CRF
-from vidistill.tasks.coded.keep import Budget, Coder, Coding, Footage, Kept, as_set, kept
+from vidistill.tasks.coded.keep import Budget, Coder, Coding, Footage, Kept, as_set, in_both, kept
 from vidistill.tasks.coded.pick import Pick, ordered
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.embedding import EMBEDDINGS, load_embeddings
@@ -151,6 +151,7 @@ class Trials:
         self.device = Device.of(work, self.asked.student.precision)
         self.teacher = cache(lambda: load_teacher(work.store, work.ref("teacher"), self.clips, self.device))
         fit_N, self.held_N = fifths(self.clips.table.videos, self.clips.classes)
+        fit_N = in_both(self.clips, dense_clips(work), fit_N)
         by_class = [fit_N[self.clips.labels_N[fit_N] == label] for label in range(len(self.clips.classes))]
         embeddings = cache(lambda: load_embeddings(work.store.folder(work.ref(EMBEDDINGS))))
         self.orders = cache(lambda seed: [

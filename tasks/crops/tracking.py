@@ -31,6 +31,7 @@ from vidistill.tasks.crops.detect import (
     opencv,
 )
 from vidistill.tasks.crops.motion import moving
+from vidistill.tasks.crops.score import TEACHER
 from vidistill.tasks.crops.track import track_all
 from vidistill.tasks.crops.training import DetectorOf, load_detector
 from vidistill.tasks.learning.training import Device, generator
@@ -41,6 +42,7 @@ from vidistill.tasks.videos.decoder import Decoder, VideoError, twice
 from vidistill.tasks.videos.layouts import data_folder
 
 TRACKS, FIRST_FRAMES = "tracks.json", "first"
+WORDS = {HOG, MOTION, NOTHING, TRAINED, TEACHER}  # that name no file, whatever lies in the working folder
 PICTURE_SIDE = 160  # short side at most of the first frames that are kept for the report
 
 
@@ -60,7 +62,7 @@ class TrackParameters(Parameters):
 def weights_of(name: str) -> tuple[str, str, dict[str, str]]:
     """Weights as a job knows them: a name, the digest of a file (none for a name alone), and where that file is."""
     path = Path(name).expanduser()
-    if not path.is_file():
+    if name in WORDS or not path.is_file():
         return name, "", {}
     return path.name, file_digest(path), {path.name: str(path.absolute())}
 

@@ -6,6 +6,7 @@ Legend: B pictures, H height, W width, P cells, D detections; boxes are (x0, y0,
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from vidistill.tasks.learning import loop, streams
 from vidistill.tasks.learning.training import generator, seeded
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.decode import check_there
-from vidistill.tasks.videos.decoder import Decoder, VideoError
+from vidistill.tasks.videos.decoder import Decoder, VideoError, twice
 from vidistill.tasks.videos.index import load_index
 from vidistill.tasks.videos.layouts import data_folder
 
@@ -129,11 +130,15 @@ def labelled_frames(
         boxes, share = recorded[path], max(1, limit // len(known))
         wanted = set(((np.arange(share) + number / len(known)) * len(boxes) / share).astype(int).tolist())
         try:
-            frames = enumerate(decoder.frames(root / path))
-            kept += [squeezed(frame_HWC, boxes[place], side) for place, frame_HWC in frames if place in wanted]
+            kept += twice(partial(_squeezed_frames, decoder, root / path, boxes, wanted, side))
         except VideoError:
             check_there(root / path)
     return kept
+
+
+def _squeezed_frames(decoder: Decoder, path: Path, boxes: list[Box], wanted: set[int], side: int) -> Labelled:
+    frames = enumerate(decoder.frames(path))
+    return [squeezed(frame_HWC, boxes[place], side) for place, frame_HWC in frames if place in wanted]
 
 
 def squeezed(frame_HWC: NDArray[np.uint8], box: Box, side: int) -> tuple[NDArray[np.uint8], Box]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks.coded.recode import RAW_BYTES
+from vidistill.tasks.coded.recode import RAW_BYTES, RAW_BYTES_HARD
 from vidistill.tasks.learning.evaluate import Score
 from vidistill.tasks.report.data import Row, RowPlan
 from vidistill.tasks.report.naming import named_sets
@@ -32,9 +32,11 @@ def coded_bytes(store: Store, plan: RowPlan, scores: Mapping[ArtifactRef, Score]
     if not facts or not all("coded" in one for one in facts):
         return {}
     with_all = [scores[ref].training_bytes for ref in plan.scores]
+    logits = plan.recipe.partition("+")[0] in ("soft", "learned")
+    sizes = [DistilledSet.training_bytes(folder, logits=logits) for folder in folders]
     raw = [
-        one.get(RAW_BYTES, size) + whole - size
-        for one, size, whole in zip(facts, map(DistilledSet.training_bytes, folders), with_all, strict=True)
+        (one.get(RAW_BYTES, size) if logits else one.get(RAW_BYTES_HARD, one.get(RAW_BYTES, size))) + whole - size
+        for one, size, whole in zip(facts, sizes, with_all, strict=True)
     ]
     return {"bytes_coded": round(np.mean(with_all)), "bytes": round(np.mean(raw))}
 

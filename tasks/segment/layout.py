@@ -82,10 +82,10 @@ def read_mapping(root: Path) -> tuple[str, ...]:
 def read_labels(root: Path, name: str, classes: tuple[str, ...]) -> NDArray[np.int64]:
     """The class of each frame of a video, as a number."""
     path, numbers = root / "groundTruth" / f"{name}.txt", {known: number for number, known in enumerate(classes)}
-    lines = _lines(path)
-    strange = next((line for line in lines if line not in numbers), None)
+    lines = [line.strip() for line in _text(path).rstrip().splitlines()]
+    strange = next((number for number, line in enumerate(lines) if line not in numbers), None)
     if strange is not None:
-        raise RequestError(f"{path} has the label {strange!r}, which {MAPPING} does not name.")
+        raise RequestError(f"{path}, line {strange + 1}: {lines[strange]!r} is no label that {MAPPING} names.")
     return np.array([numbers[line] for line in lines], dtype=np.int64)
 
 
@@ -154,8 +154,12 @@ def _no_name_twice(names: list[str], split: int) -> None:
 
 
 def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in _text(path).splitlines() if line.strip()]
+
+
+def _text(path: Path) -> str:
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise RequestError(
             f"There is no file {path}: the layout is features/NAME.npy, groundTruth/NAME.txt, {MAPPING} and "

@@ -61,7 +61,7 @@ def segment_score_job(
     return segment_score(SegmentScoreParameters(tcn=tcn, seed=seed), inputs, label=f"student of {label} seed {seed}")
 
 
-@stage("segment-score", version=1, threads="one")
+@stage("segment-score", version=2, threads="one")  # 2: bytes count how features are normalised
 def segment_score(work: Work) -> None:
     parameters = SegmentScoreParameters.model_validate(work.job.parameters)
     sequences = Sequences(work.store, work.ref("sequences"))
@@ -71,7 +71,7 @@ def segment_score(work: Work) -> None:
     network = build(parameters.tcn, sequences.dimensions, classes, seed, norm=False)
     video: Callable[[int], Video]
     if work.refs("set"):
-        size = _size(work.input("set"))
+        size = _size(work.input("set"), sequences)
         video = partial(shown_video, SegmentSet.load(work.input("set")), sequences)
     else:
         size, video = _size_of_all(sequences), lambda n: real_video(sequences, rows[n])
@@ -101,9 +101,9 @@ def predicted(network: nn.Module, sequences: Sequences, row: int, device: Device
     return np.repeat(named_T, sequences.sample_rate)[: len(sequences.all_labels(row))]
 
 
-def _size(folder: Path) -> int:
-    """Bytes of a set that a student needs."""
-    return (folder / ARRAYS).stat().st_size
+def _size(folder: Path, sequences: Sequences) -> int:
+    """Bytes that a student of a set needs: it, and the mean and deviation of the features as float32."""
+    return (folder / ARRAYS).stat().st_size + 8 * sequences.dimensions
 
 
 def _size_of_all(sequences: Sequences) -> int:

@@ -7,7 +7,7 @@ the blocks of its class alone. The `clips` artifact lists blocks and copies noth
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -123,7 +123,7 @@ def decode_block(
     sampling = parameters.sampling
     outcomes: list[dict[str, Any]] = []
     sums, squares = np.zeros(3), np.zeros(3)
-    with _filling(work.folder, parameters) as fill:
+    with _clip_array(work.folder, parameters) as array_NTHWC:
         for number, video in enumerate(parameters.videos):
             work.progress(number, len(parameters.videos), video.path)
             try:
@@ -134,7 +134,9 @@ def decode_block(
                 outcomes.append({"path": video.path, "row": None, "reason": str(error)} | passing)
                 continue
             check_unchanged(root, video)
-            outcomes.append({"path": video.path, "row": fill(clips_VTHWC), "reason": ""})
+            row = number * sampling.views
+            array_NTHWC[row : row + sampling.views] = clips_VTHWC
+            outcomes.append({"path": video.path, "row": row, "reason": ""})
             centre = clips_VTHWC[0].reshape(-1, 3).astype(np.float64)
             sums, squares = sums + centre.sum(0), squares + (centre**2).sum(0)
     work.progress(len(parameters.videos), len(parameters.videos))
@@ -167,24 +169,15 @@ def check_there(path: Path) -> None:
 
 
 @contextmanager
-def _filling(folder: Path, parameters: BlockParameters) -> Iterator[Callable[[np.ndarray], int]]:
-    """A function that adds a video's clips to the block's array, and tells the row of the first."""
-    sampling, filled = parameters.sampling, 0
-    shape = (sampling.frames, sampling.size, sampling.size, 3)
-    most = len(parameters.videos) * sampling.views
-    array = np.empty((most, *shape), np.uint8) if parameters.sharded else create_clip_array(folder, (most, *shape))
-
-    def fill(clips_VTHWC: np.ndarray) -> int:
-        nonlocal filled
-        array[filled : filled + len(clips_VTHWC)] = clips_VTHWC
-        filled += len(clips_VTHWC)
-        return filled - len(clips_VTHWC)
-
-    yield fill
-    if isinstance(array, np.ndarray):
-        create_clip_array(folder, (filled, *shape), one_shard=filled > 0)[:] = array[:filled]
-    else:
-        array.resize((filled, *shape))
+def _clip_array(folder: Path, parameters: BlockParameters) -> Iterator[Any]:
+    """The block's array, uint8 (N, T, H, W, 3), to be filled: each video has its rows, whichever others are lost."""
+    sampling = parameters.sampling
+    shape = (len(parameters.videos) * sampling.views, sampling.frames, sampling.size, sampling.size, 3)
+    if not parameters.sharded:
+        yield create_clip_array(folder, shape)
+        return
+    yield (clips_NTHWC := np.zeros(shape, np.uint8))
+    create_clip_array(folder, shape, one_shard=True)[:] = clips_NTHWC
 
 
 class ClipsParameters(Parameters):

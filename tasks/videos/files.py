@@ -91,7 +91,8 @@ def _folder_problem(path: Path, root: Path) -> str:
         target = path.resolve()
         if path.parent.resolve().is_relative_to(target):
             return "a link to a folder that it lies in"
-        if target.is_relative_to(root.resolve()):
+        inside = target.is_relative_to(root.resolve())
+        if inside and not any(part[0] == "." for part in target.relative_to(root.resolve()).parts):
             return "a link to a folder that is read in its own place"
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return "a folder, though named like a video"

@@ -185,7 +185,9 @@ def _the_table(root: Path) -> Path:
 def read_folders(folder: Path, parameters: IndexParameters, tree: Tree) -> Draft:
     """`train/<class>/…` and `test/`, `val/` or `validation/<class>/…`; else `<class>/…` and a seeded split."""
     names = {name.casefold(): name for name in tree.folders if "/" not in name}
-    tests = [names[name] for name in TEST_FOLDERS if name in names]
+    there = [names[name] for name in TEST_FOLDERS if name in names]
+    labelled = {path.split("/")[0] for path in tree.videos if path.count("/") == 2}
+    tests = sorted(there, key=lambda name: name not in labelled)  # a test split may be without labels
     if "train" in names and tests:
         sides: dict[str, Split] = {names["train"]: "train", tests[0]: "test"}
         draft = Draft([], lambda path: _outside_class_folder(path, 1, tests[0], tests[1:]))
@@ -285,7 +287,7 @@ def match_lists(lists: Lists, tree: Tree, folder: Path) -> Draft:
             reason = f"{problem}, though listed ({row.where})"
             draft.rejected.append(Rejected(video=path, outcome="failed", reason=reason))
         else:
-            draft.entries.append(entry_of(path, row.label, row.split))
+            draft.entries.append(entry_of(path, row.label, row.split, row.group))
     _report_missing(draft, missing)
     return draft
 

@@ -46,12 +46,16 @@ NUMBERED_NAME = re.compile(r"(.+?)(?:\s+(\d+))?")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a list: the names that its file may have, best first, and the side it stands on (None: neither)."""
+    """One line of a list: the names that its file may have, best first, and the side it stands on (None: neither).
+
+    `group` is what it was cut from, where the list tells.
+    """
 
     names: tuple[str, ...]
     label: str
     split: Split | None
     where: str
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -245,7 +249,7 @@ def read_table(root: Path, table: Path) -> Lists:
     """A table of path,label,split, or MiniUCF's folder_name,label,split, whose names are videos' without an extension.
 
     A path is relative to the table's folder or to `root`. Where a table has test rows its validation rows are left out;
-    where it has none, they are the test split.
+    where it has none, they are the test split. A column `group` tells which videos were cut from one.
     """
     has = columns(table)
     if not _is_table(has):
@@ -257,7 +261,7 @@ def read_table(root: Path, table: Path) -> Lists:
             raise RequestError(f"{where}: no {' and no '.join(empty)}")
         name = record[column]
         names = _relative(root, table, name, where) if column == "path" else (name,)
-        rows.append((Row(names, record["label"], None, where), record["split"]))
+        rows.append((Row(names, record["label"], None, where, record.get("group") or None), record["split"]))
     return _sided(rows, flips=column == "folder_name" and _of_known_names(rows), exact=column == "path")
 
 

@@ -29,9 +29,9 @@ class Entry(Parameters):
         return self.group or self.path
 
 
-def entry_of(path: str, label: str, split: Split) -> Entry:
-    """An entry with the group that its file's name tells."""
-    return Entry(path=path, label=label, split=split, group=group_of(path, label))
+def entry_of(path: str, label: str, split: Split, group: str | None = None) -> Entry:
+    """An entry with its group: that which a list tells, or else its file's name."""
+    return Entry(path=path, label=label, split=split, group=group or group_of(path, label))
 
 
 def group_of(path: str, label: str) -> str | None:

@@ -208,6 +208,21 @@ def test_no_video_of_a_training_folder_is_a_test_video(bench: Bench, tmp_path: P
         assert len(found) == expected
 
 
+@pytest.mark.parametrize("mosaic", [False, True])
+def test_test_videos_that_the_set_is_made_of_are_said_and_counted(
+    bench: Bench, made: ArtifactRef, mosaic: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    scored(bench, made, "cnn_gru", StudentParameters(optimiser=OWN, **SHORT))
+    found = train.source_of(made.key, bench.runtime.store)
+    if mosaic:
+        found = replace(found, made=replace(found.made, sources=(" + ".join(found.made.sources), "", "elsewhere.mp4")))
+    monkeypatch.setattr(train, "source_of", lambda *_: found)
+    facts = train.train(TrainRequest(source=made.key), bench.runtime, tmp_path)
+    assert facts["test_clips_of_the_set"] == len(CLASSES)
+    assert f"{len(CLASSES)} of the {len(bench.clips)} test videos are named as videos that the set" in caplog.text
+
+
 def test_weights_are_written_before_they_are_scored(
     bench: Bench, made: ArtifactRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def test_its_bytes_are_those_of_its_one_file(tmp_path, logits):
     assert set(files) == {"set.coded", "set.json", "manifest.json"}
     expected = coded.size_of(4, 2, 3, logits) + before.stored["stream"].size
     assert DistilledSet.training_bytes(tmp_path) == files["set.coded"] == expected
+    assert DistilledSet.training_bytes(tmp_path, logits=False) == expected - logits * 4 * 2 * 3
     assert coded.size_of(4, 2, 3, True) - coded.size_of(4, 2, 3, False) == 4 * 2 * 3
 
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -164,6 +165,22 @@ def test_odd_sides_are_padded_and_cut_back_and_not_scaled():
     even = np.pad(odd, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")
     assert encode(odd, crf=30).clips == encode(even, crf=30).clips
     np.testing.assert_array_equal(decode(encode(odd, crf=30)), decode(encode(even, crf=30))[:, :, :17, :19])
+
+
+def test_a_long_clip_takes_little_more_memory_than_its_pixels():
+    """All clips of a set, one after another, are such a one; of its values as 32 bits there would be many copies."""
+    clip_1THWC = np.random.default_rng(0).integers(0, 256, (1, 1500, 32, 32, 3), dtype=np.uint8)
+    stream, in_coding = peak_of(lambda: encode(clip_1THWC, 63, 12, 32))
+    _, in_decoding = peak_of(lambda: decode(stream))
+    assert max(in_coding, in_decoding) < 3.5 * clip_1THWC.nbytes
+
+
+def peak_of(function):
+    tracemalloc.start()
+    try:
+        return function(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_clip_splits_into_a_packet_a_frame():

@@ -329,6 +329,21 @@ def test_denser_footage_is_thinned_to_the_frames_that_are_kept(bench):
     assert kept_N8.tolist() == [[20 * row + frame for frame in range(0, 16, 2)] for row in (last - 1, last)]
 
 
+def test_a_video_that_was_lost_at_the_smaller_interval_is_in_no_set(bench):
+    videos = bench.clips.table.videos
+
+    class Dense:
+        shape_THWC = (16, *bench.clips.shape_THWC[1:])
+        table = bench.clips.table.model_copy(update={"videos": videos[1:]})
+
+        def read(self, rows):
+            return bench.clips.read([row + 1 for row in rows]).repeat(4, axis=1)
+
+    options = Coded.Parameters(**QUICK, search=None, frames=2.0, crf=50)
+    made = Coded(options).distil(replace(bench.material((0, 1, 2), 1, 0), kb=50.0, more_clips=lambda _: Dense()))
+    assert set(made.sources) == {video.path for video in videos[1:]}
+
+
 def test_psnr_is_the_mean_of_the_clips():
     clips_NTHWC = np.zeros((2, 1, 4, 4, 3), np.uint8)
     other_NTHWC = clips_NTHWC + np.array([1, 10], np.uint8)[:, None, None, None, None]

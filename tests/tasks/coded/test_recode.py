@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
+import tiny
 
 from vidistill.storage import coded
 from vidistill.storage.distilled import DistilledSet
@@ -10,6 +14,7 @@ from vidistill.tasks.coded.keep import Coding
 from vidistill.tasks.coded.recode import RAW_BYTES, recode_job, recoded
 from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.methods import find_method
+from vidistill.tasks.report.bytes import coded_bytes
 from vidistill.tasks.stage import run_job
 
 
@@ -27,6 +32,19 @@ def test_a_set_is_kept_as_its_clips_are_decoded(bench):
     assert after.facts[RAW_BYTES] == DistilledSet.training_bytes(bench.store.folder(raw))
     assert DistilledSet.training_bytes(bench.store.folder(ref)) < after.facts[RAW_BYTES] / 10
     assert after.facts["coded"]["crf"] == 30
+
+
+@pytest.mark.parametrize("recipe", ["hard", "soft+tsgf", "learned"])
+def test_only_rows_whose_students_read_logits_count_them(bench, recipe):
+    made = find_method("random").method(None).distil(bench.material((0, 1, 2), 1, 0))
+    logits = np.random.default_rng(1).normal(0, 3, (3, 3)).astype(np.float32)
+    raw = tiny.put(bench.store, "distilled", f"logits{recipe}", made.with_logits(logits).save, {})
+    coded_ref, _ = run_job(recode_job(raw, Coding(crf=30, preset=10), "code"), bench.runtime)
+    read = recipe != "hard"
+    raw_size, size = (DistilledSet.training_bytes(bench.store.folder(one), logits=read) for one in (raw, coded_ref))
+    plan: Any = SimpleNamespace(sets=(coded_ref,), scores=("score",), recipe=recipe)
+    scores: Any = {"score": SimpleNamespace(training_bytes=size + 100)}  # a teacher's, say
+    assert coded_bytes(bench.store, plan, scores) == {"bytes_coded": size + 100, "bytes": raw_size + 100}
 
 
 def test_variants_become_clips_and_keep_their_instances_labels(bench):

@@ -261,6 +261,15 @@ def test_yolo_is_shown_blue_first(ultralytics, tmp_path: Path, monkeypatch: pyte
     assert seen[0][0, 0].tolist() == [0, 0, 255]
 
 
+def test_a_word_names_no_file_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("hog", "motion", "nothing", "trained", "teacher"):
+        (tmp_path / name).touch()
+        assert weights_of(name) == (name, "", {})
+    (tmp_path / "mine").touch()
+    assert weights_of("mine")[1]
+
+
 def test_yolo_runs_where_a_job_runs_by_default_and_must_know_what_is_wanted(
     ultralytics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

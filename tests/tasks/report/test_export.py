@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,17 @@ def test_h264_says_what_it_changed(tmp_path: Path) -> None:
     assert error > 10
     assert facts["loss"]["codec_error_levels"] == pytest.approx(error, rel=1e-5)
     assert facts["loss"]["psnr_db"] == pytest.approx(20 * np.log10(255 / error), rel=1e-5)
+
+
+def test_h264_is_read_as_clips_are(tmp_path: Path) -> None:
+    """By swscale's other way it is darker."""
+    greys = np.linspace(30, 220, 48 * 48 * 3).reshape(48, 48, 3).astype(np.uint8)
+    made = replace(noisy_set((4, 48, 48, 3)), clips_NTHWC=np.broadcast_to(greys, (3, 4, 48, 48, 3)).copy())
+    facts = exported(made, tmp_path / "out", "mp4")
+    path = tmp_path / "out" / facts["files"][0]["file"]
+    with Decoder() as decoder:
+        np.testing.assert_array_equal(read_video(path), np.stack(list(decoder.frames(path))))
+    assert abs(read_video(path).mean() - greys.mean()) < 0.5
 
 
 def test_a_class_s_folder_lies_inside_the_exported_one() -> None:

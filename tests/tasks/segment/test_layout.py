@@ -158,7 +158,11 @@ WRONG = {
     ),
     "an unknown label": (
         write("groundTruth/rgb-train-1.txt", "cut\nfry\n" * 7),
-        "rgb-train-1.txt has the label 'fry', which mapping.txt does not name",
+        "rgb-train-1.txt, line 2: 'fry' is no label that mapping.txt names",
+    ),
+    "a line without a label": (
+        write("groundTruth/rgb-train-1.txt", "cut\ncut\n\n" + "peel\n" * 9),
+        "rgb-train-1.txt, line 3: '' is no label that mapping.txt names",
     ),
     "labels that are no text": (
         lambda root: (root / "groundTruth" / "rgb-train-1.txt").write_bytes(b"\xff\xfe\x00"),

@@ -26,7 +26,7 @@ from vidistill.tasks.segment.learn import TCNParameters, frame_losses, segment_t
 from vidistill.tasks.segment.metrics import score_videos
 from vidistill.tasks.segment.score import SegmentScoreTable, predicted, segment_score_job, shown_video
 from vidistill.tasks.segment.sequences import Sequences, sequences_job
-from vidistill.tasks.segment.sets import SegmentSet
+from vidistill.tasks.segment.sets import ARRAYS, SegmentSet
 from vidistill.tasks.segment.tsgf import SegmentTSGFParameters
 from vidistill.tasks.stage import Job, Runtime, run_job
 
@@ -194,7 +194,9 @@ def test_a_set_costs_what_lies_on_disk(bench: Bench) -> None:
     job = segment_set_job(bench.read, bench.teacher.ref, "mean", 2, 0, SegmentTSGFParameters())
     table = bench.scored(segment_score_job(job.ref, bench.read, TCN, 0, "mean"))
     kept = made.points_MD.nbytes + 4 * 4 * len(made.labels_S)
-    assert kept < table.bytes < kept + 600  # the head of the file
+    on_disk = (bench.store.folder(job.ref) / ARRAYS).stat().st_size
+    assert kept < on_disk < kept + 600  # the head of the file
+    assert table.bytes == on_disk + 8 * DIMENSIONS
 
 
 def test_frames_that_were_left_out_are_as_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

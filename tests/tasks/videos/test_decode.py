@@ -119,7 +119,10 @@ def test_another_video_of_the_same_size_is_not_filed_as_the_one_that_was_indexed
 
 
 def test_what_the_machine_may_have_failed_at_is_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once at once; and where a set has lost too many, what failed twice is decoded by the next run."""
+    """Once at once; and where a set has lost too many, what failed twice is decoded by the next run.
+
+    A set that did without it still has its own clips.
+    """
     decode = DECODE.model_copy(update={"size": 35, "max_lost_share": 0.01})
     blocks, clips, asked = block_jobs(bench.given.table, decode, "train"), Decoder.clips, []
     busy = {blocks[0].parameters["videos"][0]["path"]: 1, blocks[1].parameters["videos"][0]["path"]: 2}
@@ -132,13 +135,19 @@ def test_what_the_machine_may_have_failed_at_is_tried_again(bench: Bench, monkey
         return clips(decoder, path, sampling)
 
     monkeypatch.setattr(Decoder, "clips", failing)
-    job = clips_job(bench.given.index, decode, "train", blocks)
-    for block in blocks:
-        run_job(block, bench.runtime)
+    job, without = (
+        clips_job(bench.given.index, decode.model_copy(update={"max_lost_share": share}), "train", blocks)
+        for share in (0.01, 0.5)
+    )
+    for one in (*blocks, without):
+        run_job(one, bench.runtime)
+    kept = Clips(bench.store, without.ref)
+    before_NTHWC = kept.read(range(len(kept)))
     with pytest.raises(RunError, match=r"1 of 6 videos .*the decoder crashed"):
         run_job(job, bench.runtime)
     assert [bench.store.has(block.ref) for block in blocks[:2]] == [True, False]
     for one in (*blocks, job):
         run_job(one, bench.runtime)
-    assert len(Clips(bench.store, job.ref)) == len(bench.given.table.of_split("train"))
+    assert len(Clips(bench.store, job.ref)) == len(bench.given.table.of_split("train")) == len(kept) + 1
+    assert np.array_equal(Clips(bench.store, without.ref).read(range(len(kept))), before_NTHWC)
     assert {name: asked.count(name) for name in busy} == dict(zip(busy, (2, 3), strict=True))

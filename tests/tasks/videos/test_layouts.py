@@ -121,6 +121,12 @@ def test_a_validation_folder_stands_in_for_a_test_folder(tmp_path, name):
     assert Counter(splits(listing).values()) == {"train": 2, "test": 2}
 
 
+def test_labelled_validation_folders_stand_in_for_test_videos_without_labels(tmp_path):
+    listing = read(lay(tmp_path, ["train/a/1.mp4", "train/b/2.mp4", "val/a/3.mp4", "val/b/4.mp4", "test/5.mp4"]))
+    assert Counter(splits(listing).values()) == {"train": 2, "test": 2}
+    assert reasons(listing) == {"test/5.mp4": "in test/, while val/ is the split that is scored"}
+
+
 def test_a_class_called_train_is_a_class(tmp_path):
     assert read(lay(tmp_path, ["train/1.mp4", "train/2.mp4", "bus/1.mp4", "bus/2.mp4"])).classes == ("bus", "train")
 
@@ -205,6 +211,13 @@ def test_linked_class_folders_are_followed(tmp_path):
     for label in ("left", "right"):
         (tmp_path / "data" / label).symlink_to(tmp_path / "elsewhere" / label)
     assert len(read(tmp_path / "data").entries) == 16
+
+
+def test_links_to_what_is_not_walked_are_followed(tmp_path):
+    lay(tmp_path / ".store", LEFT_RIGHT)
+    for label in ("left", "right"):
+        (tmp_path / label).symlink_to(tmp_path / ".store" / label)
+    assert len(read(tmp_path).entries) == 16
 
 
 # --- UCF101 ------------------------------------------------------------------------------------------------------
@@ -430,6 +443,15 @@ def test_a_group_on_both_sides_is_a_note(tmp_path):
     write_table(lay(tmp_path, names) / "t.csv", rows)
     (note,) = read(tmp_path).notes
     assert note == "2 groups stand on both sides of the split, so its scores flatter (the first: a_g01)"
+
+
+def test_a_table_may_tell_what_videos_were_cut_from(tmp_path):
+    names = [f"{label}{clip}.mp4" for label in "ab" for clip in range(12)]
+    rows = [f"{name},{name[0]},train,film {int(name[1:-4]) // 4 or ''}" for name in names]
+    write_table(lay(tmp_path, names) / "t.csv", rows, "path,label,split,Group")
+    listing = read(tmp_path, holdout=True)
+    assert units(listing, "test") | units(listing, "train") == {"film", "film 1", "film 2"}
+    assert not units(listing, "test") & units(listing, "train")
 
 
 def test_two_tables_are_a_question_that_naming_one_answers(tmp_path):
