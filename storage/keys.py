@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ def _plain(value: Any) -> Any:
 def digest(value: Any) -> str:
     """The key of a value: the first 24 hexadecimal digits (96 bits) of the SHA-256 of its canonical JSON."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:KEY_LENGTH]
+
+
+def is_key(name: str) -> bool:
+    """Whether a folder may be an artifact's, or a checkpoint's: users may keep files of their own beside these."""
+    return re.fullmatch(rf"[0-9a-f]{{{KEY_LENGTH}}}(-\d+)?", name) is not None
 
 
 def file_digest(path: Path) -> str:

@@ -175,8 +175,11 @@ class Store:
             remove_folder(place)
 
     def exists(self) -> bool:
-        """Whether a run has made the store."""
-        return self.root.is_dir()
+        """Whether the folder is a run's, or empty; one that holds something else is no store."""
+        if not self.root.is_dir():
+            return False
+        names = {path.name for path in listed(self.root)}
+        return not names or ".locks" in names or any(self.has(ref) for ref in self.refs())
 
     def notes(self, folder: str) -> dict[str, bytes]:
         """The small documents of a folder beside the artifacts, by name."""

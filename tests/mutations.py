@@ -1946,5 +1946,13 @@ MUTATIONS = [
                  "tasks/crops/test_crops.py", "test_a_word_names_no_file_of_the_working_folder"),
              "if name in WORDS or not path.is_file():",
              "if not path.is_file():"),
+    Mutation("flows/housekeeping.py", "a user's own folder in the store is a damaged artifact", of(
+                 "flows/test_housekeeping.py", "test_a_user_s_own_files_are_no_artifacts"),
+             "if found.manifest or is_key(ref.key)",
+             "if True"),
+    Mutation("storage/store.py", "any folder is a store", of(
+                 "flows/test_housekeeping.py", "test_a_user_s_own_files_are_no_artifacts"),
+             "return not names or",
+             "return True or"),
 ]
 # fmt: on

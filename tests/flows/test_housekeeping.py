@@ -59,6 +59,10 @@ def make(store: Store, kind: str, key: str, *inputs: ArtifactRef, files: int = 1
     return manifest.ref
 
 
+KEY = "0" * 24
+"""Without a manifest it is by its key that a folder is an artifact's."""
+
+
 def made(store: Store) -> dict[ArtifactRef, str]:
     """Every whole artifact with its manifest, which changes when it is made again."""
     return {ref: store.manifest(ref).model_dump_json() for ref in store.refs() if store.has(ref)}
@@ -236,7 +240,7 @@ def test_what_is_damaged_goes_and_what_it_was_made_from_stays(store: Store, gc: 
 
 def test_what_was_damaged_beyond_its_manifest_may_have_been_made_from_all(store: Store, gc: Callable[..., str]) -> None:
     clips = make(store, "clips", "c")
-    teacher = make(store, "teacher", "t", clips)
+    teacher = make(store, "teacher", KEY, clips)
     make(store, "report", "r", teacher)
     other = make(store, "teacher", "of-nobody")
     interrupted(store, run := make(store, "score", "s"))
@@ -245,9 +249,28 @@ def test_what_was_damaged_beyond_its_manifest_may_have_been_made_from_all(store:
     assert "Nothing is removed as unreachable while a manifest cannot be read" in said
     assert {clips, other, run} < set(store.refs())
     assert teacher not in store.refs()
-    make(store, "teacher", "t", clips)
+    make(store, "teacher", KEY, clips)
     assert "cannot be read" not in gc(yes=True)
     assert set(store.refs()) == {clips, teacher, ArtifactRef(kind="report", key="r")}
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_user_s_own_files_are_no_artifacts(store: Store, gc: Callable[..., str], used: bool, tmp_path: Path) -> None:
+    if used:
+        make(store, "report", "r")
+    for name in ("videos/jump/a.mp4", "thesis/one/manifest.json", "thesis/one/x.tex"):
+        (store.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (store.root / name).write_bytes(b"mine")
+    before = sorted(path for path in store.root.rglob("*") if path.is_file())
+    if used:
+        assert "There is nothing to remove" in gc()
+        gc(yes=True, keep="0")
+        verify(store.location)
+        assert "\n1 artifact, 1.0 kB, in " in CommandLine(tmp_path)("ls", "--store", "store").stdout
+    else:
+        with pytest.raises(RequestError, match="There is no store at"):
+            gc(yes=True)
+    assert {path for path in before if ".locks" not in path.parts} <= set(store.root.rglob("*"))
 
 
 def test_damage_is_left_to_the_run_that_mends_it(store: Store, gc: Callable[..., str]) -> None:
@@ -458,10 +481,10 @@ def test_gc_in_object_storage(host: Callable[[str], Store], capsys: pytest.Captu
     teacher, old, going = make(a, "teacher", "t", clips), make(a, "teacher", "old"), make(a, "block", "b")
     make(a, "report", "r", teacher)
     interrupted(a, going)
-    a._objects.pipe_file(f"{a._prefix}/block/half/0", bytes(500))  # type: ignore[attr-defined]
+    a._objects.pipe_file(f"{a._prefix}/block/{KEY}/0", bytes(500))  # type: ignore[attr-defined]
     collect(b.location, False, "7d")
     said = capsys.readouterr().out
-    assert "block/half  500 B  no manifest.json: its upload has not ended" in said
+    assert f"block/{KEY}  500 B  no manifest.json: its upload has not ended" in said
     assert "Kept for the run that began " in said
     assert len(b.survey()) == 6
     assert not b.root.exists(), "gc fetched what it only had to look at"
@@ -567,7 +590,7 @@ def test_ls_names_damage_and_variants(store: Store, tmp_path: Path) -> None:
          "sets": [made_set.model_dump()]} for variant, score in zip(("", "no mask"), scores, strict=True)
     ]  # fmt: skip
     write("report", "r", {"dataset": "dances", "rows": rows}, index=[index], scores=scores)
-    (store.folder(write("block", "half", {})) / "manifest.json").unlink()
+    (store.folder(write("block", KEY, {})) / "manifest.json").unlink()
     lines = CommandLine(tmp_path)("ls", "--store", "store").stdout.splitlines()
     assert lines[1].endswith("damaged: no manifest.json")
     assert [line.split()[1:7] for line in lines if line.startswith("score")] == [
@@ -579,7 +602,7 @@ def test_ls_names_damage_and_variants(store: Store, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"top1": null}', '{"top1": 0.', "\0"])
 def test_ls_reaches_the_column_that_names_damage(store: Store, capsys: Any, content: str) -> None:
     """A score that does not parse, and an index that a report names and whose manifest does not."""
-    index, score = make(store, "index", "i"), make(store, "score", "s")
+    index, score = make(store, "index", KEY), make(store, "score", "s")
     manifest = Manifest(kind="report", key="r", version=1, parameters={"dataset": "dances", "rows": []},
                         inputs={"index": [index]})  # fmt: skip
     with store.writing(manifest):
@@ -589,8 +612,9 @@ def test_ls_reaches_the_column_that_names_damage(store: Store, capsys: Any, cont
     (store.folder(index) / "manifest.json").write_text("{")
     list_artifacts(None, store.location, {}, as_json=False)
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert lines["index/i"].split()[1] == "dances"
-    assert lines["index/i"].endswith("damaged: manifest.json cannot be read")
+    (line,) = (line for line in lines.values() if line.startswith("index/"))
+    assert line.split()[1] == "dances"
+    assert line.endswith("damaged: manifest.json cannot be read")
     assert lines["score/s"].endswith("damaged: 0 is missing")
 
 
