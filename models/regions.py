@@ -16,7 +16,7 @@ def regions(stored: dict[str, NDArray[Any]], shape_NTHWC: tuple[int, ...]) -> ND
     """The regions v_jm of `mosaics` (S2, Eq. 5), mosaic after mosaic, row by row, enlarged bilinearly."""
     mosaics_MTHWC: NDArray[np.uint8] = stored["mosaics"]
     grid = math.isqrt(shape_NTHWC[0] // len(mosaics_MTHWC))
-    return enlarge(cells(mosaics_MTHWC, grid), *shape_NTHWC[2:4])
+    return resize(cells(mosaics_MTHWC, grid), *shape_NTHWC[2:4])
 
 
 def cells(mosaics_MTHWC: NDArray[np.uint8], grid: int) -> NDArray[np.uint8]:
@@ -42,8 +42,8 @@ def tile(cells_NTHWC: NDArray[np.uint8], grid: int, height: int, width: int) -> 
     return mosaics_MTHWC
 
 
-def enlarge(clips_NTHWC: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Clips at another size, each frame scaled bilinearly: uint8 (N, T, height, width, 3)."""
+def resize(clips_NTHWC: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Clips at another size, each frame scaled bilinearly, as decoded ones are: uint8 (N, T, height, width, 3)."""
     import torch
 
     if clips_NTHWC.shape[2:4] == (height, width):

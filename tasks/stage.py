@@ -185,12 +185,15 @@ class Stage:
         self.kind, self.version, self.function, self.threads = kind, version, function, threads
 
     def __call__(
-        self, parameters: Parameters | Mapping[str, Any], inputs: Mapping[str, Any] | None = None, label: str = ""
-    ) -> Job:
+        self, parameters: Parameters | Mapping[str, Any], inputs: Mapping[str, Any] | None = None, label: str = "",
+        version: int | None = None,
+    ) -> Job:  # fmt: skip
+        """A job; of a version of its own where its result moved and that of the stage's others did not."""
         plain = parameters.model_dump(mode="json") if isinstance(parameters, Parameters) else dict(parameters)
         refs = {name: value if isinstance(value, list) else [value] for name, value in (inputs or {}).items()}
         module = self.function.__module__
-        return Job(stage=self.kind, module=module, version=self.version, parameters=plain, inputs=refs, label=label)
+        return Job(stage=self.kind, module=module, version=version or self.version, parameters=plain, inputs=refs,
+                   label=label)  # fmt: skip
 
 
 Threads = Literal["none", "one", "all"]

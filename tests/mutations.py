@@ -1954,5 +1954,17 @@ MUTATIONS = [
                  "flows/test_housekeeping.py", "test_a_user_s_own_files_are_no_artifacts"),
              "return not names or",
              "return True or"),
+    Mutation("tasks/generate/sample.py", "DDIM lands beside where its next step begins", of(
+                 "tasks/generate/test_generate_pool.py", "test_samplers_draw_from_a_distribution_that_is_known"),
+             "DPMSolverMultistepScheduler(\n            **trained, algorithm_type=\"dpmsolver++\", solver_order=1,",
+             "DDIMScheduler(\n            **trained, clip_sample=False,"),
+    Mutation("tasks/generate/sample.py", "clips by the DDIM of before pass for its own", of(
+                 "tasks/generate/test_generate_pool.py", "test_parts_by_ddim_have_a_version_of_their_own"),
+             "version=DDIM_VERSION if sampler.method == \"ddim\" else None",
+             "version=None"),
+    Mutation("tasks/generate/sample.py", "a pool of another size is cut, not scaled", of(
+                 "tasks/generate/test_generate_pool.py", "test_a_larger_pool_is_resized_in_a_stage_of_its_own"),
+             "resize(np.asarray(source[row : row + 1]), size, size)[0]",
+             "np.asarray(source[row, :, :size, :size])"),
 ]
 # fmt: on

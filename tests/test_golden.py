@@ -167,7 +167,7 @@ GOLDEN: dict[str, tuple[int, Any]] = {
     "recoded": (1, {"sources": RANDOM, "mean": [62.52, 56.8, 53.15]}),
     "teacher-score": (1, [2.108548, 2.076772, 1.981305]),
     "expert-score": (2, [2.137069, 1.999145]),
-    "pool-quality": (4, "24 8"),
+    "pool-quality": (5, "24 8"),
 }
 # fmt: on
 

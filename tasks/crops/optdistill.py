@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from vidistill.models.regions import cells, enlarge, regions, tile
+from vidistill.models.regions import cells, regions, resize, tile
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import CLIPS, DistilledSet
 from vidistill.storage.errors import RequestError
@@ -304,11 +304,11 @@ def tiles_set(
     clips, first = material.clips, [group[0] for group in groups]
     height, width = clips.shape_THWC[1:3]
     grid = facts["grid"]
-    regions_NTHWC = enlarge(cells(mosaics_MTHWC, grid), height, width)
+    regions_NTHWC = resize(cells(mosaics_MTHWC, grid), height, width)
     logits_NK = teacher_logits(regions_NTHWC, material)
     mean_MK = np.exp(logits_NK).reshape(len(groups), grid**2, -1).mean(1)
     return DistilledSet(
-        clips_NTHWC=enlarge(mosaics_MTHWC, height, width),
+        clips_NTHWC=resize(mosaics_MTHWC, height, width),
         labels_N=labels_of(first, clips),
         classes=clips.classes,
         logits_NK=np.log(mean_MK + 1e-12).astype(np.float32),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vidistill.models.regions import enlarge
+from vidistill.models.regions import resize
 from vidistill.storage.clips import Clips
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.learning import training
@@ -47,7 +47,7 @@ class TeacherScorer:
 
     def log_probabilities(self, clip_THWC: NDArray[np.uint8]) -> NDArray[np.float64]:
         table, (_, height, width, _) = self._clips.table, self._clips.shape_THWC
-        x_BCTHW = training.to_input(enlarge(clip_THWC[None], height, width), table.mean, table.std, self._device)
+        x_BCTHW = training.to_input(resize(clip_THWC[None], height, width), table.mean, table.std, self._device)
         logits_NK = training.predict(self._network, iter([x_BCTHW]), self._device)
         return np.asarray(logits_NK[0].double().log_softmax(0).numpy())
 
@@ -75,7 +75,7 @@ class KineticsScorer:
         self._mean, self._std = transform.mean, transform.std
 
     def log_probabilities(self, clip_THWC: NDArray[np.uint8]) -> NDArray[np.float64]:
-        large_NTHWC = enlarge(clip_THWC[None], KINETICS_SIDE, KINETICS_SIDE)
+        large_NTHWC = resize(clip_THWC[None], KINETICS_SIDE, KINETICS_SIDE)
         x_BCTHW = training.to_input(large_NTHWC, self._mean, self._std, self._device)
         logits_NK = training.predict(self._network, iter([x_BCTHW]), self._device)
         return np.asarray(logits_NK[0].double().log_softmax(0).numpy())

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vidistill.models.regions import resize
 from vidistill.storage.clips import Clips
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.generate.autoencoder import decoded, encoded, load_codec
-from vidistill.tasks.generate.sample import scaled
 from vidistill.tasks.generate.sheet import contact_sheet
 from vidistill.tasks.learning import training
 from vidistill.tasks.learning.teacher import features, load_teacher
@@ -99,7 +99,7 @@ def quality_job(pool: ArtifactRef, train: ArtifactRef, teacher: ArtifactRef) -> 
     return quality(QualityParameters(), {"pool": pool, "clips": train, "teacher": teacher}, label="quality of the pool")
 
 
-@stage("pool-quality", version=4, threads="all")  # 4: copies of any view, mirrored too; halves without common groups
+@stage("pool-quality", version=5, threads="all")  # 5: thumbnails are scaled as clips are when they are decoded
 def quality(work: Work) -> None:
     device = Device.of(work, QualityParameters.model_validate(work.job.parameters).precision)
     pool, clips = Pool(work.store, work.ref("pool")), Clips(work.store, work.ref("clips"))
@@ -155,7 +155,7 @@ def reconstructed(work: Work, clips: Clips, device: Device) -> Thumbnails:
     for number, row in enumerate(np.linspace(0, len(source) - 1, min(len(source), CONTROLS)).astype(int)):
         shown_THWC = look_of(source, row, number % views, clips.table.flips and number // views % 2 == 1)
         clip_THWC = decoded(codec, encoded(codec, np.ascontiguousarray(shown_THWC)[None], device), device)[0]
-        found.append(thumbnail(clip_THWC if len(clip_THWC[0]) == size else scaled(clip_THWC, size)))
+        found.append(thumbnail(resize(clip_THWC[None], size, size)[0]))
     return np.stack(found)
 
 
@@ -181,7 +181,8 @@ def thumbnails(source: Pool | Clips, view: int = 0) -> Thumbnails:
 
 def thumbnail(clip_THWC: NDArray[np.uint8]) -> Thumbnails:
     """A clip in small, its numbers in a row, of mean 0 and length 1: two of them multiply to their correlation."""
-    small_P = scaled(clip_THWC, min(THUMBNAIL, clip_THWC.shape[1])).reshape(-1).astype(np.float32)
+    side = min(THUMBNAIL, clip_THWC.shape[1])
+    small_P = resize(clip_THWC[None], side, side).reshape(-1).astype(np.float32)
     small_P -= small_P.mean()
     length = np.linalg.norm(small_P)
     return small_P / length if length else small_P

@@ -13,9 +13,9 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
+from vidistill.models.regions import resize
 from vidistill.storage.clips import create_clip_array, open_clip_array
 from vidistill.storage.errors import RunError
 from vidistill.storage.parameters import Parameters
@@ -32,12 +32,16 @@ if TYPE_CHECKING:
 
     from vidistill.models.latte import Latte
 
+DDIM_VERSION = 3  # of its parts alone: each step goes to where the next begins, however many there are
+
 
 class SamplerParameters(Parameters):
     """How noise becomes clips. Published: 250 steps of DDPM, guidance 7 (methods §9)."""
 
     method: Literal["ddim", "dpm", "ddpm"] = Field(
-        "dpm", description="ddim; dpm: DPM-Solver++ of second order; ddpm: the published one, slow and stochastic."
+        "dpm",
+        description="ddim, which is DPM-Solver++ of first order; dpm: that of second order; ddpm: the published one, "
+        "slow and stochastic.",
     )
     steps: int = Field(25, ge=1, le=1000)
     guidance: float = Field(3.0, ge=1, description="Scale of classifier-free guidance; 1 is none, and half the work.")
@@ -81,13 +85,14 @@ def part_jobs(
             PartParameters(sampler=sampler, seed=seed, label=label, first=first, count=part_clips),
             inputs,
             label=f"generate {name} {first}–{first + part_clips - 1}",
+            version=DDIM_VERSION if sampler.method == "ddim" else None,
         )
         for label, name in enumerate(classes)
         for first in range(0, clips_a_class, part_clips)
     ]
 
 
-@stage("pool-part", version=2, threads="all")  # 2: DDPM begins at the last step, as published
+@stage("pool-part", version=2, threads="all")  # 2: DDPM begins at the last step, as published; 3: DDIM's
 def pool_part(work: Work) -> None:
     parameters = PartParameters.model_validate(work.job.parameters)
     sampler, numbers = parameters.sampler, range(parameters.first, parameters.first + parameters.count)
@@ -158,8 +163,10 @@ def scheduler_of(sampler: SamplerParameters, network: Latte) -> Any:
                "beta_schedule": "linear", "prediction_type": kind}  # fmt: skip
     if sampler.method == "dpm":
         made = diffusers.DPMSolverMultistepScheduler(**trained, algorithm_type="dpmsolver++", solver_order=2)
-    elif sampler.method == "ddim":
-        made = diffusers.DDIMScheduler(**trained, clip_sample=False, timestep_spacing="trailing")
+    elif sampler.method == "ddim":  # DDIMScheduler misses the next step where their number does not divide 1,000
+        made = diffusers.DPMSolverMultistepScheduler(
+            **trained, algorithm_type="dpmsolver++", solver_order=1, timestep_spacing="trailing"
+        )
     else:
         variance = "learned_range" if network.learned_sigma else "fixed_large"
         made = diffusers.DDPMScheduler(
@@ -181,7 +188,7 @@ class ResizeParameters(Parameters):
     size: int
 
 
-@stage("pool-part-resized", version=1)
+@stage("pool-part-resized", version=2)  # 2: scaled as clips are when they are decoded
 def resized(work: Work) -> None:
     """A part's clips at another size."""
     size = ResizeParameters.model_validate(work.job.parameters).size
@@ -189,15 +196,5 @@ def resized(work: Work) -> None:
     n, t = source.shape[:2]
     array = create_clip_array(work.folder, (n, t, size, size, 3))
     for row in range(n):
-        array[row] = scaled(np.asarray(source[row]), size)
+        array[row] = resize(np.asarray(source[row : row + 1]), size, size)[0]
     work.record(counts={"clips": n})
-
-
-def scaled(clip_THWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """A clip at another size: averaged areas where it shrinks, cubic where it grows."""
-    import torch
-
-    frames_TCHW = torch.from_numpy(clip_THWC).permute(0, 3, 1, 2).float()
-    mode = "area" if size < clip_THWC.shape[1] else "bicubic"
-    made_TCHW = torch.nn.functional.interpolate(frames_TCHW, size=(size, size), mode=mode)
-    return made_TCHW.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vidistill.models.compute import keep_freed_memory
+from vidistill.models.regions import resize
 from vidistill.storage.clips import Clips
 from vidistill.storage.opening import open_store
 from vidistill.storage.pool import Pool, open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.crops.training import BOXES
 from vidistill.tasks.generate.autoencoder import decoded, load_codec
-from vidistill.tasks.generate.sample import scaled
 from vidistill.tasks.learning.training import Device
 from vidistill.tasks.report.pool import pool_facts
 from vidistill.tasks.stage import Runtime
@@ -103,14 +103,14 @@ def judge(store: Store, ref: ArtifactRef, device: Device, judges: dict[ArtifactR
 
 
 def judge_of(store: Store, clips: Clips, codec: ArtifactRef, latents: ArtifactRef, device: Device) -> nn.Module:
-    all_M = np.array([video.path.rpartition("_g")[2] for video in clips.table.videos])
+    all_M = np.array([video.group for video in clips.table.videos])
     rows_N = np.flatnonzero(np.isin(all_M, np.unique(all_M)[:SCENES]))
     scenes_N, shapes_N = all_M[rows_N], shapes_of(store, clips)[rows_N]
     last_N = np.isin(scenes_N, np.unique(scenes_N)[-len(np.unique(scenes_N)) // 5 :])
     real_NTHWC = clips.read(rows_N)
     network, array = load_codec(store, codec, device), open_latent_array(store.folder(latents))
-    soft_NTHWC = np.stack([scaled(decoded(network, torch.from_numpy(array[row][:1].astype(np.float32)), device)[0],
-                                  real_NTHWC.shape[2]) for row in rows_N])  # fmt: skip
+    latents_NCTHW = torch.from_numpy(np.stack([array[row][0] for row in rows_N]).astype(np.float32))
+    soft_NTHWC = resize(decoded(network, latents_NCTHW, device), *real_NTHWC.shape[2:4])
     forms_FNTHWC = np.stack([real_NTHWC, soft_NTHWC])
     network = trained(torch.from_numpy(forms_FNTHWC[:, ~last_N]), shapes_N[~last_N])
     for form, clips_NTHWC in zip(("real", "through the autoencoder"), forms_FNTHWC[:, last_N], strict=True):

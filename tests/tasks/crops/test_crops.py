@@ -646,21 +646,21 @@ def test_regions_undo_tiling(grid: int, size: int) -> None:
     assert mosaics.shape == (2, 3, size, size, 3)
     assert np.array_equal(regions.cells(mosaics, grid), cells)
     enlarged = regions.regions({"mosaics": mosaics}, (2 * grid**2, 3, 20, 20, 3))
-    assert np.array_equal(enlarged[1], regions.enlarge(cells[1:2], 20, 20)[0])
+    assert np.array_equal(enlarged[1], regions.resize(cells[1:2], 20, 20)[0])
     assert abs(float(enlarged.mean()) - float(cells.mean())) < 3
 
 
 def test_shrinking_averages_what_it_leaves_out() -> None:
     stripes_NTHWC = np.zeros((1, 1, 32, 32, 3), np.uint8)
     stripes_NTHWC[:, :, :, ::2] = 200
-    middle = regions.enlarge(stripes_NTHWC, 8, 8)[..., 2:-2, :]
+    middle = regions.resize(stripes_NTHWC, 8, 8)[..., 2:-2, :]
     assert np.abs(middle.astype(int) - 100).max() <= 10
 
 
 def test_enlarging_is_bilinear() -> None:
     clip = np.zeros((1, 1, 1, 2, 3), np.uint8)
     clip[..., 1, :] = 100
-    assert regions.enlarge(clip, 1, 4)[0, 0, 0, :, 0].tolist() == [0, 25, 75, 100]
+    assert regions.resize(clip, 1, 4)[0, 0, 0, :, 0].tolist() == [0, 25, 75, 100]
 
 
 # Pictures

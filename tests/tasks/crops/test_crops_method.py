@@ -14,7 +14,7 @@ from flow_running import CLASSES
 from method_contract import DECODE, Bench, MethodContract, build_bench, fingerprint, sprite_videos
 from resuming import killed_and_resumed
 
-from vidistill.models.regions import cells, enlarge
+from vidistill.models.regions import cells, resize
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.exported import EXPORT, LOGITS
@@ -101,7 +101,7 @@ def test_a_region_is_its_videos_crop_enlarged(bench: Bench) -> None:
     made = made_by(bench, grid=2)
     regions_NTHWC = cells(made.stored["mosaics"], 2)
     assert np.array_equal(regions_NTHWC, made.extras["crop"])
-    assert np.array_equal(enlarge(regions_NTHWC, 48, 48), made.clips_NTHWC)
+    assert np.array_equal(resize(regions_NTHWC, 48, 48), made.clips_NTHWC)
     for source, label in zip(made.sources, made.labels_N, strict=True):
         assert source.split("/")[1] == made.classes[label]
 
