@@ -886,8 +886,8 @@ MUTATIONS = [
              'timestep_spacing="linspace"',
              'timestep_spacing="leading"'),
     Mutation("tasks/generate/released.py", "a checkpoint has the default size", RELEASED,
-             'own = found.model_dump(include={"size", "patch", "learned_sigma"})',
-             'own = {"size": "micro", "patch": 1, "learned_sigma": False}'),
+             'own = found.model_dump(exclude={"channels"})',
+             'own = {"size": "micro", "patch": 1, "learned_sigma": False, "velocity": False}'),
     Mutation("tasks/generate/released.py", "a checkpoint is tuned as one from nothing", RELEASED,
              "return own | {name: getattr(tuning, name) for name in TuningParameters.model_fields}",
              "return own"),
@@ -1966,5 +1966,19 @@ MUTATIONS = [
                  "tasks/generate/test_generate_pool.py", "test_a_larger_pool_is_resized_in_a_stage_of_its_own"),
              "resize(np.asarray(source[row : row + 1]), size, size)[0]",
              "np.asarray(source[row, :, :size, :size])"),
+    Mutation("tasks/learning/weights.py", "other weights are taken for those that were asked for", of(
+                 "tasks/generate/test_generate.py",
+                 "test_weights_that_change_while_a_run_waits_are_not_taken_for_those_that_it_asked_for"),
+             "if known_by(place) != name:",
+             "if False:"),
+    Mutation("tasks/generate/autoencoder.py", "another autoencoder is taken for the one that was asked for", of(
+                 "tasks/generate/test_generate.py",
+                 "test_weights_that_change_while_a_run_waits_are_not_taken_for_those_that_it_asked_for"),
+             "place = unchanged(work.job.places.get(PLACE, name), name)",
+             "place = work.job.places.get(PLACE, name)"),
+    Mutation("tasks/generate/released.py", "a Latte that was trained here predicts the noise", of(
+                 "tasks/generate/test_generate.py", "test_a_latte_that_was_trained_here_predicts_what_it_learned"),
+             "return (file.metadata() or {}).get(VELOCITY) == str(True)",
+             "return False"),
 ]
 # fmt: on

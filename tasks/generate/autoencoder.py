@@ -23,7 +23,7 @@ from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.generate.optimising import AdamParameters, fit, write_curve
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.training import Device, Precision, generator
-from vidistill.tasks.learning.weights import known_by
+from vidistill.tasks.learning.weights import known_by, unchanged
 from vidistill.tasks.piecewise import pieces, taken_over
 from vidistill.tasks.stage import Job, Work, stage
 
@@ -98,7 +98,8 @@ def _given(work: Work) -> Pretrained:
     """The weights that were named, copied into the artifact so that it stands alone."""
     from vidistill.models.autoencoder import pretrained
 
-    place = work.job.places.get(PLACE, work.job.parameters["pretrained"])
+    name = work.job.parameters["pretrained"]
+    place = unchanged(work.job.places.get(PLACE, name), name)
     try:
         network = pretrained(place)
     except OSError as error:

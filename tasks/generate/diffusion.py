@@ -24,10 +24,10 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.generate.optimising import AdamParameters, fit, write_curve
-from vidistill.tasks.generate.released import TuningParameters, read_checkpoint, settled, start_from
+from vidistill.tasks.generate.released import VELOCITY, TuningParameters, read_checkpoint, settled, start_from
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.training import Device, Precision, generator
-from vidistill.tasks.learning.weights import known_by
+from vidistill.tasks.learning.weights import known_by, unchanged
 from vidistill.tasks.stage import Job, Work, stage
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class LatteParameters(Parameters):
 
     Published (methods §9): XL, patches of 2, learned sigma, a constant 1e-4, EMA 0.9999, a million steps of 40 clips.
     The defaults are for small clips on two cores; those of a fine-tuning are the published ones but for what `tuning`
-    says, and its size, patch and learned variance are the checkpoint's.
+    says, and its size, patch, learned variance and prediction are the checkpoint's.
     """
 
     size: Literal["micro", "tiny", "mini", "S", "B", "L", "XL"] = Field(
@@ -61,10 +61,10 @@ class LatteParameters(Parameters):
     learned_sigma: bool = Field(False, description="Learn the variance too; the released checkpoint does.")
     velocity: bool | None = Field(
         None,
-        description="Predict the velocity, not the noise; by default where training begins from nothing, as the "
-        "released checkpoint predicts the noise. Place and motion, which are decided where noise is strong, then weigh "
-        "as much as detail: on sprites, after 2,000 steps of noise prediction the teacher knew 8 % of the clips, after "
-        "750 of this 29 %.",
+        description="Predict the velocity, not the noise; by default where training begins from nothing, as a released "
+        "checkpoint predicts the noise, and one of vidistill what it says. Place and motion, which are decided where "
+        "noise is strong, then weigh as much as detail: on sprites, after 2,000 steps of noise prediction the teacher "
+        "knew 8 % of the clips, after 750 of this 29 %.",
     )
     frame_noise: float = Field(
         0.0,
@@ -144,8 +144,6 @@ def latte_job(
         if parameters.velocity is None:
             parameters = parameters.model_copy(update={"velocity": True})
         return latte(parameters, inputs, label=f"latte {parameters.size}")
-    if parameters.velocity:
-        raise RequestError("A released Latte predicts the noise: leave out latte.velocity to start from it.")
     if not parameters.steps and parameters.new_labels:
         raise RequestError("latte.steps=0 takes the checkpoint as it is, and a new table of labels would know no "
                            "class: give latte.new_labels=false, or steps.")  # fmt: skip
@@ -157,7 +155,7 @@ def latte_job(
         raise RequestError(f"There is no checkpoint {path}: give the file of a released Latte, such as ucf101.pt.")
     changed = {name: value for name, value in parameters if value != getattr(usual, name)}
     own = settled(parameters.tuning, changed, path, classes, channels, side)
-    own |= {"pretrained": known_by(parameters.pretrained), "tuning": usual.tuning, "velocity": False}
+    own |= {"pretrained": known_by(parameters.pretrained), "tuning": usual.tuning}
     job = latte(parameters.model_copy(update=own), inputs, label=f"latte {own['size']}")
     return job.model_copy(update={"places": {PLACE: str(path.absolute())}})
 
@@ -188,12 +186,13 @@ def latte(work: Work) -> None:
     network.recompute = parameters.recompute
     if parameters.compile and parameters.steps:
         _compile(network, device)
-    warnings = _start_from(network, Path(work.job.places[PLACE]), parameters) if parameters.pretrained else []
+    warnings = _start_from(network, work.job.places[PLACE], parameters) if parameters.pretrained else []
     weights, curve = fit(
         network, lambda step: batches.losses(network, step), parameters.steps, parameters.adam, device, work,
         checkpoint_every=parameters.checkpoint_steps, ema_decay=parameters.ema_decay, muon_lr=parameters.muon_lr,
     )  # fmt: skip
-    save_file({name: weight.contiguous() for name, weight in weights.items()}, work.folder / WEIGHTS)
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, work.folder / WEIGHTS,
+              metadata={VELOCITY: str(bool(parameters.velocity))})  # fmt: skip
     write_curve(work.folder, curve)
     facts = {"classes": classes, "shape_CTHW": shape, "warnings": warnings,
              "parameters": sum(weight.numel() for weight in weights.values())}  # fmt: skip
@@ -280,8 +279,9 @@ def built(parameters: LatteParameters, classes: int, shape_CTHW: tuple[int, ...]
                      learned_sigma=parameters.learned_sigma, velocity=bool(parameters.velocity))  # fmt: skip
 
 
-def _start_from(network: Latte, path: Path, parameters: LatteParameters) -> list[str]:
+def _start_from(network: Latte, place: str, parameters: LatteParameters) -> list[str]:
     """Load a released checkpoint into the network; what the report has to warn of."""
+    path = Path(unchanged(place, parameters.pretrained))
     start_from(network, read_checkpoint(path), path, new_labels=parameters.new_labels)
     log.warning(LEAK)
     return [LEAK]

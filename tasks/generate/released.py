@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from vidistill.models.latte import Latte
 
 
+VELOCITY = "velocity"
+"""In the metadata of a Latte that was trained here: whether it predicts the velocity. A release says nothing, and
+predicts the noise."""
+
+
 class TuningAdam(AdamParameters):
     """AdamW as published for Latte, without a warm-up."""
 
@@ -39,12 +44,13 @@ class TuningParameters(Parameters):
 
 
 class Told(Parameters):
-    """What a checkpoint's tensors say by their names and shapes."""
+    """What a checkpoint's tensors say by their names and shapes, and its metadata of what it predicts."""
 
     size: str
     patch: int
     learned_sigma: bool
     channels: int
+    velocity: bool
 
 
 def settled(
@@ -68,7 +74,7 @@ def settled(
             raise RequestError(f"latte.{name} is that of training from nothing: set latte.tuning.{name} to fine-tune.")
     state = read_checkpoint(path, shapes=True)
     found = told(state, path)
-    own = found.model_dump(include={"size", "patch", "learned_sigma"})
+    own = found.model_dump(exclude={"channels"})
     for name, value in own.items():
         if changed.get(name, value) != value:
             raise RequestError(f"The weights {path} have {name}={value}, not {changed[name]}: leave out latte.{name}.")
@@ -82,7 +88,7 @@ def settled(
 
 
 def told(state: Mapping[str, Tensor], path: Path) -> Told:
-    """Size, patch, learned variance and channels of a checkpoint.
+    """Size, patch, learned variance, channels and prediction of a checkpoint.
 
     Raises:
         RequestError: it is no Latte's, or of no size that has a name.
@@ -100,7 +106,17 @@ def told(state: Mapping[str, Tensor], path: Path) -> Told:
     if size is None:
         known = ", ".join(f"{name} {one.depth}×{one.width}" for name, one in SIZES.items())
         raise RequestError(f"The weights {path} have {depth} blocks of width {width}: known are {known}.")
-    return Told(size=size, patch=patch, learned_sigma=outputs == 2 * channels * patch**2, channels=channels)
+    return Told(size=size, patch=patch, learned_sigma=outputs == 2 * channels * patch**2, channels=channels,
+                velocity=_predicts_velocity(path))  # fmt: skip
+
+
+def _predicts_velocity(path: Path) -> bool:
+    from safetensors import safe_open
+
+    if path.suffix != ".safetensors":
+        return False
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get(VELOCITY) == str(True)
 
 
 def _fits(found: Told, state: Mapping[str, Tensor], path: Path, classes: int, *, new_labels: bool) -> None:

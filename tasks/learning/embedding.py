@@ -6,7 +6,7 @@ Shapes: N clips, D features.
 from __future__ import annotations
 
 import math
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vidistill.storage.clips import Clips
-from vidistill.storage.errors import TransientError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning.teacher import features, load_teacher
 from vidistill.tasks.learning.training import Device, Precision
 from vidistill.tasks.learning.videomae import load_videomae, videomae_features
-from vidistill.tasks.learning.weights import check_installed, known_by
+from vidistill.tasks.learning.weights import check_installed, known_by, unchanged
 from vidistill.tasks.piecewise import pieces, taken_over
 from vidistill.tasks.stage import Job, Work, stage
 
@@ -57,7 +56,7 @@ def embeddings_job(given: Given, clips: ArtifactRef, parameters: EmbeddingParame
         return embed(own, {"clips": clips, "teacher": given.add(given.teacher)}, label=label)
     check_installed("transformers", "VideoMAE")
     path = Path(parameters.embedding).expanduser()
-    name = _name_of(parameters.embedding)
+    name = known_by(parameters.embedding)
     job = embed(EmbeddingParameters(embedding=name, precision=parameters.precision), {"clips": clips}, label=label)
     return job.model_copy(update={"places": {FACTS: str(path.absolute() if path.exists() else parameters.embedding)}})
 
@@ -65,22 +64,6 @@ def embeddings_job(given: Given, clips: ArtifactRef, parameters: EmbeddingParame
 def train_embeddings(given: Given, precision: Precision) -> ArtifactRef:
     """The teacher's features of the training clips, one job whoever asks."""
     return given.add(embeddings_job(given, given.train, EmbeddingParameters(precision=precision), "training clips"))
-
-
-def _name_of(place: str) -> str:
-    """What a key calls weights, their content hashed once for all rows of a run."""
-    path = Path(place).expanduser()
-    return _known_by(place, _stamp(path) if path.exists() else 0)
-
-
-@cache
-def _known_by(place: str, stamp: int) -> str:  # noqa: ARG001
-    """`stamp` is when they were changed last."""
-    return known_by(place)
-
-
-def _stamp(path: Path) -> int:
-    return max(one.stat().st_mtime_ns for one in (path, *path.rglob("*")))
 
 
 @stage(EMBEDDINGS, version=1, threads="all")
@@ -92,9 +75,7 @@ def embed(work: Work) -> None:
         teacher = load_teacher(work.store, work.ref("teacher"), clips, device)
         embedding_of = partial(features, teacher, clips, device=device)
     else:
-        place = work.job.places.get(FACTS, parameters.embedding)
-        if _name_of(place) != parameters.embedding:
-            raise TransientError(f"The weights {place} changed during the run: run again.")
+        place = unchanged(work.job.places.get(FACTS, parameters.embedding), parameters.embedding)
         videomae = load_videomae(place).to(device.torch_device)
         embedding_of = partial(videomae_features, videomae, clips, device=device)
     first, count = taken_over(work), math.ceil(len(clips) / PIECE)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 
-from vidistill.storage.errors import RequestError
+from vidistill.storage.errors import RequestError, TransientError
 from vidistill.storage.files import files_of
 from vidistill.storage.keys import digest, file_digest
 
@@ -21,17 +22,34 @@ def check_installed(package: str, what: str) -> None:
 
 
 def known_by(place: str) -> str:
-    """What a key says of given weights: a local file or folder is known by its name and content, a Hub name by itself.
+    """What a key says of given weights: a local file or folder is known by its name and content, hashed once for all
+    rows of a run, a Hub name by itself.
 
     Raises:
         RequestError: it looks like a path and is not there.
     """
     path = Path(place).expanduser()
-    if path.is_dir():
-        content = digest({one.relative_to(path).as_posix(): file_digest(one) for one in files_of(path)})
-        return f"{path.name}:{content[:16]}"
-    if path.is_file():
-        return f"{path.name}:{file_digest(path)[:16]}"
+    if path.exists():
+        changed_ns = max(one.stat().st_mtime_ns for one in (path, *path.rglob("*")))
+        return f"{path.name}:{_content(path, changed_ns)[:16]}"
     if path.is_absolute() or place.startswith((".", "~")):
         raise RequestError(f"There are no weights at {place}: give an existing file or folder.")
+    return place
+
+
+@cache
+def _content(path: Path, _changed_ns: int) -> str:
+    if path.is_file():
+        return file_digest(path)
+    return digest({one.relative_to(path).as_posix(): file_digest(one) for one in files_of(path)})
+
+
+def unchanged(place: str, name: str) -> str:
+    """The place of the weights that a key knows by this name.
+
+    Raises:
+        TransientError: what is there has changed since the run was planned.
+    """
+    if known_by(place) != name:
+        raise TransientError(f"The weights {place} changed during the run: run again.")
     return place

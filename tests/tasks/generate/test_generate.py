@@ -20,7 +20,7 @@ from vidistill.flows.parameters import PoolRequest, checked, override
 from vidistill.models import autoencoder as models_autoencoder
 from vidistill.models.autoencoder import Turned, to_frames
 from vidistill.models.latte import SIZES, Latte
-from vidistill.storage.errors import RequestError, RunError
+from vidistill.storage.errors import RequestError, RunError, TransientError
 from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks import piecewise
@@ -462,6 +462,28 @@ def test_a_checkpoint_says_what_it_is_and_is_tuned_as_published(
     assert not own.keys() & {"tuning", "recompute"}
 
 
+@pytest.mark.parametrize("velocity", [True, False])
+def test_a_latte_that_was_trained_here_predicts_what_it_learned(made: Made, velocity: bool) -> None:
+    ref = made.do(made.latte(LATTE.model_copy(update={"velocity": velocity})))
+    job = made.asked(made.store.folder(ref) / "weights.safetensors", "steps=0", "new_labels=false")
+    assert job.parameters["velocity"] is velocity
+    assert load_latte(made.store, made.do(job), made.bench.device).velocity is velocity
+
+
+def test_weights_that_change_while_a_run_waits_are_not_taken_for_those_that_it_asked_for(
+    made: Made, tmp_path: Path
+) -> None:
+    path, folder = tmp_path / "other.pt", diffusers_autoencoder(tmp_path / "other")
+    checkpoint(path, classes=101)
+    asked = AutoencoderParameters(pretrained=str(folder), precision="fp32")
+    jobs = [made.latte(TUNED.model_copy(update={"pretrained": str(path), "steps": 1})),
+            autoencoder_job(made.bench.given.train, asked)]  # fmt: skip
+    for job, file in zip(jobs, (path, folder / "config.json"), strict=True):
+        file.write_bytes(file.read_bytes() + b"\n")
+        with pytest.raises(TransientError, match=f"{file.relative_to(tmp_path).parts[0]} changed during the run: run"):
+            made.do(job)
+
+
 def test_what_is_new_is_in_no_key_unless_it_is_asked_for(made: Made) -> None:
     assert not made.latte(LatteParameters()).parameters.keys() & {"at_once", "recompute", "tuning"}
 
@@ -474,7 +496,7 @@ def test_released_weights_that_do_not_fit_are_a_wrong_request_before_anything_is
     released = TUNED.model_copy(update={"pretrained": str(path)})
     for changed, said in {
         "new_labels": (False, r"do not fit: .* ← 102×32"),
-        "velocity": (True, "predicts the noise"),
+        "velocity": (True, r"have velocity=False, not True: leave out latte.velocity"),
         "middle_noise": (0.5, "tuned at a constant one: give latte.tuning.adam.decay_share"),
         "size": ("XL", r"have size=micro, not XL: leave out latte.size"),
         "patch": (2, r"have patch=1, not 2: leave out latte.patch"),
