@@ -191,7 +191,8 @@ def diversity_loss(f_ND: Tensor, q_N: Tensor, count: int) -> Tensor:
 
 
 def representativeness_loss(f_ND: Tensor, q_N: Tensor) -> Tensor:
-    """1 − exp(−(1/N_c) Σ_t E min_{i∈S} ‖x_t − x_i‖₂), after Eq. 2.
+    """1 − exp(−(1/N_c) Σ_t E min_{i∈S} ‖x_t − x_i‖₂), after Eq. 2, whose norm S4's prose calls a mean square error: the
+    formula is followed.
 
     As printed, exp(−distance) is to be minimised, which drives the choice away from the videos that it is to represent:
     in the parent work (DR-DSN, arXiv 1801.00054, Eq. 5) it is a reward. 1 − it has the same optimum as its negative and

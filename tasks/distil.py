@@ -47,12 +47,13 @@ def distil_jobs(
     A method that works by groups has a job a group (the group is in its key) and one that joins them.
     """
     with blaming(source):
-        groups = source.method(options).groups(classes, ipc)
+        method = source.method(options)
+        groups, placeless = method.groups(classes, ipc), method.placeless
     jobs = []
     for number, labels in enumerate(groups):
         parameters = DistilParameters(
             method=source.name, method_version=source.method.version, method_digest=source.digest,
-            options=options.model_dump(mode="json"), ipc=ipc, seed=seed, labels=labels,
+            options=placeless.model_dump(mode="json"), ipc=ipc, seed=seed, labels=labels,
             kb=kb, soft=soft and kb is not None,
         )  # fmt: skip
         part = f" group {number + 1}/{len(groups)}" if len(groups) > 1 else ""

@@ -240,6 +240,11 @@ class Method(ABC):
     def __init__(self, parameters: Any) -> None:
         self.parameters = parameters
 
+    @property
+    def placeless(self) -> Any:
+        """Its parameters as a key holds them, and `distil` has them: files by name and digest, not by their places."""
+        return self.parameters
+
     def groups(self, classes: int, ipc: int) -> list[tuple[int, ...]]:  # noqa: ARG002
         """The classes of each task; one task for all of them unless a method says otherwise."""
         return [tuple(range(classes))]

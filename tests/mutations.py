@@ -1980,5 +1980,34 @@ MUTATIONS = [
                  "tasks/generate/test_generate.py", "test_a_latte_that_was_trained_here_predicts_what_it_learned"),
              "return (file.metadata() or {}).get(VELOCITY) == str(True)",
              "return False"),
+    Mutation("tasks/learning/videomae.py", "a classifier's features are not those that it classifies", of(
+                 "tasks/select/test_select.py", "test_a_classifier_s_features_are_what_it_classifies"),
+             "if \"fc_norm.weight\" in found[\"unexpected_keys\"]:",
+             "if False:"),
+    Mutation("tasks/learning/embedding.py", "VideoMAE's embeddings of before pass for its own", of(
+                 "tasks/select/test_select.py", "test_a_classifier_s_features_are_what_it_classifies"),
+             ", version=VIDEOMAE_VERSION)",
+             ")"),
+    Mutation("tasks/learning/embedding.py", "other weights embed than were asked for", of(
+                 "tasks/select/test_select.py", "test_weights_that_change_while_a_run_waits_embed_nothing"),
+             "unchanged(work.job.places.get(FACTS, parameters.embedding), parameters.embedding)",
+             "work.job.places.get(FACTS, parameters.embedding)"),
+    Mutation("tasks/select/csta.py", "a feature that never differs is blown up", of(
+                 "tasks/select/test_select.py", "test_a_feature_that_all_real_clips_have_alike_is_not_blown_up"),
+             "scaler.transform(emb_ND)[order_N]",
+             "(emb_ND[order_N] - scaler.mean_) / (scaler.var_**0.5 + 1e-6)"),
+    Mutation("tasks/distil.py", "where weights lie is in keys", of(
+                 "tasks/select/test_select.py", "test_where_the_weights_of_embeddings_lie_is_in_no_key"),
+             "options=placeless.model_dump(mode=\"json\")",
+             "options=options.model_dump(mode=\"json\")"),
+    Mutation("tasks/crops/optdistill.py", "where a detector lies is in keys", of(
+                 "tasks/crops/test_crops_method.py", "test_where_weights_lie_is_in_no_key"),
+             "return self.parameters.model_copy(update=names)",
+             "return self.parameters"),
+    Mutation("tasks/select/embedding.py", "a folder called teacher is the data set's own", of(
+                 "tasks/select/test_select.py",
+                 "test_weights_in_a_folder_called_teacher_are_not_the_data_sets_own"),
+             "if embedding == TEACHER else",
+             "if name == TEACHER else"),
 ]
 # fmt: on

@@ -116,6 +116,12 @@ class OptDistill(Method):
     Parameters = OptDistillParameters
     recipes = ("hard", "soft")
 
+    @property
+    def placeless(self) -> Any:
+        """The keys of tracks and crops have the digests."""
+        names = {name: weights_of(getattr(self.parameters, name))[0] for name in ("detector", "scorer")}
+        return self.parameters.model_copy(update=names)
+
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
         """Tracks and crops of the training videos, in blocks of 32; a detector and a teacher where these are needed.
 

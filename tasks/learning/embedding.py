@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vidistill.tasks.methods import Given
 
 TEACHER, EMBEDDINGS, FACTS = "teacher", "embeddings", "embedding"
+VIDEOMAE_VERSION = 2  # a classifier's norm after the mean of tokens
 PIECE = 32
 """Clips whose embeddings are kept together, in a chunk of their own."""
 Embeddings = NDArray[np.float64]
@@ -56,8 +57,8 @@ def embeddings_job(given: Given, clips: ArtifactRef, parameters: EmbeddingParame
         return embed(own, {"clips": clips, "teacher": given.add(given.teacher)}, label=label)
     check_installed("transformers", "VideoMAE")
     path = Path(parameters.embedding).expanduser()
-    name = known_by(parameters.embedding)
-    job = embed(EmbeddingParameters(embedding=name, precision=parameters.precision), {"clips": clips}, label=label)
+    own = EmbeddingParameters(embedding=name_of(parameters.embedding), precision=parameters.precision)
+    job = embed(own, {"clips": clips}, label=label, version=VIDEOMAE_VERSION)
     return job.model_copy(update={"places": {FACTS: str(path.absolute() if path.exists() else parameters.embedding)}})
 
 
@@ -66,7 +67,12 @@ def train_embeddings(given: Given, precision: Precision) -> ArtifactRef:
     return given.add(embeddings_job(given, given.train, EmbeddingParameters(precision=precision), "training clips"))
 
 
-@stage(EMBEDDINGS, version=1, threads="all")
+def name_of(embedding: str) -> str:
+    """What a key calls the weights of an embedding, wherever they lie."""
+    return embedding if embedding == TEACHER else known_by(embedding)
+
+
+@stage(EMBEDDINGS, version=1, threads="all")  # 2: VideoMAE's
 def embed(work: Work) -> None:
     parameters = EmbeddingParameters.model_validate(work.job.parameters)
     device = Device.of(work, parameters.precision)

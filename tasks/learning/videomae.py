@@ -23,7 +23,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def videomae_features(network: Any, clips: Clips, rows_N: NDArray[np.int64], device: Device) -> NDArray[np.float64]:
-    """The mean of VideoMAE's last tokens for the centre clips of these rows: float64 (N, D).
+    """The mean of VideoMAE's last tokens for the centre clips of these rows, normalised as its classifier's if it is
+    one (VideoMAE v2's `forward_features`): float64 (N, D).
 
     Clips are resized to the network's frames (the nearest ones, evenly spread) and size, normalised as ImageNet.
     """
@@ -34,7 +35,8 @@ def videomae_features(network: Any, clips: Clips, rows_N: NDArray[np.int64], dev
     with torch.inference_mode(), device.autocast():
         for first in range(0, len(rows_N), BATCH):
             x_BTCHW = videomae_input(clips.read(rows_N[first : first + BATCH]), frames, size, device)
-            found.append(network(pixel_values=x_BTCHW).last_hidden_state.mean(1).double().cpu().numpy())
+            emb_BD = network.fc_norm(network(pixel_values=x_BTCHW).last_hidden_state.mean(1))
+            found.append(emb_BD.double().cpu().numpy())
     return np.concatenate(found)
 
 
@@ -53,9 +55,13 @@ def videomae_input(clips_NTHWC: NDArray[np.uint8], frames: int, size: int, devic
 def load_videomae(place: str) -> Any:
     """VideoMAE with the weights of a folder or of a name on the Hub, all of them, in evaluation mode.
 
+    Its `fc_norm` is that of a classifier over the mean of tokens, and nothing for other checkpoints.
+
     Raises:
         RequestError: the weights are not there or not VideoMAE's.
     """
+    import torch
+
     transformers: Any = importlib.import_module("transformers")
     try:
         network, found = transformers.VideoMAEModel.from_pretrained(place, output_loading_info=True)
@@ -69,4 +75,7 @@ def load_videomae(place: str) -> Any:
             f"The weights {place!r} do not fit VideoMAE ({len(absent)} are missing, such as {absent[0]}): give a "
             "checkpoint of VideoMAE, or embedding=teacher."
         )
+    network.fc_norm = torch.nn.Identity()
+    if "fc_norm.weight" in found["unexpected_keys"]:
+        network.fc_norm = transformers.VideoMAEForVideoClassification.from_pretrained(place).fc_norm
     return network.eval().requires_grad_(False)

@@ -23,6 +23,7 @@ from vidistill.tasks.learning.embedding import (
     Embeddings,
     embeddings_job,
     load_embeddings,
+    name_of,
 )
 from vidistill.tasks.methods import Given, Material, Method, chosen_of
 
@@ -40,6 +41,10 @@ class EmbeddingSelector(Method):
     needs = ("pool",)
     learns: ClassVar[bool] = False
     Parameters = EmbeddingParameters
+
+    @property
+    def placeless(self) -> Any:
+        return self.parameters.model_copy(update={"embedding": name_of(self.parameters.embedding)})
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
         made = super().inputs(given)
@@ -73,8 +78,8 @@ class EmbeddingSelector(Method):
 
 def embedded_by(embedding: str, dimensions: int) -> dict[str, Any]:
     """What a set's facts say of its embeddings."""
-    name = Path(embedding).name
-    by = "the data set's own teacher" if name == TEACHER else f"VideoMAE {name}"
+    name = Path(embedding).name.partition(":")[0]  # without the digest that a key has
+    by = "the data set's own teacher" if embedding == TEACHER else f"VideoMAE {name}"
     return {FACTS: by, "dimensions": dimensions}
 
 

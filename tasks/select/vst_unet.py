@@ -6,7 +6,7 @@ Shapes: N clips of a class (N_c), C channels of latents, T frames, h, w height a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from vidistill.tasks.learning.embedding import (
     Embeddings,
     embeddings_job,
     load_embeddings,
+    name_of,
 )
 from vidistill.tasks.learning.training import Device, Precision, generator
 from vidistill.tasks.methods import Given, Material, Method, chosen_of
@@ -87,6 +88,10 @@ class VSTUNet(Method):
     version = 2  # 2: fixed vectors in Eq. 1 and 2, and probabilities that become hard
     needs = ("pool",)
     Parameters = VSTUNetParameters
+
+    @property
+    def placeless(self) -> Any:
+        return self.parameters.model_copy(update={"embedding": name_of(self.parameters.embedding)})
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
         made = super().inputs(given)

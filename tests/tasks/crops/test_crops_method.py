@@ -226,6 +226,14 @@ def test_motion_needs_neither_boxes_nor_weights(bench: Bench) -> None:
         optdistill(detector="motion", labels={"*": ["dog"]}).inputs(bench.given)
 
 
+def test_where_weights_lie_is_in_no_key(tmp_path: Path) -> None:
+    for name in ("mine.pt", "r3d.pt"):
+        (tmp_path / name).write_bytes(b"weights")
+    asked = optdistill(detector=str(tmp_path / "mine.pt"), scorer=str(tmp_path / "r3d.pt"))
+    assert (asked.placeless.detector, asked.placeless.scorer) == ("mine.pt", "r3d.pt")
+    assert optdistill().placeless == optdistill().parameters
+
+
 def test_what_is_new_is_in_no_key_unless_it_is_asked_for() -> None:
     assert not OptDistillParameters().model_dump().keys() & {"crop", "window", "candidates"}
     asked = OptDistillParameters(crop=False, window="union", candidates="all").model_dump()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,14 +36,16 @@ from vidistill.models.vst_unet import (
     selection_loss,
 )
 from vidistill.storage.distilled import DistilledSet
-from vidistill.storage.errors import RequestError
+from vidistill.storage.errors import RequestError, TransientError
 from vidistill.storage.pool import Pool
 from vidistill.tasks import piecewise
+from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.learning import embedding
 from vidistill.tasks.learning.embedding import EmbeddingParameters, embeddings_job, load_embeddings
 from vidistill.tasks.learning.videomae import load_videomae, videomae_features, videomae_input
 from vidistill.tasks.methods import find_method, no_pool
-from vidistill.tasks.select.csta import wanted
+from vidistill.tasks.select import csta
+from vidistill.tasks.select.csta import CSTA, CSTAParameters, wanted
 from vidistill.tasks.select.dm_mmd import clusters, gaussian_kernel, matching, mmd
 from vidistill.tasks.select.tac_dt import birch_clusters, nearest_to_centroids, reduced
 from vidistill.tasks.select.vst_unet import VSTUNetParameters, label_of
@@ -445,6 +448,24 @@ def test_cstas_head_learns_what_a_summary_wants(bench: Bench) -> None:
     assert scorer(rows[:1]).shape == (1,)
 
 
+def test_a_feature_that_all_real_clips_have_alike_is_not_blown_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+
+    class Scorer(torch.nn.Module):
+        def forward(self, x_ND: Tensor) -> Tensor:
+            seen.append(x_ND)
+            return x_ND[:, 0]
+
+    real_ND = np.stack([np.linspace(-1, 1, 6), np.full(6, 0.1)], axis=1)
+    monkeypatch.setattr(csta, "real_embeddings", lambda _material: real_ND)
+    monkeypatch.setattr(CSTA, "_trained", lambda *_: Scorer())
+    pick = CSTA(CSTAParameters()).picker(bench.material((0,), 1, 0))
+    assert pick(np.array([[-0.5, 0.2], [0.5, 0.3]]), 0).tolist() == [1]
+    assert seen[0][:, 1].sort().values.tolist() == pytest.approx([0.1, 0.2])
+
+
 # Embeddings
 
 
@@ -468,6 +489,36 @@ def test_videomae_embeds_where_its_weights_are_given(bench: Bench, videomae: Pat
     (ref,) = [ref for ref in bench.store.refs("embeddings") if "videomae" in str(bench.store.manifest(ref).parameters)]
     assert load_embeddings(bench.store.folder(ref)).shape == (POOL.clips_a_class * 3, 8)
     assert str(videomae) not in bench.store.manifest(ref).model_dump_json()
+
+
+@pytest.mark.parametrize("name", ["mae_score", "csta", "dm_mmd", "vst_unet", "tac_dt"])
+def test_where_the_weights_of_embeddings_lie_is_in_no_key(
+    bench: Bench, videomae: Path, tmp_path: Path, name: str
+) -> None:
+    refs, source = [], find_method(name)
+    for place in (videomae, shutil.copytree(videomae, tmp_path / "videomae")):
+        options = source.method.Parameters(embedding=str(place), **SELECTORS[name])
+        inputs = {"clips": [bench.given.train], **source.method(options).inputs(bench.given)}
+        (job,) = distil_jobs(source, options, 1, 0, len(bench.clips.classes), inputs, name)
+        assert job.parameters["options"]["embedding"].startswith("videomae:")
+        refs.append(run_job(job, bench.runtime)[0])
+    assert len(set(refs)) == 1
+    assert DistilledSet.load(bench.store.folder(refs[0])).facts["embedding"] == "VideoMAE videomae"
+
+
+def test_weights_in_a_folder_called_teacher_are_not_the_data_sets_own(
+    bench: Bench, videomae: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(videomae, tmp_path / "teacher")
+    assert select(bench, "tac_dt", embedding=str(tmp_path / "teacher")).facts["embedding"] == "VideoMAE teacher"
+
+
+def test_weights_that_change_while_a_run_waits_embed_nothing(bench: Bench, videomae: Path, tmp_path: Path) -> None:
+    parameters = EmbeddingParameters(embedding=str(shutil.copytree(videomae, tmp_path / "changing")))
+    job = embeddings_job(bench.given, bench.given.train, parameters, "training clips")
+    (tmp_path / "changing" / "more").write_text("than there was")
+    with pytest.raises(TransientError, match="changing changed during the run: run again"):
+        run_job(job, bench.runtime)
 
 
 def test_embeddings_that_were_killed_go_on_with_the_next_piece(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -496,6 +547,25 @@ def test_its_features_are_the_mean_of_its_last_tokens(bench: Bench, videomae: Pa
     with torch.inference_mode():
         tokens_BLD = network(pixel_values=x_BTCHW).last_hidden_state
     np.testing.assert_allclose(found_ND[1], tokens_BLD[0].mean(0), atol=1e-5)
+
+
+def test_a_classifier_s_features_are_what_it_classifies(bench: Bench, videomae: Path, tmp_path: Path) -> None:
+    """Normalised after the mean, by weights that VideoMAEModel has no place for."""
+    import transformers
+
+    whole = transformers.VideoMAEForVideoClassification(transformers.VideoMAEConfig.from_pretrained(videomae)).eval()
+    torch.nn.init.uniform_(whole.fc_norm.weight, 0.5, 2)
+    torch.nn.init.normal_(whole.fc_norm.bias)
+    whole.save_pretrained(tmp_path / "classifier")
+    network = load_videomae(str(tmp_path / "classifier"))
+    found_ND = videomae_features(network, bench.clips, np.arange(3), bench.device)
+    x_BTCHW = videomae_input(bench.clips.read(range(3)), whole.config.num_frames, 16, bench.device)
+    with torch.inference_mode():
+        logits_NK = whole(pixel_values=x_BTCHW).logits
+        np.testing.assert_allclose(whole.classifier(torch.from_numpy(found_ND).float()), logits_NK, atol=1e-5)
+    embedders = (EmbeddingParameters(embedding=str(tmp_path / "classifier")), EmbeddingParameters())
+    norm, plain = (embeddings_job(bench.given, bench.given.train, one, "training clips").version for one in embedders)
+    assert norm > plain
 
 
 def test_it_sees_frames_evenly_spread(bench: Bench) -> None:
