@@ -2009,5 +2009,9 @@ MUTATIONS = [
                  "test_weights_in_a_folder_called_teacher_are_not_the_data_sets_own"),
              "if embedding == TEACHER else",
              "if name == TEACHER else"),
+    Mutation("models/regions.py", "what shrinks leaves pixels out", of(
+                 "tasks/crops/test_crops.py", "test_a_cut_is_the_linear_scaling_of_its_window"),
+             ", antialias=True",
+             ""),
 ]
 # fmt: on
