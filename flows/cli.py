@@ -95,9 +95,11 @@ def plan(
     device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Say what `run` would do with the same arguments, why, and about how long it takes. Writes nothing."""
-    del out, verbose, log  # taken, so that any `run` can be made a `plan`
-    from vidistill.flows import commands, use
+    del out, verbose  # taken, so that any `run` can be made a `plan`
+    from vidistill.flows import commands, loggers, use
 
+    if log:
+        loggers.check(log)
     if asked:
         given = {"data": data, "method": method, "ipc": ipc, "kb": kb, "layout": layout, "split": split,
                  "frames": frames, "size": size, "students": students, "front": front, "seeds": seeds,
@@ -164,7 +166,7 @@ def report(
 
 @app.command()
 def export(
-    key: Annotated[str, typer.Argument(help="A distilled set's key, its first letters, or a name such as latest.")],
+    key: Annotated[str, typer.Argument(help="A set's key, its first letters, or a name of `refresh`, such as latest.")],
     store: StoreRoot = None, out: Annotated[Path, typer.Option("--out", help="The folder to write to.")] = Path("set"),
     fps: Annotated[int, typer.Option(min=1, max=1000, help="Frames a second of the files.")] = 8,
     kind: Annotated[
@@ -294,5 +296,7 @@ def answer() -> int:
                 raise
             return 1
         if usage():  # where no command is named the help has been shown instead
-            print(f"vidistill: {usage().rstrip('.')}. Try `vidistill --help`.", file=sys.stderr)
+            from vidistill.flows import wording
+
+            print(f"vidistill: {wording.usage(error)}", file=sys.stderr)
         return 2

@@ -13,10 +13,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from vidistill.flows.parameters import Cell, Experiment, name_of
-
-OPTIONS = {"index.layout": "--layout", "index.split": "--split", "decode.frames": "--frames", "decode.size": "--size",
-           "students": "--students", "front": "--front", "seeds": "--seeds", "ipc": "--ipc", "kb": "--kb",
-           "protocol": "--protocol"}  # fmt: skip
+from vidistill.flows.wording import OPTIONS
 
 
 def command_of(experiment: Experiment) -> str:

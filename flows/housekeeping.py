@@ -104,14 +104,18 @@ def set_of(store: Store, key: str) -> ArtifactRef:
     Raises:
         RequestError: no set has this key, or several begin with it.
     """
-    if (known := names(store).get(key)) is not None:
-        return known.sets[0]
+    known = names(store)
+    if key in known:
+        return known[key].sets[0]
     if not (key := _bare(key, SETS)):
         raise RequestError("Which set? Give the first letters of its key (`vidistill ls distilled`).")
     sets = [ref for kind in SETS for ref, look in store.survey(kind).items() if look.problem is None]
     found = [ref for ref in sets if ref.key.startswith(key)]
     if not found:
-        raise RequestError(f"The store {store.location} has no set {key!r}: see `vidistill ls distilled`.")
+        raise RequestError(
+            f"The store {store.location} has no set {key!r}: see `vidistill ls distilled`; its names are "
+            f"{', '.join(known) or 'none'} (the flow `refresh` gives them)."
+        )
     if len(found) > 1:
         raise RequestError(f"{len(found)} sets begin with {key!r}: give more of the key (`vidistill ls distilled`).")
     return found[0]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 
+from vidistill.flows.wording import refusal
 from vidistill.models import FRONT_NAMES, fronted, known
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
@@ -28,6 +28,8 @@ from vidistill.tasks.videos.sprites import SpritesParameters
 Model = TypeVar("Model", bound=BaseModel)
 SPRITES = "sprites"
 FRONTS = ("auto", *FRONT_NAMES)
+MOST_SEEDS = 1000
+"""No mean needs more, and a million, which a slip may ask for, would be planned for minutes."""
 
 
 def _front(name: str) -> str:
@@ -62,7 +64,9 @@ class Cell(Parameters):
         None, description="coded, or a quantiser: the method's clips are kept and scored as compressed video."
     )
     students: tuple[str, ...] | None = Field(None, description="Students; the experiment's where none are given.")
-    seeds: int | None = Field(None, ge=1, description="Number of seeds; the experiment's where it is not given.")
+    seeds: int | None = Field(
+        None, ge=1, le=MOST_SEEDS, description="Number of seeds; the experiment's where it is not given."
+    )
     student: dict[str, Any] = Field(
         default_factory=dict,
         exclude_if=lambda changes: not changes,
@@ -109,7 +113,9 @@ class Experiment(DataRequest):
         description="Networks trained on distilled sets; `rgb:minic3d_bn` names a front of its own, FILE.py:CLASS or "
         "torchvision:r3d_18 a network of yours or of torchvision.",
     )
-    seeds: int = Field(5, ge=1, description="Seeds 0 … n−1; each draws the selection, the distillation, the student.")
+    seeds: int = Field(
+        5, ge=1, le=MOST_SEEDS, description="Seeds 0 … n−1; each draws the selection, the distillation, the student."
+    )
     temperature: float = Field(1.0, gt=0, description="Of the teacher's outputs in soft and online recipes.")
     mix: MixParameters = MixParameters()
     saliency: SaliencyParameters = Field(
@@ -228,49 +234,17 @@ def placeless(student: dict[str, Any]) -> dict[str, Any]:
     return student | {"pretrained": {body: Path(str(place)).name for body, place in weights.items()}}
 
 
-def _fields_at(model: type[BaseModel], place: tuple[int | str, ...]) -> Iterable[str]:
-    """The parameters beside the one that is not known: those of the model at `place`."""
-    for name in (part for part in place if isinstance(part, str) and part in model.model_fields):
-        annotation = model.model_fields[name].annotation
-        nested = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
-        model = next((one for one in nested if issubclass(one, BaseModel)), model)
-    return model.model_fields
-
-
-WORDS = {
-    "tuple_type": "it takes a list, written [a, b]",
-    "too_short": "it needs one at least",
-    "model_type": "it takes parameters of its own, name: value",
-}
-"""Instead of pydantic's words, which are for programmers."""
-
-
 def checked(model: type[Model], plain: dict[str, Any], where: str) -> Model:
     """Validate, turning pydantic's list into one sentence.
 
     Raises:
-        RequestError: naming the parameter, what it got and what it allows.
+        RequestError: naming the parameter, what it got and what it takes.
     """
     try:
         made = model.model_validate(completed(model, plain))
         json.dumps(made.model_dump(mode="json"), allow_nan=False)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or where
-        if first["type"] == "extra_forbidden":
-            known = list(_fields_at(model, first["loc"][:-1]))
-            meant = "".join(
-                f" (is {one} meant?)" for one in get_close_matches(str(first["loc"][-1]), known, 1, cutoff=0.75)
-            )
-            advice = f"it knows {', '.join(known)}" if known else "it has none"
-            raise RequestError(f"{where} has no parameter {name!r}{meant}; {advice}.") from error
-        wanted = WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
-        together = first["type"] == "value_error" and isinstance(first["input"], dict)  # no one value is wrong
-        if first["type"] == "missing":
-            raise RequestError(f"{where}: {name} is missing, and it has no default.") from error
-        got = "" if together else f" is {first['input']!r}"
-        said = f"{name}{got}: {wanted}" if first["loc"] else wanted
-        raise RequestError(f"{where}: {said}.") from error
+        raise RequestError(refusal(error, model, where)) from error
     except RequestError:
         raise
     except ValueError as error:

@@ -35,6 +35,10 @@ def within(name: str, text: str) -> BaseDistribution:
         if not found:
             raise ValueError("it has no ..")
         low, high = found["low"], found["high"]
+        if float(low) > float(high):
+            raise ValueError(f"{low} is above {high}")
+        if found["log"] and float(low) <= 0:
+            raise ValueError(f"a logarithm has no {low}")
         whole = all(re.fullmatch(r"[-+]?\d+", end) for end in (low, high))
         if whole:
             return IntDistribution(int(low), int(high), log=bool(found["log"]))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from vidistill.flows.experiment import Graph
-from vidistill.flows.parameters import SPRITES, name_of
+from vidistill.flows.parameters import MOST_SEEDS, SPRITES, name_of
 from vidistill.flows.planning import Plan, plan_jobs
 from vidistill.flows.rows import FULL, RANDOM
 from vidistill.storage.opening import open_store
@@ -44,7 +44,9 @@ class SegmentRequest(Parameters):
         (1,), min_length=1, description="Budgets: feature vectors that are kept of each segment."
     )
     labels: tuple[Labels, ...] = Field(("hard", "soft"), min_length=1)
-    seeds: int = Field(5, ge=1, description="Seeds 0 … n−1; each draws the frames, the distillation and the student.")
+    seeds: int = Field(
+        5, ge=1, le=MOST_SEEDS, description="Seeds 0 … n−1; each draws the frames, the distillation and the student."
+    )
     tcn: TCNParameters = Field(TCNParameters(), description="Of teacher and students.")
     tsgf: SegmentTSGFParameters = SegmentTSGFParameters()
     sprites: ActionSpritesParameters = ActionSpritesParameters()

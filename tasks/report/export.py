@@ -63,7 +63,8 @@ def export_set(store: Store, ref: ArtifactRef, out: Path, fps: int, kind: str) -
         raise RequestError(f"{out} is not an empty folder: name another --out, so that no files are mixed.")
     made, origin = DistilledSet.load(store.folder(ref)), Origin.of(store, ref)
     if kind in CODED and made.form != coded.FORM:
-        raise RequestError(f"{ref} keeps no compressed video: choose mkv, npz or mp4, or make a coded set (README).")
+        others = ", ".join(name for name in FORMATS if name not in CODED)
+        raise RequestError(f"{ref} keeps no compressed video: choose {others}, or make a coded set (README).")
     try:
         with writing_to(out):
             return _written(store, ref, made, origin, out, fps, kind)

@@ -136,7 +136,8 @@ def choose_layout(root: Path, parameters: IndexParameters) -> tuple[Layout, list
     chosen, others = fitting[0], fitting[1:]
     if parameters.split != 1 and chosen not in ("ucf101", "hmdb51", "hmdb51_5236"):
         raise RequestError(
-            f"split {parameters.split} is an official split of UCF101 or HMDB51; {root} is read as {chosen}"
+            f"{root} is read as {chosen}, which has one split: leave split {parameters.split} out (the official "
+            "splits of UCF101 and HMDB51 are 1 to 3)"
         )
     return chosen, [f"read as {chosen}; layout {' or '.join(others)} would fit too"] if others else []
 

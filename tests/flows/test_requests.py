@@ -62,13 +62,20 @@ def wrong(tmp_path: Path, say: Say) -> Wrong:
         pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", "one"), ("--ipc", "'one'", "1,5"), id="ipc is no number"),
         pytest.param(
             ("--data", "VIDEOS", *RANDOM, "--ipc", "0"),
-            ("ipc.0 is 0", "greater than or equal to 1"),
+            ("ipc (--ipc) has 0: it takes 1 or more.",),
             id="ipc is nothing",
+        ),
+        pytest.param(
+            ("--data", "VIDEOS", "--method", "coded", "--kb", "0"),
+            ("kb (--kb) has 0: it takes more than 0.",),
+            id="no kB",
         ),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", "1,,5"), ("--ipc", "'1,,5'", "comma"), id="ipc with a gap"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", ""), ("--ipc", "''"), id="ipc is empty"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", "1.5"), ("--ipc", "'1.5'"), id="half a clip"),
-        pytest.param(("--data", "VIDEOS", *RANDOM, "--set", "ipc=3"), ("ipc is 3", "[a, b]"), id="ipc is no list"),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--set", "ipc=3"), ("ipc (--ipc) is 3", "[a, b]"), id="ipc is no list"
+        ),
         pytest.param(
             ("--data", "VIDEOS", "--method", "random,"), ("--method", "'random,'"), id="methods end in a comma"
         ),
@@ -76,19 +83,34 @@ def wrong(tmp_path: Path, say: Say) -> Wrong:
             ("--data", "VIDEOS", *RANDOM, "--students", ","), ("--students", "','"), id="students are a comma"
         ),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", "3"), ("ipc 3", "at most 2"), id="ipc larger than a class"),
-        pytest.param(("--data", "VIDEOS", *RANDOM, "--seeds", "0"), ("seeds", "0"), id="no seeds"),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--seeds", "0"), ("seeds (--seeds) is 0",), id="no seeds"),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--seeds", "1000000"), ("it takes 1000 or less.",), id="a million seeds"
+        ),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--seeds", "0-2,1"),
+            ("--seeds is '0-2,1': it takes a whole number (how many seeds). Try `vidistill run --help`.",),
+            id="which seeds",
+        ),
+        pytest.param(("--data", "VIDEOS", *RANDOM, "--seeds", ""), ("--seeds is '': it takes a whole",), id="seeds"),
         pytest.param(
             ("--data", "VIDEOS", "--method", "coded", "--kb", "9", "--set", "coded.search.crfs=[46,99]"),
-            ("crfs.1 is 99", "63"),
+            ("search.crfs has 99: it takes 63 or less",),
             id="a quantiser that there is not",
         ),
         pytest.param(
-            ("--data", "VIDEOS", *RANDOM, "--frames", "many"), ("--frames", "integer"), id="frames is no number"
+            ("--data", "VIDEOS", *RANDOM, "--frames", "many"),
+            ("--frames is 'many'", "whole number"),
+            id="frames is no number",
         ),
         pytest.param(
-            ("--data", "VIDEOS", *RANDOM, "--frames", "-1"), ("decode.frames is -1",), id="fewer than no frames"
+            ("--data", "VIDEOS", *RANDOM, "--frames", "-1"),
+            ("decode.frames (--frames) is -1",),
+            id="fewer than no frames",
         ),
-        pytest.param(("--data", "VIDEOS", *RANDOM, "--size", "4"), ("decode.size is 4", "8"), id="size is tiny"),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--size", "4"), ("decode.size (--size) is 4", "8"), id="size is tiny"
+        ),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--layout", "tiff"), ("layout", "'tiff'", "folders"), id="layout"),
         pytest.param(
             ("--data", "VIDEOS", *RANDOM, "--split", "2"), ("split 2", "folders"), id="split that is not there"
@@ -115,7 +137,7 @@ def wrong(tmp_path: Path, say: Say) -> Wrong:
         pytest.param(("--data", "VIDEOS", "--method", "coded", "--kb", "inf"), ("infinite",), id="infinitely many kB"),
         pytest.param(
             ("--data", "VIDEOS", *RANDOM, "--set", "cells=[{method: random, ipc: [0]}]"),
-            ("cells.0.ipc.0 is 0", "greater than or equal to 1"),
+            ("cells.0.ipc has 0", "1 or more"),
             id="a cell's ipc is nothing",
         ),
         pytest.param(
@@ -132,9 +154,19 @@ def wrong(tmp_path: Path, say: Say) -> Wrong:
         pytest.param(("--data", "sprites", *RANDOM, "--split", "2"), ("one split", "--layout"), id="sprites' split"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--store", "s3://"), ("names no bucket",), id="no bucket"),
         pytest.param(
-            ("--data", "VIDEOS", *RANDOM, "--set", "cells=[{methd: random}]"), ("cells.0.method is missing",), id="cell"
+            ("--data", "VIDEOS", *RANDOM, "--set", "cells=[{methd: random}]"),
+            ("no parameter 'cells.0.methd' (is method meant?)",),
+            id="a misspelled cell",
+        ),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--set", "cells=[{ipc: [1]}]"), ("cells.0.method is missing",), id="cell"
         ),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--magic"), ("--magic", "--help"), id="unknown option"),
+        pytest.param(
+            ("--data", "VIDEOS", "--methods", "random"),
+            ("No such option: --methods. Did you mean --method? Try `vidistill run --help`.",),
+            id="a misspelled option",
+        ),
         pytest.param(
             ("--data", "VIDEOS", "--method", "tsgf", "--set", "teacher.network=magic"),
             ("magic", "minic3d_bn"),
@@ -162,6 +194,7 @@ def test_a_wrong_request(wrong: Wrong, videos: Path, arguments: tuple[str, ...],
         pytest.param(("pool",), ("--data",), id="a pool of what"),
         pytest.param(("pool", "--data", "sprites", "--clips", "0"), ("clips_a_class is 0",), id="a pool of nothing"),
         pytest.param(("--data", "sprites", *RANDOM, "--clips", "3"), ("--clips", "plan pool"), id="not a run's"),
+        pytest.param(("--data", "sprites", *RANDOM, "--log", "tensorbord"), ("'tensorbord'", "wandb"), id="no logger"),
     ],
 )
 def test_a_wrong_plan(say: Say, tmp_path: Path, arguments: tuple[str, ...], said: tuple[str, ...]) -> None:
@@ -228,7 +261,7 @@ def test_a_class_without_test_videos_is_said_before_anything_is_decoded(
         pytest.param("cells: [{method: random, recipes: [sofft]}]", ("'sofft'", "soft+tsgf"), id="unknown recipe"),
         pytest.param("cells: [{method: random}]\nteacher: {epoch: 3}", ("teacher.epoch", "epochs"), id="old field"),
         pytest.param("cels: [{method: random}]", ("no cells", "'cels'"), id="misspelled"),
-        pytest.param("cells: [random]", ("cells.0 is 'random'", "name: value"), id="method without its name"),
+        pytest.param("cells: [random]", ("cells has 'random'", "name: value"), id="method without its name"),
         pytest.param("- data", ("own.yaml", "mapping"), id="list"),
         pytest.param("cells: [", ("own.yaml", "YAML"), id="no YAML"),
         pytest.param("data: bj\xf6rn", ("own.yaml", "YAML", "utf-8"), id="Latin-1"),
@@ -245,6 +278,9 @@ def test_a_preset_that_cannot_be_used(
     ("arguments", "said"),
     [
         (("distil",), ("'distil'", "--help")),
+        (("pln",), ("Did you mean 'plan'? Try `vidistill --help`.",)),
+        (("index", "--frames", "8"), ("No such option: --frames. Try `vidistill index --help`.",)),
+        (("segment", "--data", "sprites", "--method", "foo"), ("methods (--method) has 'foo': choose from full",)),
         (("index",), ("'--data'",)),
         (("index", "--data", ""), ("Which videos?",)),
         (("index", "--data", "nowhere"), ("nowhere does not exist",)),

@@ -132,11 +132,11 @@ def test_gc_keeps_what_a_report_of_segments_rests_on(user: CommandLine, document
 REFUSED = {
     "no folder": ({"data": "nowhere"}, "There is no file nowhere/mapping.txt: the layout is features/NAME.npy"),
     "a method that there is not": (
-        {"methods": ["mean", "dm"]}, "methods.1 is 'dm': choose from full, mean, random, herding, tsgf"
+        {"methods": ["mean", "dm"]}, "methods (--method) has 'dm': choose from full, mean, random, herding, tsgf"
     ),
-    "no points": ({"points": ["0"]}, "points.0 is '0'"),
-    "points that are no number": ({"points": ["1", "x"]}, "points.1 is 'x'"),
-    "labels that there are not": ({"labels": ["online"]}, "labels.0 is 'online'"),
+    "no points": ({"points": ["0"]}, "points (--points) has '0': it takes 1 or more"),
+    "points that are no number": ({"points": ["1", "x"]}, "points (--points) has 'x': it takes a whole number"),
+    "labels that there are not": ({"labels": ["online"]}, "labels has 'online': it takes 'hard' or 'soft'"),
     "sprites have one split": ({"data": "sprites", "split": 2}, "sprites have one split: take split 1, not 2"),
     "no such parameter": ({"tcn": {"depth": 3}}, "has no parameter 'tcn.depth'; it knows stages"),
 }  # fmt: skip

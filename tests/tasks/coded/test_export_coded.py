@@ -88,7 +88,9 @@ def test_a_set_that_was_recoded_leaves_too(bench: Bench, tmp_path: Path) -> None
     assert facts["method"]["name"] == "random"
     made, back = DistilledSet.load(bench.store.folder(ref)), DistilledSet.load(tmp_path / "out")
     np.testing.assert_array_equal(back.clips_NTHWC, made.clips_NTHWC)
-    with pytest.raises(RequestError, match="keeps no compressed video: choose mkv, npz or mp4"):
+    with pytest.raises(
+        RequestError, match="keeps no compressed video: choose mkv, folders, webdataset, hf, npz, mp4, or make"
+    ):
         export_set(bench.store, job.ref, tmp_path / "other", 8, "coded")
 
 

@@ -642,7 +642,7 @@ def test_ucf101_without_lists_is_told_where_they_go(tmp_path):
         (["a/1.mp4", "b/1.mp4", "b/2.mp4"], {}, r"class 'a' has one training video or group \(a/1.mp4\)"),
         (["a/x_g1_c1.mp4", "a/x_g1_c2.mp4", "b/1.mp4", "b/2.mp4"], {}, r"class 'a' has one .* group \(a_g1\)"),
         (["train/a/1.mp4", "train/b/2.mp4", "test/c/3.mp4"], {}, "class 'c' of .* has test videos but no training"),
-        (LEFT_RIGHT, {"split": 2}, "split 2 is an official split of UCF101 or HMDB51"),
+        (LEFT_RIGHT, {"split": 2}, "read as folders, which has one split: leave split 2 out .* are 1 to 3"),
         (LEFT_RIGHT, {"layout": "ucf101"}, "has no ucf101 lists .*put the official split files there"),
         (LEFT_RIGHT, {"layout": "ssv2"}, "has no Something-Something v2 JSON for labels, train, validation"),
         (LEFT_RIGHT, {"layout": "kinetics"}, "has no table with Kinetics' columns label,youtube_id"),
