@@ -16,13 +16,17 @@ from vidistill.flows.parameters import Cell, Experiment, name_of
 from vidistill.flows.wording import OPTIONS
 
 
-def command_of(experiment: Experiment) -> str:
+def command_of(experiment: Experiment, *, places: bool = False) -> str:
     """`vidistill run …` for the same experiment, from the folder that holds the data and the files of users' methods.
 
-    It says no more than the experiment: no store, no device, and of paths the last part alone.
+    It says no more than the experiment: no store, no device, and of paths the last part alone, unless their `places`
+    are wanted.
     """
-    data = name_of(experiment.data)
-    words = ["vidistill", "run", "--data", data, "--method", ",".join(dict.fromkeys(map(_method, experiment.cells)))]
+    if not places:
+        cells = tuple(one.model_copy(update={"method": Path(one.method).name}) for one in experiment.cells)
+        experiment = experiment.model_copy(update={"data": name_of(experiment.data), "cells": cells})
+    data, methods = experiment.data, dict.fromkeys(cell.method for cell in experiment.cells)
+    words = ["vidistill", "run", "--data", data, "--method", ",".join(methods)]
     for name, value in _changes(Experiment(data=data, cells=(Cell(method="random"),)), experiment):
         option = OPTIONS.get(name)
         if option:
@@ -32,22 +36,16 @@ def command_of(experiment: Experiment) -> str:
     return shlex.join([*words, *_cells(experiment)])
 
 
-def _method(cell: Cell) -> str:
-    return Path(cell.method).name
-
-
 def _cells(experiment: Experiment) -> list[str]:
     """Options of plain cells by the method's name; variants and whatever else a cell has of its own as they are."""
     plain = all(cell.model_fields_set <= {"method", "options"} for cell in experiment.cells)
-    twice = [name for name, count in Counter(map(_method, experiment.cells)).items() if count > 1]
+    twice = [name for name, count in Counter(cell.method for cell in experiment.cells).items() if count > 1]
     if not plain or twice:
-        cells = [
-            cell.model_dump(mode="json", exclude_defaults=True) | {"method": _method(cell)} for cell in experiment.cells
-        ]
+        cells = [cell.model_dump(mode="json", exclude_defaults=True) for cell in experiment.cells]
         return ["--set", f"cells={_said(cells)}"]
     words = []
     for cell in experiment.cells:
-        name = _method(cell).rpartition(":")[2].lower()  # a user's method is known by its class
+        name = cell.method.rpartition(":")[2].lower()  # a user's method is known by its class
         for option, value in cell.options.items():
             words += ["--set", f"{name}.{option}={_said(value)}"]
     return words

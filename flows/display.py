@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from vidistill.flows.planning import Plan, duration
-from vidistill.flows.progress import Course, Running, StageCourse
+from vidistill.flows.progress import TRIAL, Course, Running, StageCourse
 from vidistill.tasks.stage import Event, Job, listening, watching
 
 BETWEEN_SECONDS = 30.0
@@ -31,7 +31,7 @@ class Lines:
     """A line when a stage begins and when it ends, and one in thirty seconds in between."""
 
     def __init__(self, course: Course, console: Console) -> None:
-        self.course, self._console = course, console
+        self.course, self._console, self._begin = course, console, course.begin
         self._said: dict[str, float] = {}
         self._lock = threading.RLock()
 
@@ -44,7 +44,8 @@ class Lines:
         self.course.expect(plan)
         _, todo, cached = self.course.counts
         stages = sum(stage.total > 0 for stage in self.course.stages.values())
-        left = f", {todo} to run in {stages} stages: about {duration(plan.seconds)}" if todo else ""
+        within = f"{stages} stage{'s' * (stages != 1)}"
+        left = f", {todo} to run in {within}: about {duration(plan.seconds)}" if todo else ""
         self.say(f"{cached} of {todo + cached} jobs cached{left}")
         for note in plan.notes:
             self.say(note)
@@ -52,6 +53,8 @@ class Lines:
     def heard(self, job: Job, event: Event) -> None:
         with self._lock:
             stage = self.course.heard(job, event)
+            if self.course.plan is None:  # how many there will be is not known
+                return
             if event == "began" and stage.since == stage.running[job.ref].since:
                 self._said[stage.kind] = stage.since
                 self.began(stage)
@@ -60,31 +63,47 @@ class Lines:
 
     def told(self, label: str, done: int, total: int, note: str) -> None:
         with self._lock:
+            if label == TRIAL:
+                self.anew(done, total, note)
+                return
             told = self.course.told(label, done, total, note)
             name, now = told[0].kind if told else label, self.course.clock()
-            if now - self._said.setdefault(name, now) >= BETWEEN_SECONDS:
+            if now - self._said.setdefault(name, now if told else self.course.begin) >= BETWEEN_SECONDS:
                 self._said[name] = now
-                self.say(self._between(*told) if told else f"{label}: {done} of {total}, {note}")
+                words = f"{label}: {done} of {total}" + (f", {note}" if note else "")
+                self.say(self._between(*told) if told else words)
+
+    def anew(self, number: int, trials: int, note: str) -> None:
+        """A trial of `tune` is a run of its own, whose stages and times are not those of the trials before."""
+        self.course = Course(self.course.clock)
+        self._said.clear()
+        self.say(f"{TRIAL} {number} of {trials}: {note}")
 
     def began(self, stage: StageCourse) -> None:
         many = f", {stage.total} jobs" if stage.total > 1 else ""
         cached = f", {stage.cached} cached" if stage.cached else ""
-        self.say(f"{stage.kind}: begins{many}{cached} ({self.course.place(stage)})")
+        self.say(f"{stage.kind}: begins{many}{cached} ({self.course.place})")
 
     def ended(self, stage: StageCourse) -> None:
         taken = duration(self.course.clock() - (stage.since or 0.0))
-        what = "done" if stage.total == 1 else f"{stage.made} of {stage.total} done"
-        failed = f", {stage.failed} failed," if stage.failed else ""
-        self.say("; ".join(filter(None, [f"{stage.kind}: {what}{failed} in {taken}", self.course.words])))
+        what = "done" if stage.total == 1 and stage.made else _ended(stage)
+        comma = "," if stage.failed else ""
+        self.say("; ".join(filter(None, [f"{stage.kind}: {what}{comma} in {taken}", self.course.words])))
 
     def _between(self, stage: StageCourse, own: Running) -> str:
-        many = f"{stage.made + stage.failed} of {stage.total} done, {own.job.label} at " if stage.total > 1 else ""
+        many = f"{own.job.label} at " if stage.total > 1 else ""
+        if many and self.course.plan is not None:
+            many = f"{_ended(stage)}, {many}"
         note = f", {own.note}" if own.note else ""
         return "; ".join(filter(None, [f"{stage.kind}: {many}{own.share:.0%}{note}", self.course.words]))
 
     def say(self, line: str) -> None:
-        minutes, seconds = divmod(int(self.course.clock() - self.course.begin), 60)
+        minutes, seconds = divmod(int(self.course.clock() - self._begin), 60)
         self._console.print(f"[{minutes}:{seconds:02d}] {line}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _ended(stage: StageCourse) -> str:
+    return f"{stage.made} of {stage.total} done" + (f", {stage.failed} failed" if stage.failed else "")
 
 
 class Bars(Lines):
@@ -121,6 +140,13 @@ class Bars(Lines):
             else:
                 self._show(told[0])
 
+    def anew(self, number: int, trials: int, note: str) -> None:
+        super().anew(number, trials, note)
+        for bar in self._stages.values():
+            self._progress.remove_task(bar)
+        self._stages.clear()
+        self._progress.update(self._run, description=f"{TRIAL} {number} of {trials}", completed=number, total=trials)
+
     def began(self, stage: StageCourse) -> None:
         """Its bar says so."""
 
@@ -129,7 +155,7 @@ class Bars(Lines):
         note = next((f"{own.job.label} {own.note}" for own in reversed(stage.running.values())), "")
         self._bar(stage.kind, stage.share, f"{count} {note}".strip(), visible=bool(stage.running))
         now = self.course.clock()
-        if now - self._updated > 1:
+        if self.course.plan is not None and now - self._updated > 1:
             self._updated = now
             self._progress.update(self._run, completed=self.course.share, note=self.course.words)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from vidistill.flows.runners import WORKERS
 from vidistill.storage.errors import RequestError
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import Store
+from vidistill.tasks.report.tables import size
 from vidistill.tasks.stage import Job, Runtime
 from vidistill.tasks.videos.index import IndexTable
 from vidistill.tasks.videos.scan import Video
@@ -85,8 +87,18 @@ def describe(plan: Plan, console: Console) -> None:
     said = f"Everything is cached in {store}."
     if plan.todo:
         many = f"{len(plan.todo)} of {len(plan.planned)} jobs to run, {WORKERS} at a time"
-        said = f"{many}: about {duration(plan.seconds)} and {plan.bytes / 1e6:.0f} MB in {store}"
+        said = f"{many}: about {duration(plan.seconds)} and {size(plan.bytes)} in {store}"
+        if plan.bytes > (free := free_bytes(store)):
+            said += f"\nThat is more than the {size(free)} that are free there: make room, or name another --store."
     console.print("\n".join(["", *plan.notes, said]), highlight=False, soft_wrap=True)
+
+
+def free_bytes(store: str) -> float:
+    """What is free on the disk of a store, which need not be there yet; a bucket has no end."""
+    if "://" in store:
+        return math.inf
+    place = Path(store).expanduser().absolute()
+    return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
 
 
 def plan_of(experiment: Experiment, runtime: Runtime) -> Plan:

@@ -16,6 +16,8 @@ from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.stage import Event, Job
 
 FRONT = re.compile(rf"\b(?:{'|'.join(map(re.escape, FRONT_NAMES))}):")
+TRIAL = "trial"
+"""What `tune` tells of before and after each of its trials, as others tell of a job's progress."""
 OBSERVED = 0.1
 """From which share of a job on its own pace says how long it takes."""
 
@@ -104,11 +106,21 @@ class Course:
             running = stage.running.pop(job.ref, None)
             stage.made += event == "made"
             stage.failed += event == "failed"
+            if event == "failed":
+                self._give_up(job.ref)
             if event == "cached" and expected:
                 stage.total, stage.cached = stage.total - 1, stage.cached + 1
             if event == "made" and running is not None and self.plan is not None:
                 self.plan.estimates.finished(job, now - running.since)
             return stage
+
+    def _give_up(self, ref: ArtifactRef) -> None:
+        """What needs this one is not made; what is tried all the same is counted when it begins."""
+        for need, job in list(self._left.items()):
+            if need in self._left and any(ref in refs for refs in job.inputs.values()):
+                del self._left[need]
+                self._stage(job).total -= 1
+                self._give_up(need)
 
     def _planned(self, job: Job) -> bool:
         """Whether a job is one of the plan's that have not ended; the plan's own of its name gives it its place.
@@ -168,10 +180,11 @@ class Course:
         ended = sum(stage.made + stage.failed for stage in stages)
         return ended, sum(stage.total for stage in stages), sum(stage.cached for stage in stages)
 
-    def place(self, stage: StageCourse) -> str:
-        """Which stage of how many, in the order of the plan."""
-        to_run = [one for one in self.stages.values() if one.total]
-        return f"stage {to_run.index(stage) + 1} of {len(to_run)}"
+    @property
+    def place(self) -> str:
+        """Which stage of how many has begun last."""
+        to_run = [stage for stage in self.stages.values() if stage.total]
+        return f"stage {sum(stage.since is not None for stage in to_run)} of {len(to_run)}"
 
     def _stage(self, job: Job) -> StageCourse:
         return self.stages.setdefault(job.stage, StageCourse(job.stage))

@@ -30,7 +30,8 @@ RESTARTS = 3
 
 log = logging.getLogger("vidistill")
 
-
+THREADS = {"OMP_WAIT_POLICY": "passive"}
+"""On a busy machine, spinning at barriers makes two threads an eighth as fast as one."""
 ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -40,8 +41,7 @@ ENVIRONMENT = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     "PREFECT_CLI_PROMPT": "false",
-    "OMP_WAIT_POLICY": "passive",  # on a busy machine, spinning at barriers makes two threads an eighth as fast as one
-}
+} | THREADS
 SILENCE = {
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",

@@ -18,6 +18,8 @@ from typing import NoReturn
 
 STOPPED = 130
 SENTENCE = "vidistill: stopped; run the same command again to go on from here.\n"
+ANEW = "vidistill: stopped; the same command begins its training anew.\n"
+"""Of `train`, which keeps no checkpoints."""
 PATIENCE_SECONDS = 5.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHOW_CURSOR = b"\x1b[?25h"
@@ -49,7 +51,7 @@ class Stopping:
     def say(self) -> None:
         """The sentence, once."""
         if self._saying.acquire(blocking=False):
-            os.write(self._stderr, SENTENCE.encode())
+            os.write(self._stderr, (ANEW if sys.argv[1:2] == ["train"] else SENTENCE).encode())
 
     def _end(self) -> None:
         """Without taking apart what torch and Prefect have built, which takes seconds on a busy machine."""

@@ -19,22 +19,24 @@ from prefect.artifacts import create_markdown_artifact
 from vidistill.flows.command_line import command_of
 from vidistill.flows.distill import distill
 from vidistill.flows.parameters import Experiment
+from vidistill.flows.progress import TRIAL
 from vidistill.flows.ranges import checked_request, trial_of
 from vidistill.flows.rows import FULL, rows_of
 from vidistill.storage.errors import RequestError, RunError, Stopped, TransientError
 from vidistill.storage.files import write_out
 from vidistill.storage.keys import digest
 from vidistill.storage.opening import default_location, open_store
-from vidistill.storage.parameters import Parameters
+from vidistill.storage.parameters import Parameters, in_words
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.report.gather import JSON
-from vidistill.tasks.stage import Runtime
+from vidistill.tasks.stage import Runtime, report_progress
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
 STUDIES, PAGE, BEST = ".studies", "tune.md", "best.json"
+AS_IT_IS = "as it is"
 HEAD = [
     "# Trials", "",
     "Top-1 is the mean over seeds, budgets and students on the fifth of the training split that is held out; the best",
@@ -63,7 +65,7 @@ class Trial(Parameters):
 
     @property
     def line(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in self.values.items()) + f": top-1 {self.outcome}"
+        return f"{in_words(self.values) or AS_IT_IS}: top-1 {self.outcome}"
 
 
 @flow(name="tune")
@@ -93,12 +95,16 @@ def tune(
     """
     runtime = runtime or Runtime(store=default_location())
     experiment, space = checked_request(experiment, ranges)
+    report_progress(TRIAL, 0, trials, AS_IT_IS)
     store, begin = open_store(runtime.store), distill(experiment, runtime)
     folder = f"{STUDIES}/{digest({'report': begin.key, 'ranges': ranges, 'seed': seed})}"
     done = [Trial(number=0, values={}, top1=top1_of(experiment, store, begin)), *known(store, folder)]
     for number in range(len(done), trials + 1):
-        trial = tried(experiment, number, proposed(space, done[1:], seed + number), runtime)
+        values = proposed(space, done[1:], seed + number)
+        report_progress(TRIAL, number, trials, in_words(values))
+        trial = tried(experiment, number, values, runtime)
         store.write_note(folder, f"{number:05d}.json", trial.model_dump_json().encode())
+        report_progress(TRIAL, number, trials, trial.line)
         log.info("trial %d of %d: %s", number, trials, trial.line)
         done.append(trial)
     done = done[: trials + 1]
@@ -169,12 +175,12 @@ def _reached(trial: Trial) -> float:
 
 
 def page_of(experiment: Experiment, done: Sequence[Trial]) -> str:
-    """The trials by what they reached, and the command of the best for the test split."""
+    """The trials by what they reached, and the command of the best for the test split, to be copied as it stands."""
     names = sorted({name for trial in done for name in trial.values})
     lines = [" | ".join(["| trial", *names, "top-1 % |"]), "|" + "---|" * (len(names) + 2)]
     for trial in sorted(done, key=_reached, reverse=True):
-        values = [str(trial.values.get(name, "as it is")) for name in names]
+        values = [str(trial.values.get(name, AS_IT_IS)) for name in names]
         lines.append(" | ".join([f"| {trial.number}", *values, f"{trial.outcome} |"]))
     chosen = trial_of(experiment, best(done).values)
     tested = chosen.model_copy(update={"index": chosen.index.model_copy(update={"holdout": False})})
-    return "\n".join([*HEAD, "```", command_of(tested), "```", "", *lines, ""])
+    return "\n".join([*HEAD, "```", command_of(tested, places=True), "```", "", *lines, ""])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,13 @@ console = Console(soft_wrap=True, highlight=False, markup=False)
 
 def train(plain: dict[str, Any], store: str | None, out: Path, device: str, log: str) -> None:
     """Train, and say what came of it."""
+    os.environ.update(server.THREADS | os.environ)  # before torch is loaded
     request, runtime = checked(training.TrainRequest, plain, "The training"), runtime_of(store, device)
     check_places(runtime, out)
     if log:
         loggers.check(log)
-    with showing(console):
+    with showing(console) as progress:
+        progress.say(f"training on {request.source}")
         facts = training.train(request, runtime, out)
     console.print(
         f"{facts['network']} on {facts['clips']} clips of {request.source}, {facts['labels']} labels: top-1 "
@@ -137,10 +140,10 @@ def tune(
         from vidistill.flows import tune as studies
 
         studies.tune(experiment, ranges, trials, seed, runtime, out)
-    page = (out / studies.PAGE).read_text()
-    console.print(Markdown(page))
-    for command in (line for line in page.splitlines() if line.startswith("vidistill ")):  # a terminal cuts a block's
-        console.print(f"\n{command}")
+    head, command, table = (out / studies.PAGE).read_text().split("```", 2)
+    console.print(Markdown(head))
+    console.print(command.rstrip())  # markdown would cut it where the terminal ends
+    console.print(Markdown(table))
     console.print(f"\nThe page is {out / studies.PAGE}")
 
 

@@ -2020,5 +2020,21 @@ MUTATIONS = [
                  "flows/test_requests.py", "test_a_wrong_plan"),
              "    if log:\n        loggers.check(log)\n",
              ""),
+    Mutation("flows/progress.py", "what needs a job that failed is awaited", of(
+                 "flows/test_progress.py", "test_what_needs_a_job_that_failed_is_no_longer_expected"),
+             "            if event == \"failed\":\n                self._give_up(job.ref)\n",
+             ""),
+    Mutation("flows/display.py", "a trial goes on with the stages of the trials before", of(
+                 "flows/test_progress.py", "test_a_trial_is_named_and_has_times_of_its_own"),
+             "self.course = Course(self.course.clock)",
+             "pass"),
+    Mutation("flows/planning.py", "what fits on no disk is planned without a word", of(
+                 "flows/test_planning.py", "test_a_plan_says_what_does_not_fit_on_the_disk"),
+             "if plan.bytes > (free := free_bytes(store)):",
+             "if (free := free_bytes(store)) < 0:"),
+    Mutation("flows/stopping.py", "a training that keeps no checkpoint is said to go on", of(
+                 "flows/test_stopping.py", "test_a_training_that_is_stopped_begins_anew"),
+             "sys.argv[1:2] == [\"train\"]",
+             "False"),
 ]
 # fmt: on

@@ -56,6 +56,13 @@ def test_no_place_of_this_machine_is_in_it(monkeypatch: pytest.MonkeyPatch) -> N
     assert asked(command, monkeypatch).model_dump() == expected.model_dump()
 
 
+def test_where_things_lie_is_said_where_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = Experiment.model_validate(MIXED)
+    command = command_of(experiment, places=True)
+    assert "--data '/somebody/data/my videos' --method /somebody/mine.py:Mine,dm" in command
+    assert asked(command, monkeypatch).model_dump() == experiment.model_dump()
+
+
 def test_of_what_is_a_file_here_the_name_alone_is_kept(tmp_path: Path) -> None:
     (tmp_path / "own.pt").touch()
     cells = [{"method": "optdistill", "options": {"detector": str(tmp_path / "own.pt"), "scorer": "a/b"}}]

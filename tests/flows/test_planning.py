@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from vidistill.flows.costs import Cost, cost_of
 from vidistill.flows.distill import _rows_failed
@@ -15,7 +19,7 @@ from vidistill.flows.estimates import Estimates, wall_seconds
 from vidistill.flows.experiment import build
 from vidistill.flows.look import Look
 from vidistill.flows.parameters import Experiment, PoolRequest
-from vidistill.flows.planning import Plan, plan_jobs, plan_of
+from vidistill.flows.planning import Plan, describe, plan_jobs, plan_of
 from vidistill.flows.salvage import Failed, salvaged
 from vidistill.storage.errors import RunError
 from vidistill.storage.opening import open_store
@@ -379,6 +383,20 @@ def test_a_plan_says_which_rows_there_will_not_be(tmp_path: Path) -> None:
     asked = Experiment.model_validate({"data": "sprites", "cells": cells, "front": "centred", "seeds": 1})
     plan = plan_of(asked, Runtime(store=str(tmp_path / "store")))
     assert any("The clips of static_dc stand still" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(("free", "said"), [(2.5e12, ""), (1.5e12, "That is more than the 1.5 TB that are free there")])
+def test_a_plan_says_what_does_not_fit_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, said: str
+) -> None:
+    store, (job, *_) = str(tmp_path / "no store yet"), jobs_of({"method": "random"})
+    planned = plan_jobs([job], open_store(store), Runtime(store=store))
+    large = replace(planned, planned=[replace(planned.planned[0], bytes=2e12)])
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=free if place == tmp_path else 0))
+    written = StringIO()
+    describe(large, Console(file=written, width=200))
+    assert f" and 2.0 TB in {store}\n{said}" in written.getvalue()
+    assert ("make room, or name another --store" in written.getvalue()) == bool(said)
 
 
 def test_the_clips_of_a_data_set_are_counted_once_for_all_scores() -> None:

@@ -20,7 +20,7 @@ from rich.console import Console
 from vidistill.flows.display import Bars, Lines
 from vidistill.flows.estimates import Estimates
 from vidistill.flows.planning import Plan, Planned
-from vidistill.flows.progress import Course
+from vidistill.flows.progress import TRIAL, Course
 from vidistill.tasks.stage import Job, Runtime
 from vidistill.tasks.videos.sprites import SpritesParameters
 from vidistill.tasks.videos.sprites_stage import sprites_job
@@ -97,7 +97,7 @@ def test_a_thousand_small_jobs_are_a_few_lines(log: Log) -> None:
         log.lines.told(job.label, 1, 1, "")
         log.lines.heard(job, "made")
     first, begins, between, ends = log
-    assert first == "[0:00] 400 of 1000 jobs cached, 600 to run in 1 stages: about 73 s"
+    assert first == "[0:00] 400 of 1000 jobs cached, 600 to run in 1 stage: about 73 s"
     assert begins == "[0:00] sprites: begins, 600 jobs, 400 cached (stage 1 of 1)"
     assert re.fullmatch(r"\[0:30\] sprites: 333 of 600 done, render 733 at 100%; \d+% of the run, .* left", between)
     assert ends.startswith("[0:54] sprites: 600 of 600 done in 55 s")
@@ -151,6 +151,52 @@ def test_a_job_that_fails_is_counted_apart(log: Log) -> None:
         log.clock.now += 10
         log.lines.heard(job, event)
     assert log.about("sprites")[-1].startswith("[0:30] sprites: 2 of 3 done, 1 failed, in 30 s")
+
+
+def test_what_needs_a_job_that_failed_is_no_longer_expected(log: Log) -> None:
+    jobs = renders(3)
+    needing = [jobs[0].model_copy(update={"stage": "block", "inputs": {"sprites": [job.ref]}}) for job in jobs[:2]]
+    last = jobs[0].model_copy(update={"stage": "report", "inputs": {"blocks": [job.ref for job in needing]}})
+    log.lines.expect(plan([*jobs, *needing, last]))
+    for job in jobs[:2]:
+        log.lines.heard(job, "began")
+    log.lines.heard(jobs[0], "failed")
+    assert log.lines.course.counts == (1, 4, 0)  # the block of the one that failed and the report are not made
+    log.clock.now = 40
+    log.lines.told(jobs[1].label, 1, 2, "")
+    assert log.about("sprites")[-1].startswith("[0:40] sprites: 0 of 3 done, 1 failed, render 1 at 50%; ")
+    rest = last.model_copy(update={"inputs": {"blocks": [needing[1].ref]}})
+    for job in (jobs[1], jobs[2], needing[1], rest):
+        log.lines.heard(job, "began")
+        log.lines.heard(job, "made")
+    assert log.about("report")[-1] == "[0:40] report: done in 0 s; 100% of the run, about 0 s left"
+
+
+def test_stages_are_counted_as_they_begin(log: Log) -> None:
+    first, second = renders(1)[0], renders(1)[0].model_copy(update={"stage": "index"})
+    log.lines.expect(plan([first, second]))
+    for job in (second, first):
+        log.lines.heard(job, "began")
+    assert [line.rpartition(" (")[2] for line in list(log)[1:]] == ["stage 1 of 2)", "stage 2 of 2)"]
+
+
+def test_a_trial_is_named_and_has_times_of_its_own(log: Log) -> None:
+    jobs = renders(2)
+    for number in (1, 2):
+        log.lines.told(TRIAL, number, 2, f"mtt.lr {number}")
+        log.lines.heard(jobs[0], "began" if number == 1 else "cached")
+        log.lines.heard(jobs[1], "began")
+        for _ in range(2):
+            log.lines.told(jobs[1].label, 1, 4, "")
+            log.clock.now += 31
+        for job in jobs:
+            log.lines.heard(job, "made")
+    assert list(log) == [
+        "[0:00] trial 1 of 2: mtt.lr 1",
+        "[0:31] sprites: render 1 at 25%",
+        "[1:02] trial 2 of 2: mtt.lr 2",
+        "[1:33] sprites: 25%",
+    ]
 
 
 def test_jobs_that_another_run_made_meanwhile_are_no_longer_expected(log: Log) -> None:
@@ -242,6 +288,13 @@ def test_it_is_silent_about_a_quick_look_at_the_videos_and_not_about_a_long_one(
         log.clock.now = second
         log.lines.told("index", second, 70, "hashing and probing")
     assert list(log) == ["[0:30] index: 30 of 70, hashing and probing", "[1:00] index: 60 of 70, hashing and probing"]
+
+
+def test_a_training_says_something_within_half_a_minute(log: Log) -> None:
+    for second in (29, 31):
+        log.clock.now = second
+        log.lines.told("train minic3d", second - 29, 300, "")
+    assert list(log) == ["[0:31] train minic3d: 2 of 300"]
 
 
 @pytest.fixture(scope="module")

@@ -78,6 +78,26 @@ def test_ctrl_c_in_a_pool(terminal: Callable[..., Terminal], videos: Path) -> No
     assert any(run.store.glob("autoencoder-checkpoint/*/manifest.json"))
 
 
+def test_a_training_that_is_stopped_begins_anew() -> None:
+    program = """
+import os, signal, sys, time
+from vidistill.flows import cli
+
+def interrupted():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        return 130
+
+sys.argv = ["vidistill", "train", "a set"]
+cli.answer = interrupted
+cli.main()
+"""
+    ended = subprocess.run([BIN / "python", "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "vidistill: stopped; the same command begins its training anew.\n")
+
+
 def test_ctrl_c_before_anything_runs(terminal: Callable[..., Terminal], videos: Path) -> None:
     """Its server is starting."""
     run = terminal("run", "--data", videos, *TINY, "--method", "random")

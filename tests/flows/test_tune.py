@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from flow_running import TINY, WRONG, CommandLine, check_refusal
 
-from vidistill.flows import cli
+from vidistill.flows import cli, use
 from vidistill.flows.parameters import Experiment
 from vidistill.flows.ranges import checked_request, is_range, trial_of, within
 from vidistill.storage.errors import DivergedError, RequestError, RowsFailed, RunError, TransientError
@@ -116,6 +116,24 @@ def test_the_page_orders_trials_and_names_the_one_that_failed() -> None:
     [command] = [line for line in lines if line.startswith("vidistill run")]
     assert "mtt.lr=0.1" in command
     assert "holdout" not in command
+
+
+def test_its_command_is_printed_once_and_whole_and_names_the_data_as_they_were_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = f"/far/{'away/' * 20}videos"
+
+    def study(experiment: Experiment, *_: Any) -> None:
+        (tmp_path / "tune.md").write_text(page_of(experiment, [Trial(number=0, values={}, top1=0.25)]))
+
+    monkeypatch.setattr("vidistill.flows.tune.tune", study)
+    monkeypatch.setattr("vidistill.flows.server.connect", lambda _: None)
+    monkeypatch.setenv("COLUMNS", "80")
+    asked = {"data": data, "cells": [{"method": "mtt"}]}
+    use.tune(asked, {"mtt.lr": "0.1..1"}, 1, 0, str(tmp_path / "store"), tmp_path, "cpu", "threads", False)
+    shown = capsys.readouterr().out
+    assert f"\nvidistill run --data {data} --method mtt\n" in shown
+    assert shown.count("vidistill run") == 1
 
 
 @pytest.mark.slow
