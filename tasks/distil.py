@@ -48,12 +48,12 @@ def distil_jobs(
     """
     with blaming(source):
         method = source.method(options)
-        groups, placeless = method.groups(classes, ipc), method.placeless
+        groups, used = method.groups(classes, ipc), method.used(kb)
     jobs = []
     for number, labels in enumerate(groups):
         parameters = DistilParameters(
             method=source.name, method_version=source.method.version, method_digest=source.digest,
-            options=placeless.model_dump(mode="json"), ipc=ipc, seed=seed, labels=labels,
+            options=used.model_dump(mode="json"), ipc=ipc, seed=seed, labels=labels,
             kb=kb, soft=soft and kb is not None,
         )  # fmt: skip
         part = f" group {number + 1}/{len(groups)}" if len(groups) > 1 else ""

@@ -240,11 +240,6 @@ class Method(ABC):
     def __init__(self, parameters: Any) -> None:
         self.parameters = parameters
 
-    @property
-    def placeless(self) -> Any:
-        """Its parameters as a key holds them, and `distil` has them: files by name and digest, not by their places."""
-        return self.parameters
-
     def groups(self, classes: int, ipc: int) -> list[tuple[int, ...]]:  # noqa: ARG002
         """The classes of each task; one task for all of them unless a method says otherwise."""
         return [tuple(range(classes))]
@@ -253,6 +248,12 @@ class Method(ABC):
         """The artifacts that `distil` reads besides the clips, by name, each made by a job that is added here."""
         made = {"teacher": [given.add(given.teacher)]} if "teacher" in self.needs else {}
         return made | ({"pool": [given.pool()]} if "pool" in self.needs else {})
+
+    def used(self, kb: float | None) -> Any:  # noqa: ARG002
+        """The parameters that a set of this budget depends on, as its key holds them and `distil` has them: files by name
+        and digest, not by their places.
+        """
+        return self.parameters
 
     @property
     def still(self) -> bool:

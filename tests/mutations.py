@@ -1563,7 +1563,7 @@ MUTATIONS = [
              "return high // 2 + bisect_left(",
              "return high // 2 + 1 + bisect_left("),
     Mutation("tasks/coded/method.py", "of tied quantisers the finest is taken", CODED,
-             "if one < coarsest and len(made.rows_N) < sum(map(len, orders)):", "if False:"),
+             "if search is not None and len(made.rows_N) < sum(map(len, orders)):", "if False:"),
     Mutation("tasks/coded/search.py", "the search codes otherwise than the set", CODED,
              "scale=scale, even=parameters.even)", "scale=scale)"),
     Mutation("tasks/coded/method.py", "the first frame is finer all the same", CODED,
@@ -1940,8 +1940,8 @@ MUTATIONS = [
              "if False:"),
     Mutation("tasks/coded/method.py", "a video that the denser clips lost is read", of(
                  "tasks/coded/test_coded.py", "test_a_video_that_was_lost_at_the_smaller_interval_is_in_no_set"),
-             "in_both(clips, material.more_clips(\"dense\"), enough(clips, label, material.ipc))",
-             "in_both(clips, None, enough(clips, label, material.ipc))"),
+             "in_both(clips, material.more_clips(\"dense\"), clips.rows_of(label))",
+             "clips.rows_of(label)"),
     Mutation("tasks/crops/tracking.py", "a stray file stands for a word", of(
                  "tasks/crops/test_crops.py", "test_a_word_names_no_file_of_the_working_folder"),
              "if name in WORDS or not path.is_file():",
@@ -1998,7 +1998,7 @@ MUTATIONS = [
              "(emb_ND[order_N] - scaler.mean_) / (scaler.var_**0.5 + 1e-6)"),
     Mutation("tasks/distil.py", "where weights lie is in keys", of(
                  "tasks/select/test_select.py", "test_where_the_weights_of_embeddings_lie_is_in_no_key"),
-             "options=placeless.model_dump(mode=\"json\")",
+             "options=used.model_dump(mode=\"json\")",
              "options=options.model_dump(mode=\"json\")"),
     Mutation("tasks/crops/optdistill.py", "where a detector lies is in keys", of(
                  "tasks/crops/test_crops_method.py", "test_where_weights_lie_is_in_no_key"),
@@ -2037,5 +2037,22 @@ MUTATIONS = [
                  "flows/test_stopping.py", "test_a_training_that_is_stopped_begins_anew"),
              "sys.argv[1:2] == [\"train\"]",
              "False"),
+    Mutation("tasks/coded/search.py", "a seed whose clips take more ends the search", of(
+                 "tasks/coded/test_coded.py", "test_a_seed_whose_clips_take_more_is_tried_coarser"),
+             "found = kept_coarser(",
+             "found = kept("),
+    Mutation("tasks/coded/method.py", "a class that the denser clips lost is looked for", of(
+                 "tasks/coded/test_coded.py", "test_a_class_that_the_denser_clips_lost_is_said"),
+             "rows_N = enough(clips, label, material.ipc, there_N)",
+             "rows_N = there_N"),
+    Mutation("tasks/coded/search.py", "a class that the denser clips lost is searched without", of(
+                 "tasks/coded/test_coded.py", "test_a_class_that_the_denser_clips_lost_is_said"),
+             "enough(self.clips, label, 1, there_N[self.clips.labels_N[there_N] == label])",
+             "there_N[self.clips.labels_N[there_N] == label]"),
+    Mutation("tasks/coded/method.py", "what is not searched is in the key", of(
+                 "tasks/coded/test_coded.py",
+                 "test_a_set_whose_budget_searches_nothing_is_the_same_whatever_would_be_searched"),
+             "options if kb and options.grid else",
+             "options if kb is None or options.grid else"),
 ]
 # fmt: on

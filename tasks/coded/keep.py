@@ -24,7 +24,7 @@ from vidistill.storage.streams import MOST_FRAMES, WORST_CRF, Stream, encode
 from vidistill.tasks.learning import streams
 from vidistill.tasks.learning.training import generator
 
-FINEST_CRF = 20
+FINEST_CRF, COARSER = 20, (55, 60, WORST_CRF)
 AT_ONCE = 32  # clips that are read before they are coded
 
 
@@ -155,7 +155,7 @@ def kept(coder: Coder, orders: Sequence[NDArray[np.int64]], crf: int, budget: Bu
     this quantiser; what is left of the budget is spent on the finest one at which they still have room.
 
     Raises:
-        RequestError: not even one clip a class fits; says the least budget that would do.
+        RequestError: not even one clip a class fits; says what these take.
     """
     labels_N = coder.footage.clips.labels_N
 
@@ -176,12 +176,27 @@ def kept(coder: Coder, orders: Sequence[NDArray[np.int64]], crf: int, budget: Bu
         if not count:
             least = math.ceil(size(1, crf) / budget.classes / 100) / 10
             raise RequestError(
-                f"kb {budget.kb:g} is less than one clip a class takes at crf {crf}: ask for at least {least:g}."
+                f"kb {budget.kb:g} is less than one clip a class takes at crf {crf}: the clips of this draw take "
+                f"{least:g}, those of other seeds may take more; ask for more than that."
             )
         while crf > finest and size(count, crf - 1) <= budget.bytes:
             crf -= 1
     rows_N = np.array(first(count))
     return Kept(rows_N, np.full(len(rows_N), crf), coder.stream(first(count), crf))
+
+
+def kept_coarser(coder: Coder, orders: Sequence[NDArray[np.int64]], crf: int, budget: Budget) -> Kept:
+    """`kept` at this quantiser, or at a coarser one where not one clip a class has room.
+
+    Raises:
+        RequestError: nor has it at the coarsest.
+    """
+    for one in (crf, *(coarser for coarser in COARSER if coarser > crf)):
+        try:
+            return kept(coder, orders, one, budget)
+        except RequestError as error:
+            problem = error
+    raise problem
 
 
 def _most_that_hold(holds: Callable[[int], bool], most: int) -> int:

@@ -17,7 +17,7 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.storage.streams import WORST_CRF, decode
 from vidistill.tasks.coded.allocate import allocated
-from vidistill.tasks.coded.keep import FINEST_CRF, Budget, Coder, Coding, Footage, Kept, as_set, in_both, kept, psnr
+from vidistill.tasks.coded.keep import Budget, Coder, Coding, Footage, Kept, as_set, in_both, kept, kept_coarser, psnr
 from vidistill.tasks.coded.pick import BY_FEATURES, Pick, ordered
 from vidistill.tasks.coded.search import Found, SearchParameters, TrialParameters, load_search, search_job
 from vidistill.tasks.learning.embedding import EMBEDDINGS, load_embeddings, train_embeddings
@@ -27,7 +27,7 @@ from vidistill.tasks.learning.trial import fifths
 from vidistill.tasks.methods import Given, Material, Method
 from vidistill.tasks.videos.decode import block_jobs, clips_job
 
-USUAL_CRF, COARSER = 50, (55, 60, WORST_CRF)
+USUAL_CRF = 50
 
 
 class CodedParameters(Parameters):
@@ -117,13 +117,19 @@ class Coded(Method):
             needs["teacher"] = [given.add(given.teacher)]
         return made | {"search": [given.add(search_job(needs, trial))]}
 
+    def used(self, kb: float | None) -> CodedParameters:
+        """Without the search, where there is none."""
+        options: CodedParameters = self.parameters
+        return options if kb and options.grid else options.model_copy(update={"search": None})
+
     def distil(self, material: Material) -> DistilledSet:
         options, clips = self.parameters, material.clips
         budget = Budget(material.kb, material.ipc, len(material.labels), options.views, material.soft)
         network, embeddings = cache(material.teacher), cache(lambda: load_embeddings(material.inputs(EMBEDDINGS)[0]))
         orders = []
         for done, label in enumerate(material.labels):
-            rows_N = in_both(clips, material.more_clips("dense"), enough(clips, label, material.ipc))
+            there_N = in_both(clips, material.more_clips("dense"), clips.rows_of(label))
+            rows_N = enough(clips, label, material.ipc, there_N)
             orders.append(ordered(options.pick, clips, rows_N, material.seed, network, embeddings, material.device))
             material.progress(done, len(material.labels))
         search = next((load_search(folder) for folder in material.inputs("search")), None)
@@ -153,17 +159,13 @@ class Coded(Method):
             crf, scale, frames = search.best.crf, search.best.scale, search.best.frames
         footage = Footage(material.clips, frames, material.more_clips("dense"))
         coder = Coder(footage, Coding(preset=options.preset, scale=scale, even=options.even), together=options.together)
-        coarsest = crf if search is None else search.best.coarsest
-        for one in [crf, *(coarser for coarser in COARSER if coarser > crf and not options.crf)]:
-            try:
-                made = kept(coder, orders, one, budget, finest=options.crf or FINEST_CRF)
-            except RequestError as error:
-                problem = error
-                continue
-            if one < coarsest and len(made.rows_N) < sum(map(len, orders)):  # those that were searched all had room
-                made = max(made, kept(coder, orders, coarsest, budget), key=lambda one: len(one.rows_N))
-            return coder, made
-        raise problem
+        if options.crf:
+            return coder, kept(coder, orders, crf, budget, finest=crf)
+        made = kept_coarser(coder, orders, crf, budget)
+        if search is not None and len(made.rows_N) < sum(map(len, orders)):  # those that were searched all had room
+            coarse = kept_coarser(coder, orders, search.best.coarsest, budget)
+            made = max(made, coarse, key=lambda one: len(one.rows_N))
+        return coder, made
 
 
 def _dense(given: Given, shares: list[float]) -> dict[str, list[ArtifactRef]]:

@@ -27,12 +27,13 @@ from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.storage.streams import WORST_CRF
-from vidistill.tasks.coded.keep import Budget, Coder, Coding, Footage, Kept, as_set, in_both, kept
+from vidistill.tasks.coded.keep import Budget, Coder, Coding, Footage, as_set, in_both, kept, kept_coarser
 from vidistill.tasks.coded.pick import Pick, ordered
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.embedding import EMBEDDINGS, load_embeddings
 from vidistill.tasks.learning.evaluate import DistilledBatches
 from vidistill.tasks.learning.relabel import teacher_logits
+from vidistill.tasks.learning.rows import enough
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device, Order, TrainingParameters
 from vidistill.tasks.learning.trial import fifths
@@ -151,8 +152,12 @@ class Trials:
         self.device = Device.of(work, self.asked.student.precision)
         self.teacher = cache(lambda: load_teacher(work.store, work.ref("teacher"), self.clips, self.device))
         fit_N, self.held_N = fifths(self.clips.table.videos, self.clips.classes)
-        fit_N = in_both(self.clips, dense_clips(work), fit_N)
-        by_class = [fit_N[self.clips.labels_N[fit_N] == label] for label in range(len(self.clips.classes))]
+        dense = dense_clips(work)
+        there_N = in_both(self.clips, dense, fit_N)
+        by_class = [
+            enough(self.clips, label, 1, there_N[self.clips.labels_N[there_N] == label])
+            for label in range(len(self.clips.classes))
+        ]
         embeddings = cache(lambda: load_embeddings(work.store.folder(work.ref(EMBEDDINGS))))
         self.orders = cache(lambda seed: [
             ordered(parameters.pick, self.clips, rows_N, seed, self.teacher, embeddings, self.device)
@@ -160,7 +165,6 @@ class Trials:
         ])  # fmt: skip
         self.soft = parameters.recipe.labels == "soft"
         self.budget = Budget(parameters.kb, 1, len(self.clips.classes), parameters.views, self.soft)
-        dense = dense_clips(work)
         self.coders = {
             (scale, frames): Coder(
                 Footage(self.clips, frames, dense),
@@ -175,13 +179,13 @@ class Trials:
         """The grid, without points at which nothing fits or which keep as many clips as one before them.
 
         Raises:
-            RequestError: nothing fits anywhere; says what would.
+            RequestError: nothing fits anywhere; says what the last of them takes.
         """
         found: dict[tuple[float, float, int], Point] = {}
         problem: RequestError | None = None
         for (scale, frames), crf in product(self.coders, self.asked.crfs):
             try:
-                made = self._kept(crf, scale, frames, seed=0)
+                made = kept(self.coders[scale, frames], self.orders(0), crf, self.budget)
             except RequestError as error:
                 problem = error
                 continue
@@ -193,9 +197,6 @@ class Trials:
         if not found and problem is not None:
             raise problem
         return list(found.values())
-
-    def _kept(self, crf: int, scale: float, frames: float, seed: int) -> Kept:
-        return kept(self.coders[scale, frames], self.orders(seed), crf, self.budget)
 
     def score(self, point: Point, seed: int) -> float:
         """Top-1 of one student on every stored view of the held-out clips."""
@@ -214,7 +215,8 @@ class Trials:
         return float((logits_NK.argmax(1).numpy() == labels_N).mean())
 
     def _set(self, point: Point, seed: int) -> DistilledSet:
-        found = self._kept(point.crf, point.scale, point.frames, seed)
+        """That the point keeps of the clips that this seed draws, which may take more bytes than those of the first."""
+        found = kept_coarser(self.coders[point.scale, point.frames], self.orders(seed), point.crf, self.budget)
         made = as_set(self.clips, found, self.parameters.views, self.parameters.view_scale, seed)
         if not self.soft:
             return made

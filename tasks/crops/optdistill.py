@@ -116,9 +116,9 @@ class OptDistill(Method):
     Parameters = OptDistillParameters
     recipes = ("hard", "soft")
 
-    @property
-    def placeless(self) -> Any:
+    def used(self, kb: float | None) -> Any:
         """The keys of tracks and crops have the digests."""
+        del kb
         names = {name: weights_of(getattr(self.parameters, name))[0] for name in ("detector", "scorer")}
         return self.parameters.model_copy(update=names)
 

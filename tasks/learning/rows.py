@@ -18,13 +18,13 @@ def draw_rows(clips: Clips, labels: tuple[int, ...], ipc: int, seed: int) -> NDA
     )
 
 
-def enough(clips: Clips, label: int, ipc: int) -> NDArray[np.int64]:
-    """The rows of a class.
+def enough(clips: Clips, label: int, ipc: int, rows: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """The rows of a class, or those of them that are given.
 
     Raises:
-        RequestError: it has fewer than `ipc` usable clips.
+        RequestError: they are fewer than `ipc`.
     """
-    rows = clips.rows_of(label)
+    rows = clips.rows_of(label) if rows is None else rows
     if len(rows) < ipc:
         name = clips.classes[label]
         raise RequestError(

@@ -42,8 +42,8 @@ class EmbeddingSelector(Method):
     learns: ClassVar[bool] = False
     Parameters = EmbeddingParameters
 
-    @property
-    def placeless(self) -> Any:
+    def used(self, kb: float | None) -> Any:
+        del kb
         return self.parameters.model_copy(update={"embedding": name_of(self.parameters.embedding)})
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:

@@ -89,8 +89,8 @@ class VSTUNet(Method):
     needs = ("pool",)
     Parameters = VSTUNetParameters
 
-    @property
-    def placeless(self) -> Any:
+    def used(self, kb: float | None) -> Any:
+        del kb
         return self.parameters.model_copy(update={"embedding": name_of(self.parameters.embedding)})
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:

@@ -230,8 +230,8 @@ def test_where_weights_lie_is_in_no_key(tmp_path: Path) -> None:
     for name in ("mine.pt", "r3d.pt"):
         (tmp_path / name).write_bytes(b"weights")
     asked = optdistill(detector=str(tmp_path / "mine.pt"), scorer=str(tmp_path / "r3d.pt"))
-    assert (asked.placeless.detector, asked.placeless.scorer) == ("mine.pt", "r3d.pt")
-    assert optdistill().placeless == optdistill().parameters
+    assert (asked.used(None).detector, asked.used(None).scorer) == ("mine.pt", "r3d.pt")
+    assert optdistill().used(None) == optdistill().parameters
 
 
 def test_what_is_new_is_in_no_key_unless_it_is_asked_for() -> None:
