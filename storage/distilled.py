@@ -162,8 +162,7 @@ class DistilledSet:
 
     @staticmethod
     def _load(folder: Path) -> DistilledSet:
-        facts = json.loads((folder / SET).read_text())
-        arrays = {name: np.asarray(zarr.open_array(folder, path=name, mode="r")[...]) for name in facts["arrays"]}
+        facts, arrays = json.loads((folder / SET).read_text()), DistilledSet.arrays_of(folder)
         form, stored = facts.get("form", CLIPS), _named(arrays, "stored_")
         if form == coded.FORM:
             arrays["labels"], logits_NK, stored = coded.read(folder / coded.FILE)
@@ -180,6 +179,12 @@ class DistilledSet:
             form=form,
             stored=stored,
         )
+
+    @staticmethod
+    def arrays_of(folder: Path) -> dict[str, NDArray[Any]]:
+        """A stored set's arrays but its clips: `labels`, `logits`, and what makes the clips as `stored_NAME`."""
+        names = json.loads((folder / SET).read_text())["arrays"]
+        return {name: np.asarray(zarr.open_array(folder, path=name, mode="r")[...]) for name in names}
 
     @staticmethod
     def facts_of(folder: Path) -> dict[str, Any]:
@@ -228,8 +233,10 @@ def materialised(form: str, stored: dict[str, NDArray[Any]], shape_NTHWC: tuple[
 
 
 def variants(clips: NDArray[np.uint8]) -> dict[str, Any]:
-    """NTHWC or VNTHWC as arguments of a set."""
-    return {"clips_NTHWC": clips} if clips.ndim == 5 else {"clips_NTHWC": clips[0], "others_VNTHWC": clips[1:]}
+    """NTHWC or VNTHWC as arguments of a set, which has no others where there is one variant."""
+    if clips.ndim == 5:
+        return {"clips_NTHWC": clips}
+    return {"clips_NTHWC": clips[0], "others_VNTHWC": clips[1:] if len(clips) > 1 else None}
 
 
 def joined(parts: list[DistilledSet]) -> DistilledSet:

@@ -328,8 +328,8 @@ MUTATIONS = [
              "loss + parameters.rate * total",
              "loss + 2 * parameters.rate * total"),
     Mutation("tasks/match/core.py", "the rate has the other sign", RATED,
-             "rate * total_variation",
-             "-rate * total_variation"),
+             "rate * share * variation",
+             "-rate * share * variation"),
     Mutation("tasks/tsgf.py", "the last group has what is left over", TSGF_GROUPS,
              "for group in np.array_split(np.arange(classes), count)]",
              "for group in np.split(np.arange(classes), range(10, classes, 10))]"),
@@ -405,8 +405,8 @@ MUTATIONS = [
              "return sums_KD / counts_K[:, None]",
              "return sums_KD"),
     Mutation("tasks/match/static_dc.py", "every image is matched with first frames", STATIC_DC,
-             "_frames_of(x_BCTHW, random.integers(x_BCTHW.shape[2], size=len(x_BCTHW)))",
-             "_frames_of(x_BCTHW, 0 * random.integers(x_BCTHW.shape[2], size=len(x_BCTHW)))"),
+             "random.integers(x_BCTHW.shape[2], size=len(x_BCTHW))",
+             "0 * random.integers(x_BCTHW.shape[2], size=len(x_BCTHW))"),
     Mutation("tasks/match/dm.py", "real clips alone are augmented", DM,
              "_augmented(clips_of(part, slots_B, draw), labels_N[slots_B], parameters, material, number)",
              "clips_of(part, slots_B, draw)"),
@@ -2054,5 +2054,30 @@ MUTATIONS = [
                  "test_a_set_whose_budget_searches_nothing_is_the_same_whatever_would_be_searched"),
              "options if kb and options.grid else",
              "options if kb is None or options.grid else"),
+    Mutation("storage/distilled.py", "one pair of memories is a variant", of(
+                 "tasks/match/test_vdsd.py", "test_one_pair_is_no_variant_and_may_be_mixed"),
+             "clips[1:] if len(clips) > 1 else None",
+             "clips[1:]"),
+    Mutation("tasks/learning/pixels.py", "frames are chosen of all clips together", of(
+                 "tasks/match/test_memory.py",
+                 "test_what_begins_as_a_few_frames_takes_no_memory_for_all_of_them"),
+             "AT_ONCE = 16",
+             "AT_ONCE = 16_000"),
+    Mutation("tasks/match/sfvd.py", "key frames begin as whole clips", of(
+                 "tasks/match/test_sfvd.py", "test_clips_of_all_frames_are_no_floats"),
+             "start = sets.start_clips(material, parameters.init, frames_NF=frames_NF)",
+             "start = sets.start_clips(material, parameters.init)"),
+    Mutation("tasks/match/vdsd.py", "images are loaded as clips", of(
+                 "tasks/match/test_vdsd.py", "test_stage_2_makes_no_clips_of_the_images"),
+             "first, sources = DistilledSet.arrays_of(folder), DistilledSet.sources_of(folder)",
+             "first, sources = DistilledSet.arrays_of(folder), DistilledSet.load(folder).sources"),
+    Mutation("tasks/match/core.py", "the graph of the rate holds the set", of(
+                 "tasks/match/test_memory.py", "test_no_graph_holds_the_set"),
+             "for slots_B in passes(material, np.arange(count)):",
+             "for slots_B in [np.arange(count)]:"),
+    Mutation("tasks/match/core.py", "a small pass has the rate of a large one", of(
+                 "tasks/match/test_match.py", "test_the_rate_is_that_of_the_whole_set_however_many_share_a_pass"),
+             "share = len(slots_B) / count",
+             "share = a_pass(material, count) / count"),
 ]
 # fmt: on

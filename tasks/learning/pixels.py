@@ -1,6 +1,7 @@
 """Pixels: from a data set's clips to what is learnt, and back to clips of bytes.
 
-Shapes: B, N clips, C colours, T frames, H height, W width. `x_BCTHW` is normalised by the data set's own statistics.
+Shapes: B, N clips, C colours, T frames, F of them, H height, W width. `x_BCTHW` is normalised by the data set's own
+statistics.
 """
 
 from __future__ import annotations
@@ -18,17 +19,38 @@ if TYPE_CHECKING:
     from vidistill.tasks.learning.training import Device
 
 
-def initial(clips: Clips, rows: np.ndarray, init: str, seed: int, device: Device) -> Tensor:
-    """Real clips of these rows, or normal noise with the data's mean and deviation: x_BCTHW."""
+AT_ONCE = 16
+"""Clips that are read together where some of their frames are kept."""
+
+
+def initial(
+    clips: Clips, rows: np.ndarray, init: str, seed: int, device: Device, frames_BF: np.ndarray | None = None
+) -> Tensor:
+    """Real clips of these rows, or normal noise with the data's mean and deviation: x_BCTHW.
+
+    Where frames are given they are all that is kept of a clip, a few clips at a time, before any is a float.
+    """
     import torch
 
-    table = clips.table
+    table, random = clips.table, training.generator(seed, int(rows[0]), streams.NOISE_START)
+
+    def whole(rows: np.ndarray) -> np.ndarray:
+        if init == "real":
+            return clips.read(rows)
+        return random.standard_normal((len(rows), *clips.shape_THWC), dtype=np.float32)
+
+    def chosen(part: slice, frames_BF: np.ndarray) -> np.ndarray:
+        some_BFHWC: np.ndarray = whole(rows[part])[np.arange(len(frames_BF))[:, None], frames_BF]
+        return some_BFHWC
+
+    if frames_BF is None:
+        begun_BTHWC = whole(rows)
+    else:
+        parts = (slice(first, first + AT_ONCE) for first in range(0, len(rows), AT_ONCE))
+        begun_BTHWC = np.concatenate([chosen(part, frames_BF[part]) for part in parts])
     if init == "real":
-        return training.to_input(clips.read(rows), table.mean, table.std, device)
-    noise = training.generator(seed, int(rows[0]), streams.NOISE_START).standard_normal(
-        (len(rows), *clips.shape_THWC), dtype=np.float32
-    )
-    return torch.from_numpy(noise).to(device.torch_device).permute(0, 4, 1, 2, 3)
+        return training.to_input(begun_BTHWC, table.mean, table.std, device)
+    return torch.from_numpy(begun_BTHWC).to(device.torch_device).permute(0, 4, 1, 2, 3)
 
 
 def pixel_range(clips: Clips, device: Device) -> tuple[Tensor, Tensor]:

@@ -207,13 +207,18 @@ def stepper(step: Step, groups: list[Group], momentum: float) -> torch.optim.Opt
     return torch.optim.Adam(groups, eps=1e-15) if step == "adam" else torch.optim.SGD(groups, momentum=momentum)
 
 
-def with_rate(loss: Loss, rate: float) -> Loss:
+def with_rate(loss: Loss, rate: float, material: Material) -> Loss:
     """The loss and `rate` times the total variation of the clips that are learnt."""
 
     def both(iteration: int, learnt: Learnt) -> Valued:
         value, gradients = loss(iteration, learnt)
-        part = Part(learnt)
-        return value + part.differentiate(rate * total_variation(part["clips"]), gradients), gradients
+        count = len(learnt["clips"])
+        for slots_B in passes(material, np.arange(count)):
+            part = Part(learnt)
+            share = len(slots_B) / count
+            variation = total_variation(part.rows("clips", slots_B))
+            value = value + part.differentiate(rate * share * variation, gradients)
+        return value, gradients
 
     return both if rate else loss
 

@@ -64,7 +64,7 @@ class DM(Method):
         parameters: DMParameters = self.parameters
         start = sets.start_clips(material, parameters.init)
         learnt = {"clips": core.leaf(start.x_NCTHW)}
-        loss = core.with_rate(dm_loss(material, start.labels_N, core.pixels, parameters), parameters.rate)
+        loss = core.with_rate(dm_loss(material, start.labels_N, core.pixels, parameters), parameters.rate, material)
         groups = parameters.groups(learnt["clips"], PUBLISHED)
         optimiser = core.stepper(parameters.step, groups, parameters.momentum)
         loop = Loop(parameters.iterations, project=sets.keep_in_range(material.clips, material.device))

@@ -157,7 +157,7 @@ def match_trajectories(
         alphas[iteration] = tensors["lr"].detach()
         return matching(iteration, tensors)
 
-    matching = core.with_rate(mtt_loss(material, labels_N, clips_of, parameters), rate)
+    matching = core.with_rate(mtt_loss(material, labels_N, clips_of, parameters), rate, material)
     loop = Loop(parameters.iterations, project=all_in_place, diverged=DIVERGED, memory=alphas)
     curve = core.optimise(learnt, loss, optimiser, material, loop)
     return curve, {"lr": float(learnt["lr"].detach()), "alpha": [float(alphas[step - 1]) for step in curve.steps]}

@@ -38,15 +38,19 @@ class Start:
         return replace(self, x_NCTHW=self.x_NCTHW.new_empty(0))
 
 
-def start_clips(material: Material, init: Literal["real", "noise"], copies: int = 1) -> Start:
+def start_clips(
+    material: Material, init: Literal["real", "noise"], copies: int = 1, frames_NF: NDArray[np.int64] | None = None
+) -> Start:
     """`material.ipc` random real clips of each class, or normal noise, each `copies` times over, in class order.
+
+    Of each these frames alone, where they are given.
 
     Raises:
         RequestError: a class has fewer clips than that.
     """
     clips = material.clips
     rows_N = draw_rows(clips, material.labels, material.ipc, material.seed).repeat(copies)
-    x_NCTHW = initial(clips, rows_N, init, material.seed, material.device)
+    x_NCTHW = initial(clips, rows_N, init, material.seed, material.device, frames_NF)
     sources = tuple(clips.table.videos[row].path if init == "real" else "" for row in rows_N)
     return Start(x_NCTHW, clips.labels_N[rows_N], sources)
 

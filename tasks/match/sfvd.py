@@ -69,8 +69,10 @@ class SFVD(MTT):
 
     def distil(self, material: Material) -> DistilledSet:
         parameters: SFVDParameters = self.parameters
-        start = sets.start_clips(material, parameters.init)
-        learnt = {"keys": core.leaf(first_keys(start, parameters.keys, material.seed))}
+        count = material.ipc * len(material.labels)
+        frames_NF = first_keys(count, parameters.keys, material.clips.shape_THWC[0], material.seed)
+        start = sets.start_clips(material, parameters.init, frames_NF=frames_NF)
+        learnt = {"keys": core.leaf(start.x_NCTHW)}
         start = start.without_clips()
         groups = parameters.groups(learnt["keys"], PUBLISHED)
         clips_of = self.clips_of(material, start, learnt, groups)
@@ -122,15 +124,13 @@ class SFVDT(SFVD):
         return "reshaped", stored | layer | {"real": companions(material, start.labels_N)} | sets.norm_arrays(material)
 
 
-def first_keys(start: Start, keys: int, seed: int) -> Tensor:
-    """keys_NCFHW: a random frame of each clip, or so many evenly spread over it."""
+def first_keys(clips: int, keys: int, frames: int, seed: int) -> NDArray[np.int64]:
+    """frames_NF: a random frame of each clip, or so many evenly spread over it."""
     import torch
 
-    from vidistill.tasks.match.static_dc import one_frame
-
     if keys == 1:
-        return one_frame(start.x_NCTHW, generator(seed, streams.STILL_START))
-    return start.x_NCTHW[:, :, torch.linspace(0, start.x_NCTHW.shape[2] - 1, keys).round().long()]
+        return generator(seed, streams.STILL_START).integers(frames, size=(clips, 1))
+    return torch.linspace(0, frames - 1, keys).round().long().expand(clips, -1).numpy()
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ class StaticDC(Method):
 
     def distil(self, material: Material) -> DistilledSet:
         parameters: StaticDCParameters = self.parameters
-        start = first_clips(material, parameters)
-        learnt = {"clips": core.leaf(first_frames(start.x_NCTHW, parameters.images, material.seed))}
+        start = first_images(material, parameters)
+        learnt = {"clips": core.leaf(start.x_NCTHW)}
         start = start.without_clips()
         real = RealClips(material.clips, material.seed, material.device)
 
@@ -93,8 +93,8 @@ def check_frames(parameters: StaticDCParameters, frames: int, size: int) -> None
                            "fewer, longer clips, or init=noise.")  # fmt: skip
 
 
-def first_clips(material: Material, parameters: StaticDCParameters) -> Start:
-    """The clip in which each image begins.
+def first_images(material: Material, parameters: StaticDCParameters) -> Start:
+    """Where each image begins, as a clip of one frame.
 
     Raises:
         RequestError: the images of a class do not divide by those of a clip.
@@ -104,26 +104,22 @@ def first_clips(material: Material, parameters: StaticDCParameters) -> Start:
         raise RequestError(
             f"{material.ipc} images a class do not divide by static_dc.images={parameters.images}: ask for a multiple."
         )
-    return sets.start_clips(replace(material, ipc=clips), parameters.init, parameters.images)
+    frames, count = material.clips.shape_THWC[0], clips * len(material.labels)
+    frames_N1 = first_frames(count, parameters.images, frames, material.seed)[:, None]
+    return sets.start_clips(replace(material, ipc=clips), parameters.init, parameters.images, frames_N1)
 
 
-def first_frames(x_NCTHW: Tensor, images: int, seed: int) -> Tensor:
-    """x_NC1HW: a random frame of each clip; another one for each of so many in a row, which are one clip."""
-    random, frames = generator(seed, streams.STILL_START), x_NCTHW.shape[2]
-    of_clips = [random.permutation(frames)[np.arange(images) % frames] for _ in range(len(x_NCTHW) // images)]
-    return _frames_of(x_NCTHW, np.concatenate(of_clips))
+def first_frames(clips: int, images: int, frames: int, seed: int) -> NDArray[np.int64]:
+    """frames_N: a random frame for each image, different ones for those that begin in one clip of so many frames."""
+    random = generator(seed, streams.STILL_START)
+    return np.concatenate([random.permutation(frames)[np.arange(images) % frames] for _ in range(clips)])
 
 
 def one_frame(x_BCTHW: Tensor, random: np.random.Generator) -> Tensor:
     """x_BC1HW: a random frame of each clip."""
-    return _frames_of(x_BCTHW, random.integers(x_BCTHW.shape[2], size=len(x_BCTHW)))
-
-
-def _frames_of(x_BCTHW: Tensor, frames_B: NDArray[np.int64]) -> Tensor:
-    """x_BC1HW: the frame of this number of each clip."""
     import torch
 
-    device = x_BCTHW.device
+    device, frames_B = x_BCTHW.device, random.integers(x_BCTHW.shape[2], size=len(x_BCTHW))
     return x_BCTHW[torch.arange(len(x_BCTHW), device=device), :, torch.from_numpy(frames_B).to(device)].unsqueeze(2)
 
 

@@ -116,16 +116,17 @@ class VDSD(Method):
     def distil(self, material: Material) -> DistilledSet:
         parameters: MemoryParameters = self.parameters
         (folder,) = material.inputs("images")
-        images = DistilledSet.load(folder)
-        table, each = material.clips.table, slice(None, None, parameters.memories)
-        x_NC1HW = training.to_input(images.stored["images"][:, None], table.mean, table.std, material.device)
-        start = Start(x_NC1HW[each], images.labels_N[each], images.sources[each])
+        first, sources = DistilledSet.arrays_of(folder), DistilledSet.sources_of(folder)
+        images_NHWC, table = first["stored_images"], material.clips.table
+        x_NC1HW = training.to_input(images_NHWC[:, None], table.mean, table.std, material.device)
+        each = slice(None, None, parameters.memories)
+        start = Start(x_NC1HW[each], first["labels"][each], sources[each])
         images_NCHW = x_NC1HW.squeeze(2)
         memory = Memory(images_NCHW, parameters.memories, *pixel_range(material.clips, material.device))
         learnt = begin(material, parameters, images_NCHW)
         curve, facts = self.second(material, start.labels_N, memory, learnt)
         stored = {name: learnt[name].detach().cpu().numpy() for name in ("motion", "weight", "bias")}
-        stored |= {"images": images.stored["images"], **sets.norm_arrays(material)}
+        stored |= {"images": images_NHWC, **sets.norm_arrays(material)}
         made = sets.kept(material, "memory", stored, start, curve, **facts)
         return made.with_logits(as_logits(learnt["labels"])) if "labels" in learnt else made
 

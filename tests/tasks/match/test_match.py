@@ -17,6 +17,7 @@ from vidistill.storage import clips as clips_module
 from vidistill.storage.distilled import DistilledSet, joined
 from vidistill.storage.errors import RequestError, RunError
 from vidistill.tasks.distil import distil_jobs
+from vidistill.tasks.learning import pixels
 from vidistill.tasks.learning.evaluate import DistilledBatches
 from vidistill.tasks.learning.pixels import initial
 from vidistill.tasks.learning.training import Order, generator
@@ -303,6 +304,19 @@ def test_it_does_not_matter_how_many_clips_share_a_pass(
     assert loss_of(name, bench, **changes) == pytest.approx(together, rel=1e-4)
 
 
+def test_the_rate_is_that_of_the_whole_set_however_many_share_a_pass(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five clips by twos are a pass of one as well, which counts for half."""
+    learnt = {"clips": core.leaf(torch.randn(5, 3, 4, 6, 6))}
+    monkeypatch.setattr(core, "a_pass", lambda _material, _size: 2)
+    rated = core.with_rate(lambda _iteration, _learnt: (torch.ones(()), {}), 3.0, bench.material((0,), 1, 0))
+    value, gradients = rated(0, learnt)
+    whole = 3 * pixels.total_variation(learnt["clips"])
+    torch.testing.assert_close(value, 1 + whole.detach())
+    torch.testing.assert_close(gradients["clips"], torch.autograd.grad(whole, learnt["clips"])[0])
+
+
 @pytest.mark.parametrize("changed", [{"depth": 6}, {"images": 5}], ids=str)
 def test_images_that_cannot_be_learned_are_refused_before_anything_is_made(bench: Bench, changed: Any) -> None:
     said = {"depth": "48 pixels are too small for the 6 blocks of static_dc: take 64 pixels or more",
@@ -315,12 +329,20 @@ def test_images_that_cannot_be_learned_are_refused_before_anything_is_made(bench
 
 
 def test_images_of_a_clip_begin_in_different_frames() -> None:
-    x_NCTHW = torch.arange(4.0)[None, None, :, None, None].expand(40, 3, 4, 2, 2)  # each frame is its number
     for seed in range(8):
-        first_NC1HW = static_dc.first_frames(x_NCTHW[:6], 3, seed)
-        assert first_NC1HW.shape == (6, 3, 1, 2, 2)
-        assert all(len(set(own.tolist())) == 3 for own in first_NC1HW[:, 0, 0, 0, 0].view(2, 3))
-    assert set(static_dc.first_frames(x_NCTHW, 1, 0)[:, 0, 0, 0, 0].tolist()) == {0, 1, 2, 3}
+        frames_N = static_dc.first_frames(2, 3, 4, seed)
+        assert [len(set(own)) for own in frames_N.reshape(2, 3).tolist()] == [3, 3]
+    assert set(static_dc.first_frames(40, 1, 4, 0).tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("init", ["real", "noise"])
+def test_chosen_frames_are_those_of_the_whole_clips(bench: Bench, init: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "AT_ONCE", 4)
+    material, frames_NF = bench.material((0, 1, 2), 1, 0), np.arange(12).reshape(6, 2) % 4
+    some, whole = (sets.start_clips(material, init, 2, frames) for frames in (frames_NF, None))
+    for x_CFHW, x_CTHW, own in zip(some.x_NCTHW, whole.x_NCTHW, frames_NF.tolist(), strict=True):
+        assert torch.equal(x_CFHW, x_CTHW[:, own])
+    assert some.sources == whole.sources
 
 
 def begun(bench: Bench, name: str, ipc: int = 1, **changes: Any) -> DistilledSet:

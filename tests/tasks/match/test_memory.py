@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from held import held_by
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidistill.models.forms import fused
-from vidistill.tasks.match import core, dc, frepo, idtd, mtt
+from vidistill.tasks.match import core, dc, frepo, idtd, mtt, static_dc
 
 PASS = 2  # clips
 
@@ -60,7 +61,13 @@ def of_dc(given: tiny.Tiny, clips: int) -> Callable[[], Any]:
     return lambda: dc._train(network, given.material(), labels_N, core.pixels, learnt, parameters, 0)
 
 
-@pytest.mark.parametrize("step", [of_frepo, of_mtt, of_dc])
+def of_rate(given: tiny.Tiny, clips: int) -> Callable[[], Any]:
+    learnt, _ = a_set(clips)
+    loss = core.with_rate(lambda _iteration, _learnt: (torch.zeros(()), {}), 0.5, given.material())
+    return lambda: loss(0, learnt)
+
+
+@pytest.mark.parametrize("step", [of_frepo, of_mtt, of_dc, of_rate])
 def test_no_graph_holds_the_set(
     given: tiny.Tiny, step: Callable[[tiny.Tiny, int], Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +92,25 @@ class Watch(TorchDispatchMode):
         if torch.is_tensor(made) and made.untyped_storage().data_ptr() not in self.given:
             self.largest = max(self.largest, made.untyped_storage().nbytes() // made.element_size())
         return made
+
+
+@pytest.mark.parametrize("init", ["real", "noise"])
+def test_what_begins_as_a_few_frames_takes_no_memory_for_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: Any
+) -> None:
+    """Two images of each of 160 clips of 64 frames: a few clips at a time, of which the images alone become floats."""
+    monkeypatch.setattr(tiny, "FRAMES", 64)
+    material = tiny.Tiny(tiny.tiny_clips(tmp_path, labels=(0, 1) * 80)).material(ipc=160)
+    parameters = static_dc.StaticDCParameters(images=2, init=init)
+    size = 320 * tiny.FRAMES * 3 * tiny.SIZE**2
+    with Watch() as made:
+        start = static_dc.first_images(material, parameters)
+    tracemalloc.start()
+    static_dc.first_images(material, parameters)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert made.largest <= start.x_NCTHW.numel() == size // tiny.FRAMES
+    assert peak < size * (4 if init == "noise" else 1) / 3
 
 
 def test_idtd_copies_no_pool_for_an_instance() -> None:

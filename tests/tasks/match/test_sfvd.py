@@ -15,6 +15,7 @@ from resuming import killed_and_whole
 from vidistill.models import temporal
 from vidistill.storage.distilled import DistilledSet, materialised
 from vidistill.storage.errors import RequestError
+from vidistill.tasks.learning import training
 from vidistill.tasks.learning.pixels import pixel_range
 from vidistill.tasks.learning.training import generator, to_input
 from vidistill.tasks.match import core, idtd, sfvd
@@ -72,6 +73,15 @@ def test_keys_are_evenly_spread_and_linear_in_between(keys: int, frames: int) ->
         expected = (1 - (place - low)) * keys_BCFHW[:, :, low] + (place - low) * keys_BCFHW[:, :, high]
         np.testing.assert_allclose(made[:, :, t], expected, rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(lambda x: temporal.interpolate(x, frames), keys_BCFHW.requires_grad_(True))
+
+
+@pytest.mark.parametrize("keys", [1, 3])
+def test_clips_of_all_frames_are_no_floats(bench: Bench, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_by(bench, "sfvd", iterations=0)  # and its experts
+    seen: list[tuple[int, ...]] = []
+    monkeypatch.setattr(training, "to_input", lambda clips, *given: seen.append(clips.shape) or to_input(clips, *given))
+    made_by(bench, "sfvd", iterations=0, keys=keys)
+    assert seen == [(3, keys, 48, 48, 3)]
 
 
 def test_the_reshaping_layer_begins_as_the_mean_of_its_clips() -> None:

@@ -16,14 +16,16 @@ from resuming import killed_and_whole
 
 from vidistill.models import forms
 from vidistill.models.hallucinator import drawn_weights, hallucinate
+from vidistill.storage import distilled
 from vidistill.storage.distilled import DistilledSet, materialised
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning.evaluate import DistilledBatches
+from vidistill.tasks.learning.relabel import mixed
 from vidistill.tasks.learning.training import Order
 from vidistill.tasks.learning.views import PLAIN
 from vidistill.tasks.match import core, vdsd
-from vidistill.tasks.methods import HARD, find_method
+from vidistill.tasks.methods import HARD, find_method, recipe_named
 
 STATIC = {"iterations": 2, "batch_real": 1, "depth": 2, "precision": "fp32"}
 EXPERT = {"epochs": 2, "batch_size": 3, "precision": "fp32"}
@@ -191,6 +193,21 @@ def test_a_student_is_shown_every_variant(bench: Bench) -> None:
     batches = DistilledBatches(made, bench.clips.table, HARD, Order(3, 3, 0), bench.device, None, PLAIN)
     seen = {tuple(np.round(batches(step)[0][:, 0, 0, 0, 0].numpy(), 3)) for step in range(60)}
     assert len(seen) > 20  # of 64 ways to show three instances in four variants, in any order
+
+
+def test_one_pair_is_no_variant_and_may_be_mixed(bench: Bench) -> None:
+    made = made_by(bench, "frepo_vdsd", iterations=0)
+    assert made.others_VNTHWC is None
+    assert len(mixed(made, recipe_named("soft+tsgf", 1.0, {}), 0, bench.clips, bench.device)) == 3
+
+
+def test_stage_2_makes_no_clips_of_the_images(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    images_of(bench, "dm_vdsd")
+    made: list[str] = []
+    clips_of = distilled.materialised
+    monkeypatch.setattr(distilled, "materialised", lambda form, *given: made.append(form) or clips_of(form, *given))
+    made_by(bench, "dm_vdsd")
+    assert "still" not in made
 
 
 def test_a_loaded_set_has_the_clips_that_were_made(bench: Bench, tmp_path: Path) -> None:
