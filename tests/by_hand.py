@@ -17,6 +17,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR
 
 from vidistill.tasks.learning import streams
 from vidistill.tasks.learning.training import generator
@@ -214,6 +215,19 @@ def mtt(hand: Hand, clips_of: ClipsOf, experts_ESP: np.ndarray, p: Any) -> Loss:
     return loss
 
 
+def chained_rates(p: Any) -> list[float]:
+    """Those of a network's steps, by torch's own schedulers in the order of the published code."""
+    adam = torch.optim.Adam([torch.zeros(1)], lr=p.lr_network)
+    linear = LinearLR(adam, start_factor=0.01, total_iters=p.warmup)
+    chained = ChainedScheduler([linear, CosineAnnealingLR(adam, T_max=p.age, eta_min=0.01 * p.lr_network)])
+    rates = []
+    for _ in range(p.age):
+        rates.append(adam.param_groups[0]["lr"])
+        adam.step()
+        chained.step()
+    return rates
+
+
 @dataclass
 class FRePo:
     """Regression of real clips on the set's features and its own labels, over a pool of networks that learn the set."""
@@ -246,9 +260,7 @@ class FRePo:
         network = self.networks[number]
         value = ((network(x) - learnt["labels"].detach()[slots]) ** 2).mean()
         gradients = torch.autograd.grad(value, list(network.parameters()))
-        steps = self.steps[number]
-        rate = self.p.lr_network * min(1, 0.01 + 0.99 * steps / self.p.warmup)
-        rate *= 0.01 + 0.99 * (1 + math.cos(math.pi * steps / self.p.age)) / 2
+        rate = chained_rates(self.p)[self.steps[number]]
         self.adams[number].step([rate] * len(gradients), list(gradients))
         self.ages[number] += 1
         self.steps[number] += 1

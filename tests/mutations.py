@@ -506,14 +506,14 @@ MUTATIONS = [
              "if self.ages[number] >= self.parameters.age:",
              "if False:"),
     Mutation("tasks/match/frepo.py", "networks have no warm-up", FREPO,
-             "warm = min(1, 0.01 + 0.99 * steps / p.warmup)",
-             "warm = 1"),
+             "[min(1, 0.01 + 0.99 * step / p.warmup) for",
+             "[1 for"),
     Mutation("tasks/match/frepo.py", "networks hardly learn", NETWORKS_LEARN,
              "1e-3, gt=0, description=\"Adam; the code's",
              "1e-4, gt=0, description=\"Adam; the code's"),
     Mutation("tasks/match/frepo.py", "networks' rates follow no cosine", FREPO,
-             "* (0.505 + 0.495 * math.cos(math.pi * steps / p.age))",
-             "* 1.0"),
+             "[1 + math.cos(math.pi * step / p.age) for",
+             "[1 for"),
     Mutation("tasks/match/frepo.py", "the warm-up goes by the staggered counters", FREPO,
              "self.rate(self.steps[number])",
              "self.rate(self.ages[number])"),
@@ -2079,5 +2079,13 @@ MUTATIONS = [
                  "tasks/match/test_match.py", "test_the_rate_is_that_of_the_whole_set_however_many_share_a_pass"),
              "share = len(slots_B) / count",
              "share = a_pass(material, count) / count"),
+    Mutation("tasks/match/frepo.py", "a network's rate is the product of its two schedules", of(
+                 "tasks/match/test_frepo.py", "test_a_networks_rates_are_those_of_torchs_schedulers_chained"),
+             "rate = lowest + (rate * warm[step] / warm[step - 1] - lowest) * fall[step] / fall[step - 1]",
+             "rate = p.lr_network * warm[step] * (0.01 + 0.99 * fall[step] / 2)"),
+    Mutation("tasks/match/dsa.py", "no cutout lies beyond the last row", of(
+                 "tasks/match/test_match_losses.py", "test_a_cutout_lies_at_each_published_offset_alike"),
+             "int(y * (height + 1 - box_y % 2))",
+             "int(y * height)"),
 ]
 # fmt: on

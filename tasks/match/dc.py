@@ -61,7 +61,7 @@ class DCParameters(DCLossParameters, core.Steps):
 class DC(Method):
     """Learn clips by matching the gradients of their class."""
 
-    version = 3  # since a cutout is as large as published
+    version = 4  # since a cutout may lie at the far edge
     Parameters = DCParameters
 
     def distil(self, material: Material) -> DistilledSet:

@@ -57,7 +57,7 @@ class DMParameters(DMLossParameters, core.Steps):
 class DM(Method):
     """Learn clips whose mean embedding is that of the real clips of their class."""
 
-    version = 3  # since a cutout is as large as published
+    version = 4  # since a cutout may lie at the far edge
     Parameters = DMParameters
 
     def distil(self, material: Material) -> DistilledSet:

@@ -71,10 +71,10 @@ def _crop(x_BCTHW: Tensor, y: float, x: float, _unused: float) -> Tensor:
 
 
 def _cutout(x_BCTHW: Tensor, y: float, x: float, _unused: float) -> Tensor:
-    """A box of half the side becomes zero."""
+    """A box of half the side becomes zero; its middle is anywhere, at an even side also beyond the last row."""
     height, width = x_BCTHW.shape[3:]
     box_y, box_x = int(height * CUTOUT_SHARE + 0.5), int(width * CUTOUT_SHARE + 0.5)
-    top, left = int(y * height) - box_y // 2, int(x * width) - box_x // 2
+    top, left = int(y * (height + 1 - box_y % 2)) - box_y // 2, int(x * (width + 1 - box_x % 2)) - box_x // 2
     kept_HW = x_BCTHW.new_ones(height, width)
     kept_HW[max(0, top) : top + box_y, max(0, left) : left + box_x] = 0
     return x_BCTHW * kept_HW

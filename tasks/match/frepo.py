@@ -67,7 +67,7 @@ class FRePoParameters(FRePoLossParameters):
 class FRePo(Method):
     """Learn clips and labels from which kernel ridge regression predicts the real ones."""
 
-    version = 4  # since a network's rate ends at its hundredth
+    version = 5  # since a network's rate is that of its two schedulers, chained
     Parameters = FRePoParameters
     recipes = ("learned",)
 
@@ -207,10 +207,16 @@ class Pool:
             self.networks[number], self.adams[number] = self._born(number)
 
     def rate(self, steps: int) -> float:
-        """Of a network's step after so many: a warm-up from a hundredth, times a cosine to that over its life."""
+        """Of a network's step after so many: a warm-up from a hundredth and a cosine to that over its life, chained as
+        torch's LinearLR and CosineAnnealingLR are: at each step one goes on from where the other has left the rate.
+        """
         p = self.parameters
-        warm = min(1, 0.01 + 0.99 * steps / p.warmup)
-        return p.lr_network * warm * (0.505 + 0.495 * math.cos(math.pi * steps / p.age))
+        warm = [min(1, 0.01 + 0.99 * step / p.warmup) for step in range(steps + 1)]
+        fall = [1 + math.cos(math.pi * step / p.age) for step in range(steps + 1)]
+        rate = lowest = 0.01 * p.lr_network
+        for step in range(1, steps + 1):
+            rate = lowest + (rate * warm[step] / warm[step - 1] - lowest) * fall[step] / fall[step - 1]
+        return rate
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -55,7 +55,7 @@ class IDTDParameters(DMLossParameters):
 class IDTD(Method):
     """Learn a pool of images a class, what each instance selects of it, and how a clip is made of that."""
 
-    version = 3  # since each class draws its own segments
+    version = 4  # since a cutout may lie at the far edge
     Parameters = IDTDParameters
 
     def distil(self, material: Material) -> DistilledSet:

@@ -99,7 +99,7 @@ class MTTParameters(TrajectoryParameters):
 class MTT(Method):
     """Learn clips, and the student's learning rate, by matching trajectories (Eq. 1–4)."""
 
-    version = 4  # since a cutout is as large as published
+    version = 5  # since a cutout may lie at the far edge
     Parameters: ClassVar[type[TrajectoryParameters]] = MTTParameters
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:

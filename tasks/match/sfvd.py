@@ -54,7 +54,7 @@ class SFVDTParameters(SFVDParameters):
 class SFVD(MTT):
     """Learn key frames whose interpolation leads a student where the experts went."""
 
-    version = 4  # since a cutout is as large as published
+    version = 5  # since a cutout may lie at the far edge
     Parameters = SFVDParameters
 
     @property
@@ -98,7 +98,7 @@ class SFVD(MTT):
 class SFVDT(SFVD):
     """SFVD with real clips of the same class mixed in by a reshaping layer that is learnt."""
 
-    version = 4  # since a cutout is as large as published
+    version = 5  # since a cutout may lie at the far edge
     Parameters = SFVDTParameters
 
     @property

@@ -44,7 +44,7 @@ class StaticDC(Method):
     Images that begin in one clip begin in different frames: what begins alike has the same gradients and stays alike.
     """
 
-    version = 3  # since images of a clip begin in different frames
+    version = 4  # since a cutout may lie at the far edge
     Parameters = StaticDCParameters
 
     @property

@@ -103,7 +103,7 @@ class VDSD(Method):
     A version says what is matched, and how it is optimised.
     """
 
-    version = 5  # since each instance draws its own pair
+    version = 6  # since a cutout may lie at the far edge
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
         p: MemoryParameters = self.parameters
@@ -188,7 +188,11 @@ class DMVDSD(VDSD):
 
 
 class MTTVDSDParameters(MemoryParameters, MTTLossParameters):
-    """MTT+VDSD; published rates (1e4, 1e-3), 10 steps of the student for IPC 1, 5 of 128 clips and α held for IPC 5."""
+    """MTT+VDSD; published rates (1e4, 1e-3), 10 steps of the student for IPC 1, 5 of 128 clips and α held for IPC 5.
+
+    With `step=published` the rates follow, and α is held above IPC 1; `syn_steps` and `batch_syn` do not, and are for a
+    preset to set.
+    """
 
     momentum: float = OF_SGD
     momentum_lr: float = Field(0.9, ge=0, lt=1, description="Of SGD over α.")
@@ -198,7 +202,7 @@ class MTTVDSDParameters(MemoryParameters, MTTLossParameters):
 class MTTVDSD(VDSD):
     """Stage 2 by MTT."""
 
-    version = 6  # since each instance draws its own pair
+    version = 7  # since a cutout may lie at the far edge
     Parameters = MTTVDSDParameters
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
@@ -224,7 +228,7 @@ class FRePoVDSD(VDSD):
     Published rates fall to a tenth of the hallucinator's, that of the maps too, from 1e2 to 1e-4.
     """
 
-    version = 6  # since each instance draws its own pair
+    version = 7  # since a network's rate is that of its two schedulers, chained
     Parameters = FRePoVDSDParameters
     recipes = ("learned",)
 

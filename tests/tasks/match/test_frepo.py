@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
 
+import by_hand
 import numpy as np
 import pytest
 import torch
@@ -144,6 +145,13 @@ def test_networks_begin_anew_at_their_age_one_after_the_other(bench: Bench) -> N
     assert not torch.equal(weights(pool.networks[1]), trained)
     assert not torch.equal(weights(pool.networks[1]), fresh)
     assert {pool.pick(iteration) for iteration in range(20)} == {0, 1}
+
+
+@pytest.mark.parametrize(("warmup", "age"), [(500, 100), (3, 20), (1, 2), (20, 20)])
+def test_a_networks_rates_are_those_of_torchs_schedulers_chained(bench: Bench, warmup: int, age: int) -> None:
+    pool = pool_of(bench, warmup=warmup, age=age, lr_network=0.3)
+    chained = by_hand.chained_rates(pool.parameters)
+    assert [pool.rate(step) for step in range(age)] == pytest.approx(chained, rel=1e-9)
 
 
 def test_a_networks_step_is_adams_on_squared_errors(bench: Bench) -> None:

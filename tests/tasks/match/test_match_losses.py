@@ -258,6 +258,18 @@ def test_augmentations_by_hand() -> None:
     torch.testing.assert_close(dsa.Augmentation("rotate", (0.5, 0, 0))(x), x)
 
 
+@pytest.mark.parametrize(("side", "box"), [(8, 4), (10, 5)])
+def test_a_cutout_lies_at_each_published_offset_alike(side: int, box: int) -> None:
+    """randint(0, H + (1 − box % 2)): of an even box there is one more than there are rows."""
+    count = side + (1 - box % 2)
+    for offset in range(count):
+        rows = [row for row in range(side) if 0 <= row - offset + box // 2 < box]
+        for u in ((offset + 0.01) / count, (offset + 0.99) / count):
+            tall, wide = (dsa.Augmentation("cutout", place)(torch.ones(1, 1, 1, side, side))[0, 0, 0].eq(0)
+                          for place in ((u, 0.5, 0), (0.5, u, 0)))  # fmt: skip
+            assert tall.any(1).nonzero().flatten().tolist() == wide.any(0).nonzero().flatten().tolist() == rows
+
+
 def test_colours_by_hand() -> None:
     """Each step about what the step before left: +0.2; half as colourful; 1.4 times about the clip's own mean."""
     x_BCTHW = np.random.default_rng(0).normal(size=(2, 3, 4, 5, 5)) + np.array([0.0, 3.0])[:, None, None, None, None]
