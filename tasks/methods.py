@@ -250,9 +250,7 @@ class Method(ABC):
         return made | ({"pool": [given.pool()]} if "pool" in self.needs else {})
 
     def used(self, kb: float | None) -> Any:  # noqa: ARG002
-        """The parameters that a set of this budget depends on, as its key holds them and `distil` has them: files by name
-        and digest, not by their places.
-        """
+        """The parameters that a set of this budget depends on, as its key holds them: files by name, not by place."""
         return self.parameters
 
     @property
