@@ -2009,10 +2009,6 @@ MUTATIONS = [
                  "test_weights_in_a_folder_called_teacher_are_not_the_data_sets_own"),
              "if embedding == TEACHER else",
              "if name == TEACHER else"),
-    Mutation("models/regions.py", "what shrinks leaves pixels out", of(
-                 "tasks/crops/test_crops.py", "test_a_cut_is_the_linear_scaling_of_its_window"),
-             ", antialias=True",
-             ""),
     Mutation("flows/wording.py", "a misspelled parameter is told as one that is missing", of(
                  "flows/test_requests.py", "test_a_wrong_request"),
              "(one for one in errors if one[\"type\"] == \"extra_forbidden\"), errors[0]",

