@@ -7,6 +7,7 @@ clip; the forward one alone is a third of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 from vidistill.flows.look import Look
 from vidistill.flows.passes import METHODS, Data, of_gradients
 from vidistill.models import parted
+from vidistill.storage.clips import PRELOAD_BYTES
 from vidistill.storage.store import ArtifactRef, Manifest
 from vidistill.tasks.generate.autoencoder import MEASURED_FRAMES
+from vidistill.tasks.generate.quality import THUMBNAIL
 
 NETWORKS = {
     "r2plus1d_small": 0.1e-6, "r2plus1d_small_in": 0.1e-6, "r2plus1d_small_gn": 0.1e-6, "r3d_18": 6e-6,
@@ -36,6 +39,8 @@ MUON = 1.3e-8
 """Seconds an update by Muon takes more than one by AdamW, a weight (the same)."""
 GIVEN_BYTES, ENCODED, DECODED = 335e6, 5.5e-5, 1.2e-4
 """Of Stable Diffusion's autoencoder, in fp32 without bf16 units: bytes of its weights, seconds a pixel either way."""
+READ, COMPARED = 2e-8, 2.6e-11
+"""Seconds a pixel of a clip that is read and made a thumbnail, and a number of a pair of thumbnails."""
 STORED, CODED = 0.55, 0.036
 """Bytes of a compressed clip a byte of its pixels, and of one that is coded as video a pixel."""
 
@@ -237,7 +242,7 @@ def _autoencoder(job: Manifest, look: Look) -> tuple[float, float]:
 
 def _latents(job: Manifest, look: Look) -> tuple[float, float]:
     data, codec = look.data(job.inputs["clips"][0]), look.known(job.inputs["autoencoder"][0]).parameters
-    pixels = data.clips * data.views * data.pixels
+    pixels = data.clips * data.pixels * job.record.get("counts", {}).get("views", data.looks)
     return pixels * (ENCODED if codec["pretrained"] else 1e-6), 2 * pixels * codec["channels"] / codec["factor"] ** 2
 
 
@@ -281,9 +286,14 @@ def _resized(job: Manifest, look: Look) -> tuple[float, float]:
 
 
 def _quality(job: Manifest, look: Look) -> tuple[float, float]:
+    """What the teacher says of each clip; and thumbnails, in which each is compared with all looks of all training
+    clips, which are read again for each GiB.
+    """
     pool, data = (look.data(job.inputs[name][0]) for name in ("pool", "clips"))
-    thumbnails = 5e-8 * data.clips * (data.views - 1) * data.pixels  # the other views are read too
-    return 1 + (2 * pool.clips + data.clips) / 3 * data.pixels * _rate("") + thumbnails, 1e6
+    known = (2 * pool.clips + data.clips) / 3 * data.pixels * _rate("")
+    clips, numbers = pool.clips + data.clips, 3 * data.frames * min(THUMBNAIL, data.size) ** 2
+    read = clips + data.clips * data.views * math.ceil(4 * numbers * clips / PRELOAD_BYTES)
+    return 1 + known + READ * read * data.pixels + COMPARED * clips * data.clips * data.looks * numbers, 1e6
 
 
 def _detector(job: Manifest, look: Look) -> tuple[float, float]:  # noqa: ARG001

@@ -33,8 +33,10 @@ class Estimate:
 class Estimates:
     """What jobs will take, the more exactly the more jobs like them have been measured on this machine."""
 
-    def __init__(self, runtime: Runtime, find: Callable[[ArtifactRef], Manifest | None]) -> None:
-        self._runtime, self._look = runtime, Look(find)
+    def __init__(
+        self, runtime: Runtime, find: Callable[[ArtifactRef], Manifest | None], *, flips: bool = False
+    ) -> None:
+        self._runtime, self._look = runtime, Look(find, flips)
         self._seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self._bytes: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self._done: dict[ArtifactRef, float] = {}

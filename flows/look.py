@@ -11,9 +11,10 @@ from vidistill.storage.store import ArtifactRef, Manifest
 
 @dataclass(frozen=True)
 class Look:
-    """Manifests by `find`, which gives None where nobody knows one."""
+    """Manifests by `find`, which gives None where nobody knows one; `flips`: clips of the data set may be mirrored."""
 
     find: Callable[[ArtifactRef], Manifest | None]
+    flips: bool = False
     _counted: dict[ArtifactRef, Data] = field(default_factory=dict, init=False)
 
     def known(self, ref: ArtifactRef) -> Manifest:
@@ -48,4 +49,4 @@ class Look:
             return Data(clips, 1, own.frames, own.size)
         sampling = blocks[0].parameters["sampling"]
         clips = sum(len(block.parameters["videos"]) for block in blocks)
-        return Data(clips, sampling["views"], sampling["frames"], sampling["size"])
+        return Data(clips, sampling["views"], sampling["frames"], sampling["size"], self.flips)

@@ -13,16 +13,22 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Data:
-    """A set of clips: how many, how many views each has, and their shape."""
+    """A set of clips: how many, how many views each has, their shape, and whether they may be mirrored."""
 
     clips: int
     views: int
     frames: int
     size: int
+    flips: bool = False
 
     @property
     def pixels(self) -> int:
         return self.frames * self.size**2
+
+    @property
+    def looks(self) -> int:
+        """Views of a clip, mirrored ones too."""
+        return self.views * (2 if self.flips else 1)
 
 
 Passes = Callable[[Mapping[str, Any], int, int, Data], float]

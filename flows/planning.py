@@ -128,7 +128,8 @@ def plan_grid(grid: Benchmark, runtime: Runtime) -> Plan:
         graphs.append(expected_graph(own, table, store, partial(build, asked=asked)))
     jobs = {job.ref: job for graph in graphs for job in list(graph.jobs.values())[:-1]}
     report = list(merged(graphs).jobs.values())[-1]
-    return replace(plan_jobs([*first, *jobs.values(), report], store, runtime), notes=table.notes)
+    plan = plan_jobs([*first, *jobs.values(), report], store, runtime, flips=table.flips)
+    return replace(plan, notes=table.notes)
 
 
 def plan_data(request: Request, runtime: Runtime, graph_of: GraphOf[Request]) -> Plan:
@@ -138,7 +139,8 @@ def plan_data(request: Request, runtime: Runtime, graph_of: GraphOf[Request]) ->
     first, table = _videos(request, runtime, store)
     graph = expected_graph(request, table, store, graph_of)
     said = list(graph.jobs.values())[-1].parameters.get("notes", ())  # a report's, of the rows that it lacks
-    return replace(plan_jobs([*first, *graph.jobs.values()], store, runtime), notes=(*table.notes, *said))
+    plan = plan_jobs([*first, *graph.jobs.values()], store, runtime, flips=table.flips)
+    return replace(plan, notes=(*table.notes, *said))
 
 
 def _videos(request: DataRequest, runtime: Runtime, store: Store) -> tuple[list[Job], IndexTable]:
@@ -164,11 +166,11 @@ def _expected_sprites(parameters: SpritesParameters) -> IndexTable:
     return IndexTable(layout="folders", classes=CLASSES, flips=False, videos=videos, rejected=())
 
 
-def plan_jobs(jobs: Sequence[Job], store: Store, runtime: Runtime) -> Plan:
-    """A plan of these jobs, each after those that it needs."""
+def plan_jobs(jobs: Sequence[Job], store: Store, runtime: Runtime, *, flips: bool = False) -> Plan:
+    """A plan of these jobs, each after those that it needs; `flips`: their clips may be mirrored."""
     known = {ref: found.manifest for ref, found in store.survey().items() if found.manifest and not found.problem}
     nodes = known | {job.ref: job.manifest for job in jobs}
-    estimates, reasons = Estimates(runtime, nodes.get), Reasons(jobs, list(known.values()))
+    estimates, reasons = Estimates(runtime, nodes.get, flips=flips), Reasons(jobs, list(known.values()))
     for manifest in known.values():
         estimates.learn(manifest)
     problems = store.problems(job.ref for job in jobs)

@@ -48,7 +48,9 @@ class Pool(Clips):
     def _latent_array(self, part: int) -> zarr.Array[Any]:
         """A part's latents, opened when they are first read: most methods read none."""
         if part not in self._latents:
-            self._latents[part] = open_latent_array(self._store.folder(self._parts[part]))
+            folder = self._store.folder(self._parts[part])
+            self._store.check_content(self._parts[part])
+            self._latents[part] = open_latent_array(folder)
         return self._latents[part]
 
     def latents(self, rows: Iterable[int]) -> NDArray[np.float32]:

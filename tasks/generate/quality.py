@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vidistill.models.regions import resize
-from vidistill.storage.clips import Clips
+from vidistill.storage.clips import PRELOAD_BYTES, Clips
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef
@@ -34,9 +35,13 @@ THUMBNAIL = 14
 """Pixels across the frames that are compared. The teacher's features do not serve: of training clips of ten classes of
 UCF101 that went through an autoencoder at 25 dB they find 16 in 100, thumbnails all."""
 AT_ONCE = 256
-"""Clips that are compared with all training clips together."""
+"""Clips of either side that are compared together."""
 Features = NDArray[np.float64]
 Thumbnails = NDArray[np.float32]
+Look = tuple[int, int, Thumbnails]
+"""The number of a look, the row of its first clip here, and thumbnails of as many clips, (B, P)."""
+Nearest = tuple[NDArray[np.int64], NDArray[np.int64], Thumbnails]
+"""Of each clip the row of its nearest one, the number of the look in which that is nearest, and how they correlate."""
 
 
 class QualityParameters(Parameters):
@@ -110,13 +115,12 @@ def quality(work: Work) -> None:
     made_ND = features(network, pool, np.arange(len(pool)), device)
     real_MD = features(network, clips, np.arange(len(clips)), device)
     groups_M = groups_of(clips)
-    parts = [thumbnails(pool), thumbnails(clips), reconstructed(work, clips, device)]
-    lengths = np.cumsum([len(part) for part in parts])[:-1]
-    own = [np.full(len(parts[0]), ""), groups_M, np.full(len(parts[2]), "")]  # who was made is of no group
-    every_NP = np.concatenate(parts)
-    del parts  # thumbnails of a large set take most of a gigabyte
-    rows, shown, alike = nearest(every_NP, looks(clips), np.concatenate(own), groups_M)
-    row_N, look_N, (alike_N, among_M, of_copies) = rows[: len(pool)], shown[: len(pool)], np.split(alike, lengths)
+    copies = reconstructed(work, clips, device)
+    every = chain(thumbnails(pool, range(len(pool))), thumbnails(clips, range(len(clips))), copies)
+    own = [np.full(len(pool), ""), groups_M, np.full(len(copies), "")]  # who was made is of no group
+    rows, shown, alike = all_nearest(every, copies.shape[1], clips, np.concatenate(own))
+    row_N, look_N = rows[: len(pool)], shown[: len(pool)]
+    alike_N, among_M, of_copies = np.split(alike, [len(pool), len(pool) + len(clips)])
     close = np.quantile(among_M, 0.99)
     first_M = first_half(groups_M)
     half_HD, other_HD = real_MD[first_M], real_MD[~first_M]
@@ -165,18 +169,21 @@ def look_of(clips: Clips, row: int, view: int, mirrored: bool) -> NDArray[np.uin
     return clip_THWC[:, :, ::-1] if mirrored else clip_THWC
 
 
-def looks(clips: Clips) -> Iterator[Thumbnails]:
+def looks(clips: Clips) -> Iterator[Look]:
     """Of all that a generator has seen of the training clips: each view, and each mirrored where they may be."""
-    side = min(THUMBNAIL, clips.shape_THWC[1])
+    side, mirrors = min(THUMBNAIL, clips.shape_THWC[1]), 2 if clips.table.flips else 1
     for view in range(clips.table.views):
-        shown_MP = thumbnails(clips, view)
-        yield shown_MP
-        if clips.table.flips:
-            yield shown_MP.reshape(len(clips), -1, side, 3)[:, :, ::-1].reshape(len(clips), -1)
+        for first in range(0, len(clips), AT_ONCE):
+            rows = range(first, min(first + AT_ONCE, len(clips)))
+            shown_BP = np.stack([*thumbnails(clips, rows, view)])
+            yield view * mirrors, first, shown_BP
+            if clips.table.flips:
+                mirrored = shown_BP.reshape(len(rows), -1, side, 3)[:, :, ::-1]
+                yield view * mirrors + 1, first, mirrored.reshape(len(rows), -1)
 
 
-def thumbnails(source: Pool | Clips, view: int = 0) -> Thumbnails:
-    return np.stack([thumbnail(source.read([row], view)[0]) for row in range(len(source))])
+def thumbnails(source: Pool | Clips, rows: Iterable[int], view: int = 0) -> Iterator[Thumbnails]:
+    return (thumbnail(source.read([row], view)[0]) for row in rows)
 
 
 def thumbnail(clip_THWC: NDArray[np.uint8]) -> Thumbnails:
@@ -239,26 +246,45 @@ def _root(sample_ND: Features) -> Features:
     return np.linalg.qr(scaled_ND).R
 
 
-def nearest(
-    a_NP: Thumbnails, looks: Iterable[Thumbnails], groups_N: NDArray[np.str_], groups_M: NDArray[np.str_]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Thumbnails]:
-    """For each row of the first the nearest other clip, the number of its look that is nearest, and how they correlate.
+def all_nearest(shown: Iterable[Thumbnails], numbers: int, clips: Clips, groups_N: NDArray[np.str_]) -> Nearest:
+    """The `nearest` training clips of so many that at most 1 GiB of their thumbnails is held, and then the next.
+
+    Args:
+        shown: N thumbnails of P numbers each.
+        numbers: P.
+        clips: the training clips, which are read again for every GiB.
+        groups_N: the group of each.
+    """
+    shown, groups_M = iter(shown), groups_of(clips)
+    row: Any = np.dtype((np.float32, numbers))
+    held = AT_ONCE * max(1, PRELOAD_BYTES // (row.itemsize * AT_ONCE))
+    found = []
+    for first in range(0, len(groups_N), held):
+        groups_B = groups_N[first : first + held]
+        block = islice(shown, len(groups_B))
+        found.append(nearest(np.fromiter(block, row, len(groups_B)), looks(clips), groups_B, groups_M))
+    rows, looks_N, alike = zip(*found, strict=True)
+    return np.concatenate(rows), np.concatenate(looks_N), np.concatenate(alike)
+
+
+def nearest(a_NP: Thumbnails, looks: Iterable[Look], groups_N: NDArray[np.str_], groups_M: NDArray[np.str_]) -> Nearest:
+    """For each row of the first the nearest other clip.
 
     Args:
         a_NP: thumbnails.
-        looks: of the others, (M, P) each: a clip is as near as its nearest look.
+        looks: of the others, M in all of each: a clip is as near as its nearest look.
         groups_N: the group of each of the first: no clip of it is its nearest.
         groups_M: that of the others.
     """
     row_N, look_N = np.zeros((2, len(a_NP)), np.int64)
     alike_N = np.full(len(a_NP), -np.inf, np.float32)
-    for look, b_MP in enumerate(looks):
+    for look, first_row, b_RP in looks:
         for first in range(0, len(a_NP), AT_ONCE):
             part = slice(first, first + AT_ONCE)
-            alike_BM = a_NP[part] @ b_MP.T
-            alike_BM[groups_N[part, None] == groups_M] = -np.inf
-            better = alike_BM.max(1) > alike_N[part]
-            row_N[part] = np.where(better, alike_BM.argmax(1), row_N[part])
+            alike_BR = a_NP[part] @ b_RP.T
+            alike_BR[groups_N[part, None] == groups_M[first_row : first_row + len(b_RP)]] = -np.inf
+            better = alike_BR.max(1) > alike_N[part]
+            row_N[part] = np.where(better, first_row + alike_BR.argmax(1), row_N[part])
             look_N[part] = np.where(better, look, look_N[part])
-            alike_N[part] = np.maximum(alike_BM.max(1), alike_N[part])
+            alike_N[part] = np.maximum(alike_BR.max(1), alike_N[part])
     return row_N, look_N, alike_N

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from vidistill.flows.costs import Cost, cost_of
+from vidistill.flows import planning
+from vidistill.flows.costs import COMPARED, Cost, cost_of
 from vidistill.flows.distill import _rows_failed
 from vidistill.flows.estimates import Estimates, wall_seconds
 from vidistill.flows.experiment import build
 from vidistill.flows.look import Look
 from vidistill.flows.parameters import Experiment, PoolRequest
 from vidistill.flows.planning import Plan, describe, plan_jobs, plan_of
+from vidistill.flows.pool import plan_pool
 from vidistill.flows.salvage import Failed, salvaged
 from vidistill.storage.errors import RunError
 from vidistill.storage.opening import open_store
@@ -30,6 +32,7 @@ from vidistill.tasks.stage import Job, Runtime
 from vidistill.tasks.videos.index import IndexTable
 from vidistill.tasks.videos.layouts import Rejected
 from vidistill.tasks.videos.scan import Video
+from vidistill.tasks.videos.sprites import SpritesParameters
 
 CLASSES = ("left", "right")
 SMALL: dict[str, Any] = {"decode": {"frames": 8, "size": 32, "views": 1}, "seeds": 1, "front": "rgb"}
@@ -229,14 +232,14 @@ def test_bytes_that_were_measured_are_what_the_like_takes(store: Store) -> None:
     assert said == pytest.approx(2_000_000 * len(blocks), rel=0.05)
 
 
-def pool_costs(kind: str, **pool: Any) -> list[Cost]:
+def pool_costs(kind: str, *, flips: bool = False, **pool: Any) -> list[Cost]:
     """Of the jobs of a kind of a pool of clips of 8×32×32."""
     from vidistill.flows.pool import build_pool
 
     request = PoolRequest.model_validate({"data": "videos", "decode": SMALL["decode"], "pool": pool})
     jobs = list(build_pool(request, table())[0].jobs.values())
     nodes = {job.ref: job.manifest for job in jobs}
-    return [cost_of(job.manifest, Look(nodes.get)) for job in by_kind(jobs, kind)]
+    return [cost_of(job.manifest, Look(nodes.get, flips)) for job in by_kind(jobs, kind)]
 
 
 def test_a_pool_takes_the_bytes_of_its_clips() -> None:
@@ -300,6 +303,25 @@ def test_an_autoencoder_that_is_given_is_not_trained(tmp_path: Path) -> None:
 def test_clips_of_a_part_that_the_pool_does_not_show_are_not_read() -> None:
     many, few = (pool_costs("pool-quality", clips_a_class=clips, part_clips=10)[0].seconds for clips in (10, 1))
     assert many > few
+
+
+def test_mirrored_clips_are_latents_too_and_are_compared_with_the_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, mirrored = (pool_costs("latents", flips=flips)[0] for flips in (False, True))
+    assert (mirrored.seconds, mirrored.bytes) == pytest.approx((2 * plain.seconds, 2 * plain.bytes))
+    found = []
+    for flips in (False, True):
+        shown = planning._expected_sprites(SpritesParameters()).model_copy(update={"flips": flips})
+        monkeypatch.setattr(planning, "_expected_sprites", lambda _asked, shown=shown: shown)
+        plan = plan_pool(PoolRequest(data="sprites", front="rgb"), Runtime(store=str(tmp_path / "store")))
+        found.append(next(one.bytes for one in plan.planned if one.job.stage == "latents"))
+    assert found[1] == pytest.approx(2 * found[0])
+
+
+def test_each_clip_of_a_pool_is_compared_with_all_looks_of_all_training_clips() -> None:
+    plain, mirrored = (pool_costs("pool-quality", clips_a_class=50, flips=flips)[0].seconds for flips in (False, True))
+    assert mirrored - plain == pytest.approx(COMPARED * (2 * 50 + 2 * 64) * (2 * 64) * 3 * 8 * 14**2)
 
 
 def wall(jobs: Sequence[Job], each: float, workers: int, threads: int) -> float:

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny
 
 from vidistill.storage import clips as clips_module
 from vidistill.storage import store as store_module
@@ -17,6 +18,7 @@ from vidistill.storage.clips import (
     open_clip_array,
 )
 from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound
+from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef, Manifest, Store
 
 VIEWS, T, SIZE = 2, 3, 8
@@ -125,6 +127,19 @@ def test_a_large_block_is_checked_by_content_before_it_is_read(store, ref, monke
     with pytest.raises(ArtifactDamaged, match=r"block/b1 in .* was damaged \(clips/c/1/.* checksum\): run again"):
         clips.read([4])
     assert store.problem(ArtifactRef(kind="block", key="b1")) == "no artifact"  # so that the next run makes it again
+
+
+def test_a_large_part_of_a_pool_is_checked_by_content_before_its_latents_are_read(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    pool = Pool(store, tiny.tiny_pool(store, np.zeros((2, T, SIZE, SIZE, 3), dtype=np.uint8)))
+    monkeypatch.setattr(store_module, "FULL_CHECK_BYTES", 0)
+    chunk = next(path for path in (store.root / "pool-part" / "p" / "latents" / "c" / "1").rglob("*") if path.is_file())
+    content = bytearray(chunk.read_bytes())
+    content[20] ^= 1
+    chunk.write_bytes(content)
+    with pytest.raises(ArtifactDamaged, match=r"pool-part/p in .* was damaged \(latents/c/1/.* checksum\): run again"):
+        pool.latents([0])
+    assert store.problem(ArtifactRef(kind="pool-part", key="p")) == "no artifact"
 
 
 def test_an_array_keeps_one_clip_a_chunk_black_ones_too(tmp_path):

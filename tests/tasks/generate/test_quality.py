@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from vidistill.models.autoencoder import FrameAutoencoder, to_clips, to_frames
 from vidistill.storage.clips import Clips
 from vidistill.storage.store import ArtifactRef, Store
+from vidistill.tasks.generate import quality
 from vidistill.tasks.generate.quality import (
     Quality,
     first_half,
@@ -146,15 +148,36 @@ def test_clips_of_a_group_are_not_each_others_neighbours() -> None:
     """As scenes that were cut into several clips are."""
     clips_NP = np.array([[1.0, 0], [0.9, 0.1], [0, 1], [0.2, 0.8]], dtype=np.float32)
     groups_N = np.array(["a", "a", "b", "b"])
-    rows_N, _, alike_N = nearest(clips_NP, [clips_NP], groups_N, groups_N)
+    rows_N, _, alike_N = nearest(clips_NP, [(0, 0, clips_NP)], groups_N, groups_N)
     assert rows_N.tolist() == [3, 3, 1, 1]
     assert alike_N == pytest.approx([0.2, 0.26, 0.1, 0.26])
-    looks = [clips_NP, 2 * clips_NP[[2, 3, 0, 1]]]
-    for number, order in enumerate((looks[::-1], looks)):
+    looks = [(0, 0, clips_NP), (1, 0, 2 * clips_NP[[2, 3, 0, 1]])]
+    halves = [(look, first, b_MP[first : first + 2]) for look, _, b_MP in looks for first in (0, 2)]
+    for order in (looks, looks[::-1], halves, halves[::-1]):
         rows_N, look_N, alike_N = nearest(clips_NP, order, groups_N, groups_N)
-        assert look_N.tolist() == [number] * 4
+        assert look_N.tolist() == [1] * 4
         assert rows_N.tolist() == [2, 2, 0, 0]
         assert alike_N == pytest.approx([2, 1.8, 2, 1.6])
+
+
+def test_few_thumbnails_are_held_and_the_nearest_clip_stays(
+    folder: Path, clips: Clips, pooled_NTHWC: np.ndarray, codec: FrameAutoencoder, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(quality, "AT_ONCE", 8)
+    at_once = measured(folder, pooled_NTHWC, codec, tmp_path / "at once")
+    sizes: list[tuple[int, int]] = []
+
+    def noted(a_NP: np.ndarray, looks: Iterable[quality.Look], *groups: np.ndarray) -> quality.Nearest:
+        looks = list(looks)
+        sizes.append((len(a_NP), max(len(b_RP) for *_, b_RP in looks)))
+        return nearest(a_NP, looks, *groups)
+
+    monkeypatch.setattr(quality, "PRELOAD_BYTES", 17 * 4 * clips.read([0]).size)  # no larger than thumbnails are
+    monkeypatch.setattr(quality, "nearest", noted)
+    assert measured(folder, pooled_NTHWC, codec, tmp_path / "few") == at_once
+    assert sizes[:2] == [(16, 8), (16, 8)]
+    assert sum(size for size, _ in sizes) == 12 + 2 * COUNT
 
 
 def test_halves_of_the_training_clips_have_no_common_group() -> None:
