@@ -13,6 +13,7 @@ from vidistill.flows.fronts import choose_front
 from vidistill.flows.own import with_own
 from vidistill.flows.parameters import SPRITES, PoolRequest
 from vidistill.flows.planning import Plan, plan_data
+from vidistill.flows.rows import training_videos
 from vidistill.flows.runners import WORKERS, jobs_done_by
 from vidistill.storage.files import copy_out, write_out
 from vidistill.storage.opening import default_location, open_store
@@ -71,7 +72,12 @@ def publish(store: Store, ref: ArtifactRef, out: Path | None) -> None:
 
 
 def build_pool(request: PoolRequest, table: IndexTable) -> tuple[Graph, ArtifactRef]:
-    """All jobs of a pool, its quality last, and the quality's reference."""
+    """All jobs of a pool, its quality last, and the quality's reference.
+
+    Raises:
+        RequestError: a class has no training video, or see `pool_of`.
+    """
+    training_videos(table)
     graph = Graph()
     index = graph.add(index_job(table, request.index))
     blocks = block_jobs(table, request.decode, "train")

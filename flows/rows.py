@@ -231,15 +231,8 @@ def within_budgets(rows: list[Row], table: IndexTable, pool_clips: int) -> list[
     Raises:
         RequestError: a class has no test videos, or fewer training videos, or the pool fewer clips, than a row's ipc.
     """
-    counts = dict.fromkeys(range(len(table.classes)), 0)
-    for video in table.of_split("train"):
-        counts[video.label] += 1
+    counts = training_videos(table)
     scarce = min(counts, key=lambda label: counts[label])
-    if not counts[scarce]:
-        raise RequestError(
-            f"No training video of the class {table.classes[scarce]!r} can be read: `vidistill index` says why; mend "
-            "them, or take the class away."
-        )
     if untested := sorted(counts.keys() - {video.label for video in table.of_split("test")}):
         raise RequestError(
             f"No test video of the class {table.classes[untested[0]]!r} is there, or can be read: `vidistill index` "
@@ -259,6 +252,24 @@ def within_budgets(rows: list[Row], table: IndexTable, pool_clips: int) -> list[
             f"({counts[scarce]} training videos): ask for at most {counts[scarce]}, or add videos."
         )
     return kept
+
+
+def training_videos(table: IndexTable) -> dict[int, int]:
+    """How many there are of each class.
+
+    Raises:
+        RequestError: of one there is none.
+    """
+    counts = dict.fromkeys(range(len(table.classes)), 0)
+    for video in table.of_split("train"):
+        counts[video.label] += 1
+    scarce = min(counts, key=lambda label: counts[label])
+    if not counts[scarce]:
+        raise RequestError(
+            f"No training video of the class {table.classes[scarce]!r} can be read: `vidistill index` says why; mend "
+            "them, or take the class away."
+        )
+    return counts
 
 
 def without_blind(rows: list[Row], front: str) -> tuple[list[Row], tuple[str, ...]]:

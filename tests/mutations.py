@@ -2108,5 +2108,9 @@ MUTATIONS = [
                  "flows/test_planning.py", "test_each_clip_of_a_pool_is_compared_with_all_looks_of_all_training_clips"),
              " + COMPARED * clips * data.clips * data.looks * numbers",
              ""),
+    Mutation("flows/pool.py", "a class without a training video has a pool", of(
+                 "flows/test_pool.py", "test_a_class_without_a_training_video_has_no_pool_and_no_run"),
+             "    training_videos(table)\n",
+             ""),
 ]
 # fmt: on

@@ -14,13 +14,16 @@ from method_contract import DECODE
 from method_contract import POOL as CONTRACT_POOL
 
 from vidistill.flows.cli import app
-from vidistill.flows.parameters import PoolRequest, checked, override
-from vidistill.flows.pool import pool
+from vidistill.flows.experiment import build
+from vidistill.flows.parameters import Experiment, PoolRequest, checked, override
+from vidistill.flows.planning import _expected_sprites
+from vidistill.flows.pool import build_pool, pool
 from vidistill.storage.errors import RequestError
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import Store
 from vidistill.tasks.learning.teacher import TeacherParameters
 from vidistill.tasks.stage import Runtime
+from vidistill.tasks.videos.sprites import SpritesParameters
 
 POOL = CONTRACT_POOL.model_copy(update={"clips_a_class": 2, "part_clips": 2})
 
@@ -69,6 +72,17 @@ def test_more_clips_cost_their_parts_alone(videos: Path, tmp_path: Path, monkeyp
     assert said.startswith("**9 clips of 3 classes**")
     assert "- generator: Latte micro" in said
     assert (tmp_path / "out" / "sheet.png").is_file()
+
+
+def test_a_class_without_a_training_video_has_no_pool_and_no_run() -> None:
+    whole = _expected_sprites(SpritesParameters())
+    videos = tuple(video for video in whole.videos if (video.split, video.label) != ("train", 3))
+    table, asked = whole.model_copy(update={"videos": videos}), {"data": "sprites", "front": "rgb"}
+    said = f"No training video of the class '{table.classes[3]}' can be read: `vidistill index` says why"
+    with pytest.raises(RequestError, match=said):
+        build_pool(PoolRequest.model_validate(asked), table)
+    with pytest.raises(RequestError, match=said):
+        build(Experiment.model_validate(asked | {"cells": [{"method": "random"}]}), table)
 
 
 def test_settings_reach_the_pool() -> None:
