@@ -14,7 +14,7 @@ from vidistill.flows.parameters import (
     networks_of,
     placeless,
 )
-from vidistill.models import FRONT_NAMES, NETWORKS, known, parted
+from vidistill.models import FRONT_NAMES, NETWORKS, known, parted, too_small
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters, in_words
 from vidistill.tasks.distil import blaming
@@ -126,13 +126,14 @@ def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
                 f"There is no {role} {asked!r}: choose from {', '.join(NETWORKS)}, or FRONT:NAME with a front of "
                 f"{', '.join(FRONT_NAMES)}."
             )
+        _check_size(experiment, name)
     taught = {student: _taught(experiment, cell, student) for student in students}
     if cell.method == FULL:
         if cell.store is not None:
             raise RequestError("For all clips as compressed video ask for coded with an ipc or kb that takes them all.")
         return [Row(None, cell, HARD, None, student, seeds, taught[student]) for student in students]
     source = find_method(cell.method)
-    _check_networks(cell, source)
+    _check_networks(experiment, cell, source)
     if cell.store is not None:
         if cell.method == "coded":
             raise RequestError("The clips of coded are compressed video already: give it crf, not store.")
@@ -173,13 +174,20 @@ def options_of(source: MethodSource, cell: Cell) -> Parameters:
     return checked(source.method.Parameters, cell.options, f"The method {source.name}")
 
 
-def _check_networks(cell: Cell, source: MethodSource) -> None:
+def _check_networks(experiment: Experiment, cell: Cell, source: MethodSource) -> None:
     """Make sure that what a method's options call a network is one; what a user's own method calls so is its own."""
     if cell.method not in REGISTRY:
         return
     for place, network in networks_of(options_of(source, cell)):
         if not known(network) and network != CONVNET:
             raise RequestError(f"{source.name}.{place} is {network!r}: there are {', '.join(NETWORKS)}.")
+        _check_size(experiment, network)
+
+
+def _check_size(experiment: Experiment, network: str) -> None:
+    """Make sure that the clips are large enough for a network."""
+    if small := too_small(network, experiment.decode.frames, experiment.decode.size):
+        raise RequestError(small)
 
 
 def _taught(experiment: Experiment, cell: Cell, student: str) -> StudentParameters:

@@ -53,6 +53,18 @@ def known(name: str) -> bool:
     return (front in FRONT_NAMES or front in OWN) and (body in NETWORKS or body in OWN)
 
 
+def too_small(name: str, frames: int, size: int) -> str:
+    """Why a network cannot see clips of so many frames and pixels; empty where they are large enough."""
+    (front, body), least = parted(name), ""
+    if body in ("cnn_gru", "cnn_lstm") and size < 8:
+        least = "8 pixels or more"
+    if body == "r2plus1d_small_in" and frames <= 2 and size <= 16:  # its last maps have one pixel, which has no norm
+        least = "3 frames or more, or 17 pixels"
+    if not least or front in OWN:
+        return ""
+    return f"Clips of {frames} frames of {size} pixels are too small for {body}: take {least}, or another network."
+
+
 def build(name: str, *, classes: int, frames: int, size: int) -> nn.Module:
     """A freshly initialised network for clips of `frames` frames of `size`×`size` pixels.
 
@@ -60,8 +72,10 @@ def build(name: str, *, classes: int, frames: int, size: int) -> nn.Module:
     torch's global generator: seed that first.
 
     Raises:
-        ValueError: `name` is not one of `NETWORKS`, or its front not one of `FRONT_NAMES`.
+        ValueError: `name` is not one of `NETWORKS`, or its front not one of `FRONT_NAMES`, or such clips are too small.
     """
+    if small := too_small(name, frames, size):
+        raise ValueError(small)
     front, body = parted(name)
     if front == "rgb":
         return _body(body, classes, frames, size, 3)

@@ -43,11 +43,13 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
     """
     if precision != "auto":
         return precision
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
     return "bf16" if fast else "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 itself."""
+    return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
 
 
 @functools.cache

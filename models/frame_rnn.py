@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from vidistill.models import compute
 from vidistill.models.convnet2d import WIDTH, block
 
 DEPTH = 3
@@ -32,6 +33,11 @@ def _differentiable(x: Tensor) -> Iterator[None]:
         return
     with _without_cudnn, torch.backends.cudnn.flags(enabled=False):
         yield
+
+
+def _computable(rnn: nn.Module) -> AbstractContextManager[object]:
+    """fp32 for an LSTM on a CPU without bf16 units: oneDNN has none in bf16 there."""
+    return nullcontext() if compute.cpu_has_bf16() or isinstance(rnn, nn.GRU) else torch.autocast("cpu", enabled=False)
 
 
 class FrameRNN(nn.Module):
@@ -70,7 +76,7 @@ class FrameRNN(nn.Module):
         """`emb_BD`: the recurrent layer's outputs, averaged over time."""
         frames_NCHW = x_BCTHW.transpose(1, 2).flatten(0, 1)
         features_BTF = self.cnn(frames_NCHW).unflatten(0, (x_BCTHW.shape[0], x_BCTHW.shape[2]))
-        with _differentiable(features_BTF):
+        with _differentiable(features_BTF), _computable(self.rnn):
             states_BTD: Tensor = self.rnn(features_BTF)[0]
         return states_BTD.mean(1)
 

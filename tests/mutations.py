@@ -2112,5 +2112,18 @@ MUTATIONS = [
                  "flows/test_pool.py", "test_a_class_without_a_training_video_has_no_pool_and_no_run"),
              "    training_videos(table)\n",
              ""),
+    Mutation("models/__init__.py", "maps of one pixel are normalised", of(
+                 "models/test_networks.py", "test_clips_that_are_too_small_for_a_network_are_refused_and_no_others"),
+             "frames <= 2 and size <= 16:",
+             "frames < 2 and size < 16:"),
+    Mutation("flows/rows.py", "clips too small for a teacher or student are found when it is made", of(
+                 "flows/test_students.py",
+                 "test_clips_that_are_too_small_for_a_network_are_said_before_anything_is_done"),
+             "_check_size(experiment, name)",
+             "pass"),
+    Mutation("models/frame_rnn.py", "an LSTM is asked for in bf16 of any CPU", of(
+                 "models/test_bf16.py", "test_a_recurrent_layer_that_a_cpu_has_not_in_bf16_is_fp32"),
+             "if compute.cpu_has_bf16() or isinstance(rnn, nn.GRU) else",
+             "if isinstance(rnn, nn.RNNBase) else"),
 ]
 # fmt: on

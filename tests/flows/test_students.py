@@ -202,6 +202,17 @@ def test_networks_that_a_method_cannot_have_are_said_before_anything_is_done(cel
     built({"method": "static_dc"}, {"method": "dm_vdsd"}, {"method": "tsgf"})
 
 
+@pytest.mark.parametrize("asked", [
+    {"cells": [{"method": "mtt", "options": {"expert": {"network": "r2plus1d_small_in"}}}]},
+    {"cells": [{"method": "random"}], "students": ["centred:r2plus1d_small_in"]},
+    {"cells": [{"method": "full"}], "teacher": {"network": "r2plus1d_small_in"}},
+])  # fmt: skip
+def test_clips_that_are_too_small_for_a_network_are_said_before_anything_is_done(asked: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="2 frames of 16 pixels are too small for r2plus1d_small_in: take 3 frames"):
+        rows_of(Experiment.model_validate({"data": "sprites", "decode": {"frames": 2, "size": 16}} | asked))
+    assert rows_of(Experiment.model_validate({"data": "sprites", "decode": {"frames": 3, "size": 16}} | asked))
+
+
 def test_a_wrong_request_that_a_stage_finds_costs_its_rows_alone() -> None:
     plain = {"data": "videos", "cells": [{"method": "random"}, {"method": "dm"}], "seeds": 1}
     graph = build(with_front(Experiment.model_validate(plain), "rgb"), table())
