@@ -225,7 +225,7 @@ def check_places(runtime: Runtime, out: Path) -> None:
 
 
 def print_table(document: dict[str, Any]) -> None:
-    """A report's rows, a table for each kind of labels."""
+    """A report's rows, a table for each kind of labels, and what is to be known of them and of the videos."""
     from rich.table import Table
 
     order, fronts = ("hard", "soft", "online"), {row["front"] for row in document["rows"]}
@@ -247,6 +247,11 @@ def print_table(document: dict[str, Any]) -> None:
             table.add_row(*_cells(row if not seen else row | {"student": parted(row["student"])[1]}))
         console.print()
         console.print(table)
+    if any(row["collapsed"] for row in document["rows"]):
+        console.print("\n† some of its students call nearly everything one class", soft_wrap=True, highlight=False)
+    if lost := [f"{one['video']}: {one['reason']}" for one in document["rejected"] if one["outcome"] == "failed"]:
+        many = "1 video is lost (" if len(lost) == 1 else f"{len(lost)} videos are lost (the first is "
+        console.print(f"\n{many}{lost[0]}): see the report.", soft_wrap=True, highlight=False)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -255,7 +260,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         difference += f" ± {100 * row['difference_interval']:.1f}"
     kept = row["bytes"] if row["bytes_coded"] is None else row["bytes_coded"]
     return [
-        Named.of(row).name,
+        Named.of(row).name + (" †" if row["collapsed"] else ""),
         row["student"],
         _budget(row),
         f"{100 * row['top1_mean']:.1f}" + (f" ± {100 * row['top1_std']:.1f}" if row["seeds"] > 1 else ""),

@@ -20,9 +20,11 @@ from vidistill.tasks.learning.evaluate import SCORE
 from vidistill.tasks.methods import Recipe
 from vidistill.tasks.report.tables import duration, size
 
-FACTS = ("dataset", "method", "variant", "ipc", "kb", "seed", "recipe", "student", "top1")
-COLUMNS = ("artifact", "data set", "method", "ipc", "kb", "seed", "recipe", "network", "top-1 %", "size", "took",
-           "made")  # fmt: skip
+FACTS = ("dataset", "split", "method", "variant", "ipc", "kb", "seed", "recipe", "student", "top1")
+COLUMNS = ("artifact", "data set", "split", "method", "ipc", "kb", "seed", "recipe", "network", "top-1 %", "size",
+           "took", "made")  # fmt: skip
+USUAL = "1"
+"""The split of most data sets, which is not shown."""
 RIGHT = {"ipc", "kb", "seed", "top-1 %", "size", "took"}
 
 WHOLE = {"score": "full", "teacher-score": "teacher", "expert-score": "expert"}
@@ -36,7 +38,7 @@ def list_artifacts(kind: str | None, location: str | None, wanted: Facts, as_jso
     """Print a line an artifact, or all of them as one JSON document.
 
     Raises:
-        RequestError: there is no such store, or it has nothing of this kind.
+        RequestError: there is no such store, or it has nothing of this kind, or of what else is wanted.
     """
     store = existing(location)
     survey = survey_of(store)
@@ -50,18 +52,28 @@ def list_artifacts(kind: str | None, location: str | None, wanted: Facts, as_jso
         rows = [_document(ref, survey[ref], facts[ref]) for ref in shown]
         print(json.dumps({"store": store.location, "artifacts": rows}, indent=1, ensure_ascii=False))
         return
+    if not shown:
+        _check_names(store, facts.values(), wanted)
     shown.sort(key=lambda ref: (ref.kind, _made(survey[ref])))
     for line in _aligned([_cells(ref, survey[ref], facts[ref]) for ref in shown]):
         console.print(line, markup=False)
     console.print(f"{counted(shown, survey)}, in {store.location}", markup=False)
 
 
-def _matches(facts: Facts, wanted: Facts) -> bool:
-    def has(name: str, value: object) -> bool:
-        own = facts.get(name)
-        return value in own if isinstance(own, list) else value == own
+def _check_names(store: Store, facts: Iterable[Facts], wanted: Facts) -> None:
+    for name, value in wanted.items():
+        there = {one for own in facts for one in _several(own.get(name, []))}
+        if value not in there:
+            known = ", ".join(map(str, sorted(there))) or "none"
+            raise RequestError(f"The store {store.location} has nothing of the {name} {value!r}; it has {known}.")
 
-    return all(has(name, value) for name, value in wanted.items())
+
+def _several(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _matches(facts: Facts, wanted: Facts) -> bool:
+    return all(value in _several(facts.get(name)) for name, value in wanted.items())
 
 
 class Catalogue:
@@ -124,9 +136,8 @@ def _scored(content: bytes) -> Facts:
 
 
 def _passed_on(facts: Facts) -> Facts:
-    """What an artifact's facts say of those that are made from it: the data set, and all that a set is of."""
-    is_set = "method" in facts
-    names = ("dataset", "method", "variant", "ipc", "kb", "seed") if is_set else ("dataset",)
+    """What an artifact's facts say of those that are made from it: the data, and all that a set is of."""
+    names = ("dataset", "split", *(("method", "variant", "ipc", "kb", "seed") if "method" in facts else ()))
     return {name: facts[name] for name in names if name in facts}
 
 
@@ -137,14 +148,19 @@ def _own(manifest: Manifest) -> Facts:
     facts: Facts = {name: given[name] for name in ("dataset", "method", budget, "seed") if name in given}
     if manifest.kind == "report":
         rows = given["rows"]
+        facts |= {"split": given["split"]} if "split" in given else {}
         lists = {name: _each(row.get(name) for row in rows) for name in ("method", "ipc", "kb", "student")}
         return facts | {name: values for name, values in lists.items() if values}
+    if manifest.kind == "index" and "index" in given:
+        facts["split"] = "validation" if given["index"]["holdout"] else str(given["index"]["split"])
     if manifest.kind == "sprites":
         return {"dataset": SPRITES, "seed": given["seed"]}
     if manifest.kind in WHOLE and "distilled" not in manifest.inputs:
         facts["method"] = WHOLE[manifest.kind]
     if "recipe" in given:
         facts["recipe"] = _recipe(given["recipe"])
+    elif given.get("soft"):  # a budget in bytes that logits take a part of
+        facts["recipe"] = "soft"
     network = given.get("network", given.get("expert", {}).get("network"))
     named = {"student": network, "dataset": manifest.record.get("dataset")}
     return facts | {name: value for name, value in named.items() if value}
@@ -174,13 +190,13 @@ def _document(ref: ArtifactRef, found: Found, facts: Facts) -> dict[str, Any]:
 
 def _cells(ref: ArtifactRef, found: Found, facts: Facts) -> list[str]:
     def told(name: str) -> str:
-        value = facts.get(name, "")
-        return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        return ",".join(f"{one:g} kB" if name == "kb" else str(one) for one in _several(facts.get(name, [])))
 
     made = f"damaged: {found.problem}" if found.problem or not found.manifest else _local(found.manifest.created)
     return [
         f"{ref.kind}/{short_key(ref)}",
         told("dataset"),
+        "" if told("split") == USUAL else told("split"),
         f"{told('method')} {told('variant')}".strip(),
         *map(told, ("ipc", "kb", "seed", "recipe", "student")),
         f"{100 * facts['top1']:.1f}" if "top1" in facts else "",

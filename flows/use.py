@@ -167,18 +167,17 @@ def print_segments(document: dict[str, Any]) -> None:
     """The means of a report of segments, a table for each kind of labels."""
     from rich.table import Table
 
-    from vidistill.tasks.report.segments import SHOWN
+    from vidistill.tasks.report.segments import SHOWN, difference, in_order
     from vidistill.tasks.report.tables import size
 
     for labels in dict.fromkeys(row["labels"] for row in document["rows"]):
         table = Table(title=f"{labels} labels", title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for name in ("method", "points", *SHOWN.values(), "bytes", "seeds"):
+        for name in ("method", "points", *SHOWN.values(), "− random", "bytes", "seeds"):
             table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-        for row in document["rows"]:
-            if row["labels"] == labels:
-                means = (f"{100 * row[f'{name}_mean']:.1f}" for name in SHOWN)
-                points = "all" if row["points"] is None else str(row["points"])
-                table.add_row(row["method"], points, *means, size(row["bytes"]), str(row["seeds"]))
+        for row in in_order([row for row in document["rows"] if row["labels"] == labels]):
+            means = (f"{100 * row[f'{name}_mean']:.1f}" for name in SHOWN)
+            points = "all" if row["points"] is None else str(row["points"])
+            table.add_row(row["method"], points, *means, difference(row), size(row["bytes"]), str(row["seeds"]))
         console.print()
         console.print(table)
 

@@ -2125,5 +2125,21 @@ MUTATIONS = [
                  "models/test_bf16.py", "test_a_recurrent_layer_that_a_cpu_has_not_in_bf16_is_fp32"),
              "if compute.cpu_has_bf16() or isinstance(rnn, nn.GRU) else",
              "if isinstance(rnn, nn.RNNBase) else"),
+    Mutation("flows/commands.py", "a table of the terminal does not mark who collapsed", of(
+                 "flows/test_cli.py", "test_the_terminal_marks_what_collapsed_and_names_what_is_lost"),
+             "(\" †\" if row[\"collapsed\"] else \"\")",
+             "\"\""),
+    Mutation("flows/commands.py", "whatever is no video is told as lost", of(
+                 "flows/test_cli.py", "test_the_terminal_marks_what_collapsed_and_names_what_is_lost"),
+             "for one in document[\"rejected\"] if one[\"outcome\"] == \"failed\"]",
+             "for one in document[\"rejected\"]]"),
+    Mutation("flows/listing.py", "sets of a holdout are listed as those of the split", of(
+                 "flows/test_housekeeping.py", "test_ls_tells_sets_of_other_splits_and_labels_apart"),
+             "\"validation\" if given[\"index\"][\"holdout\"] else str(given[\"index\"][\"split\"])",
+             "str(given[\"index\"][\"split\"])"),
+    Mutation("tasks/report/tables.py", "only guessing is free", of(
+                 "tasks/report/test_page.py", "test_the_summary_says_what_the_largest_class_alone_reaches"),
+             "if float(largest) > float(chance) else",
+             "if False else"),
 ]
 # fmt: on

@@ -295,7 +295,7 @@ class PoolShown:
 
 @dataclass
 class ReportData:
-    """All that a report shows."""
+    """All that a report shows; `largest` is the share of the test clips that are of their largest class."""
 
     title: str
     created: str
@@ -315,3 +315,4 @@ class ReportData:
     confusions: list[Confusion] = field(default_factory=list)
     command: str = ""
     notes: list[str] = field(default_factory=list)
+    largest: float = 0.0

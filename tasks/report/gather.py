@@ -36,6 +36,7 @@ from vidistill.tasks.report.naming import named_sets, told_apart
 from vidistill.tasks.report.page import render_html, render_json, render_markdown
 from vidistill.tasks.report.pool import pools_shown
 from vidistill.tasks.report.statistics import LEAST_SEEDS, collapsed_to, deviation, paired
+from vidistill.tasks.report.tables import duration
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.index import IndexTable, load_index
 
@@ -84,7 +85,7 @@ def report_anew(parameters: ReportParameters, inputs: Mapping[str, Sequence[Arti
     return report_job(parameters, index, inputs["train"][0], inputs["test"][0], teacher, quality, front)
 
 
-@stage("report", version=20)  # 20: facts of a user's own that are no curve, search or mark are not read as such
+@stage("report", version=21)  # 21: what the name of the largest class alone reaches
 def report(work: Work) -> None:
     asked = ReportParameters.model_validate(work.job.parameters)
     rows, failed = told_apart(asked.rows), told_apart(asked.failed, beside=asked.rows)
@@ -118,6 +119,7 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
         created=max(manifest.created for manifest in manifests.values()),
         dataset_summary=_summary(parameters.dataset, index, train, test) | _front(work, parameters),
         classes=list(index.classes),
+        largest=float(np.bincount(test.labels_N).max() / len(test)),
         rows=[_begun(store, plan, row) for plan, row in zip(parameters.rows, with_differences(rows), strict=True)],
         curves=_curves(parameters, scores),
         losses=_losses(store, parameters),
@@ -323,6 +325,6 @@ def _notes(manifests: dict[ArtifactRef, Manifest]) -> list[str]:
     commits = sorted({record["commit"] for record in records if record.get("commit")})
     seconds = sum(manifest.seconds for manifest in manifests.values())
     return [
-        f"Made on {'; '.join(machines)}: networks on {'; '.join(ran)}; {seconds / 60:.0f} minutes of stages in all.",
+        f"Made on {'; '.join(machines)}: networks on {'; '.join(ran)}; {duration(seconds)} of stages in all.",
         *([f"Commit {', '.join(commits)}."] if commits else []),
     ]

@@ -128,19 +128,26 @@ def markdown(document: dict[str, Any]) -> str:
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
     head = ("method", "points", *SHOWN.values(), f"{SHOWN[COMPARED]} − Random (95 %)", "bytes", "time", "seeds")
-    ordered = sorted(rows, key=lambda row: (row["points"] is None, row["points"] or 0, -row[f"{COMPARED}_mean"]))
-    cells = [head, *map(_cells, ordered)]
+    cells = [head, *map(_cells, in_order(rows))]
     made = [f"| {' | '.join(line)} |" for line in cells]
     return [made[0], "|---" * len(head) + "|", *made[1:]]
+
+
+def in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By points, all frames last, and the best first."""
+    return sorted(rows, key=lambda row: (row["points"] is None, row["points"] or 0, -row[f"{COMPARED}_mean"]))
+
+
+def difference(row: dict[str, Any]) -> str:
+    """From Random, in points, with its interval; nothing of Random itself."""
+    found = row["differences"].get(COMPARED)
+    half = "" if found is None or found["interval"] is None else f" ± {100 * found['interval']:.1f}"
+    return "" if found is None else f"{100 * found['mean']:+.1f}{half}"
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     spreads = {name: f" ± {100 * row[f'{name}_std']:.1f}" if row["seeds"] > 1 else "" for name in METRICS}
     metrics = (f"{100 * row[f'{name}_mean']:.1f}{spread}" for name, spread in spreads.items())
-    found = row["differences"].get(COMPARED)
-    difference = "" if found is None else f"{100 * found['mean']:+.1f}"
-    if found and found["interval"] is not None:
-        difference += f" ± {100 * found['interval']:.1f}"
     points = "all" if row["points"] is None else str(row["points"])
     time = duration(row["seconds"]) if row["sets"] else "–"
-    return (row["method"], points, *metrics, difference, size(row["bytes"]), time, str(row["seeds"]))
+    return (row["method"], points, *metrics, difference(row), size(row["bytes"]), time, str(row["seeds"]))

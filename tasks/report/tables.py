@@ -112,10 +112,10 @@ def _won(row: Row, rows: Sequence[Row]) -> bool:
 
 
 def heading_of(row: Row, every: Sequence[Row]) -> str:
-    """Student, budget and labels, then whatever else differs between the rows of this report."""
+    """Student, budget, then whatever differs between the rows of this report but their labels, which stand above."""
     budget = f"{row.labels} labels" if row.whole else f"{budget_of(row)} per class"
     varying = [str(getattr(row, name)) for name in ("dataset", "split", "protocol", "recipe")
-               if len({getattr(one, name) for one in every}) > 1]  # fmt: skip
+               if len({getattr(one, name) for one in every}) > 1 and getattr(row, name) != row.labels]  # fmt: skip
     return " · ".join([row.student, budget, *varying])
 
 
@@ -219,9 +219,17 @@ def summary(data: ReportData) -> list[str]:
         "in brackets the paired difference from Random under the same recipe, ± half of its 95 % t interval."
     )
     few = f" Fewer than {LEAST_SEEDS} seeds settle nothing." if all(row.seeds < LEAST_SEEDS for row in same) else ""
-    guessing = [f"Guessing reaches {percent(1 / len(data.classes))}{NO_BREAK}%."] if data.classes else []
-    whole = " ".join([*full, *guessing])
+    whole = " ".join([*full, *_guessing(data)])
     return [opening + few, *([whole] if whole else []), *best]
+
+
+def _guessing(data: ReportData) -> list[str]:
+    """What needs no clip: to guess, or to say the largest class of the test split each time."""
+    if not data.classes:
+        return []
+    chance, largest = percent(1 / len(data.classes)), percent(data.largest)
+    more = f", the name of the largest class alone {largest}{NO_BREAK}%" if float(largest) > float(chance) else ""
+    return [f"Guessing reaches {chance}{NO_BREAK}%{more}."]
 
 
 def _kind_sentences(rows: list[Row], data: ReportData) -> list[str]:

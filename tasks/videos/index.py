@@ -67,7 +67,8 @@ def _copies(videos: Sequence[Video]) -> Iterator[str]:
         found = [same for same in alike.values() if len({getattr(video, kind) for video in same}) > 1]
         if found:
             first = " = ".join(video.path for video in found[0][:3])
-            yield f"{len(found)} files are there more than once, byte for byte, {told} (the first: {first})"
+            are = "file is" if len(found) == 1 else "files are"
+            yield f"{len(found)} {are} there more than once, byte for byte, {told} (the first: {first})"
 
 
 class IndexJobParameters(Parameters):

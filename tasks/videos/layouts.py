@@ -215,10 +215,12 @@ def read_folders(folder: Path, parameters: IndexParameters, tree: Tree) -> Draft
     strange = split_lists.by_folder(folder, lambda path: path.suffix.lower() in TABLE_SUFFIXES and not header(path))
     draft.notes += [f"{path.name} cannot be read as a table and is passed over" for found in strange for path in found]
     empty = sorted(set(names.values()) - {entry.label for entry in draft.entries} - set(LIST_FOLDERS))
-    draft.notes += [f"folder {name!r} holds no videos and is no class" for name in empty]
-    share = f"{parameters.test_fraction:.0%} of each class, by group, seed {parameters.split_seed}"
+    draft.notes += [f"folder {name!r} holds no videos itself and is no class" for name in empty]
+    tested = sum(entry.split == "test" for entry in draft.entries)
     draft.notes.append(
-        f"class folders without a split of their own: the test split is {share}{_hint(tree, parameters)}"
+        f"class folders without a split of their own: the test split is {tested} of {len(draft.entries)} videos, drawn "
+        f"with seed {parameters.split_seed} in whole groups, one at least and about {parameters.test_fraction:.0%} of "
+        f"each class{_hint(tree, parameters)}"
     )
     return draft
 
@@ -247,7 +249,8 @@ def _outside_class_folder(path: str, depth: int, scored: str, unscored: list[str
         return f"in {parts[0]}/, while {scored}/ is the split that is scored"
     if len(parts) <= depth + 1:
         return "in no class folder"
-    return "below a folder within the class folder" if len(parts) > depth + 2 else "beside the train and test folders"
+    too_deep = "too deep: of a class folder the videos that lie in it itself are read"
+    return too_deep if len(parts) > depth + 2 else "beside the train and test folders"
 
 
 def _no_class_folders(folder: Path, tree: Tree) -> str:
@@ -302,9 +305,8 @@ def _report_missing(draft: Draft, missing: list[Row]) -> None:
             draft.rejected.append(Rejected(video=row.names[0], outcome="failed", reason=reason))
     if absent:
         more = ", …" if len(absent) > 3 else ""
-        draft.notes.append(
-            f"{len(absent)} listed classes have no videos here and are left out ({', '.join(absent[:3])}{more})"
-        )
+        what = "class has no videos here and is" if len(absent) == 1 else "classes have no videos here and are"
+        draft.notes.append(f"{len(absent)} listed {what} left out ({', '.join(absent[:3])}{more})")
 
 
 def hold_out(draft: Draft, seed: int) -> None:
@@ -322,7 +324,7 @@ def check(draft: Draft, folder: Path, *, test_only: bool = False) -> tuple[str, 
     if test_only and not train:
         return tuple(label for label in draft.classes or sorted(test) if label in test)
     missing = [f"{row.video}, {row.reason}" for row in draft.rejected if row.outcome == "failed"]
-    lost = f" ({len(missing)} files are missing; the first is {missing[0]})" if missing else ""
+    lost = f" ({len(missing)} listed and missing; the first is {missing[0]})" if missing else ""
     if unknown := sorted(test - train):
         raise RequestError(f"class {unknown[0]!r} of {folder} has test videos but no training videos{lost}")
     _check_classes(train, folder, lost)

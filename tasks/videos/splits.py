@@ -96,4 +96,5 @@ def split_notes(entries: Iterable[Entry]) -> list[str]:
     both = sorted(unit for unit, splits in sides.items() if len(splits) > 1)
     if not both:
         return []
-    return [f"{len(both)} groups stand on both sides of the split, so its scores flatter (the first: {both[0]})"]
+    stand = "group stands" if len(both) == 1 else "groups stand"
+    return [f"{len(both)} {stand} on both sides of the split, so its scores flatter (the first: {both[0]})"]

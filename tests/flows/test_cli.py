@@ -193,8 +193,8 @@ def test_names_are_printed_as_they_are_and_with_what_was_noted(
     asked = {"data": str(tmp_path / "own"), "cells": [{"method": "random"}], "front": "rgb"}
     commands.plan(asked, str(tmp_path / "store"), "cpu", "threads")
     for printed in (listed, capsys.readouterr().out):
-        assert "the test split is 25% of each class" in printed
-        assert "1 files are there more than once, byte for byte, on both sides of the split" in printed
+        assert "the test split is 2 of 4 videos, drawn with seed 0" in printed
+        assert "1 file is there more than once, byte for byte, on both sides of the split" in printed
         assert "byte for byte, in several classes (the first: a/2.mp4 = a/[1] x.mp4 = b/4.mp4)" in printed
 
 
@@ -205,6 +205,20 @@ def test_ls_lists_the_artifacts(session: Session) -> None:
     teachers = session.vidistill("ls", "teacher", "--store", "store").stdout.splitlines()
     assert teachers[1].startswith("teacher/")
     assert teachers[-1].startswith("1 artifact, ")
+
+
+def test_the_terminal_marks_what_collapsed_and_names_what_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"method": "random", "variant": "", "recipe": "hard", "labels": "hard", "ipc": 1, "kb": None,
+           "student": "c3d", "front": "rgb", "top1_mean": 0.5, "top1_std": 0.1, "bytes": 9, "bytes_coded": None,
+           "seconds": 1, "seeds": 2, "collapsed": []}  # fmt: skip
+    lost = {"video": "a/garbage.mp4", "outcome": "failed", "reason": "no video stream"}
+    document = {"rows": [row, row | {"method": "dm", "collapsed": [1]}],
+                "rejected": [lost, lost | {"video": "notes.txt", "outcome": "filtered"}]}  # fmt: skip
+    commands.print_table(document)
+    shown = capsys.readouterr().out
+    assert [line.split()[:2] for line in shown.splitlines() if "c3d" in line] == [["random", "c3d"], ["dm", "†"]]
+    assert "\n† some of its students call nearly everything one class\n" in shown
+    assert "\n1 video is lost (a/garbage.mp4: no video stream): see the report.\n" in shown
 
 
 def test_report_latest_is_the_report_of_the_run(session: Session) -> None:

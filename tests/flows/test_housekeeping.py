@@ -599,6 +599,34 @@ def test_ls_names_damage_and_variants(store: Store, tmp_path: Path) -> None:
     assert any(line.split()[:2] == ["index/i", "dances"] for line in lines)
 
 
+def test_ls_tells_sets_of_other_splits_and_labels_apart(store: Store, capsys: Any) -> None:
+    def write(kind: str, key: str, parameters: dict[str, Any], **inputs: list[ArtifactRef]) -> ArtifactRef:
+        with store.writing(Manifest(kind=kind, key=key, version=1, parameters=parameters, inputs=inputs)):
+            return ArtifactRef(kind=kind, key=key)
+
+    for key, index in (("a", {"holdout": False, "split": 1}), ("b", {"holdout": True, "split": 1})):
+        clips = write("clips", key, {"split": "train"}, index=[write("index", key, {"index": index})])
+        for soft in ({}, {"soft": True}):
+            asked = {"method": "coded", "kb": 2.0, "seed": 0} | soft
+            write("distilled", key + "soft" * len(soft), asked, clips=[clips])
+    list_artifacts("distilled", store.location, {}, as_json=False)
+    lines = [" ".join(line.split()[1:-6]) for line in sorted(capsys.readouterr().out.splitlines()) if "coded" in line]
+    assert lines == ["coded 2 kB 0", "coded 2 kB 0 soft", "validation coded 2 kB 0", "validation coded 2 kB 0 soft"]
+
+
+def test_ls_says_that_there_is_nothing_of_a_name(store: Store, capsys: Any) -> None:
+    with store.writing(Manifest(kind="score", key="s", version=1, parameters={"seed": 3}, inputs={})):
+        pass
+    for wanted, said in (
+        ({"method": "randm"}, "of the method 'randm'; it has full"),
+        ({"seed": 4}, "seed 4; it has 3"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            list_artifacts(None, store.location, wanted, as_json=False)
+        list_artifacts(None, store.location, wanted, as_json=True)
+    assert capsys.readouterr().out.count('"artifacts": []') == 2
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"top1": null}', '{"top1": 0.', "\0"])
 def test_ls_reaches_the_column_that_names_damage(store: Store, capsys: Any, content: str) -> None:
     """A score that does not parse, and an index that a report names and whose manifest does not."""

@@ -107,9 +107,9 @@ def test_the_page_shows_them_with_what_the_search_tried():
 def test_kilobytes_are_a_budget_of_their_own_in_the_tables():
     shown = tables(ROWS)[0]
     assert [group.heading for group in shown.groups] == [
-        "minic3d · 2 kB per class · hard",
-        "minic3d · 10 kB per class · hard",
-        "minic3d · 1 per class · hard",
+        "minic3d · 2 kB per class",
+        "minic3d · 10 kB per class",
+        "minic3d · 1 per class",
     ]
     assert [line.random for line in shown.groups[0].lines] == [False, True]
     assert "90.0 kB, coded 5.0 kB" in shown.groups[2].lines[0].cells

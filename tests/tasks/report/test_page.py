@@ -440,6 +440,11 @@ def test_the_summary_says_the_result_in_words(data: ReportData) -> None:
     ]
 
 
+def test_the_summary_says_what_the_largest_class_alone_reaches(data: ReportData) -> None:
+    said = tables.summary(replace(data, largest=0.4))[1].replace("\N{NO-BREAK SPACE}", " ")
+    assert said.endswith("Guessing reaches 25.0 %, the name of the largest class alone 40.0 %.")
+
+
 def test_the_summary_of_a_holdout_does_not_speak_of_the_test_split(data: ReportData) -> None:
     held_out = replace(data, rows=[row.model_copy(update={"split": "validation"}) for row in data.rows])
     assert tables.summary(held_out)[0].startswith("Top-1 accuracy on a held-out fifth of the training split of sp")

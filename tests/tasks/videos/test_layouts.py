@@ -17,6 +17,7 @@ from vidistill.storage.errors import RequestError
 from vidistill.tasks.videos.layouts import IndexParameters, Listing, list_videos
 from vidistill.tasks.videos.scan import scan
 
+TOO_DEEP = "too deep: of a class folder the videos that lie in it itself are read"
 LEFT_RIGHT = [f"{label}/{number}.mp4" for label in ("left", "right") for number in range(8)]
 
 
@@ -99,6 +100,7 @@ def test_a_seeded_split_cuts_no_group(tmp_path):
     listing = read(lay(tmp_path, names))
     assert len(units(listing, "train")) == 8
     assert len(units(listing, "test")) == 4
+    assert "the test split is 20 of 60 videos, drawn with seed 0 in whole groups" in listing.notes[0]
     assert not units(listing, "train") & units(listing, "test")
 
 
@@ -111,7 +113,7 @@ def test_train_and_test_folders_are_the_split(tmp_path):
         "val/a/5.mp4": "in val/, while test/ is the split that is scored",
         "extra/6.mp4": "in no class folder",
         "train/7.mp4": "in no class folder",
-        "train/a/deep/8.mp4": "below a folder within the class folder",
+        "train/a/deep/8.mp4": TOO_DEEP,
     }
 
 
@@ -161,7 +163,7 @@ def test_every_file_is_an_entry_or_has_a_reason(tmp_path):
         "left/notes.txt": "not a video file (.txt)",
         "left/noext": "not a video file (no extension)",
         "top.mp4": "in no class folder",
-        "left/in/deep.mp4": "below a folder within the class folder",
+        "left/in/deep.mp4": TOO_DEEP,
         "left/empty.avi": "an empty file",
         "left/clip.mp4": "a folder, though named like a video",
         "up": "an empty folder",
@@ -170,7 +172,7 @@ def test_every_file_is_an_entry_or_has_a_reason(tmp_path):
         "left/loop": "a link to a folder that it lies in",
         "mirror": "a link to a folder that is read in its own place",
     }
-    assert "folder 'up' holds no videos and is no class" in listing.notes
+    assert "folder 'up' holds no videos itself and is no class" in listing.notes
 
 
 def test_files_that_cannot_be_looked_at_have_failed_when_they_are_read(tmp_path):
@@ -273,7 +275,7 @@ def test_part_of_ucf101_is_read_with_the_whole_lists(tmp_path):
         train.write("c/v_c_g01_c01.avi 3\n")
     listing = read(root)
     assert listing.classes == ("b", "a")
-    assert listing.notes == ("1 listed classes have no videos here and are left out (c)",)
+    assert listing.notes == ("1 listed class has no videos here and is left out (c)",)
 
 
 def test_lists_may_be_numbered_without_a_zero(tmp_path):
@@ -386,7 +388,7 @@ def test_tables_that_make_no_sense_are_errors(tmp_path, rows, message):
 
 def test_a_class_without_training_videos_is_told_which_files_are_missing(tmp_path):
     rows = ["l/9.mp4,l,train", "left/1.mp4,l,test", "right/0.mp4,r,train", "right/1.mp4,r,test"]
-    with pytest.raises(RequestError, match=r"'l' .* no training videos \(1 files are missing; the first is l/9.mp4"):
+    with pytest.raises(RequestError, match=r"'l' .* no training videos \(1 listed and missing; the first is l/9.mp4"):
         read(write_table(lay(tmp_path, LEFT_RIGHT) / "t.csv", rows))
 
 
