@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -15,6 +16,8 @@ OPTIONS = {"index.layout": "--layout", "index.split": "--split", "decode.frames"
 """Parameters of an experiment that have an option of their own."""
 OTHER_OPTIONS = {"methods": "--method", "points": "--points", "split": "--split", "layout": "--layout"}
 """The same of what else is asked for: segments, an index."""
+ALIKE = 0.75
+"""How much of a name, at least, is another's that is meant."""
 WANTED = {
     "tuple_type": "it takes a list, written [a, b]",
     "too_short": "it needs one at least",
@@ -42,7 +45,7 @@ def refusal(error: ValidationError, model: type[BaseModel], where: str) -> str:
     name = ".".join(map(str, place))
     if first["type"] == "extra_forbidden":
         known = list(_fields_at(model, place[:-1]))
-        meant = "".join(f" (is {one} meant?)" for one in get_close_matches(str(place[-1]), known, 1, cutoff=0.75))
+        meant = "".join(f" (is {one} meant?)" for one in get_close_matches(str(place[-1]), known, 1, cutoff=ALIKE))
         advice = f"it knows {', '.join(known)}" if known else "it has none"
         return f"{where} has no parameter {name!r}{meant}; {advice}."
     if first["type"] == "missing":
@@ -65,10 +68,11 @@ def usage(error: Any) -> str:
         first: Mapping[str, Any] = cause.errors()[0]
         what = re.split(r"[;.,]", error.param.help or "")[0]
         said = f"{error.param.opts[0]} is {_quoted(first['input'])}: {_wanted(first)} ({what[:1].lower()}{what[1:]})"
-    elif near := getattr(error, "possibilities", None):
-        said = f"{error.message}. Did you mean {near[0]}?"
-    context = error.ctx
-    command = "vidistill" if context is None or context.parent is None else f"vidistill {context.info_name}"
+    elif possible := getattr(error, "possibilities", None):
+        near = get_close_matches(error.option_name, possible, 1, cutoff=ALIKE)
+        said = f"{error.message}. Did you mean {near[0]}?" if near else error.message
+    at_root = error.ctx is not None and error.ctx.parent is None
+    command = "vidistill" if at_root else f"vidistill {sys.argv[1]}"  # the parser does not always tell the command
     return f"{said.rstrip('.')}{'' if said.endswith('?') else '.'} Try `{command} --help`."
 
 

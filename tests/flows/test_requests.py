@@ -174,7 +174,9 @@ def wrong(tmp_path: Path, say: Say) -> Wrong:
         ),
         pytest.param(("--data", "VIDEOS", "--method", "mine.py:Mine"), ("mine.py:Mine",), id="no such method file"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "more"), ("(more)", "--help"), id="an argument too many"),
-        pytest.param(("--data", "VIDEOS", *RANDOM, "--seeds"), ("'--seeds'",), id="an option without its value"),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--seeds"), ("'--seeds'", "`vidistill run -"), id="an option without a value"
+        ),
         pytest.param(
             ("--data", "VIDEOS", *RANDOM, "--store", "foo://bar"), ("foo://bar",), id="store of a kind unknown"
         ),
@@ -286,6 +288,7 @@ def test_a_preset_that_cannot_be_used(
         (("index", "--data", "nowhere"), ("nowhere does not exist",)),
         (("index", "--data", "sprites"), ("rendered by a run",)),
         (("export",), ("'key'",)),
+        (("train", "KEY", "--frames", "3"), ("No such option: --frames. Try `vidistill train --help`.",)),
         (("pool", "--data", "sprites", "--clips", "0"), ("pool.clips_a_class is 0",)),
         (("pool",), ("--data",)),
         (("doctor", "--magic"), ("--magic",)),
