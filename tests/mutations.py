@@ -276,7 +276,7 @@ SQUEEZED = of(
     "test_detections_of_a_frame_that_is_no_square_are_those_of_the_square_it_was",
 )
 OTHER_BOXES = of("tasks/crops/test_crops_method.py", "test_other_boxes_make_another_detector")
-BEST_CROP = of("tasks/crops/test_crops_method.py", "test_tracks_are_shared_and_crops_are_not")
+BEST_CROP = of("tasks/crops/test_crops_method.py", "test_all_candidates_compete_or_the_best_of_each_video")
 
 # fmt: off
 MUTATIONS = [
@@ -2141,5 +2141,10 @@ MUTATIONS = [
                  "tasks/report/test_page.py", "test_the_summary_says_what_the_largest_class_alone_reaches"),
              "if float(largest) > float(chance) else",
              "if False else"),
+    Mutation("tasks/crops/tracking.py", "a detector that changed is taken for the one that was asked for", of(
+                 "tasks/crops/test_crops.py",
+                 "test_yolo_runs_where_a_job_runs_by_default_and_must_know_what_is_wanted"),
+             "weights = given_weights(work, parameters.detector, parameters.digest)",
+             "weights = work.job.places.get(parameters.detector, parameters.detector)"),
 ]
 # fmt: on

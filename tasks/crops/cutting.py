@@ -22,7 +22,7 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.crops.score import TEACHER, Kind, KineticsScorer, Scorer, TeacherScorer, checked_place, score
 from vidistill.tasks.crops.track import cut, window
-from vidistill.tasks.crops.tracking import TRACKS, TrackParameters, each_video
+from vidistill.tasks.crops.tracking import TRACKS, TrackParameters, each_video, given_weights
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device, Precision
 from vidistill.tasks.stage import Job, Work, stage
@@ -96,7 +96,7 @@ def crops(work: Work) -> None:
 def open_scorer(work: Work, parameters: CropParameters, clips: Clips, device: Device) -> Scorer:
     if parameters.scorer == TEACHER:
         return TeacherScorer(load_teacher(work.store, work.ref("teacher"), clips, device), clips, device)
-    return KineticsScorer(work.job.places.get(parameters.scorer, parameters.scorer), clips.classes, device)
+    return KineticsScorer(given_weights(work, parameters.scorer, parameters.digest), clips.classes, device)
 
 
 def crop_video(bench: Bench, video: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vidistill.storage.errors import TransientError
 from vidistill.storage.keys import file_digest
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
@@ -65,6 +66,18 @@ def weights_of(name: str) -> tuple[str, str, dict[str, str]]:
     if name in WORDS or not path.is_file():
         return name, "", {}
     return path.name, file_digest(path), {path.name: str(path.absolute())}
+
+
+def given_weights(work: Work, name: str, digest: str) -> str:
+    """Where the weights are that a key knows by this name and digest.
+
+    Raises:
+        TransientError: they are others since the run was planned, or gone.
+    """
+    place = work.job.places.get(name, name)
+    if digest and not (Path(place).is_file() and file_digest(Path(place)) == digest):
+        raise TransientError(f"The weights {place} changed during the run: run again.")
+    return place
 
 
 def tracks_job(parameters: TrackParameters, detector: ArtifactRef | None, places: dict[str, str], label: str) -> Job:
@@ -129,7 +142,7 @@ def open_detector(work: Work, parameters: TrackParameters) -> Detector | None:
         trained = DetectorOf.model_validate(work.store.manifest(work.ref("detector")).parameters)
         detector = load_detector(work.input("detector"), trained, parameters.confidence)
     else:
-        weights = work.job.places.get(parameters.detector, parameters.detector)
+        weights = given_weights(work, parameters.detector, parameters.digest)
         detector = Yolo(weights, parameters.confidence, Device.on(work.runtime, 1, "auto").torch_device)
     wanted = parameters.labels or (detector.wanted if parameters.rule == "paper" else ())
     check_labels(wanted, detector.labels, parameters.detector)

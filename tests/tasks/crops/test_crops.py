@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -18,13 +19,13 @@ import torch
 from safetensors.torch import save_file
 
 from vidistill.models import regions
-from vidistill.storage.errors import RequestError
+from vidistill.storage.errors import RequestError, TransientError
 from vidistill.storage.store import Store
 from vidistill.tasks.crops import detect, mosaic, motion, score, track, tracking, training
 from vidistill.tasks.crops.detect import Detection
 from vidistill.tasks.crops.mosaic import Crop
 from vidistill.tasks.crops.pictures import centre_frames, outline
-from vidistill.tasks.crops.tracking import TrackParameters, open_detector, tracks_job, weights_of
+from vidistill.tasks.crops.tracking import TrackParameters, given_weights, open_detector, tracks_job, weights_of
 from vidistill.tasks.learning import training as learning
 from vidistill.tasks.learning.kinetics import r3d_state
 from vidistill.tasks.learning.training import Device
@@ -270,6 +271,18 @@ def test_a_word_names_no_file_of_the_working_folder(tmp_path: Path, monkeypatch:
     assert weights_of("mine")[1]
 
 
+def test_weights_are_those_that_a_key_knows(tmp_path: Path) -> None:
+    (tmp_path / "r3d.pth").write_bytes(b"weights")
+    name, digest, places = weights_of(str(tmp_path / "r3d.pth"))
+    work: Any = SimpleNamespace(job=SimpleNamespace(places=places))
+    assert given_weights(work, name, digest) == str(tmp_path / "r3d.pth")
+    assert given_weights(work, "yolov5su.pt", "") == "yolov5su.pt"
+    for change in ((tmp_path / "r3d.pth").write_bytes, lambda _: (tmp_path / "r3d.pth").unlink()):
+        change(b"others")
+        with pytest.raises(TransientError, match="changed during the run"):
+            given_weights(work, name, digest)
+
+
 def test_yolo_runs_where_a_job_runs_by_default_and_must_know_what_is_wanted(
     ultralytics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +304,9 @@ def test_yolo_runs_where_a_job_runs_by_default_and_must_know_what_is_wanted(
             open_detector(work, parameters.model_copy(update=wanted))
         with pytest.raises(RequestError, match=r"mine.pt knows no label 'person': it knows dog, horse"):
             open_detector(work, parameters.model_copy(update={"labels": ()}))
+        (tmp_path / "mine.pt").write_bytes(b"others")
+        with pytest.raises(TransientError, match=r"mine.pt changed during the run: run again"):
+            open_detector(work, parameters.model_copy(update={"labels": ("dog",)}))
 
 
 def test_weights_that_cannot_be_had_are_a_wrong_request(ultralytics, tmp_path: Path) -> None:
