@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
-from vidistill.flows.housekeeping import console, counted, existing, short_key, survey_of
+from vidistill.flows.housekeeping import console, counted, existing, short_key
 from vidistill.storage.errors import RequestError, StoreError
 from vidistill.storage.files import size_of
 from vidistill.storage.leases import Lease, collecting, leases, remove
@@ -71,7 +71,7 @@ def collect(
     if yes:
         _make_room(store)
     with collecting(store) if yes else nullcontext(leases(store)) as others:
-        survey = survey_of(store, content=True)
+        survey = store.survey(content=True)
         named = {ref for one in names(store).values() for ref in (*one.sets, one.report)}
         found = sort_out(survey, [lease for lease in others if not lease.collecting], keep, limits, named)
         _say(store, survey, found)
@@ -96,7 +96,7 @@ def _make_room(store: Store) -> None:
         if getattr(error.__cause__, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
             raise
         store.sweep()
-        survey = survey_of(store)
+        survey = store.survey()
         for ref in survey:
             if _finished(ref, survey):
                 store.discard(ref)

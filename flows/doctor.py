@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from vidistill.storage.errors import RunError
+from vidistill.storage.files import standing
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.provenance import cores
 
@@ -174,7 +175,7 @@ def _store(location: str) -> str:
         return location
     place = Path(location).expanduser().absolute()
     try:
-        there = next(folder for folder in (place, *place.parents) if folder.exists())
+        there = standing(place)
     except OSError as error:
         raise Ill(f"{place} cannot be used ({error.strerror}): set VIDISTILL_STORE, or give --store.") from error
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):

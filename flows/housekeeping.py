@@ -11,7 +11,6 @@ from rich.console import Console
 
 from vidistill.storage.errors import ArtifactDamaged, RequestError
 from vidistill.storage.files import copy_out
-from vidistill.storage.keys import is_key
 from vidistill.storage.names import names
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.store import ArtifactRef, Found, Store
@@ -40,12 +39,6 @@ def existing(location: str | None) -> Store:
     return store
 
 
-def survey_of(store: Store, *, content: bool = False) -> dict[ArtifactRef, Found]:
-    """Every artifact. A user's own folders, which may lie as deep, are none: what has neither a manifest nor a key."""
-    survey = store.survey(content=content)
-    return {ref: found for ref, found in survey.items() if found.manifest or is_key(ref.key)}
-
-
 def short_key(ref: ArtifactRef) -> str:
     """As much of a key as a person needs to name it; a checkpoint's with its step."""
     key, dash, step = ref.key.partition("-")
@@ -65,7 +58,7 @@ def verify(location: str | None) -> None:
         ArtifactDamaged: naming how many are damaged; each has been printed.
     """
     store = existing(location)
-    refs = list(survey_of(store))
+    refs = list(store.survey())
     with ThreadPoolExecutor(CHECKS) as pool:
         problems = dict(zip(refs, pool.map(store.audit, refs), strict=True))
     gone = "no artifact"  # a checkpoint that a run has removed meanwhile
@@ -87,7 +80,7 @@ def verify(location: str | None) -> None:
 
 def _lost(store: Store) -> dict[ArtifactRef, str]:
     """What artifacts were made from, and is no longer there."""
-    survey = survey_of(store)
+    survey = store.survey()
     return {
         need: f"no artifact, and {ref} was made from it"
         for ref, found in survey.items()

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vidistill.flows.housekeeping import console, counted, existing, short_key, survey_of
+from vidistill.flows.housekeeping import console, counted, existing, short_key
 from vidistill.flows.parameters import SPRITES
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef, Found, Manifest, Store
@@ -41,7 +41,7 @@ def list_artifacts(kind: str | None, location: str | None, wanted: Facts, as_jso
         RequestError: there is no such store, or it has nothing of this kind, or of what else is wanted.
     """
     store = existing(location)
-    survey = survey_of(store)
+    survey = store.survey()
     kinds = {ref.kind for ref in survey}
     if kind and kind not in kinds:
         there = ", ".join(sorted(kinds)) or "nothing yet"

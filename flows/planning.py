@@ -21,6 +21,7 @@ from vidistill.flows.parameters import SPRITES, DataRequest, Experiment
 from vidistill.flows.reasons import Reasons
 from vidistill.flows.runners import WORKERS
 from vidistill.storage.errors import RequestError
+from vidistill.storage.files import standing
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import Store
 from vidistill.tasks.report.tables import size
@@ -97,8 +98,7 @@ def free_bytes(store: str) -> float:
     """What is free on the disk of a store, which need not be there yet; a bucket has no end."""
     if "://" in store:
         return math.inf
-    place = Path(store).expanduser().absolute()
-    return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
+    return shutil.disk_usage(standing(Path(store).expanduser().absolute())).free
 
 
 def plan_of(experiment: Experiment, runtime: Runtime) -> Plan:

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from typing import IO
 
 from vidistill.storage.errors import RunError
@@ -49,14 +50,19 @@ SILENCE = {
 }
 
 
+def prepare(environment: Mapping[str, str]) -> None:
+    """Set what a user has not."""
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+
+
 def connect(verbose: bool) -> None:
     """Make Prefect ready for a command line: silent about itself, nothing sent anywhere, with a server that answers.
 
     Raises:
         RunError: the server does not answer.
     """
-    for name, value in (ENVIRONMENT if verbose else ENVIRONMENT | SILENCE).items():
-        os.environ.setdefault(name, value)
+    prepare(ENVIRONMENT if verbose else ENVIRONMENT | SILENCE)
     logging.getLogger("vidistill").setLevel(logging.WARNING)
     logging.basicConfig(format="%(message)s", level=logging.CRITICAL if not verbose else logging.INFO)
     from prefect.context import refresh_global_settings_context

@@ -102,11 +102,6 @@ def train(request: TrainRequest, runtime: Runtime, out: Path) -> dict[str, Any]:
         raise RequestError("--layout and --split are those of --test DIR: give it, or leave them out.")
     runtime = runtime.model_copy(update={"networks": places})
     with _tests(request, source, runtime) as tests:
-        if shared := _shared(source, tests):
-            log.warning(
-                "%d of the %d test videos are named as videos that the set is made of: a score on what a set was made "
-                "of is no test. Give --test a folder of other videos.", shared, len(tests[0]),
-            )  # fmt: skip
         facts = _trained(request, name, source, tests, runtime, out)
     write_out(out, FACTS, json.dumps(facts, indent=1, ensure_ascii=False).encode())
     return facts
@@ -116,6 +111,11 @@ def _trained(
     request: TrainRequest, name: str, source: Source, tests: Tests, runtime: Runtime, out: Path
 ) -> dict[str, Any]:
     """Train, write the weights, and score them."""
+    if shared := _shared(source, tests):
+        log.warning(
+            "%d of the %d test videos are named as videos that the set is made of: a score on what a set was made "
+            "of is no test. Give --test a folder of other videos.", shared, len(tests[0]),
+        )  # fmt: skip
     recipe, student = _recipe(request, source), _student(request, source, name)
     device = Device.on(runtime, runtime.threads, student.precision)
     seed = training.role_seed(request.seed, streams.STUDENT_WEIGHTS)
@@ -133,7 +133,7 @@ def _trained(
         "source": request.source, "set": source.facts.get("set"), "network": name, "weights": STUDENT,
         "labels": recipe.labels, "seed": request.seed, "steps": curve.steps, "loss": curve.loss,
         "student": student.model_dump(mode="json"), "classes": list(source.made.classes),
-        "clips": len(source.made), "test_clips": len(tests[0]), "test_clips_of_the_set": _shared(source, tests),
+        "clips": len(source.made), "test_clips": len(tests[0]), "test_clips_of_the_set": shared,
         **scores, **device.facts(),
     }  # fmt: skip
 

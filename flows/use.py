@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ console = Console(soft_wrap=True, highlight=False, markup=False)
 
 def train(plain: dict[str, Any], store: str | None, out: Path, device: str, log: str) -> None:
     """Train, and say what came of it."""
-    os.environ.update(server.THREADS | os.environ)  # before torch is loaded
+    server.prepare(server.THREADS)  # before torch is loaded
     request, runtime = checked(training.TrainRequest, plain, "The training"), runtime_of(store, device)
     check_places(runtime, out)
     if log:

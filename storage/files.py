@@ -23,6 +23,11 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+def standing(place: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    return next(folder for folder in (place, *place.parents) if folder.exists())
+
+
 def listed(folder: Path) -> list[Path]:
     """What a folder holds, sorted; nothing where it is not there.
 

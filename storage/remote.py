@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from vidistill.storage.causes import clear_errors
 from vidistill.storage.errors import StoreError
 from vidistill.storage.files import files_of
-from vidistill.storage.keys import file_digest
+from vidistill.storage.keys import file_digest, is_key
 from vidistill.storage.locks import locked
 from vidistill.storage.manifests import NOT_ENDED, parsed
 from vidistill.storage.mirror import Mirror
@@ -133,7 +133,8 @@ class RemoteStore(Store):
         published = self.contents(sizes, MANIFEST)
         looks = {ref: _found(ref, published.get(ref), own) for ref, own in sizes.items()}
         half = [ref for ref in published if looks[ref].manifest is None]
-        return looks | {ref: _found(ref, self._published(ref), sizes[ref]) for ref in half}
+        looks |= {ref: _found(ref, self._published(ref), sizes[ref]) for ref in half}
+        return {ref: found for ref, found in looks.items() if found.manifest or is_key(ref.key)}
 
     def contents(self, refs: Iterable[ArtifactRef], name: str) -> dict[ArtifactRef, bytes]:
         paths = {f"{self._remote(ref)}/{name}": ref for ref in refs}

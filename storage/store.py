@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from vidistill.storage.causes import CAUSES, clear_errors, making
 from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, RequestError, StoreError
 from vidistill.storage.files import files_of, listed, remove_folder, settled_digest, size_of, sync_folder, write_whole
+from vidistill.storage.keys import is_key
 from vidistill.storage.locks import abandoned, locked
 from vidistill.storage.manifests import (
     CHECKPOINT,
@@ -110,10 +111,14 @@ class Store:
     def survey(self, kind: str | None = None, *, content: bool = False) -> dict[ArtifactRef, Found]:
         """A look at every artifact, damaged ones too, sorted by kind and key.
 
-        Files are compared by size; with `content`, those of artifacts of up to 64 MiB by checksum.
+        Files are compared by size; with `content`, those of artifacts of up to 64 MiB by checksum. A user's own
+        folders, which may lie as deep, are none: what has neither a manifest nor a key.
         """
         looks = {ref: self._look(ref, "once", FULL_CHECK_BYTES if content else 0) for ref in self.refs(kind)}
-        return {ref: found for ref, found in looks.items() if found.problem != "no artifact"}  # gone meanwhile
+        return {
+            ref: found for ref, found in looks.items()
+            if found.problem != "no artifact" and (found.manifest or is_key(ref.key))  # gone meanwhile, or a user's
+        }  # fmt: skip
 
     def contents(self, refs: Iterable[ArtifactRef], name: str) -> dict[ArtifactRef, bytes]:
         """One file of each of these artifacts, of those that have it."""

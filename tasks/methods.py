@@ -100,6 +100,8 @@ class Recipe(Parameters):
         return "soft" if self.labels == "learned" else self.labels
 
 
+STORED = ("soft", "learned")
+"""Labels that are kept with a set, as logits."""
 RECIPES = ("hard", "soft", "soft+tsgf", "soft+image", "online", "online+tsgf", "online+image", "learned")
 HARD = Recipe()
 

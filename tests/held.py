@@ -1,10 +1,14 @@
-"""What graphs hold: the bytes of the tensors that autograd keeps for a backward pass."""
+"""What is held in memory: the tensors that autograd keeps for a backward pass, and the arrays of NumPy."""
 
 from __future__ import annotations
 
-from typing import Any
+import tracemalloc
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 class Live:
@@ -36,3 +40,12 @@ def held_by(function: Any) -> int:
     with torch.autograd.graph.saved_tensors_hooks(live.pack, live.unpack):
         function()
     return live.most
+
+
+def peak_of(function: Callable[[], T]) -> tuple[T, int]:
+    """What a function gives, and the most bytes that Python and NumPy held at a time while it ran."""
+    tracemalloc.start()
+    try:
+        return function(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

@@ -1229,10 +1229,10 @@ MUTATIONS = [
              "return cutmix(x_BCTHW, targets_BK, self._student.cutmix, random)",
              "return x_BCTHW, targets_BK"),
     Mutation("tasks/learning/evaluate.py", "hard labels pay for logits", SMOOTHED,
-             'logits=recipe.labels in ("soft", "learned"))',
+             'logits=recipe.labels in STORED)',
              "logits=True)"),
     Mutation("tasks/learning/evaluate.py", "learned labels are free", SMOOTHED,
-             'logits=recipe.labels in ("soft", "learned"))',
+             'logits=recipe.labels in STORED)',
              'logits=recipe.labels == "soft")'),
     Mutation("tasks/learning/evaluate.py", "the teacher that is asked is free", STUDENTS,
              'size += work.store.manifest(work.ref("teacher")).bytes',
@@ -1946,10 +1946,10 @@ MUTATIONS = [
                  "tasks/crops/test_crops.py", "test_a_word_names_no_file_of_the_working_folder"),
              "if name in WORDS or not path.is_file():",
              "if not path.is_file():"),
-    Mutation("flows/housekeeping.py", "a user's own folder in the store is a damaged artifact", of(
+    Mutation("storage/store.py", "a user's own folder in the store is a damaged artifact", of(
                  "flows/test_housekeeping.py", "test_a_user_s_own_files_are_no_artifacts"),
-             "if found.manifest or is_key(ref.key)",
-             "if True"),
+             "and (found.manifest or is_key(ref.key))",
+             "and True"),
     Mutation("storage/store.py", "any folder is a store", of(
                  "flows/test_housekeeping.py", "test_a_user_s_own_files_are_no_artifacts"),
              "return not names or",

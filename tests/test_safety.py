@@ -59,11 +59,14 @@ def one_sentence(error: VidistillError) -> None:
 # --- manifests and leases
 
 
+KEY = "5f" * 12
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, ArtifactRef, dict[str, Any]]:
     store = Store(tmp_path_factory.mktemp("safe") / "store")
     needs = {"clips": [ArtifactRef(kind="clips", key="c")]}
-    manifest = Manifest(kind="thing", key="k", version=1, parameters={"rows": [1]}, inputs=needs)
+    manifest = Manifest(kind="thing", key=KEY, version=1, parameters={"rows": [1]}, inputs=needs)
     with store.writing(manifest) as attempt:
         (attempt.folder / "a").mkdir()
         (attempt.folder / "a" / "b").write_bytes(b"content")
@@ -74,7 +77,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, ArtifactRef, 
 @given(data=st.data())
 def test_a_wrong_manifest_is_damage(made, data) -> None:
     store, ref, document = made
-    path = store.root / "thing" / "k" / "manifest.json"
+    path = store.root / "thing" / KEY / "manifest.json"
     path.write_text(json.dumps(changed(document, data.draw)))
     problem = store.problem(ref, thorough=True)
     assert store.survey()[ref].problem in {problem, None} or problem
@@ -89,8 +92,8 @@ def test_names_in_a_manifest_stay_inside(made, name) -> None:
     store, ref, document = made
     (store.root / "secret").write_text("secret")
     record = {"bytes": 6, "sha256": document["files"]["a/b"]["sha256"]}
-    path = store.root / "thing" / "k" / "manifest.json"
-    for wrong in ({"files": {name: record}}, {"inputs": {"x": [{"kind": name, "key": "k"}]}}, {"key": name}):
+    path = store.root / "thing" / KEY / "manifest.json"
+    for wrong in ({"files": {name: record}}, {"inputs": {"x": [{"kind": name, "key": KEY}]}}, {"key": name}):
         path.write_text(json.dumps(document | wrong))
         assert store.problem(ref) == "manifest.json cannot be read"
 

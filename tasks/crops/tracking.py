@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from vidistill.storage.errors import TransientError
-from vidistill.storage.keys import file_digest
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.crops.detect import (
@@ -36,6 +35,7 @@ from vidistill.tasks.crops.score import TEACHER
 from vidistill.tasks.crops.track import track_all
 from vidistill.tasks.crops.training import DetectorOf, load_detector
 from vidistill.tasks.learning.training import Device, generator
+from vidistill.tasks.learning.weights import content_of
 from vidistill.tasks.piecewise import pieces, taken_over
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.decode import BlockVideo, check_unchanged
@@ -65,7 +65,7 @@ def weights_of(name: str) -> tuple[str, str, dict[str, str]]:
     path = Path(name).expanduser()
     if name in WORDS or not path.is_file():
         return name, "", {}
-    return path.name, file_digest(path), {path.name: str(path.absolute())}
+    return path.name, content_of(path), {path.name: str(path.absolute())}
 
 
 def given_weights(work: Work, name: str, digest: str) -> str:
@@ -75,7 +75,7 @@ def given_weights(work: Work, name: str, digest: str) -> str:
         TransientError: they are others since the run was planned, or gone.
     """
     place = work.job.places.get(name, name)
-    if digest and not (Path(place).is_file() and file_digest(Path(place)) == digest):
+    if digest and not (Path(place).is_file() and content_of(Path(place)) == digest):
         raise TransientError(f"The weights {place} changed during the run: run again.")
     return place
 

@@ -57,8 +57,8 @@ def embeddings_job(given: Given, clips: ArtifactRef, parameters: EmbeddingParame
         return embed(own, {"clips": clips, "teacher": given.add(given.teacher)}, label=label)
     check_installed("transformers", "VideoMAE")
     path = Path(parameters.embedding).expanduser()
-    own = EmbeddingParameters(embedding=name_of(parameters.embedding), precision=parameters.precision)
-    job = embed(own, {"clips": clips}, label=label, version=VIDEOMAE_VERSION)
+    own = EmbeddingParameters(embedding=parameters.embedding, precision=parameters.precision)
+    job = embed(placeless(own), {"clips": clips}, label=label, version=VIDEOMAE_VERSION)
     return job.model_copy(update={"places": {FACTS: str(path.absolute() if path.exists() else parameters.embedding)}})
 
 
@@ -67,9 +67,10 @@ def train_embeddings(given: Given, precision: Precision) -> ArtifactRef:
     return given.add(embeddings_job(given, given.train, EmbeddingParameters(precision=precision), "training clips"))
 
 
-def name_of(embedding: str) -> str:
-    """What a key calls the weights of an embedding, wherever they lie."""
-    return embedding if embedding == TEACHER else known_by(embedding)
+def placeless(parameters: Any) -> Any:
+    """Parameters whose `embedding` is what a key calls its weights, wherever they lie."""
+    name = parameters.embedding
+    return parameters.model_copy(update={"embedding": name if name == TEACHER else known_by(name)})
 
 
 @stage(EMBEDDINGS, version=1, threads="all")  # 2: VideoMAE's

@@ -23,7 +23,7 @@ from vidistill.tasks.learning.relabel import GuidedMix, videomix
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device, Draw, OptimiserParameters, Order, TrainingParameters
 from vidistill.tasks.learning.views import RealBatches, centre_clips, cutmix, smoothed, view
-from vidistill.tasks.methods import Recipe
+from vidistill.tasks.methods import STORED, Recipe
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.index import IndexTable, load_index
 
@@ -184,7 +184,7 @@ def _batches(work: Work, parameters: EvaluateParameters, clips: Clips, seed: int
         return Batches(real, order, source_bytes(load_index(work.store, work.ref("index"))))
     distilled = DistilledSet.load(work.input("distilled"))
     order = Order(len(distilled), student.optimiser.batch_size, seed)
-    size = DistilledSet.training_bytes(work.input("distilled"), logits=recipe.labels in ("soft", "learned"))
+    size = DistilledSet.training_bytes(work.input("distilled"), logits=recipe.labels in STORED)
     teacher = None
     if recipe.labels == "online":
         teacher = load_teacher(work.store, work.ref("teacher"), clips, device)

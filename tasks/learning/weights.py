@@ -22,23 +22,27 @@ def check_installed(package: str, what: str) -> None:
 
 
 def known_by(place: str) -> str:
-    """What a key says of given weights: a local file or folder is known by its name and content, hashed once for all
-    rows of a run, a Hub name by itself.
+    """What a key says of given weights: a local file or folder is known by its name and content, a Hub name by itself.
 
     Raises:
         RequestError: it looks like a path and is not there.
     """
     path = Path(place).expanduser()
     if path.exists():
-        changed_ns = max(one.stat().st_mtime_ns for one in (path, *path.rglob("*")))
-        return f"{path.name}:{_content(path, changed_ns)[:16]}"
+        return f"{path.name}:{content_of(path)[:16]}"
     if path.is_absolute() or place.startswith((".", "~")):
         raise RequestError(f"There are no weights at {place}: give an existing file or folder.")
     return place
 
 
+def content_of(path: Path) -> str:
+    """The digest of a file or of a folder's files, which are read again only once one of them has changed."""
+    found = [one.stat() for one in (path, *path.rglob("*"))]
+    return _content(path, max(one.st_mtime_ns for one in found), sum(one.st_size for one in found))
+
+
 @cache
-def _content(path: Path, _changed_ns: int) -> str:
+def _content(path: Path, _changed_ns: int, _size: int) -> str:
     if path.is_file():
         return file_digest(path)
     return digest({one.relative_to(path).as_posix(): file_digest(one) for one in files_of(path)})

@@ -13,6 +13,7 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.coded.recode import RAW_BYTES, RAW_BYTES_HARD
 from vidistill.tasks.learning.evaluate import Score
+from vidistill.tasks.methods import STORED
 from vidistill.tasks.report.data import Row, RowPlan
 from vidistill.tasks.report.naming import named_sets
 from vidistill.tasks.report.pictures import LEFT, PANEL_WIDTH, RIGHT, Axis, Tick, vertical
@@ -32,7 +33,7 @@ def coded_bytes(store: Store, plan: RowPlan, scores: Mapping[ArtifactRef, Score]
     if not facts or not all("coded" in one for one in facts):
         return {}
     with_all = [scores[ref].training_bytes for ref in plan.scores]
-    logits = plan.recipe.partition("+")[0] in ("soft", "learned")
+    logits = plan.recipe.partition("+")[0] in STORED
     sizes = [DistilledSet.training_bytes(folder, logits=logits) for folder in folders]
     raw = [
         (one.get(RAW_BYTES, size) if logits else one.get(RAW_BYTES_HARD, one.get(RAW_BYTES, size))) + whole - size

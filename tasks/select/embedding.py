@@ -23,7 +23,7 @@ from vidistill.tasks.learning.embedding import (
     Embeddings,
     embeddings_job,
     load_embeddings,
-    name_of,
+    placeless,
 )
 from vidistill.tasks.methods import Given, Material, Method, chosen_of
 
@@ -44,7 +44,7 @@ class EmbeddingSelector(Method):
 
     def used(self, kb: float | None) -> Any:
         del kb
-        return self.parameters.model_copy(update={"embedding": name_of(self.parameters.embedding)})
+        return placeless(self.parameters)
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
         made = super().inputs(given)

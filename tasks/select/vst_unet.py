@@ -25,7 +25,7 @@ from vidistill.tasks.learning.embedding import (
     Embeddings,
     embeddings_job,
     load_embeddings,
-    name_of,
+    placeless,
 )
 from vidistill.tasks.learning.training import Device, Precision, generator
 from vidistill.tasks.methods import Given, Material, Method, chosen_of
@@ -91,7 +91,7 @@ class VSTUNet(Method):
 
     def used(self, kb: float | None) -> Any:
         del kb
-        return self.parameters.model_copy(update={"embedding": name_of(self.parameters.embedding)})
+        return placeless(self.parameters)
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
         made = super().inputs(given)

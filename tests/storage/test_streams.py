@@ -4,10 +4,10 @@ import base64
 import hashlib
 import subprocess
 import sys
-import tracemalloc
 
 import numpy as np
 import pytest
+from held import peak_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -173,14 +173,6 @@ def test_a_long_clip_takes_little_more_memory_than_its_pixels():
     stream, in_coding = peak_of(lambda: encode(clip_1THWC, 63, 12, 32))
     _, in_decoding = peak_of(lambda: decode(stream))
     assert max(in_coding, in_decoding) < 3.5 * clip_1THWC.nbytes
-
-
-def peak_of(function):
-    tracemalloc.start()
-    try:
-        return function(), tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 def test_a_clip_splits_into_a_packet_a_frame():

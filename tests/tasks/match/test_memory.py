@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from held import held_by
+from held import held_by, peak_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidistill.models.forms import fused
@@ -105,10 +104,7 @@ def test_what_begins_as_a_few_frames_takes_no_memory_for_all_of_them(
     size = 320 * tiny.FRAMES * 3 * tiny.SIZE**2
     with Watch() as made:
         start = static_dc.first_images(material, parameters)
-    tracemalloc.start()
-    static_dc.first_images(material, parameters)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    _, peak = peak_of(lambda: static_dc.first_images(material, parameters))
     assert made.largest <= start.x_NCTHW.numel() == size // tiny.FRAMES
     assert peak < size * (4 if init == "noise" else 1) / 3
 
