@@ -97,7 +97,8 @@ class Catalogue:
                 said[ref] = {"dataset": report.parameters["dataset"]}
             for row in report.parameters["rows"]:
                 variant = {"variant": row["variant"]}
-                said |= {ArtifactRef.model_validate(ref): variant for ref in row["sets"]}
+                made = {"variant": row["variant"].removesuffix(row.get("training", "")).strip()}
+                said |= {ArtifactRef.model_validate(ref): made for ref in row["sets"]}
                 said |= {
                     ArtifactRef.model_validate(ref): variant | {"student": row["student"]} for ref in row["scores"]
                 }

@@ -14,7 +14,7 @@ from vidistill.flows.parameters import (
     networks_of,
     placeless,
 )
-from vidistill.models import FRONT_NAMES, NETWORKS, known, parted, too_small
+from vidistill.models import CONVNET, FRONT_NAMES, NETWORKS, known, parted, too_small
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters, in_words
 from vidistill.tasks.distil import blaming
@@ -31,8 +31,6 @@ TWO_CODINGS = (
     "The cells of coded differ in even or preset, and random clips coded have one row beside them: say how those are "
     "coded by a cell {method: coded, variant: random, options: {pick: random, search: null}}."
 )
-CONVNET = "convnet2d"
-"""Of single frames: it is no student, and stills are matched with it."""
 
 
 @dataclass(frozen=True)

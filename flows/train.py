@@ -23,7 +23,7 @@ from vidistill.flows.housekeeping import existing, set_of
 from vidistill.flows.parameters import checked, merged
 from vidistill.flows.runners import WORKERS
 from vidistill.models import NETWORKS, known
-from vidistill.storage.clips import Clips, ClipTable
+from vidistill.storage.clips import Clips, ClipTable, in_common
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.exported import EXPORT, read_facts
@@ -111,7 +111,7 @@ def _trained(
     request: TrainRequest, name: str, source: Source, tests: Tests, runtime: Runtime, out: Path
 ) -> dict[str, Any]:
     """Train, write the weights, and score them."""
-    if shared := _shared(source, tests):
+    if shared := in_common(source.made.sources, tests[0]):
         log.warning(
             "%d of the %d test videos are named as videos that the set is made of: a score on what a set was made "
             "of is no test. Give --test a folder of other videos.", shared, len(tests[0]),
@@ -136,12 +136,6 @@ def _trained(
         "clips": len(source.made), "test_clips": len(tests[0]), "test_clips_of_the_set": shared,
         **scores, **device.facts(),
     }  # fmt: skip
-
-
-def _shared(source: Source, tests: Tests) -> int:
-    """How many of the test videos are named as one that a clip of the set, or a part of its mosaic, began from."""
-    own = {path for sources in source.made.sources for path in sources.split(" + ")}
-    return sum(video.path in own for video in tests[0].table.videos)
 
 
 def source_of(name: str, location: str) -> Source:

@@ -29,6 +29,7 @@ from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.parameters import Parameters, in_words
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.report.gather import JSON
+from vidistill.tasks.report.tables import markdown_text
 from vidistill.tasks.stage import Runtime, report_progress
 
 if TYPE_CHECKING:
@@ -180,7 +181,8 @@ def page_of(experiment: Experiment, done: Sequence[Trial]) -> str:
     lines = [" | ".join(["| trial", *names, "top-1 % |"]), "|" + "---|" * (len(names) + 2)]
     for trial in sorted(done, key=_reached, reverse=True):
         values = [str(trial.values.get(name, AS_IT_IS)) for name in names]
-        lines.append(" | ".join([f"| {trial.number}", *values, f"{trial.outcome} |"]))
+        outcome = markdown_text(" ".join(trial.outcome.split()))  # an error may have several lines
+        lines.append(" | ".join([f"| {trial.number}", *values, f"{outcome} |"]))
     chosen = trial_of(experiment, best(done).values)
     tested = chosen.model_copy(update={"index": chosen.index.model_copy(update={"holdout": False})})
     return "\n".join([*HEAD, "```", command_of(tested, places=True), "```", "", *lines, ""])

@@ -24,6 +24,8 @@ NETWORKS: dict[str, str] = {
     "r3d_18": "R3D-18: torchvision's residual 3D network (Tran et al. 2018)",
     "video_swin_t": "Video Swin-T: windowed attention over space and time, torchvision's blocks without weights",
 }
+CONVNET = "convnet2d"
+"""Of single frames: it is no student, and stills are matched with it."""
 BATCH_NORMED = ("r2plus1d_small", "minic3d_bn", "r3d_18")
 FRONT_NAMES = {
     "rgb": "the clip as it is",

@@ -5,6 +5,7 @@ Shapes: N videos, V views a video, T frames, H height, W width, 3 colours (RGB).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
+from vidistill.storage.errors import ArtifactDamaged
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Store
 
@@ -89,6 +91,7 @@ class Clips:
         self.table = ClipTable.model_validate_json((store.folder(ref) / TABLE).read_text())
         self._store, self._blocks = store, manifest.inputs["blocks"]
         self._arrays: dict[int, zarr.Array[Any]] = {}
+        self._rows: dict[int, dict[str, int | None]] = {}
         self._loaded: NDArray[np.uint8] | None = None
         self.classes = self.table.classes
         self.labels_N: NDArray[np.int64] = np.array([video.label for video in self.table.videos], dtype=np.int64)
@@ -116,7 +119,7 @@ class Clips:
         clips_NTHWC = np.empty((len(rows), *self.shape_THWC), dtype=np.uint8)
         for slot, (row, view) in enumerate(zip(rows, picked, strict=True)):
             video = self.table.videos[row]
-            clips_NTHWC[slot] = self._arrays[video.block][video.row + view]
+            clips_NTHWC[slot] = self._arrays[video.block][self._row(video) + view]
         return clips_NTHWC
 
     def _open(self, blocks: set[int]) -> None:
@@ -125,7 +128,19 @@ class Clips:
         folders = self._store.folders(self._blocks[block] for block in new)
         for block, folder in zip(new, folders, strict=True):
             self._store.check_content(self._blocks[block])
+            if (outcomes := folder / OUTCOMES).is_file():  # parts of a pool have none
+                decoded = json.loads(outcomes.read_text())["outcomes"]
+                self._rows[block] = {one["path"]: one["row"] for one in decoded}
             self._arrays[block] = open_clip_array(folder)
+
+    def _row(self, video: ClipVideo) -> int:
+        """Of its first view: as its block has it, which may have been made again since the table was."""
+        row = self._rows.get(video.block, {video.path: video.row})[video.path]
+        if row is None:
+            ref = self._blocks[video.block]
+            self._store.discard(ref)  # what could be decoded once is tried again by the next run
+            raise ArtifactDamaged(f"{video.path} could not be decoded when {ref} was made again: run the same command.")
+        return row
 
     @property
     def in_memory(self) -> bool:
@@ -138,6 +153,12 @@ class Clips:
             every = [self.read(range(len(self)), view) for view in range(views)]
             self._loaded = np.stack(every, axis=1)
         return self
+
+
+def in_common(sources: Iterable[str], test: Clips) -> int:
+    """How many test videos are named as one that a clip of a set, or a part of its mosaic, began from."""
+    own = {path for one in sources for path in one.split(" + ")}
+    return sum(video.path in own for video in test.table.videos)
 
 
 def channel_statistics(

@@ -2146,5 +2146,43 @@ MUTATIONS = [
                  "test_yolo_runs_where_a_job_runs_by_default_and_must_know_what_is_wanted"),
              "weights = given_weights(work, parameters.detector, parameters.digest)",
              "weights = work.job.places.get(parameters.detector, parameters.detector)"),
+    Mutation("storage/clips.py", "a clip lies where it was before its block was made again", of(
+                 "tasks/videos/test_decode.py",
+                 "test_a_video_that_is_lost_when_its_block_is_made_again_is_no_black_clip"),
+             "row = self._rows.get(video.block, {video.path: video.row})[video.path]",
+             "row = video.row"),
+    Mutation("tasks/report/statistics.py", "a student that knows one class calls everything so", of(
+                 "tasks/report/test_page.py", "test_a_student_that_calls_everything_one_class_is_found"),
+             "called_K[label] < CALLED * called_K.sum()",
+             "False"),
+    Mutation("tasks/report/statistics.py", "test clips of one class make a student call everything so", of(
+                 "tasks/report/test_page.py", "test_a_student_that_calls_everything_one_class_is_found"),
+             "return label if (counts_KK.diagonal()[others] / own_K[others]).mean() <= OTHERS_RECALL else None",
+             "return label"),
+    Mutation("tasks/report/scores.py", "sets made with any network compare", of("tasks/report/test_scores.py"),
+             'f"made with {made}"',
+             '""'),
+    Mutation("tasks/report/scores.py", "a split of one's own compares", of("tasks/report/test_scores.py"),
+             '"split by folders"',
+             '""'),
+    Mutation("tasks/report/scores.py", "the papers' HMDB51 never compares", of("tasks/report/test_scores.py"),
+             "if (note, layout) !=",
+             "if (note, 0) !="),
+    Mutation("tasks/report/scores.py", "whatever lacks crops is robust", of("tasks/report/test_scores.py"),
+             "if one.training in WITHOUT_CROPS]",
+             "if one.training.startswith(WITHOUT_CROPS)]"),
+    Mutation("tasks/report/origin.py", "a set's scores are of any day's test clips", of(
+                 "tasks/report/test_export.py",
+                 "test_scores_on_the_test_clips_of_a_later_day_are_not_the_set_s_own"),
+             'if first and one.inputs["test"] == first.inputs["test"]]',
+             "]"),
+    Mutation("flows/listing.py", "a set is named by how a student was trained", of(
+                 "flows/test_housekeeping.py", "test_ls_names_damage_and_variants"),
+             '.removesuffix(row.get("training", ""))',
+             ""),
+    Mutation("flows/tune.py", "an error of several lines breaks the table of trials", of(
+                 "flows/test_tune.py", "test_the_page_orders_trials_and_names_the_one_that_failed"),
+             'outcome = markdown_text(" ".join(trial.outcome.split()))',
+             "outcome = trial.outcome"),
 ]
 # fmt: on

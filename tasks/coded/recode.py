@@ -28,7 +28,7 @@ def recode_job(distilled: ArtifactRef, coding: Coding, label: str) -> Job:
     return recode(RecodeParameters(coding=coding), {"distilled": distilled}, label=label)
 
 
-@stage("recoded", version=1)
+@stage("recoded", version=2)  # 2: facts of the bytes without logits
 def recode(work: Work) -> None:
     """The set of the input as its clips are decoded; facts say what it took before, with its logits and without."""
     coding = RecodeParameters.model_validate(work.job.parameters).coding

@@ -16,14 +16,14 @@ SHOWN_TABLES, SHOWN_CLASSES, LARGEST = 8, 16, 10
 
 
 def confusions(store: Store, plans: Sequence[RowPlan], rows: Sequence[Row]) -> list[Confusion]:
-    """Of the best row of each table (and of each kind of all clips), where its scores say what was called what."""
+    """Of each kind of all clips and of the best row of each table, where its scores say what was called what."""
     best: dict[tuple[str, ...], int] = {}
     for number, row in enumerate(rows):
         table = (row.labels, *group_of(row), row.method if row.whole else "")
         if table not in best or row.top1_mean > rows[best[table]].top1_mean:
             best[table] = number
     found = []
-    for number in best.values():
+    for number in sorted(best.values(), key=lambda number: not rows[number].whole):
         files = [store.folder(ref) / CONFUSION for ref in plans[number].scores]
         if all(file.is_file() for file in files):
             counts_KK = np.sum([np.load(file) for file in files], axis=0)

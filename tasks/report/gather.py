@@ -15,7 +15,7 @@ from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet, curve_of
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Manifest, Store
-from vidistill.tasks.learning.evaluate import Score, load_score
+from vidistill.tasks.learning.evaluate import CONFUSION, Score, load_score
 from vidistill.tasks.learning.trial import trials_of
 from vidistill.tasks.report.bytes import coded_bytes, searches
 from vidistill.tasks.report.confusion import confusions
@@ -85,7 +85,7 @@ def report_anew(parameters: ReportParameters, inputs: Mapping[str, Sequence[Arti
     return report_job(parameters, index, inputs["train"][0], inputs["test"][0], teacher, quality, front)
 
 
-@stage("report", version=21)  # 21: what the name of the largest class alone reaches
+@stage("report", version=22)  # 22: who calls everything one class is told from what was called what
 def report(work: Work) -> None:
     asked = ReportParameters.model_validate(work.job.parameters)
     rows, failed = told_apart(asked.rows), told_apart(asked.failed, beside=asked.rows)
@@ -108,7 +108,7 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
         _marked(
             _row(parameters, plan, scores, manifests).model_copy(update=coded_bytes(store, plan, scores)),
             plan,
-            scores,
+            store,
             row_mark(store, plan.sets),
             index.classes,
         )
@@ -219,10 +219,10 @@ def _begun(store: Store, plan: RowPlan, row: Row) -> Row:
     return row.model_copy(update={"mark": "; ".join(filter(None, [row.mark, told]))})
 
 
-def _marked(row: Row, plan: RowPlan, scores: dict[ArtifactRef, Score], mark: str, classes: Sequence[str]) -> Row:
+def _marked(row: Row, plan: RowPlan, store: Store, mark: str, classes: Sequence[str]) -> Row:
     """With what the reader must know: of its sets, and of students that call nearly everything one class."""
     fallen = {seed: label for seed, ref in enumerate(plan.scores)
-              if (label := collapsed_to(scores[ref].per_class)) is not None}  # fmt: skip
+              if (label := collapsed_to(np.load(store.folder(ref) / CONFUSION))) is not None}  # fmt: skip
     named = ", ".join(dict.fromkeys(classes[label] for label in fallen.values()))
     said = f"{len(fallen)} of {row.seeds} students call nearly everything one class ({named})" if fallen else ""
     other = row.network and parted(row.network)[1] != parted(row.student)[1]

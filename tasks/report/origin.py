@@ -24,7 +24,8 @@ class Origin:
     Attributes:
         made: of the set, as a method made it (one of its parts, where it was made in groups).
         relabelled: of the set with its soft labels, if it has any.
-        scores: of its scores in this store. teacher: whom the first of its online rows asked.
+        scores: of its scores in this store, on the test clips of the first of them.
+        teacher: whom the first of its online rows asked.
         reports: parameters of the reports in this store that show it.
     """
 
@@ -41,7 +42,9 @@ class Origin:
         """Follow the inputs of a set's manifest, and find what was made from it."""
         *after, manifest = made_by(store, ref)
         relabelled = next((one for one in reversed(after) if one.kind == "relabelled"), None)
-        scores = [one for one in _manifests(store, "score") if ref in one.inputs.get("distilled", [])]
+        found = [one for one in _manifests(store, "score") if ref in one.inputs.get("distilled", [])]
+        first = min(found, key=lambda one: one.created, default=None)
+        scores = [one for one in found if first and one.inputs["test"] == first.inputs["test"]]
         asked = [one for one in scores if one.inputs.get("teacher")]
         teacher = min(asked, key=lambda one: one.created).inputs["teacher"][0] if asked else None
         reports = [one for one in _manifests(store, "report") if ref in one.inputs.get("sets", [])]

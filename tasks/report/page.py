@@ -124,7 +124,7 @@ def render_markdown(data: ReportData) -> str:
             lines += ["| " + " | ".join(_markdown_cells(line)) + " |" for line in group.lines]
             lines += ["| " + " | ".join(group.chance) + " |"] if group.chance else []
             blocks += [f"**{markdown_text(group.heading)}**", "\n".join(lines)]
-            blocks += [] if group.random_present else ["Random was not run under this recipe."]
+            blocks += [] if group.random_present else ["No Random stands beside these rows."]
             blocks += [markdown_text(mark) for mark in group.marks]
     if data.failed:
         named = [f"- {' · '.join(failed_cells(row)[:4])}: {row.error}" for row in data.failed]

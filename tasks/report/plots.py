@@ -16,8 +16,8 @@ from vidistill.tasks.report.scores import rows_in
 from vidistill.tasks.report.tables import row_label
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 360, 56, 216, 30, 46
-LEGEND, LETTER = WIDTH - RIGHT + 100, 7
-"""Where names of the legend begin, and the width of a letter, at most about."""
+LEGEND, LETTER, ENTRY = WIDTH - RIGHT + 100, 7, 16
+"""Where names of the legend begin, the width of a letter, at most about, and the height of a line."""
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "plus")
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 BARRED_CLASSES = 40
@@ -87,7 +87,8 @@ def curve_svg(title: str, words: str, series: Sequence[Series], full: float | No
         parts.append(f'<text x="{WIDTH - RIGHT + 8}" y="{at + 4}">all clips</text>')
     for number, one in enumerate(series):
         parts += _drawn(one, number, x_axis, y_axis)
-    return _svg(parts, width=max(WIDTH, LEGEND + LETTER * max(len(one.name) for one in series)))
+    return _svg(parts, width=max(WIDTH, LEGEND + LETTER * max(len(one.name) for one in series)),
+                height=max(HEIGHT, TOP + ENTRY * (len(series) + 1)))  # fmt: skip
 
 
 def _drawn(one: Series, number: int, x_axis: LogAxis, y_axis: Axis) -> list[str]:
@@ -101,7 +102,7 @@ def _drawn(one: Series, number: int, x_axis: LogAxis, y_axis: Axis) -> list[str]
                 f'<path d="M{x} {y_axis.at(max(0.0, y - spread))}V{y_axis.at(min(y_axis.high, y + spread))}"/>'
             )
     parts += [_mark(shape, x, y) for x, y in places]
-    key = TOP + 8 + 16 * number
+    key = TOP + 8 + ENTRY * number
     x = LEGEND - 20
     parts += [f'<path d="M{x - 14} {key}H{x + 14}" stroke-dasharray="{dash}"/>', _mark(shape, x, key)]
     return [*parts, f'<text x="{LEGEND}" y="{key + 4}">{escape(one.name)}</text>', "</g>"]
@@ -135,6 +136,7 @@ def class_gains(rows: Sequence[Row], classes: Sequence[str]) -> tuple[str, list[
 def bars_svg(words: str, gains: list[tuple[str, float]], title: str) -> str:
     """A bar a class; of many classes the first and the last twenty."""
     if len(gains) > BARRED_CLASSES:
+        words += f" (first and last {BARRED_CLASSES // 2} of {len(gains)})"
         gains = [*gains[: BARRED_CLASSES // 2], *gains[-BARRED_CLASSES // 2 :]]
     height = TOP + 22 + 16 * len(gains) + 10
     largest = max(0.05, *(abs(gain) for _, gain in gains))

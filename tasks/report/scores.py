@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vidistill.models import parted
+from vidistill.models import CONVNET, parted
 from vidistill.tasks.report.bytes import kilobytes
 from vidistill.tasks.report.data import Row, Setting
 from vidistill.tasks.report.tables import budget_of, display, markdown_text, percent, row_label, spread
@@ -20,7 +20,7 @@ from vidistill.tasks.report.tables import budget_of, display, markdown_text, per
 PUBLISHED = Path(__file__).parent / "published.csv"
 WEIGHT = 0.5
 """w of DD-Ranking's scores (NUS-HPC-AI-Lab/DD-Ranking)."""
-WITHOUT_CROPS = "crop_scale 1"
+WITHOUT_CROPS = "crop_scale 1", "crop_scale 1.0"
 Table = list[list[str]]
 
 
@@ -96,7 +96,7 @@ def label_robust(row: Row, rows: Sequence[Row]) -> float | None:
 def augmentation_robust(row: Row, rows: Sequence[Row]) -> float | None:
     """ARS of a row: its lead over Random with crops and without; None where one of the two was not run."""
     alike = [one for one in rows if one.maker == row.maker and one.setting._replace(training="") == row.setting]
-    bare = [one for one in alike if one.training.startswith(WITHOUT_CROPS)]
+    bare = [one for one in alike if one.training in WITHOUT_CROPS]
     with_crops, without = _random_of(row, rows), _random_of(bare[0], rows) if bare else None
     if row.training or with_crops is None or without is None:
         return None
@@ -171,8 +171,9 @@ def area_table(rows: Sequence[Row], classes: int) -> Table:
 # Accuracy, and groups of classes
 
 _ACCURACY = (
-    "Top-1 %, mean ± standard deviation over seeds, of every student on the same sets; † where a method used another "
-    "network than the student itself (cross-architecture)."
+    "Top-1 %, mean ± standard deviation over seeds, of every student: those of one front on the same sets, while a "
+    "method that uses a network makes sets of its own for each front; † where that was another network than the "
+    "student itself (cross-architecture)."
 )
 
 
@@ -235,7 +236,6 @@ def published() -> list[dict[str, str]]:
 def published_table(document: dict[str, Any], rows: Sequence[Row]) -> Table:
     name = str(document["dataset"]["dataset"]).lower().replace("-", "").replace("_", "")
     table = [["method", "budget", "student", "recipe", "ours %", "published %", "difference", "source", "comparable"]]
-    clip = str(document["dataset"].get("clip", ""))
     for one in published():
         for row in rows:
             budget = "" if row.ipc is None else str(row.ipc)
@@ -243,29 +243,37 @@ def published_table(document: dict[str, Any], rows: Sequence[Row]) -> Table:
                 ours = 100 * (row.top1_mean if one["metric"] == "top1" else row.top5_mean)
                 theirs = float(one["value"])
                 told = [row_label(row), budget or "all", row.student, row.recipe, f"{ours:.1f}", f"{theirs:.1f}",
-                        f"{ours - theirs:+.1f}", one["source"], comparable(row, one, clip)]  # fmt: skip
+                        f"{ours - theirs:+.1f}", one["source"], comparable(row, one, document)]  # fmt: skip
                 table.append([cell.replace("-", "−") if cell == told[6] else cell for cell in told])
     return table
 
 
+CLASSES = {"miniucf": 50, "hmdb51": 51, "ucf101": 101, "kinetics400": 400, "ssv2": 174}
+EVERY_CLIP = "trained on all clips outside of split 1's test list"
+"""What papers do with HMDB51, and our layout `hmdb51_5236`."""
 CLIPS = dict.fromkeys(("kinetics400", "ssv2"), "8 frames of 64×64")
 """Of the papers, by data set; the others are of 16 frames of 112×112."""
 
 
-def comparable(row: Row, one: dict[str, str], clip: str) -> str:
-    """`yes`, or what differs; `clip` is what ours show.
+def comparable(row: Row, one: dict[str, str], document: dict[str, Any]) -> str:
+    """`yes`, or what differs from what ours are in a report's JSON.
 
     Under the recipe `learned`, sets of methods that learn no labels have hard ones.
     """
     theirs = CLIPS.get(one["dataset"], "16 frames of 112×112")
-    body = parted(row.student)
+    layout, clip = (str(document["dataset"].get(name, "")) for name in ("layout", "clip"))
+    body, made = parted(row.student), parted(row.network)[1] if row.network else CONVNET
+    noted = [note for note in one["note"].split("; ") if (note, layout) != (EVERY_CLIP, "hmdb51_5236")]
     labels = ("learned", "hard") if row.recipe == "learned" else (row.labels,)
     reasons = [
         "" if row.protocol == "vdsd" else "another protocol",
         "" if row.split == "1" else f"split {row.split}",
+        "" if layout != "folders" else "split by folders",
+        "" if len(document["classes"]) == (many := CLASSES[one["dataset"]]) else f"{many} classes in the paper",
         "" if body == ("rgb", one["network"]) else f"{display(one['network'])} in the paper",
+        "" if made in (one["network"], CONVNET) else f"made with {made}",
         "" if one["labels"] in labels else f"{one['labels']} labels in the paper",
-        "" if not one["note"] else one["note"],
+        "; ".join(noted),
         "" if clip == theirs else f"{theirs} in the paper",
         "" if row.variant == "" else "another variant",
     ]

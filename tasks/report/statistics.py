@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 LEAST_SEEDS = 3
 """Fewer settle nothing, whatever they say: two that happen to agree have no spread."""
 CONFIDENCE = 0.95
-COLLAPSED_RECALL, OTHERS_RECALL = 0.9, 0.05
+CALLED, OTHERS_RECALL = 0.9, 0.05
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,11 @@ def t_quantile(degrees: int) -> float:
     return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
 
 
-def collapsed_to(per_class: Sequence[float]) -> int | None:
-    """The class that a student calls nearly everything, told from its accuracy on each class; None for the others."""
-    recall_K = np.asarray(per_class)
-    label = int(recall_K.argmax())
-    others = np.delete(recall_K, label)
-    return label if len(others) and recall_K[label] >= COLLAPSED_RECALL and others.mean() <= OTHERS_RECALL else None
+def collapsed_to(counts_KK: NDArray[np.integer[Any]]) -> int | None:
+    """The class that a student calls nearly everything, from what was called what, a row a true class; else None."""
+    called_K, own_K = counts_KK.sum(0), counts_KK.sum(1)
+    label = int(called_K.argmax())
+    others = (own_K > 0) & (np.arange(len(own_K)) != label)
+    if not others.any() or called_K[label] < CALLED * called_K.sum():
+        return None
+    return label if (counts_KK.diagonal()[others] / own_K[others]).mean() <= OTHERS_RECALL else None

@@ -65,7 +65,8 @@ def tables(rows: Sequence[Row], classes: int = 0) -> list[Table]:
     """One table a label kind, so that kinds are never ranked together, and the rows that keep all clips apart.
 
     Within a table, rows compete only where data, protocol, recipe, student and budget are the same. Bold is the highest
-    mean where its paired difference from every other row is settled. `classes` is how many there are to guess from.
+    mean where its paired difference from every other row whose students were trained alike is settled. `classes` is how
+    many there are to guess from.
     """
     shown = [
         Table(
@@ -260,7 +261,7 @@ def _share(row: Row, data: ReportData) -> str:
     if not isinstance(total, int) or row.ipc is None or not data.classes:
         return ""
     ratio = total / (row.ipc * len(data.classes))
-    return f", 1/{ratio:.0f} of the clips" if ratio >= 2 else f", {100 / ratio:.0f} % of the clips"
+    return f", {f'1/{ratio:.0f}' if ratio >= 2 else f'{100 / ratio:.0f} %'} of the number of training clips"
 
 
 def _verdict(row: Row) -> str:

@@ -587,15 +587,19 @@ def test_ls_names_damage_and_variants(store: Store, tmp_path: Path) -> None:
     scores = [write("score", f"s{n}", {"network": "c3d", "seed": 3}, distilled=[made_set]) for n in range(2)]
     rows = [
         {"method": "dm", "variant": variant, "ipc": 5, "student": "c3d", "scores": [score.model_dump()],
-         "sets": [made_set.model_dump()]} for variant, score in zip(("", "no mask"), scores, strict=True)
+         "sets": [made_set.model_dump()]} for variant, score in zip(("", "no mask lr 1"), scores, strict=True)
     ]  # fmt: skip
+    rows[1]["training"] = "lr 1"  # of its students: the set is the same
     write("report", "r", {"dataset": "dances", "rows": rows}, index=[index], scores=scores)
     (store.folder(write("block", KEY, {})) / "manifest.json").unlink()
     lines = CommandLine(tmp_path)("ls", "--store", "store").stdout.splitlines()
     assert lines[1].endswith("damaged: no manifest.json")
     assert [line.split()[1:7] for line in lines if line.startswith("score")] == [
-        ["dances", "dm", "5", "3", "c3d", "50.0"], ["dances", "dm", "no", "mask", "5", "3"],
+        ["dances", "dm", "5", "3", "c3d", "50.0"], ["dances", "dm", "no", "mask", "lr", "1"],
     ]  # fmt: skip
+    assert [line.split()[1:6] for line in lines if line.startswith("distilled")] == [
+        ["dances", "dm", "no", "mask", "5"]
+    ]
     assert any(line.split()[:2] == ["index/i", "dances"] for line in lines)
 
 

@@ -50,8 +50,8 @@ def again(tmp_path: Path, growing: Path) -> Refresh:
     def run(settle_minutes: float = 0, student: dict[str, Any] | None = None, **more: Any) -> Any:
         advanced = TINY | {"runtime": {"store": str(tmp_path / "store"), "threads": 1}, "out": str(tmp_path / "out")}
         advanced["student"] = TINY["student"] | (student or {})
-        given = {"method": "herding", "seeds": 2, "front": "rgb", "advanced": advanced} | more
-        return refresh(data=str(growing), settle_minutes=settle_minutes, return_state=True, **given)
+        given = {"data": str(growing), "method": "herding", "seeds": 2, "front": "rgb", "advanced": advanced} | more
+        return refresh(settle_minutes=settle_minutes, return_state=True, **given)
 
     return run
 
@@ -93,6 +93,27 @@ def test_it_distils_again_only_when_videos_came_and_promotes_what_it_made(
     (mean,) = [one["top1_mean"] for one in made if one["method"] == "herding"]
     assert f"{100 * mean:.1f}" in row.split("|")[3]
     check_events(growing.name, since)
+
+
+@pytest.mark.slow
+def test_a_set_in_use_that_was_made_of_today_s_test_videos_is_said_to_be(
+    again: Refresh, growing: Path, tmp_path: Path
+) -> None:
+    paths = sorted(path.relative_to(growing) for path in growing.rglob("*.mp4"))
+    splits = {path.as_posix(): path.parts[0] for path in paths}
+    table = growing / "table.csv"
+
+    def write() -> None:
+        lines = [f"{path},{path.split('/')[1]},{split}" for path, split in splits.items()]
+        table.write_text("\n".join(["path,label,split", *lines]))
+
+    write()
+    again(data=str(table))
+    store = open_store(str(tmp_path / "store"))
+    splits[DistilledSet.sources_of(store.folder(names(store)["latest"].sets[0]))[0]] = "test"
+    write()
+    again(data=str(table))
+    assert "made of 1 of today's" in (tmp_path / "out" / "refresh.md").read_text()
 
 
 def check_events(dataset: str, since: datetime) -> None:

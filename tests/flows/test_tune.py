@@ -110,9 +110,9 @@ def test_what_was_better_is_tried_again_nearby() -> None:
 
 def test_the_page_orders_trials_and_names_the_one_that_failed() -> None:
     done = [Trial(number=0, values={}, top1=0.25), *found(None, 0.5), Trial(number=2, values={"mtt.lr": 1.0}, top1=None,
-                                                                            said="it diverged.")]  # fmt: skip
+                                                                            said="lost:\na | b")]  # fmt: skip
     lines = page_of(ASKED, done).splitlines()
-    assert lines[-3:] == ["| 1 | 0.1 | 50.0 |", "| 0 | as it is | 25.0 |", "| 2 | 1.0 | failed: it diverged. |"]
+    assert lines[-3:] == ["| 1 | 0.1 | 50.0 |", "| 0 | as it is | 25.0 |", "| 2 | 1.0 | failed: lost: a \\| b |"]
     [command] = [line for line in lines if line.startswith("vidistill run")]
     assert "mtt.lr=0.1" in command
     assert "holdout" not in command

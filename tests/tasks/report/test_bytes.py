@@ -75,6 +75,18 @@ def test_a_method_has_one_colour_and_its_compressed_video_is_square():
     assert len({colour for colour, _ in shown.values()}) == 4
 
 
+def test_what_lies_at_one_place_is_told_together_and_random_shows_beneath():
+    [chart] = bytes_charts([row("coded", 0.3, 4_000, ipc=None, kb=2),
+                            row("coded", 0.3, 4_000, ipc=None, kb=2, variant="random")], 2)  # fmt: skip
+    assert {point.title for point in chart.points} == {
+        "Coded, 2 kB: 2.0 kB a class, 30.0 %; Coded · random, 2 kB: 2.0 kB a class, 30.0 %"
+    }
+    drawn = [row("random", 0.3, 4_000), row("dm", 0.3, 4_000)]
+    page = render_html(ReportData("t", "now", {}, ["a", "b"], drawn))
+    sizes = re.findall(r'<rect class="(c0|random)"[^>]* width="(\d+)"', page)
+    assert sizes == [("random", "12"), ("c0", "8")]
+
+
 def test_equal_factors_are_equal_lengths():
     axis = LogAxis(1.0, 100.0)
     assert axis.at(10) - axis.at(1) == pytest.approx(axis.at(100) - axis.at(10), abs=0.2)

@@ -27,6 +27,7 @@ from vidistill.tasks.learning.relabel import relabel_job
 from vidistill.tasks.methods import Recipe, find_method
 from vidistill.tasks.report.export import export_set, folder_names, said_of_loss, write_set
 from vidistill.tasks.stage import Job, run_job
+from vidistill.tasks.videos.decode import block_jobs, clips_job
 from vidistill.tasks.videos.decoder import Decoder
 
 README = Path(__file__).resolve().parents[3] / "README.md"
@@ -199,6 +200,18 @@ def test_how_the_common_benchmark_trains_is_not_how_to_train(bench: Bench, tmp_p
     facts = export_set(bench.store, made, tmp_path / "both", 8, "npz")
     assert list(facts["students"]) == ["minic3d"]
     assert facts["crop"] == 0.5
+
+
+def test_scores_on_the_test_clips_of_a_later_day_are_not_the_set_s_own(bench: Bench, tmp_path: Path) -> None:
+    made = distilled(bench, "random", seed=9)
+    own = scored(bench, made, Recipe())
+    blocks = block_jobs(bench.given.table, bench.given.decode, "test")
+    later = clips_job(bench.given.index, bench.given.decode, "test", blocks, bench.given.train)
+    for job in (*blocks, later):
+        done(bench, job)
+    scored(bench, made, Recipe(), test=later.ref)
+    facts = export_set(bench.store, made, tmp_path / "out", 8, "npz")
+    assert [one["artifact"] for one in facts["scores"]] == [str(own)]
 
 
 def test_soft_labels_leave_with_their_temperature(bench: Bench, tmp_path: Path) -> None:

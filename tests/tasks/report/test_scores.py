@@ -16,9 +16,11 @@ from vidistill.storage.opening import open_store
 from vidistill.tasks.report.data import FailedRow, Named, Row
 from vidistill.tasks.report.gather import with_differences
 from vidistill.tasks.report.naming import told_apart
-from vidistill.tasks.report.plots import SHAPES, Series, class_gains, curve_svg, series_of, write_plots
+from vidistill.tasks.report.plots import SHAPES, Series, bars_svg, class_gains, curve_svg, series_of, write_plots
 from vidistill.tasks.report.scores import (
+    CLASSES,
     CLIPS,
+    EVERY_CLIP,
     accuracy_table,
     area,
     area_table,
@@ -80,6 +82,9 @@ def test_the_augmentation_robust_score_is_dd_rankings() -> None:
     assert augmentation_robust(ROWS[4], ROWS) == pytest.approx(normalised(beta))
     assert augmentation_robust(ROWS[5], ROWS) is None  # its set has no row without crops
     assert augmentation_robust(ROWS[6], ROWS) is None
+    longer = f"{BARE}, least_steps 900"
+    others = [one.model_copy(update={"variant": longer, "training": longer} if one.training else {}) for one in ROWS]
+    assert augmentation_robust(others[4], others) is None, "more differs than crops"
 
 
 def test_a_method_without_crops_under_soft_labels_alone_has_its_augmentation_robust_score() -> None:
@@ -114,12 +119,22 @@ def test_an_area_is_the_mean_height_over_the_logarithm() -> None:
         ({"protocol": "vdsd", **SOFT}, "hard labels in the paper"),
         ({"protocol": "vdsd", "variant": "mine"}, "another variant"),
         ({"protocol": "vdsd", "clip": "8 frames of 56×56"}, "16 frames of 112×112 in the paper"),
+        ({"protocol": "vdsd", "network": "rgb:minic3d"}, "yes"),
+        ({"protocol": "vdsd", "network": "convnet2d"}, "yes"),
+        ({"protocol": "vdsd", "network": "rgb:r2plus1d_small_in"}, "made with r2plus1d_small_in"),
+        ({"protocol": "vdsd", "layout": "folders"}, "split by folders"),
+        ({"protocol": "vdsd", "classes": 10}, "50 classes in the paper"),
     ],
 )
 def test_published_numbers_are_compared_with_their_like_alone(changes: dict[str, Any], said: str) -> None:
     [theirs] = [one for one in published() if (one["dataset"], one["method"], one["ipc"]) == ("miniucf", "dm", "1")]
-    clip = changes.pop("clip", "16 frames of 112×112")
-    assert comparable(row("dm", 0.15, **changes), theirs, clip) == said
+    data = {name: changes.pop(name) for name in ("clip", "layout", "classes") if name in changes}
+    assert comparable(row("dm", 0.15, **changes), theirs, told(**data)) == said
+
+
+def told(clip: str = "16 frames of 112×112", layout: str = "csv", classes: int = 50) -> dict[str, Any]:
+    """What a report's JSON says of its data."""
+    return {"dataset": {"dataset": "MiniUCF", "clip": clip, "layout": layout}, "classes": ["a"] * classes}
 
 
 @pytest.mark.parametrize(("method", "recipe", "said"), [
@@ -134,7 +149,7 @@ def test_learned_labels_are_compared_with_learned_ones(method: str, recipe: str,
     """Random has none to learn, and its students see hard labels under this recipe as well."""
     [theirs] = [one for one in published() if (one["dataset"], one["method"], one["ipc"]) == ("miniucf", method, "1")]
     kind = {"labels": "hard" if recipe == "hard" else "soft", "recipe": recipe}
-    assert comparable(row(method, 0.2, protocol="vdsd", **kind), theirs, "16 frames of 112×112") == said
+    assert comparable(row(method, 0.2, protocol="vdsd", **kind), theirs, told()) == said
 
 
 def test_clips_of_kinetics_and_something_something_are_small_in_the_papers() -> None:
@@ -142,8 +157,16 @@ def test_clips_of_kinetics_and_something_something_are_small_in_the_papers() -> 
     assert {one["dataset"] for one in small} == {"kinetics400", "ssv2"} == {*CLIPS}
     asked = row("dm", 0.15, protocol="vdsd")
     theirs = next(one for one in small if one["method"] == "dm")
-    assert (comparable(asked, theirs, "8 frames of 64×64"), comparable(asked, theirs, "16 frames of 112×112")) == (
+    many = CLASSES[theirs["dataset"]]
+    small_clip, large_clip = told("8 frames of 64×64", classes=many), told(classes=many)
+    assert (comparable(asked, theirs, small_clip), comparable(asked, theirs, large_clip)) == (
         "yes", "8 frames of 64×64 in the paper")  # fmt: skip
+
+
+@pytest.mark.parametrize(("layout", "said"), [("hmdb51_5236", "yes"), ("hmdb51", EVERY_CLIP)])
+def test_hmdb51_is_the_papers_where_it_trains_on_all_that_is_no_test(layout: str, said: str) -> None:
+    [theirs] = [one for one in published() if (one["dataset"], one["method"], one["ipc"]) == ("hmdb51", "dm", "1")]
+    assert comparable(row("dm", 0.06, protocol="vdsd"), theirs, told(layout=layout, classes=51)) == said
 
 
 def test_what_a_paper_does_not_say_is_not_compared() -> None:
@@ -157,12 +180,12 @@ def test_what_a_paper_does_not_say_is_not_compared() -> None:
 
 
 def test_published_numbers_stand_beside_ours_with_their_source() -> None:
-    document = {"dataset": {"dataset": "MiniUCF"}}
+    document = told()
     [line] = [line for line in published_table(document, [row("dm", 0.15)]) if line[0] == "DM"]
     assert line[4:8] == ["15.0", "15.3", "−0.3", "TSGF, Tables 1 and 2"]
-    ssv2 = published_table({"dataset": {"dataset": "ssv2"}}, [row("dm", 0.01, top5_mean=0.04)])
+    ssv2 = published_table({"dataset": {"dataset": "ssv2"}, "classes": []}, [row("dm", 0.01, top5_mean=0.04)])
     assert ssv2[1][4:7] == ["4.0", "3.6", "+0.4"]
-    assert len(published_table({"dataset": {"dataset": "mine"}}, ROWS)) == 1
+    assert len(published_table({"dataset": {"dataset": "mine"}, "classes": []}, ROWS)) == 1
     assert {one["metric"] for one in published()} == {"top1", "top5"}
 
 
@@ -214,6 +237,20 @@ def test_a_plot_is_as_wide_as_the_longest_name_in_its_key() -> None:
         key = root.findall(".//{http://www.w3.org/2000/svg}text")[-1]
         assert key.text == name
         assert float(key.get("x") or 0) + 6 * len(name) < float(root.get("width") or 0)
+
+
+def test_a_plot_has_room_for_every_line_of_its_key() -> None:
+    drawn = [Series(f"method {number}", ((1.0, 0.5, 0.1), (2.0, 0.6, 0.1))) for number in range(24)]
+    root = ET.fromstring(curve_svg("minic3d", "kilobytes", drawn, None))
+    keys = [text for text in root.findall(".//{http://www.w3.org/2000/svg}text") if "method" in (text.text or "")]
+    assert len(keys) == 24
+    assert max(float(key.get("y") or 0) for key in keys) < float(root.get("height") or 0)
+
+
+def test_a_plot_of_many_classes_says_that_it_leaves_some_out() -> None:
+    gains = [(f"class {number}", number / 100) for number in range(101, 0, -1)]
+    assert "(first and last 20 of 101)" in bars_svg("DM", gains, "minic3d")
+    assert "first and last" not in bars_svg("DM", gains[:40], "minic3d")
 
 
 def test_a_line_goes_through_a_method_s_budgets() -> None:

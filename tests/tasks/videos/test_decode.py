@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from method_contract import Bench
 
 from vidistill.storage.clips import OUTCOMES, Clips, open_clip_array
-from vidistill.storage.errors import RunError
+from vidistill.storage.errors import ArtifactDamaged, RunError
 from vidistill.tasks.stage import run_job
 from vidistill.tasks.videos import decode as module
 from vidistill.tasks.videos.decode import ClipsParameters, DecodeParameters, block_jobs, clips_job
@@ -151,3 +153,29 @@ def test_what_the_machine_may_have_failed_at_is_tried_again(bench: Bench, monkey
     assert len(Clips(bench.store, job.ref)) == len(bench.given.table.of_split("train")) == len(kept) + 1
     assert np.array_equal(Clips(bench.store, without.ref).read(range(len(kept))), before_NTHWC)
     assert {name: asked.count(name) for name in busy} == dict(zip(busy, (2, 3), strict=True))
+
+
+def test_a_video_that_is_lost_when_its_block_is_made_again_is_no_black_clip(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = DECODE.model_copy(update={"size": 37})
+    blocks = block_jobs(bench.given.table, decode, "train")
+    job = clips_job(bench.given.index, decode, "train", blocks)
+    for one in (*blocks, job):
+        run_job(one, bench.runtime)
+    before_NTHWC = Clips(bench.store, job.ref).read(range(6))
+    with monkeypatch.context() as busy:
+        busy.setattr(Decoder, "clips", raises(PassingError("the decoder crashed")))
+        bench.store.discard(blocks[1].ref)
+        run_job(blocks[1], bench.runtime)
+    with pytest.raises(ArtifactDamaged, match=f"could not be decoded when {blocks[1].ref} was made again"):
+        Clips(bench.store, job.ref).preload()
+    run_job(blocks[1], bench.runtime)
+    assert np.array_equal(Clips(bench.store, job.ref).read(range(6)), before_NTHWC)
+
+
+def raises(error: Exception) -> Callable[..., np.ndarray]:
+    def clips(*_: Any) -> np.ndarray:
+        raise error
+
+    return clips
