@@ -886,11 +886,16 @@ MUTATIONS = [
              'timestep_spacing="linspace"',
              'timestep_spacing="leading"'),
     Mutation("tasks/generate/released.py", "a checkpoint has the default size", RELEASED,
-             'own = found.model_dump(exclude={"channels"})',
+             'own = found.model_dump(exclude={"channels"}, exclude_none=True)',
              'own = {"size": "micro", "patch": 1, "learned_sigma": False, "velocity": False}'),
     Mutation("tasks/generate/released.py", "a checkpoint is tuned as one from nothing", RELEASED,
-             "return own | {name: getattr(tuning, name) for name in TuningParameters.model_fields}",
-             "return own"),
+             "| own | tuned",
+             "| own"),
+    Mutation("tasks/generate/released.py", "weights that say nothing predict the noise, whatever is said of them", of(
+                 "tasks/generate/test_generate.py",
+                 "test_weights_that_do_not_say_what_they_predict_predict_what_the_request_says"),
+             "changed.get(VELOCITY, False)",
+             "False"),
     Mutation("tasks/generate/released.py", "shapes are looked at too late", RELEASED,
              '    _fits(found, state, path, classes, new_labels=bool(changed.get("new_labels", True)))\n',
              ""),
@@ -1978,7 +1983,7 @@ MUTATIONS = [
              "place = work.job.places.get(PLACE, name)"),
     Mutation("tasks/generate/released.py", "a Latte that was trained here predicts the noise", of(
                  "tasks/generate/test_generate.py", "test_a_latte_that_was_trained_here_predicts_what_it_learned"),
-             "return (file.metadata() or {}).get(VELOCITY) == str(True)",
+             "return None if said is None else said == str(True)",
              "return False"),
     Mutation("tasks/learning/videomae.py", "a classifier's features are not those that it classifies", of(
                  "tasks/select/test_select.py", "test_a_classifier_s_features_are_what_it_classifies"),

@@ -62,9 +62,10 @@ class LatteParameters(Parameters):
     velocity: bool | None = Field(
         None,
         description="Predict the velocity, not the noise; by default where training begins from nothing, as a released "
-        "checkpoint predicts the noise, and one of vidistill what it says. Place and motion, which are decided where "
-        "noise is strong, then weigh as much as detail: on sprites, after 2,000 steps of noise prediction the teacher "
-        "knew 8 % of the clips, after 750 of this 29 %.",
+        "checkpoint predicts the noise, and one of vidistill what it says; an older one of vidistill says nothing, and "
+        "is taken for one of noise where this is not given. Place and motion, which are decided where noise is strong, "
+        "then weigh as much as detail: on sprites, after 2,000 steps of noise prediction the teacher knew 8 % of the "
+        "clips, after 750 of this 29 %.",
     )
     frame_noise: float = Field(
         0.0,

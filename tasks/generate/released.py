@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 VELOCITY = "velocity"
 """In the metadata of a Latte that was trained here: whether it predicts the velocity. A release says nothing, and
-predicts the noise."""
+predicts the noise; what was trained here before says nothing either, and may predict the velocity."""
 
 
 class TuningAdam(AdamParameters):
@@ -50,7 +50,7 @@ class Told(Parameters):
     patch: int
     learned_sigma: bool
     channels: int
-    velocity: bool
+    velocity: bool | None
 
 
 def settled(
@@ -74,7 +74,7 @@ def settled(
             raise RequestError(f"latte.{name} is that of training from nothing: set latte.tuning.{name} to fine-tune.")
     state = read_checkpoint(path, shapes=True)
     found = told(state, path)
-    own = found.model_dump(exclude={"channels"})
+    own = found.model_dump(exclude={"channels"}, exclude_none=True)
     for name, value in own.items():
         if changed.get(name, value) != value:
             raise RequestError(f"The weights {path} have {name}={value}, not {changed[name]}: leave out latte.{name}.")
@@ -84,7 +84,8 @@ def settled(
             f"latents have {channels} channels and a side of {side}: choose another autoencoder or pool.size."
         )
     _fits(found, state, path, classes, new_labels=bool(changed.get("new_labels", True)))
-    return own | {name: getattr(tuning, name) for name in TuningParameters.model_fields}
+    tuned = {name: getattr(tuning, name) for name in TuningParameters.model_fields}
+    return {VELOCITY: changed.get(VELOCITY, False)} | own | tuned
 
 
 def told(state: Mapping[str, Tensor], path: Path) -> Told:
@@ -110,13 +111,14 @@ def told(state: Mapping[str, Tensor], path: Path) -> Told:
                 velocity=_predicts_velocity(path))  # fmt: skip
 
 
-def _predicts_velocity(path: Path) -> bool:
+def _predicts_velocity(path: Path) -> bool | None:
     from safetensors import safe_open
 
     if path.suffix != ".safetensors":
         return False
     with safe_open(path, framework="pt") as file:
-        return (file.metadata() or {}).get(VELOCITY) == str(True)
+        said = (file.metadata() or {}).get(VELOCITY)
+    return None if said is None else said == str(True)
 
 
 def _fits(found: Told, state: Mapping[str, Tensor], path: Path, classes: int, *, new_labels: bool) -> None:

@@ -14,7 +14,7 @@ import tiny
 import torch
 from method_contract import Bench
 from resuming import killed_and_resumed
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vidistill.flows.parameters import PoolRequest, checked, override
 from vidistill.models import autoencoder as models_autoencoder
@@ -468,6 +468,13 @@ def test_a_latte_that_was_trained_here_predicts_what_it_learned(made: Made, velo
     job = made.asked(made.store.folder(ref) / "weights.safetensors", "steps=0", "new_labels=false")
     assert job.parameters["velocity"] is velocity
     assert load_latte(made.store, made.do(job), made.bench.device).velocity is velocity
+
+
+def test_weights_that_do_not_say_what_they_predict_predict_what_the_request_says(made: Made, tmp_path: Path) -> None:
+    path = tmp_path / "older.safetensors"
+    save_file(checkpoint(tmp_path / "ucf101.pt", classes=101), path)
+    for said, velocity in ((), False), (("velocity=false",), False), (("velocity=true",), True):
+        assert made.asked(path, *said).parameters["velocity"] is velocity
 
 
 def test_weights_that_change_while_a_run_waits_are_not_taken_for_those_that_it_asked_for(
