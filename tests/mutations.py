@@ -773,6 +773,13 @@ MUTATIONS = [
     Mutation("tasks/videos/splits.py", "a split cuts groups", SPLITS,
              "return self.group or self.path",
              "return self.path"),
+    Mutation("tasks/videos/splits.py", "a group is held out of those classes alone that draw it", SPLITS,
+             "if entry.unit in moved",
+             "if entry.unit in _drawn(entry.label, units[entry.label], fraction, sorted("
+             "units[entry.label], key=lambda unit: rank(entry.label, unit)))"),
+    Mutation("tasks/videos/splits.py", "other classes may move a class whole", SPLITS,
+             "if sizes.keys() <= moved:",
+             "if False:"),
     Mutation("tasks/videos/splits.py", "a class may be moved whole", SPLITS,
              "for unit in ranked[1:-1]:",
              "for unit in ranked[1:]:"),

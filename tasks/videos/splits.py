@@ -49,10 +49,11 @@ def move_to_test(entries: Iterable[Entry], fraction: float, seed: int) -> list[E
     """Move about `fraction` of each class's videos to the test split: whole groups, at least one and never all.
 
     A group's rank is a hash of the seed, its class and its name: the same on every machine, and hardly moved by
-    videos that come later. A group of several classes, a scene of the sprites, has one rank in all of them.
+    videos that come later. A group of several classes, a scene of the sprites, has one rank in all of them, and what
+    one of them draws is moved in all.
 
     Raises:
-        RequestError: a class has fewer than two groups.
+        RequestError: a class has fewer than two groups, or other classes draw all that are left of it.
     """
     entries = list(entries)
     units: dict[str, Counter[str]] = defaultdict(Counter)
@@ -65,13 +66,17 @@ def move_to_test(entries: Iterable[Entry], fraction: float, seed: int) -> list[E
         return hashlib.sha256(f"{seed}/{name}".encode()).digest()
 
     moved = {
-        (label, unit)
+        unit
         for label, sizes in units.items()
         for unit in _drawn(label, sizes, fraction, sorted(sizes, key=lambda unit: rank(label, unit)))
     }
-    return [
-        entry.model_copy(update={"split": "test"}) if (entry.label, entry.unit) in moved else entry for entry in entries
-    ]
+    for label, sizes in units.items():
+        if sizes.keys() <= moved:
+            raise RequestError(
+                f"class {label!r} has no training video left, as other classes draw groups of it ({min(sizes)}) for "
+                "the test: set another index.split_seed, or make train and test folders"
+            )
+    return [entry.model_copy(update={"split": "test"}) if entry.unit in moved else entry for entry in entries]
 
 
 def _drawn(label: str, sizes: Counter[str], fraction: float, ranked: list[str]) -> list[str]:

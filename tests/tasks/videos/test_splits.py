@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vidistill.storage.errors import RequestError
 from vidistill.tasks.videos.layouts import Entry
-from vidistill.tasks.videos.splits import group_of, move_to_test
+from vidistill.tasks.videos.splits import group_of, move_to_test, split_notes
 
 
 @given(
@@ -65,3 +66,18 @@ def test_a_scene_of_several_classes_is_held_out_in_all_of_them():
             sides.setdefault(entry.group, set()).add(entry.split)
         assert all(len(splits) == 1 for splits in sides.values())
         assert sum(splits == {"test"} for splits in sides.values()) == 4
+
+
+def test_a_group_of_several_classes_is_cut_by_none_of_them():
+    def drawn(groups: dict[str, str], seed: int) -> list[Entry]:
+        entries = [Entry(path=f"{label}/{group}", label=label, split="train", group=group)
+                   for label, names in groups.items() for group in names]  # fmt: skip
+        return move_to_test(entries, 0.2, seed)
+
+    for seed in range(20):
+        entries = drawn({"a": "XYZ", "b": "XWV"}, seed)
+        assert not split_notes(entries)
+        for label in "ab":
+            assert {entry.split for entry in entries if entry.label == label} == {"train", "test"}
+    with pytest.raises(RequestError, match=r"has no training video left, .*: set another index\.split_seed, or make"):
+        drawn({"a": "XY", "b": "YZ", "c": "ZX"}, 0)
