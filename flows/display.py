@@ -65,13 +65,17 @@ class Lines:
         with self._lock:
             if label == TRIAL:
                 self.anew(done, total, note)
-                return
-            told = self.course.told(label, done, total, note)
-            name, now = told[0].kind if told else label, self.course.clock()
-            if now - self._said.setdefault(name, now if told else self.course.begin) >= BETWEEN_SECONDS:
-                self._said[name] = now
-                words = f"{label}: {done} of {total}" + (f", {note}" if note else "")
-                self.say(self._between(*told) if told else words)
+            else:
+                self.at(label, done, total, note)
+
+    def at(self, label: str, done: int, total: int, note: str) -> None:
+        """A job, or what is no job, such as a look at the videos, is so far."""
+        told = self.course.told(label, done, total, note)
+        name, now = told[0].kind if told else label, self.course.clock()
+        if now - self._said.setdefault(name, now if told else self.course.begin) >= BETWEEN_SECONDS:
+            self._said[name] = now
+            words = f"{label}: {done} of {total}" + (f", {note}" if note else "")
+            self.say(self._between(*told) if told else words)
 
     def anew(self, number: int, trials: int, note: str) -> None:
         """A trial of `tune` is a run of its own, whose stages and times are not those of the trials before."""
@@ -132,13 +136,12 @@ class Bars(Lines):
             super().heard(job, event)
             self._show(self.course.stages[job.stage])
 
-    def told(self, label: str, done: int, total: int, note: str) -> None:
-        with self._lock:
-            told = self.course.told(label, done, total, note)
-            if told is None:
-                self._bar(label, done / max(1, total), f"{done}/{total} {note}", visible=done < total)
-            else:
-                self._show(told[0])
+    def at(self, label: str, done: int, total: int, note: str) -> None:
+        told = self.course.told(label, done, total, note)
+        if told is None:
+            self._bar(label, done / max(1, total), f"{done}/{total} {note}", visible=done < total)
+        else:
+            self._show(told[0])
 
     def anew(self, number: int, trials: int, note: str) -> None:
         super().anew(number, trials, note)

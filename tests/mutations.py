@@ -2033,6 +2033,10 @@ MUTATIONS = [
                  "flows/test_progress.py", "test_what_needs_a_job_that_failed_is_no_longer_expected"),
              "            if event == \"failed\":\n                self._give_up(job.ref)\n",
              ""),
+    Mutation("flows/display.py", "a terminal keeps the bars of the trials before", of(
+                 "flows/test_progress.py", "test_a_terminal_has_one_bar_of_the_trial_and_those_of_its_stages"),
+             "if label == TRIAL:",
+             "if label == TRIAL and type(self) is Lines:"),
     Mutation("flows/display.py", "a trial goes on with the stages of the trials before", of(
                  "flows/test_progress.py", "test_a_trial_is_named_and_has_times_of_its_own"),
              "self.course = Course(self.course.clock)",

@@ -264,6 +264,15 @@ def test_a_terminal_says_the_time_left_from_the_plan_on() -> None:
     assert "0% of the run, about 17 min left" in written.getvalue()
 
 
+def test_a_terminal_has_one_bar_of_the_trial_and_those_of_its_stages() -> None:
+    bars, (job,) = Bars(Course(Clock()), Console(file=StringIO(), force_terminal=True, width=100)), renders(1)
+    bars.told(TRIAL, 1, 2, "mtt.lr 1")
+    bars.heard(job, "began")
+    bars.told(TRIAL, 2, 2, "mtt.lr 2")
+    bars.heard(job, "began")
+    assert [bar.description for bar in bars._progress.tasks] == ["trial 2 of 2", "sprites"]
+
+
 def test_jobs_of_many_threads_may_begin_and_end_while_bars_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     bars, jobs = Bars(Course(Clock()), Console(file=StringIO(), force_terminal=True, width=100)), renders(200)
     bars.expect(plan(jobs, seconds=1000))
