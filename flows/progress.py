@@ -75,6 +75,7 @@ class Course:
         self.stages: dict[str, StageCourse] = {}
         self.plan: Plan | None = None
         self._left: dict[ArtifactRef, Job] = {}
+        self._given_up: dict[ArtifactRef, Job] = {}
         self._ended: set[ArtifactRef] = set()
         self._lock = threading.RLock()
 
@@ -100,6 +101,7 @@ class Course:
                 stage.running[job.ref] = Running(job, now)
                 self._left[job.ref] = job
                 stage.total += not expected
+                self._expect_again(job.ref)
                 return stage
             self._left.pop(job.ref, None)
             self._ended.add(job.ref)
@@ -107,20 +109,30 @@ class Course:
             stage.made += event == "made"
             stage.failed += event == "failed"
             if event == "failed":
-                self._give_up(job.ref)
+                self._give_up(job)
             if event == "cached" and expected:
                 stage.total, stage.cached = stage.total - 1, stage.cached + 1
             if event == "made" and running is not None and self.plan is not None:
                 self.plan.estimates.finished(job, now - running.since)
             return stage
 
-    def _give_up(self, ref: ArtifactRef) -> None:
+    def _give_up(self, job: Job) -> None:
         """What needs this one is not made; what is tried all the same is counted when it begins."""
-        for need, job in list(self._left.items()):
-            if need in self._left and any(ref in refs for refs in job.inputs.values()):
-                del self._left[need]
-                self._stage(job).total -= 1
-                self._give_up(need)
+        self._given_up[job.ref] = job
+        for ref, one in list(self._left.items()):
+            if ref in self._left and job.ref in _needs(one):
+                del self._left[ref]
+                self._stage(one).total -= 1
+                self._give_up(one)
+
+    def _expect_again(self, begun: ArtifactRef) -> None:
+        """What was given up with one that begins again is made, unless it needs another that failed."""
+        self._given_up.pop(begun, None)
+        for ref, one in list(self._given_up.items()):
+            if begun in _needs(one) and not _needs(one) & self._given_up.keys():
+                self._left[ref] = one
+                self._stage(one).total += 1
+                self._expect_again(ref)
 
     def _planned(self, job: Job) -> bool:
         """Whether a job is one of the plan's that have not ended; the plan's own of its name gives it its place.
@@ -193,3 +205,7 @@ class Course:
 def _name(job: Job) -> tuple[str, str]:
     """A job's name in its run, whatever its networks see first."""
     return job.stage, FRONT.sub("", job.label)
+
+
+def _needs(job: Job) -> set[ArtifactRef]:
+    return {ref for refs in job.inputs.values() for ref in refs}

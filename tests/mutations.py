@@ -2031,7 +2031,15 @@ MUTATIONS = [
              ""),
     Mutation("flows/progress.py", "what needs a job that failed is awaited", of(
                  "flows/test_progress.py", "test_what_needs_a_job_that_failed_is_no_longer_expected"),
-             "            if event == \"failed\":\n                self._give_up(job.ref)\n",
+             "            if event == \"failed\":\n                self._give_up(job)\n",
+             ""),
+    Mutation("flows/progress.py", "what needs a job that is tried once more is given up", of(
+                 "flows/test_progress.py", "test_what_needs_a_job_that_is_tried_once_more_is_expected_again"),
+             "                self._expect_again(job.ref)\n",
+             ""),
+    Mutation("flows/progress.py", "what needs another that failed is expected all the same", of(
+                 "flows/test_progress.py", "test_what_needs_a_job_that_is_tried_once_more_is_expected_again"),
+             " and not _needs(one) & self._given_up.keys()",
              ""),
     Mutation("flows/display.py", "a terminal keeps the bars of the trials before", of(
                  "flows/test_progress.py", "test_a_terminal_has_one_bar_of_the_trial_and_those_of_its_stages"),

@@ -172,6 +172,27 @@ def test_what_needs_a_job_that_failed_is_no_longer_expected(log: Log) -> None:
     assert log.about("report")[-1] == "[0:40] report: done in 0 s; 100% of the run, about 0 s left"
 
 
+def test_what_needs_a_job_that_is_tried_once_more_is_expected_again(log: Log) -> None:
+    jobs, course = renders(2), log.lines.course
+    needing = [jobs[0].model_copy(update={"stage": "block", "inputs": {"sprites": [job.ref for job in needed]}})
+               for needed in (jobs[:1], jobs)]  # fmt: skip
+    last = jobs[0].model_copy(update={"stage": "report", "inputs": {"blocks": [job.ref for job in needing]}})
+    course.expect(plan([*jobs, *needing, last]))
+    for job in jobs:
+        course.heard(job, "began")
+        course.heard(job, "failed")
+    assert course.counts == (2, 2, 0)
+    course.heard(jobs[0], "began")
+    assert course.counts == (2, 4, 0)  # itself once more, and the block that needs no other
+    course.heard(jobs[1], "began")
+    assert course.counts == (2, 7, 0)
+    for job in (*jobs, *needing, last):
+        assert course.left > 0
+        course.heard(job, "began")
+        course.heard(job, "made")
+    assert (course.counts, course.left) == ((7, 7, 0), 0)
+
+
 def test_stages_are_counted_as_they_begin(log: Log) -> None:
     first, second = renders(1)[0], renders(1)[0].model_copy(update={"stage": "index"})
     log.lines.expect(plan([first, second]))
