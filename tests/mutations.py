@@ -1978,6 +1978,10 @@ MUTATIONS = [
                  "tasks/generate/test_generate_pool.py", "test_a_larger_pool_is_resized_in_a_stage_of_its_own"),
              "resize(np.asarray(source[row : row + 1]), size, size)[0]",
              "np.asarray(source[row, :, :size, :size])"),
+    Mutation("tasks/learning/weights.py", "a link to nothing ends in the system's words", of(
+                 "tasks/learning/test_embedding.py", "test_a_link_to_nothing_is_no_part_of_a_folder_of_weights"),
+             " if one.exists()",
+             ""),
     Mutation("tasks/learning/weights.py", "other weights are taken for those that were asked for", of(
                  "tasks/generate/test_generate.py",
                  "test_weights_that_change_while_a_run_waits_are_not_taken_for_those_that_it_asked_for"),

@@ -37,7 +37,7 @@ def known_by(place: str) -> str:
 
 def content_of(path: Path) -> str:
     """The digest of a file or of a folder's files, which are read again only once one of them has changed."""
-    found = [one.stat() for one in (path, *path.rglob("*"))]
+    found = [one.stat() for one in (path, *path.rglob("*")) if one.exists()]
     return _content(path, max(one.st_mtime_ns for one in found), sum(one.st_size for one in found))
 
 
