@@ -1889,11 +1889,15 @@ MUTATIONS = [
                  "flows/test_students.py", "test_an_optimiser_that_is_no_student_s_is_a_wrong_request"),
              "own.networks.keys() >= set(bodies)",
              "False"),
-    Mutation("tasks/learning/kinetics.py", "weights that changed are taken for those that were asked for", of(
-                 "flows/test_students.py",
-                 "test_weights_that_change_while_a_run_waits_are_not_taken_for_those_that_it_asked_for"),
-             "if named(place)[0] != name:",
-             "if False:"),
+    Mutation("tasks/learning/evaluate.py", "weights that changed are taken for those that were asked for", of(
+                 "tasks/learning/test_kinetics.py",
+                 "test_weights_are_known_by_their_content_wherever_they_lie"),
+             "unchanged(work.job.places.get(weights, weights), weights)",
+             "work.job.places.get(weights, weights)"),
+    Mutation("tasks/crops/tracking.py", "crops are of other weights than were asked for", of(
+                 "tasks/crops/test_crops.py", "test_weights_are_those_that_a_key_knows"),
+             "return unchanged(place, f\"{name}:{digest[:16]}\") if digest else place",
+             "return place"),
     Mutation("models/compute.py", "bf16 is emulated on older GPUs", of(
                  "models/test_compute.py", "test_auto_precision_follows_the_cpus_flags"),
              "torch.cuda.is_bf16_supported(including_emulation=False)",

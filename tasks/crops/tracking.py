@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from vidistill.storage.errors import TransientError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.crops.detect import (
@@ -35,7 +34,7 @@ from vidistill.tasks.crops.score import TEACHER
 from vidistill.tasks.crops.track import track_all
 from vidistill.tasks.crops.training import DetectorOf, load_detector
 from vidistill.tasks.learning.training import Device, generator
-from vidistill.tasks.learning.weights import content_of
+from vidistill.tasks.learning.weights import content_of, unchanged
 from vidistill.tasks.piecewise import pieces, taken_over
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.decode import BlockVideo, check_unchanged
@@ -72,12 +71,11 @@ def given_weights(work: Work, name: str, digest: str) -> str:
     """Where the weights are that a key knows by this name and digest.
 
     Raises:
-        TransientError: they are others since the run was planned, or gone.
+        RequestError: they are gone.
+        TransientError: they are others since the run was planned.
     """
     place = work.job.places.get(name, name)
-    if digest and not (Path(place).is_file() and content_of(Path(place)) == digest):
-        raise TransientError(f"The weights {place} changed during the run: run again.")
-    return place
+    return unchanged(place, f"{name}:{digest[:16]}") if digest else place
 
 
 def tracks_job(parameters: TrackParameters, detector: ArtifactRef | None, places: dict[str, str], label: str) -> Job:

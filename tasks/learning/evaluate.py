@@ -23,6 +23,7 @@ from vidistill.tasks.learning.relabel import GuidedMix, videomix
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device, Draw, OptimiserParameters, Order, TrainingParameters
 from vidistill.tasks.learning.views import RealBatches, centre_clips, cutmix, smoothed, view
+from vidistill.tasks.learning.weights import unchanged
 from vidistill.tasks.methods import STORED, Recipe
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.index import IndexTable, load_index
@@ -121,7 +122,7 @@ def evaluate(work: Work) -> None:
     seed = training.role_seed(parameters.seed, streams.STUDENT_WEIGHTS)
     network = training.build_network(parameters.network, len(clips.classes), clips.shape_THWC, seed)
     for weights in student.pretrained.values():
-        kinetics.begin(network, kinetics.place_of(weights, work.job.places), clips.table)
+        kinetics.begin(network, unchanged(work.job.places.get(weights, weights), weights), clips.table)
     batches = _batches(work, parameters, clips, seed, device)
     draw, steps = batches.draw, student.steps(batches.order.n)
     if parameters.protocol == benchmark.NAME:

@@ -5,14 +5,12 @@ The published ones were trained on Kinetics-400 at 16×112×112, RGB; clips of o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidistill.storage.clips import ClipTable
-from vidistill.storage.errors import RequestError, TransientError
-from vidistill.storage.keys import file_digest
+from vidistill.storage.errors import RequestError
+from vidistill.tasks.learning.weights import known_by
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,28 +27,11 @@ def named(weights: str) -> tuple[str, dict[str, str]]:
     """
     path = Path(weights).expanduser()
     if path.is_file():
-        name = f"{path.name}:{_digest(path, path.stat().st_mtime_ns)[:16]}"
+        name = known_by(weights)
         return name, {name: str(path.absolute())}
     if weights not in NAMES:
         raise RequestError(f"R3D-18 has no weights {weights!r}: {ADVICE}.")
     return NAMES[weights], {}
-
-
-def place_of(name: str, places: Mapping[str, str]) -> str:
-    """Where the weights that a key knows by this name are.
-
-    Raises:
-        TransientError: their file has changed since the run was planned.
-    """
-    place = places.get(name, name)
-    if named(place)[0] != name:
-        raise TransientError(f"The weights {place} changed during the run: run again.")
-    return place
-
-
-@cache
-def _digest(path: Path, _changed_ns: int) -> str:
-    return file_digest(path)
 
 
 def begin(network: nn.Module, weights: str, table: ClipTable) -> None:

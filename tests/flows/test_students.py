@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from vidistill.flows.experiment import build
 from vidistill.flows.fronts import with_front
 from vidistill.flows.parameters import Experiment, checked, load_preset
 from vidistill.flows.rows import rows_of
-from vidistill.storage.errors import DivergedError, RequestError, StoreError, TransientError
+from vidistill.storage.errors import DivergedError, RequestError, StoreError
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.coded.method import CodedParameters
 from vidistill.tasks.coded.search import SearchParameters
-from vidistill.tasks.learning import benchmark, kinetics
+from vidistill.tasks.learning import benchmark
 from vidistill.tasks.report.data import RowPlan
 from vidistill.tasks.report.gather import ReportParameters
 from vidistill.tasks.stage import Job
@@ -283,15 +282,3 @@ def test_an_optimiser_that_is_no_student_s_is_a_wrong_request(
         return
     with pytest.raises(RequestError, match=r"minic3d.* ha(s|ve) one: set student\.networks\.minic3d\.lr"):
         rows_of(asked)
-
-
-def test_weights_that_change_while_a_run_waits_are_not_taken_for_those_that_it_asked_for(tmp_path: Path) -> None:
-    file = tmp_path / "own.pt"
-    file.write_bytes(b"weights")
-    name, places = kinetics.named(str(file))
-    assert kinetics.place_of(name, places) == str(file)
-    assert kinetics.place_of("KINETICS400_V1", {}) == "KINETICS400_V1"
-    file.write_bytes(b"others")
-    os.utime(file, ns=(1, 1))
-    with pytest.raises(TransientError, match=r"own\.pt changed during the run: run again"):
-        kinetics.place_of(name, places)

@@ -277,10 +277,12 @@ def test_weights_are_those_that_a_key_knows(tmp_path: Path) -> None:
     work: Any = SimpleNamespace(job=SimpleNamespace(places=places))
     assert given_weights(work, name, digest) == str(tmp_path / "r3d.pth")
     assert given_weights(work, "yolov5su.pt", "") == "yolov5su.pt"
-    for change in ((tmp_path / "r3d.pth").write_bytes, lambda _: (tmp_path / "r3d.pth").unlink()):
-        change(b"others")
-        with pytest.raises(TransientError, match="changed during the run"):
-            given_weights(work, name, digest)
+    (tmp_path / "r3d.pth").write_bytes(b"others")
+    with pytest.raises(TransientError, match="changed during the run"):
+        given_weights(work, name, digest)
+    (tmp_path / "r3d.pth").unlink()
+    with pytest.raises(RequestError, match=r"There are no weights at .*r3d\.pth"):
+        given_weights(work, name, digest)
 
 
 def test_yolo_runs_where_a_job_runs_by_default_and_must_know_what_is_wanted(

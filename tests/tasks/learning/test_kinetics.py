@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from method_contract import Bench
 from safetensors.torch import save_file
 from torchvision.models.video import R3D_18_Weights, mc3_18, r3d_18
 
-from vidistill.storage.errors import RequestError
+from vidistill.storage.errors import RequestError, TransientError
 from vidistill.tasks.learning import kinetics, training
 from vidistill.tasks.learning.evaluate import StudentParameters, evaluate_job, load_score
 from vidistill.tasks.learning.training import OptimiserParameters
@@ -82,8 +83,12 @@ def test_weights_are_known_by_their_content_wherever_they_lie(bench: Bench, file
     moved.write_bytes(file.read_bytes())
     first, second = job(bench, str(file)), job(bench, str(moved))
     assert first.ref == second.ref
-    assert str(tmp_path) not in str(first.parameters)
+    known = {"r3d_18": f"r3d.pt:{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"}
+    assert first.parameters["student"]["pretrained"] == known
+    waiting = job(bench, str(moved), least_steps=2)
     moved.write_bytes(b"other")
+    with pytest.raises(TransientError, match=r"r3d\.pt changed during the run: run again"):
+        run_job(waiting, bench.runtime)
     assert job(bench, str(moved)).ref != first.ref
     assert job(bench, "kinetics400").parameters["student"]["pretrained"] == {"r3d_18": "KINETICS400_V1"}
     assert "pretrained" not in job(bench).parameters["student"]
