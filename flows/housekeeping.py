@@ -11,6 +11,7 @@ from rich.console import Console
 
 from vidistill.storage.errors import ArtifactDamaged, RequestError
 from vidistill.storage.files import copy_out
+from vidistill.storage.manifests import NOT_ENDED
 from vidistill.storage.names import names
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.store import ArtifactRef, Found, Store
@@ -52,13 +53,14 @@ def counted(refs: Iterable[ArtifactRef], survey: Mapping[ArtifactRef, Found]) ->
 
 
 def verify(location: str | None) -> None:
-    """Check every byte of every artifact.
+    """Check every byte of every artifact; what was never uploaded to the end is none.
 
     Raises:
         ArtifactDamaged: naming how many are damaged; each has been printed.
     """
     store = existing(location)
-    refs = list(store.survey())
+    survey = {ref: found for ref, found in store.survey().items() if found.problem != NOT_ENDED}
+    refs = list(survey)
     with ThreadPoolExecutor(CHECKS) as pool:
         problems = dict(zip(refs, pool.map(store.audit, refs), strict=True))
     gone = "no artifact"  # a checkpoint that a run has removed meanwhile
@@ -67,7 +69,7 @@ def verify(location: str | None) -> None:
         for ref, first in problems.items()
         if first not in {None, gone}
         and (problem := store.audit(ref)) not in {None, gone}  # it may have been on its way out
-    } | _lost(store)
+    } | _lost(survey)
     for ref, problem in damaged.items():
         console.print(f"{ref} is damaged: {problem}", markup=False)
     if damaged:
@@ -78,9 +80,8 @@ def verify(location: str | None) -> None:
     console.print(f"{len(refs)} artifacts in {store.location} are whole.")
 
 
-def _lost(store: Store) -> dict[ArtifactRef, str]:
+def _lost(survey: Mapping[ArtifactRef, Found]) -> dict[ArtifactRef, str]:
     """What artifacts were made from, and is no longer there."""
-    survey = store.survey()
     return {
         need: f"no artifact, and {ref} was made from it"
         for ref, found in survey.items()

@@ -120,8 +120,13 @@ class RemoteStore(Store):
             raise StoreError(f"The store {self.location} cannot be written ({why}): check its access.") from error
 
     def exists(self) -> bool:
+        """As of a folder: whether it is a run's, or empty; asked by the names of kinds and keys alone."""
         self._objects.invalidate_cache()
-        return bool(self._objects.exists(self._prefix))
+        if not self._objects.exists(self._prefix):
+            return False
+        found = self._objects.find(self._prefix, maxdepth=2, withdirs=True)
+        names = {path.removeprefix(self._prefix).strip("/") for path in found} - {""}
+        return not names or any(name == ".locks" or is_key(name.partition("/")[2]) for name in names)
 
     def survey(self, kind: str | None = None, *, content: bool = False) -> dict[ArtifactRef, Found]:
         """By the objects' sizes alone, whatever `content` says: nothing is fetched but manifests.

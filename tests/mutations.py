@@ -2115,6 +2115,15 @@ MUTATIONS = [
                  "tasks/match/test_match_losses.py", "test_a_cutout_lies_at_each_published_offset_alike"),
              "int(y * (height + 1 - box_y % 2))",
              "int(y * height)"),
+    Mutation("flows/housekeeping.py", "uploads that never ended are counted as whole", of(
+                 "storage/test_remote.py",
+                 "test_an_upload_that_never_ended_is_no_whole_artifact_nor_a_damaged_one"),
+             " if found.problem != NOT_ENDED",
+             ""),
+    Mutation("storage/remote.py", "whatever lies in a bucket is a store", of(
+                 "storage/test_remote.py", "test_objects_of_something_else_are_no_store"),
+             "return not names or any(",
+             "return True or any("),
     Mutation("storage/pool.py", "large parts are read unchecked", of(
                  "storage/test_clips.py",
                  "test_a_large_part_of_a_pool_is_checked_by_content_before_its_latents_are_read"),

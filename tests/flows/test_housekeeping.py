@@ -477,7 +477,7 @@ def test_what_was_removed_before_a_failure_is_said(store: Store, tmp_path: Path)
 
 def test_gc_in_object_storage(host: Callable[[str], Store], capsys: pytest.CaptureFixture[str]) -> None:
     a, b = host("a"), host("b")
-    clips = make(a, "clips", "c")
+    clips = make(a, "clips", "c" * len(KEY))
     teacher, old, going = make(a, "teacher", "t", clips), make(a, "teacher", "old"), make(a, "block", "b")
     make(a, "report", "r", teacher)
     interrupted(a, going)

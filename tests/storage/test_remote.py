@@ -20,6 +20,8 @@ from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Manifest
 from vidistill.tasks.report.gather import _lineage
 
+KEY = "0123456789abcdef01234567"
+
 
 def test_what_one_host_makes_another_reads(host, s3, bucket):
     a, b = host("a"), host("b")
@@ -94,8 +96,8 @@ def test_a_host_that_dies_while_uploading_has_published_nothing(host, s3, bucket
     assert contents(host("a"), ref) == FILES
 
 
-def object_of(name: str) -> str:
-    return f"some/store/thing/k/{name}"
+def object_of(name: str, key: str = "k") -> str:
+    return f"some/store/thing/{key}/{name}"
 
 
 @pytest.mark.parametrize(
@@ -136,8 +138,8 @@ def test_a_damaged_object_that_nobody_looked_into_is_made_again_by_the_next_run(
 
 
 def test_verify_looks_at_the_objects_and_mends_them_from_a_whole_mirror(host, s3, bucket, caplog):
-    a, damaged = host("a"), {"Bucket": bucket, "Key": object_of("clips/c/0/0"), "Body": bytes(10240)}
-    ref = make(a)
+    a, damaged = host("a"), {"Bucket": bucket, "Key": object_of("clips/c/0/0", KEY), "Body": bytes(10240)}
+    ref = make(a, KEY)
     s3.put_object(**damaged)
     verify(a.location)
     assert f"{ref} was damaged in {a.location} (clips/c/0/0 does not have its checksum)" in caplog.text
@@ -147,12 +149,32 @@ def test_verify_looks_at_the_objects_and_mends_them_from_a_whole_mirror(host, s3
     host("c")
     with pytest.raises(ArtifactDamaged, match="1 of 1 artifacts"):
         verify(a.location)
-    s3.delete_object(Bucket=bucket, Key=object_of("curve.json"))
+    s3.delete_object(Bucket=bucket, Key=object_of("curve.json", KEY))
     assert host("c").audit(ref) in {"curve.json is missing", "clips/c/0/0 does not have its checksum"}
-    s3.put_object(Bucket=bucket, Key=object_of("manifest.json"), Body=b'{"kind": "th')
+    s3.put_object(Bucket=bucket, Key=object_of("manifest.json", KEY), Body=b'{"kind": "th')
     assert b.audit(ref) == "manifest.json cannot be read"
-    s3.delete_object(Bucket=bucket, Key=object_of("manifest.json"))
+    s3.delete_object(Bucket=bucket, Key=object_of("manifest.json", KEY))
     assert b.audit(ref) == "no artifact"
+
+
+def test_an_upload_that_never_ended_is_no_whole_artifact_nor_a_damaged_one(host, s3, bucket, capsys):
+    a = host("a")
+    make(a, KEY)
+    s3.put_object(Bucket=bucket, Key=object_of("clips/c/0/0", "1" * len(KEY)), Body=b"half")
+    verify(a.location)
+    assert capsys.readouterr().out == f"1 artifacts in {a.location} are whole.\n"
+
+
+def test_objects_of_something_else_are_no_store(host, s3, bucket):
+    a = host("a")
+    assert not a.exists()
+    for name in ("readme.txt", "thesis/one/manifest.json"):
+        s3.put_object(Bucket=bucket, Key=f"some/store/{name}", Body=b"mine")
+        assert not a.exists()
+    for name in (f"thing/{KEY}/empty", ".locks/k.thing"):
+        s3.put_object(Bucket=bucket, Key=f"some/store/{name}", Body=b"")
+        assert a.exists()
+        s3.delete_object(Bucket=bucket, Key=f"some/store/{name}")
 
 
 def test_a_damaged_mirror_is_fetched_again(host, monkeypatch):
