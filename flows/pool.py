@@ -13,7 +13,7 @@ from vidistill.flows.fronts import choose_front
 from vidistill.flows.own import with_own
 from vidistill.flows.parameters import SPRITES, PoolRequest
 from vidistill.flows.planning import Plan, plan_data
-from vidistill.flows.rows import training_videos
+from vidistill.flows.rows import check_size, training_videos
 from vidistill.flows.runners import WORKERS, jobs_done_by
 from vidistill.storage.files import copy_out, write_out
 from vidistill.storage.opening import default_location, open_store
@@ -75,8 +75,9 @@ def build_pool(request: PoolRequest, table: IndexTable) -> tuple[Graph, Artifact
     """All jobs of a pool, its quality last, and the quality's reference.
 
     Raises:
-        RequestError: a class has no training video, or see `pool_of`.
+        RequestError: a class has no training video, the clips are too small for the teacher, or see `pool_of`.
     """
+    check_size(request, request.teacher.network)
     training_videos(table)
     graph = Graph()
     index = graph.add(index_job(table, request.index))

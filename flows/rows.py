@@ -7,6 +7,7 @@ from typing import Any
 
 from vidistill.flows.parameters import (
     Cell,
+    DataRequest,
     Experiment,
     checked,
     fronted_networks,
@@ -124,7 +125,7 @@ def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
                 f"There is no {role} {asked!r}: choose from {', '.join(NETWORKS)}, or FRONT:NAME with a front of "
                 f"{', '.join(FRONT_NAMES)}."
             )
-        _check_size(experiment, name)
+        check_size(experiment, name)
     taught = {student: _taught(experiment, cell, student) for student in students}
     if cell.method == FULL:
         if cell.store is not None:
@@ -179,12 +180,16 @@ def _check_networks(experiment: Experiment, cell: Cell, source: MethodSource) ->
     for place, network in networks_of(options_of(source, cell)):
         if not known(network) and network != CONVNET:
             raise RequestError(f"{source.name}.{place} is {network!r}: there are {', '.join(NETWORKS)}.")
-        _check_size(experiment, network)
+        check_size(experiment, network)
 
 
-def _check_size(experiment: Experiment, network: str) -> None:
-    """Make sure that the clips are large enough for a network."""
-    if small := too_small(network, experiment.decode.frames, experiment.decode.size):
+def check_size(request: DataRequest, network: str) -> None:
+    """Make sure that the clips are large enough for a network.
+
+    Raises:
+        RequestError: they are not.
+    """
+    if small := too_small(network, request.decode.frames, request.decode.size):
         raise RequestError(small)
 
 

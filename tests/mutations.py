@@ -2160,8 +2160,12 @@ MUTATIONS = [
     Mutation("flows/rows.py", "clips too small for a teacher or student are found when it is made", of(
                  "flows/test_students.py",
                  "test_clips_that_are_too_small_for_a_network_are_said_before_anything_is_done"),
-             "_check_size(experiment, name)",
+             "check_size(experiment, name)",
              "pass"),
+    Mutation("flows/pool.py", "clips too small for a pool's teacher are found when it is made", of(
+                 "flows/test_pool.py", "test_clips_that_are_too_small_for_the_teacher_have_no_pool"),
+             "    check_size(request, request.teacher.network)\n",
+             ""),
     Mutation("models/frame_rnn.py", "an LSTM is asked for in bf16 of any CPU", of(
                  "models/test_bf16.py", "test_a_recurrent_layer_that_a_cpu_has_not_in_bf16_is_fp32"),
              "if compute.cpu_has_bf16() or isinstance(rnn, nn.GRU) else",

@@ -85,6 +85,12 @@ def test_a_class_without_a_training_video_has_no_pool_and_no_run() -> None:
         build(Experiment.model_validate(asked | {"cells": [{"method": "random"}]}), table)
 
 
+def test_clips_that_are_too_small_for_the_teacher_have_no_pool() -> None:
+    asked = {"data": "sprites", "teacher": {"network": "r2plus1d_small_in"}, "decode": {"frames": 2, "size": 16}}
+    with pytest.raises(RequestError, match="2 frames of 16 pixels are too small for r2plus1d_small_in: take 3 frames"):
+        build_pool(PoolRequest.model_validate(asked), _expected_sprites(SpritesParameters()))
+
+
 def test_settings_reach_the_pool() -> None:
     plain = override({"data": "sprites"}, ["pool.sampler.steps=7", "pool.latte.size=S"], PoolRequest)
     request = PoolRequest.model_validate(plain)
