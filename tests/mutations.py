@@ -1956,7 +1956,7 @@ MUTATIONS = [
              "if False:"),
     Mutation("tasks/coded/method.py", "a video that the denser clips lost is read", of(
                  "tasks/coded/test_coded.py", "test_a_video_that_was_lost_at_the_smaller_interval_is_in_no_set"),
-             "in_both(clips, material.more_clips(\"dense\"), clips.rows_of(label))",
+             "in_both(clips, dense, clips.rows_of(label))",
              "clips.rows_of(label)"),
     Mutation("tasks/crops/tracking.py", "a stray file stands for a word", of(
                  "tasks/crops/test_crops.py", "test_a_word_names_no_file_of_the_working_folder"),
@@ -2124,6 +2124,10 @@ MUTATIONS = [
                  "storage/test_remote.py", "test_objects_of_something_else_are_no_store"),
              "return not names or any(",
              "return True or any("),
+    Mutation("tasks/coded/method.py", "the denser clips' table is read once a class", of(
+                 "tasks/coded/test_coded.py", "test_a_video_that_was_lost_at_the_smaller_interval_is_in_no_set"),
+             "in_both(clips, dense, clips.rows_of(label))",
+             "in_both(clips, material.more_clips(\"dense\"), clips.rows_of(label))"),
     Mutation("storage/pool.py", "large parts are read unchecked", of(
                  "storage/test_clips.py",
                  "test_a_large_part_of_a_pool_is_checked_by_content_before_its_latents_are_read"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
+from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
@@ -126,14 +127,14 @@ class Coded(Method):
         options, clips = self.parameters, material.clips
         budget = Budget(material.kb, material.ipc, len(material.labels), options.views, material.soft)
         network, embeddings = cache(material.teacher), cache(lambda: load_embeddings(material.inputs(EMBEDDINGS)[0]))
-        orders = []
+        dense, orders = material.more_clips("dense"), []
         for done, label in enumerate(material.labels):
-            there_N = in_both(clips, material.more_clips("dense"), clips.rows_of(label))
+            there_N = in_both(clips, dense, clips.rows_of(label))
             rows_N = enough(clips, label, material.ipc, there_N)
             orders.append(ordered(options.pick, clips, rows_N, material.seed, network, embeddings, material.device))
             material.progress(done, len(material.labels))
         search = next((load_search(folder) for folder in material.inputs("search")), None)
-        coder, found = self._kept(material, orders, budget, search)
+        coder, found = self._kept(clips, dense, orders, budget, search)
         if options.per_clip:
             found = allocated(coder, found, budget, network(), material.device)
         made = as_set(clips, found, options.views, options.view_scale, material.seed)
@@ -151,13 +152,15 @@ class Coded(Method):
         made.facts.update({"coded": facts, "search": tried})
         return made
 
-    def _kept(self, material: Material, orders: list[Any], budget: Budget, search: Found | None) -> tuple[Coder, Kept]:
+    def _kept(
+        self, clips: Clips, dense: Clips | None, orders: list[Any], budget: Budget, search: Found | None
+    ) -> tuple[Coder, Kept]:
         """Kept as the search says, or as the parameters do; coarser only where not one clip a class fits."""
         options = self.parameters
         crf, scale, frames = options.crf or USUAL_CRF, options.scale or 1.0, options.frames or 1.0
         if search is not None:
             crf, scale, frames = search.best.crf, search.best.scale, search.best.frames
-        footage = Footage(material.clips, frames, material.more_clips("dense"))
+        footage = Footage(clips, frames, dense)
         coder = Coder(footage, Coding(preset=options.preset, scale=scale, even=options.even), together=options.together)
         if options.crf:
             return coder, kept(coder, orders, crf, budget, finest=crf)

@@ -342,8 +342,8 @@ def test_a_video_that_was_lost_at_the_smaller_interval_is_in_no_set(bench):
         def read(self, rows):
             return bench.clips.read([row + 1 for row in rows]).repeat(4, axis=1)
 
-    options = Coded.Parameters(**QUICK, search=None, frames=2.0, crf=50)
-    made = Coded(options).distil(replace(bench.material((0, 1, 2), 1, 0), kb=50.0, more_clips=lambda _: Dense()))
+    options, tables = Coded.Parameters(**QUICK, search=None, frames=2.0, crf=50), iter([Dense()])  # it is read once
+    made = Coded(options).distil(replace(bench.material((0, 1, 2), 1, 0), kb=50.0, more_clips=lambda _: next(tables)))
     assert set(made.sources) == {video.path for video in videos[1:]}
 
 
