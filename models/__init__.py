@@ -57,14 +57,14 @@ def known(name: str) -> bool:
 
 def too_small(name: str, frames: int, size: int) -> str:
     """Why a network cannot see clips of so many frames and pixels; empty where they are large enough."""
-    (front, body), least = parted(name), ""
-    if body in ("cnn_gru", "cnn_lstm") and size < 8:
-        least = "8 pixels or more"
-    if body == "r2plus1d_small_in" and frames <= 2 and size <= 16:  # its last maps have one pixel, which has no norm
-        least = "3 frames or more, or 17 pixels"
-    if not least or front in OWN:
+    front, body = parted(name)
+    fits = frames > 2 or size > 16  # else the last maps have one pixel, which has no norm
+    if fits or front in OWN or body != "r2plus1d_small_in":
         return ""
-    return f"Clips of {frames} frames of {size} pixels are too small for {body}: take {least}, or another network."
+    return (
+        f"Clips of {frames} frames of {size} pixels are too small for {body}: take 3 frames or more, or 17 pixels, or "
+        "another network."
+    )
 
 
 def build(name: str, *, classes: int, frames: int, size: int) -> nn.Module:
