@@ -71,7 +71,7 @@ def _crop(x_BCTHW: Tensor, y: float, x: float, _unused: float) -> Tensor:
 
 
 def _cutout(x_BCTHW: Tensor, y: float, x: float, _unused: float) -> Tensor:
-    """A box of half the side becomes zero; its middle is anywhere, at an even side also beyond the last row."""
+    """A box of half the side becomes zero; its middle is anywhere, that of an even box also beyond the last row."""
     height, width = x_BCTHW.shape[3:]
     box_y, box_x = int(height * CUTOUT_SHARE + 0.5), int(width * CUTOUT_SHARE + 0.5)
     top, left = int(y * (height + 1 - box_y % 2)) - box_y // 2, int(x * (width + 1 - box_x % 2)) - box_x // 2
