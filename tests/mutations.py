@@ -1909,14 +1909,14 @@ MUTATIONS = [
     Mutation("tasks/videos/decode.py", "a lost video moves the rows of those after it", AGAIN,
              "row = number * sampling.views",
              "row = sampling.views * sum(one[\"row\"] is not None for one in outcomes)"),
-    Mutation("flows/train.py", "test videos of the set itself are not told", of(
+    Mutation("storage/clips.py", "test videos of the set itself are not told", of(
                  "flows/test_train.py", "test_test_videos_that_the_set_is_made_of_are_said_and_counted"),
              "video.path in own for",
              "not video.path for"),
-    Mutation("flows/train.py", "a mosaic's parts are one name", of(
+    Mutation("storage/clips.py", "a mosaic's parts are one name", of(
                  "flows/test_train.py", "test_test_videos_that_the_set_is_made_of_are_said_and_counted"),
-             "sources.split(\" + \")",
-             "[sources]"),
+             "one.split(\" + \")",
+             "[one]"),
     Mutation("storage/distilled.py", "students of hard labels pay for coded logits", of(
                  "storage/test_coded.py", "test_its_bytes_are_those_of_its_one_file"),
              "file.is_file() and not logits",
