@@ -32,7 +32,8 @@ def locked_for_all(objects: Objects, path: str) -> Iterator[None]:
     """Hold the lock object `path`, waiting for its present owner to finish or die.
 
     The owner writes it anew every 10 s. It is taken over when its owner's process no longer runs (seen at once on the
-    same host), or when a waiting host has seen no new beat for 60 s of its own time: no two clocks are compared.
+    same host), or when whoever waits has seen no new beat for 60 s of its own time: no two clocks are compared. A
+    living process of the same host has let go of a silent one, too, which it could not remove while the store was down.
     """
     claim = _Claim(objects, path, this_process() | {"id": uuid.uuid4().hex})
     try:
@@ -63,6 +64,8 @@ class _Claim:
     def take(self) -> None:
         seen, since = b"", time.monotonic()
         while not self._written(mode="create"):
+            if not seen:
+                log.info("Somebody holds the lock %s: waiting until it is let go, or silent for a minute.", self.path)
             tag, content = self._look()
             if content != seen:
                 seen, since = content, time.monotonic()
@@ -115,6 +118,6 @@ def _only(tag: str | None) -> dict[str, str]:
 
 def _dead(content: bytes, silent_seconds: float) -> bool:
     try:
-        return gone(json.loads(content), silent_seconds, STALE_SECONDS)
+        return silent_seconds > STALE_SECONDS or gone(json.loads(content), silent_seconds, STALE_SECONDS)
     except (ValueError, KeyError, TypeError):
-        return silent_seconds > STALE_SECONDS
+        return False

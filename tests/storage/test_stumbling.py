@@ -233,6 +233,22 @@ def test_a_lock_is_gone_afterwards_also_where_its_answer_was_lost(host, stumblin
     assert not [key for key in keys(s3, bucket) if "/.locks/" in key]
 
 
+def test_a_lock_that_stayed_while_the_store_was_down_is_taken_over_by_the_process_that_held_it(
+    host, stumbling: Stumbling, monkeypatch
+):
+    monkeypatch.setattr(object_locks, "STALE_SECONDS", 0.5)
+    a = host("a")
+    stumbling.fault = lambda method, path: "503" if method == "DELETE" else None
+    with pytest.raises(TypeError):
+        make(a, files={"curve.json": None})
+    stumbling.fault = lambda method, path: None
+    again = threading.Thread(target=make, args=(a,), daemon=True)
+    again.start()
+    again.join(20)
+    assert not again.is_alive()
+    assert contents(a, REF) == FILES
+
+
 def at_once(stumbling: Stumbling, part: str) -> list[int]:
     """How many requests for such objects were on their way when each of them came."""
     now, most, lock = [], [], threading.Lock()
