@@ -98,12 +98,8 @@ class RemoteStore(Store):
         return self._present(ref) or super().problem_once(ref)
 
     def discard(self, ref: ArtifactRef) -> None:
-        def remove(path: str) -> None:
-            with suppress(FileNotFoundError):
-                self._objects.rm_file(path)
-
-        remove(f"{self._remote(ref)}/{MANIFEST}")
-        self._objects.each(remove, self._listed(f"{ref.kind}/{ref.key}"))
+        self._remove(f"{self._remote(ref)}/{MANIFEST}")
+        self._objects.each(self._remove, self._listed(f"{ref.kind}/{ref.key}"))
         super().discard(ref)
 
     def refs(self, kind: str | None = None) -> list[ArtifactRef]:
@@ -153,8 +149,7 @@ class RemoteStore(Store):
         self._objects.pipe_file(f"{self._prefix}/{folder}/{name}", content)
 
     def remove_note(self, folder: str, name: str) -> None:
-        with suppress(FileNotFoundError):
-            self._objects.rm_file(f"{self._prefix}/{folder}/{name}")
+        self._remove(f"{self._prefix}/{folder}/{name}")
 
     def note_times(self, folder: str) -> dict[str, float]:
         found = {}
@@ -281,22 +276,26 @@ class RemoteStore(Store):
                 return
         with self._mirror.held(self._place(ref)):  # till it is in the store this is the only copy
             super()._commit(attempt)
-            unpublished = self._unpublished(ref)
-            unpublished.parent.mkdir(exist_ok=True)
-            unpublished.touch()
             self._publish(ref)
-            unpublished.unlink()
         self._mirror.trim()
 
     def _publish(self, ref: ArtifactRef) -> None:
-        """Upload the mirror's copy; the manifest, last, commits."""
-        place, remote = self._place(ref), self._remote(ref)
+        """Upload the mirror's copy, which till then is marked as the only one; the manifest, last, commits."""
+        place, remote, unpublished = self._place(ref), self._remote(ref), self._unpublished(ref)
 
         def put(path: Path) -> None:
             self._objects.put_file(str(path), f"{remote}/{path.relative_to(place).as_posix()}")
 
+        unpublished.parent.mkdir(exist_ok=True)
+        unpublished.touch()
+        self._remove(f"{remote}/{MANIFEST}")  # of what was damaged there
         self._objects.each(put, [path for path in files_of(place) if path != place / MANIFEST])
         put(place / MANIFEST)
+        unpublished.unlink(missing_ok=True)
+
+    def _remove(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            self._objects.rm_file(path)
 
     def _fetch(self, ref: ArtifactRef, published: bytes) -> None:
         """Download into staging and rename: the mirror never shows half an artifact. It lacks what the remote lacks."""

@@ -327,7 +327,7 @@ class Store:
         attempt.note(files=files, created=datetime.now(UTC).isoformat(timespec="seconds"))
         write_manifest(folder, attempt.manifest)
         settled_digest(folder / MANIFEST)
-        self.discard(ref)
+        Store.discard(self, ref)  # an object store may be down, and has it later
         self._take(folder, ref)
 
     def _take(self, folder: Path, ref: ArtifactRef) -> None:
