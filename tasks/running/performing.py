@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from functools import cache
+from logging import getLogger
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State, TaskRun
 
 INTERVAL_SECONDS = 3.0
+REST_SECONDS = 60.0
+"""After the server did not take a job's progress: asking it again holds the job up."""
 EVENTS = {"index": "vidistill.data.changed"}
 """What Prefect hears, and automations may wait for, when the job of this label had something to do."""
 RETRY_SECONDS = [5.0, 60.0]
+
+log = getLogger("vidistill")
 
 
 @cache
@@ -88,15 +93,22 @@ class Published:
         self._artifact: UUID | None = None
 
     def __call__(self, label: str, done: int, total: int, note: str) -> None:
-        from prefect.artifacts import create_progress_artifact, update_progress_artifact
         from prefect.context import TaskRunContext
 
-        now, finished = time.monotonic(), done == total and self._artifact is not None
-        late = now - self._shown >= INTERVAL_SECONDS or finished
+        finished = done == total and self._artifact is not None
+        late = time.monotonic() - self._shown >= (0.0 if finished else INTERVAL_SECONDS)
         if label != self._name or not late or TaskRunContext.get() is None:
             return
-        self._shown = now
-        percent = 100.0 * done / max(1, total)
+        try:
+            self._show(label, 100.0 * done / max(1, total), note)
+            self._shown = time.monotonic()
+        except Exception as error:  # noqa: BLE001
+            log.warning("The progress of %s is not shown: %s", label, error)
+            self._shown = time.monotonic() + REST_SECONDS
+
+    def _show(self, label: str, percent: float, note: str) -> None:
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
         if self._artifact is None:
             key = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
             made = create_progress_artifact(progress=percent, key=key, description=note or label)

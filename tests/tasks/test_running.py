@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from vidistill.storage.errors import RequestError, RunError, Stopped
+from vidistill.tasks.running import performing
 from vidistill.tasks.running.line import Line, answering, calling
 from vidistill.tasks.running.places import GPU_JOBS, gpu_taken, sharing_threads, threads_taken
 from vidistill.tasks.running.stopping import start_jobs, stop_jobs
@@ -87,6 +88,25 @@ def test_a_job_that_waits_for_threads_of_another_process_can_be_stopped(name: st
         start_jobs()
         process.kill()
         process.communicate()
+
+
+def test_a_server_that_takes_no_progress_costs_no_job_and_is_left_alone_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from prefect.context import TaskRunContext
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    said: list[str] = []
+    monkeypatch.setattr(performing.log, "warning", lambda words, *_: said.append(words))
+    monkeypatch.setattr(performing, "INTERVAL_SECONDS", 0.0)
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+        TaskRunContext.model_construct(task=performing.prefect_task("tiny")),
+        listening(performing.Published(JOB)),
+    ):
+        for done in range(3):
+            report_progress("a tiny job", done, 3)
+    assert said == ["The progress of %s is not shown: %s"]
 
 
 def test_without_a_gpu_nothing_is_taken(name: str, tmp_path: Path) -> None:
