@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,9 +24,21 @@ def versions() -> dict[str, str]:
     return found
 
 
-def cores() -> int:
-    """The cores that this process may use: a container or `taskset` may leave it fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """The cores that this process may use: `taskset`, or a container's quota of time, may leave it fewer than the
+    machine has.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([bound, *_quotas(groups)])
+
+
+def _quotas(groups: Path) -> Iterator[int]:
+    """The limit of control groups, of version 2 or 1, in whole cores."""
+    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        with suppress(OSError, ValueError):  # it is not there, or `max`
+            quota, period = (int(word) for name in names for word in (groups / name).read_text().split())
+            if quota > 0:
+                yield math.ceil(quota / period)
 
 
 @cache

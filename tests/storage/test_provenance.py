@@ -24,6 +24,25 @@ def test_a_process_bound_to_one_core_runs_one_job_at_a_time() -> None:
     assert said.strip().endswith(", 1 core")
 
 
+@pytest.mark.parametrize(
+    ("files", "fewer"),
+    [
+        ({"cpu.max": "50000 100000"}, True),
+        ({"cpu.max": "max 100000"}, False),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, True),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, False),
+    ],
+)
+def test_a_container_has_as_many_cores_as_its_quota_lets_it_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], fewer: bool
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content + "\n")
+    assert provenance.cores(tmp_path) == (1 if fewer else 3)
+
+
 def test_a_wheel_does_not_have_the_commit_of_the_repository_that_its_environment_lies_in(tmp_path: Path) -> None:
     module = tmp_path / "lib" / "vidistill" / "storage" / "provenance.py"
     module.parent.mkdir(parents=True)
