@@ -57,6 +57,9 @@ CODED = of("tasks/coded/test_coded.py")
 SHIFTS = of("storage/test_coded.py", "test_frames_of_other_counts")
 R2PLUS1D = ("tests/models/test_r2plus1d.py",)
 ENSEMBLE = ("tests/models/test_ensemble.py",)
+SHOWN_PROGRESS = of(
+    "tasks/test_running.py", "test_a_server_that_takes_no_progress_costs_no_job_and_is_left_alone_for_a_while"
+)
 SWIN = ("tests/models/test_students.py::test_each_pair_of_tokens_of_a_small_window_has_the_bias_of_its_own_offset",)
 R3D = of("models/test_bf16.py", "test_bf16_gradients_are_finite_and_near_those_of_fp32")
 BF16 = ("tests/models/test_bf16.py::test_a_convolution_to_one_pixel_is_not_done_in_bf16",)
@@ -1722,6 +1725,20 @@ MUTATIONS = [
              of("storage/test_stumbling.py", "test_what_could_not_be_uploaded_is_not_made_again"),
              "        Store.discard(self, ref)  # an object",
              "        self.discard(ref)  # an object"),
+    Mutation("tasks/running/performing.py", "a server that takes no progress is asked at every step", SHOWN_PROGRESS,
+             "time.monotonic() + REST_SECONDS",
+             "time.monotonic()"),
+    Mutation("tasks/running/performing.py", "a server that takes no progress ends the job", SHOWN_PROGRESS,
+             "        except Exception as error:",
+             "        except ZeroDivisionError as error:"),
+    Mutation("storage/provenance.py", "a container's quota is not heard of",
+             of("storage/test_provenance.py", "test_a_container_has_as_many_cores_as_its_quota_lets_it_use"),
+             "[bound, *_quotas(groups)]",
+             "[bound]"),
+    Mutation("storage/remote.py", "an upload begins under the manifest of what was damaged",
+             of("storage/test_stumbling.py", "test_what_is_uploaded_anew_is_not_seen_before_its_end"),
+             "        self._remove(f\"{remote}/{MANIFEST}\")  # of",
+             "        # of"),
     Mutation("storage/mirror.py", "a process without a limit says nothing of what it reads",
              of("storage/test_stumbling.py", "test_what_a_process_without_a_limit_reads_stays_too"),
              "        with locked(self._root / \".locks\" / \"mirror\"):  # without",

@@ -134,6 +134,21 @@ def test_what_could_not_be_uploaded_is_not_made_again(host, stumbling: Stumbling
     assert not list((a.root / ".unpublished").iterdir())
 
 
+def test_what_is_uploaded_anew_is_not_seen_before_its_end(host, stumbling: Stumbling, s3, bucket):
+    """Else whoever reads meanwhile finds it damaged once more, and removes it."""
+    ref, there = make(host("a")), []
+    s3.put_object(Bucket=bucket, Key="some/store/thing/k/curve.json", Body=b"damaged")
+
+    def look(method, path):
+        if method == "PUT" and "curve" in path:
+            there.append("some/store/thing/k/manifest.json" in keys(s3, bucket))
+
+    stumbling.fault = look
+    make(host("b"))
+    assert there == [False]
+    assert contents(host("c"), ref) == FILES
+
+
 def test_what_was_removed_on_purpose_is_made_again(host):
     a, b = host("a"), host("b")
     make(a)
