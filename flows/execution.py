@@ -209,6 +209,6 @@ def refuse_inside(experiment: DataRequest, runtime: Runtime) -> None:
     """
     if experiment.data == SPRITES or "://" in runtime.store:
         return
-    store, data = Path(runtime.store).expanduser().absolute(), Path(experiment.data).expanduser().absolute()
+    store, data = Path(runtime.store), Path(experiment.data).expanduser().absolute()
     if store.is_relative_to(data):
         raise RequestError(f"The store {store} lies inside the data folder {data}: name a --store outside it.")

@@ -98,7 +98,7 @@ def free_bytes(store: str) -> float:
     """What is free on the disk of a store, which need not be there yet; a bucket has no end."""
     if "://" in store:
         return math.inf
-    return shutil.disk_usage(standing(Path(store).expanduser().absolute())).free
+    return shutil.disk_usage(standing(Path(store))).free
 
 
 def plan_of(experiment: Experiment, runtime: Runtime) -> Plan:

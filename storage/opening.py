@@ -19,15 +19,21 @@ def default_location() -> str:
     return os.environ.get(VARIABLE) or str(user_data_path("vidistill") / "store")
 
 
+def absolute(location: str) -> str:
+    """The same store for processes that work in other folders: a folder's whole path, or a URL."""
+    location = location.removeprefix("file://")
+    return location if "://" in location else str(Path(location).expanduser().absolute())
+
+
 def open_store(location: str) -> Store:
     """The store at a path or a URL (`s3://bucket/prefix`, or any other that fsspec knows).
 
     Raises:
         RequestError: the URL's protocol is not known, or what it needs is not installed.
     """
-    location = location.removeprefix("file://")
+    location = absolute(location)
     if "://" not in location:
-        return Store(Path(location).expanduser().absolute())
+        return Store(Path(location))
     from vidistill.storage.remote import RemoteStore
 
     if not location.partition("://")[2].strip("/"):

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field
 from vidistill.storage.errors import ArtifactDamaged, Stopped
 from vidistill.storage.keys import digest
 from vidistill.storage.measuring import Cost
-from vidistill.storage.opening import open_store
+from vidistill.storage.opening import absolute, open_store
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.provenance import commit, cores, machine, versions
 from vidistill.storage.store import CHECKPOINT, ArtifactRef, Attempt, Manifest, Store
@@ -43,7 +43,9 @@ def known_runner(runner: str) -> str:
 class Runtime(Parameters):
     """Where and how a job runs: what may change rounding or speed, but not the result, and so is in no key."""
 
-    store: str = Field(description="The artifact store: a folder or a URL such as s3://bucket/prefix.")
+    store: Annotated[str, AfterValidator(absolute)] = Field(
+        description="The artifact store: a folder or a URL such as s3://bucket/prefix."
+    )
     data: str = Field(default="", description="The folder of videos: its content is in a key, its name is not.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default_factory=cores, ge=1, description="CPU threads of a network.")
