@@ -23,6 +23,9 @@ ELSEWHERE_SECONDS = 2 * 86400.0
 _HERE = uuid.uuid4().hex[:8]
 """Tells processes of containers apart that have one number and one mirror."""
 _said: set[Path] = set()
+_sizes: dict[tuple[Path, int], int] = {}
+_borrowing = threading.Lock()
+_borrowers = 0
 log = getLogger("vidistill")
 
 
@@ -42,19 +45,33 @@ def limit_bytes() -> float:
     return limit
 
 
+@contextmanager
+def borrowed() -> Iterator[None]:
+    """Let go of what this process said it reads when the last of such blocks ends: a cluster's worker may never end."""
+    global _borrowers
+    with _borrowing:
+        _borrowers += 1
+    try:
+        yield
+    finally:
+        with _borrowing:
+            _borrowers -= 1
+            while not _borrowers and _said:
+                _said.pop().unlink(missing_ok=True)
+
+
 class Mirror:
     """The artifacts in a local folder, `<root>/<kind>/<key>/`, of which some are in use.
 
-    A process says what it reads before it reads it, and holds that until it ends.
+    A process says what it reads before it reads it, and holds that until it ends, or `borrowed` does.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._limit = limit_bytes()
-        self._sizes: dict[tuple[Path, int], int] = {}
 
     def use(self, place: Path) -> None:
-        """Keep the artifact in this folder as long as this process lives."""
+        """Keep the artifact in this folder as long as this process lives, or `borrowed` lasts."""
         mark = self._marks(place) / f"{os.getpid()}-{_HERE}"
         if mark not in _said:
             self._write(place, mark)
@@ -87,6 +104,7 @@ class Mirror:
             places = sorted(used, key=lambda place: used[place])
             sizes = {place: self._size(place) for place in places}
             total = sum(sizes.values())
+            self._forget()
             for place in places:
                 if total <= self._limit:
                     return
@@ -104,14 +122,21 @@ class Mirror:
         return self._root / ".unpublished" / f"{place.name}.{place.parent.name}"
 
     def _size(self, place: Path) -> int:
-        """In bytes; what was committed is measured once."""
+        """In bytes; what was committed is measured once a process: each of its jobs has a Mirror of its own."""
         try:
             committed = place, (place / "manifest.json").stat().st_mtime_ns
         except FileNotFoundError:
             return size_of(place)
-        if committed not in self._sizes:
-            self._sizes[committed] = size_of(place)
-        return self._sizes[committed]
+        if committed not in _sizes:
+            _sizes[committed] = size_of(place)
+        return _sizes[committed]
+
+    def _forget(self) -> None:
+        """Remove the folders of marks on what is not here, and nobody is about to fetch."""
+        for marks in listed(self._root / ".used"):
+            place = self._root.joinpath(*marks.name.split(".", 1))
+            if not place.exists() and not self._users(place):
+                remove_folder(marks)
 
     def _marks(self, place: Path) -> Path:
         return self._root / ".used" / f"{place.parent.name}.{place.name}"

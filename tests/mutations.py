@@ -57,6 +57,9 @@ CODED = of("tasks/coded/test_coded.py")
 SHIFTS = of("storage/test_coded.py", "test_frames_of_other_counts")
 R2PLUS1D = ("tests/models/test_r2plus1d.py",)
 ENSEMBLE = ("tests/models/test_ensemble.py",)
+BORROWED = of(
+    "storage/test_stumbling.py", "test_what_a_worker_that_goes_on_read_for_its_jobs_may_go_when_they_have_ended"
+)
 SHOWN_PROGRESS = of(
     "tasks/test_running.py", "test_a_server_that_takes_no_progress_costs_no_job_and_is_left_alone_for_a_while"
 )
@@ -1743,6 +1746,19 @@ MUTATIONS = [
              of("flows/test_forms.py", "test_the_form_is_the_command_line_s_experiment"),
              "    store: Annotated[str, AfterValidator(absolute)]",
              "    store: str"),
+    Mutation("storage/mirror.py", "each job measures a whole mirror",
+             of("storage/test_stumbling.py", "test_what_lies_in_a_mirror_is_measured_once_a_process"),
+             "        if committed not in _sizes:",
+             "        if True:"),
+    Mutation("storage/mirror.py", "a job that ends takes what another one reads away", BORROWED,
+             "while not _borrowers and _said:",
+             "while _said:"),
+    Mutation("storage/mirror.py", "marks on what is gone pile up", BORROWED,
+             "            self._forget()\n",
+             ""),
+    Mutation("tasks/running/line.py", "a worker that goes on reads for ever what its jobs read once", BORROWED,
+             "with borrowed(), line.used(),",
+             "with line.used(),"),
     Mutation("storage/mirror.py", "a process without a limit says nothing of what it reads",
              of("storage/test_stumbling.py", "test_what_a_process_without_a_limit_reads_stays_too"),
              "        with locked(self._root / \".locks\" / \"mirror\"):  # without",

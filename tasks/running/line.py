@@ -24,6 +24,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from vidistill.storage.errors import TransientError
+from vidistill.storage.mirror import borrowed
 from vidistill.tasks.running.stopping import hearing_of_stops, stopped_by
 from vidistill.tasks.stage import Event, Job, listening, tell, tell_progress, watching
 
@@ -192,7 +193,7 @@ def calling(job: Job, caller: str) -> Iterator[None]:
 
     before = _own.set(line)
     try:
-        with line.used(), listening(told), watching(heard), stopped_by(line.stopped):
+        with borrowed(), line.used(), listening(told), watching(heard), stopped_by(line.stopped):
             yield
     finally:
         _own.reset(before)

@@ -20,6 +20,8 @@ from vidistill.storage.clips import TABLE, Clips, create_clip_array
 from vidistill.storage.errors import RequestError, StoreError
 from vidistill.storage.leases import leased
 from vidistill.storage.store import ArtifactRef, Manifest, Store
+from vidistill.tasks.running.line import answering, calling
+from vidistill.tasks.stage import Job
 
 REF = ArtifactRef(kind="thing", key="k")
 MANIFEST = Manifest(kind="thing", key="k", version=1, parameters={}, inputs={})
@@ -362,6 +364,31 @@ def test_what_ended_processes_said_they_read_does_not_pile_up(host):
         subprocess.run([sys.executable, "-c", READER, b.location, ref.key], env=env, capture_output=True, check=True)
     (mark,) = b._mirror._marks(b.folder(ref)).iterdir()
     assert mark.name.startswith(f"{os.getpid()}-")
+
+
+def test_what_a_worker_that_goes_on_read_for_its_jobs_may_go_when_they_have_ended(host, monkeypatch):
+    a = host("a")
+    refs = [large(a, name) for name in "pq"]
+    monkeypatch.setenv(mirror.VARIABLE, "0.0005")
+    b, job = host("b"), Job(stage="thing", module="nowhere", version=1, parameters={})
+    with answering() as caller, calling(job, caller):
+        b.folder(refs[0])
+        with calling(job, caller):
+            b.folder(refs[1])
+        b._mirror.trim()
+        assert len(list((b.root / "thing").iterdir())) == 2
+    b._mirror.trim()
+    b._mirror.trim()
+    assert len(list((b.root / "thing").iterdir())) == len(list((b.root / ".used").iterdir())) == 1
+
+
+def test_what_lies_in_a_mirror_is_measured_once_a_process(host, monkeypatch):
+    monkeypatch.setenv(mirror.VARIABLE, "1")
+    large(host("a"), "p")
+    measured = []
+    monkeypatch.setattr(mirror, "size_of", lambda place: measured.append(place) or 0)
+    host("a")._mirror.trim()
+    assert not measured
 
 
 def test_what_another_job_removes_while_a_mirror_is_trimmed_is_passed_over(host, monkeypatch):
