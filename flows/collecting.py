@@ -70,6 +70,7 @@ def collect(
     store = existing(location)
     if yes:
         _make_room(store)
+        store.survey(content=True)  # what is read now is not while new runs wait
     with collecting(store) if yes else nullcontext(leases(store)) as others:
         survey = store.survey(content=True)
         named = {ref for one in names(store).values() for ref in (*one.sets, one.report)}
@@ -146,7 +147,7 @@ def sort_out(
     holding: dict[ArtifactRef, str] = {}
     held_once: dict[ArtifactRef, str] = {}
     for lease in sorted(others, key=lambda lease: lease.alive):
-        kept = lease.alive or lease.renewed + keep > datetime.now(UTC)
+        kept = lease.alive or _left(lease, keep) > timedelta()
         words = _run(lease, keep)
         (holding if kept else held_once).update(dict.fromkeys(_claimed(survey, lease), words))
         if not kept:
@@ -211,9 +212,14 @@ def _run(lease: Lease, keep: timedelta) -> str:
     began = f"the run that began {_when(lease.began)}"
     if lease.alive:
         return f"{began} and is at work on {lease.owner['host']} ({lease.command})"
-    until = lease.renewed + keep
-    kept = f", until {_when(until)}" if until > datetime.now(UTC) else ""
-    return f"{began} and was interrupted {_when(lease.renewed)}{kept} ({lease.command})"
+    left, now = _left(lease, keep), datetime.now(UTC)
+    kept = f", until {_when(now + left)}" if left > timedelta() else ""
+    return f"{began} and was interrupted {_when(now + left - keep)}{kept} ({lease.command})"
+
+
+def _left(lease: Lease, keep: timedelta) -> timedelta:
+    """How long an interrupted run is kept yet, by the store's clock: that of its host may be wrong."""
+    return keep - timedelta(seconds=lease.silent_seconds)
 
 
 def _when(moment: datetime) -> str:

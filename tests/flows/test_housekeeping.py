@@ -24,8 +24,9 @@ from vidistill.flows.cli import main
 from vidistill.flows.collecting import collect
 from vidistill.flows.housekeeping import set_of, verify
 from vidistill.flows.listing import list_artifacts
+from vidistill.storage import manifests
 from vidistill.storage.errors import RequestError, StoreError
-from vidistill.storage.leases import leased, leases
+from vidistill.storage.leases import LEASES, leased, leases
 from vidistill.storage.manifests import read_manifest, write_manifest
 from vidistill.storage.names import Promoted, promote
 from vidistill.storage.store import ArtifactRef, Manifest, Store
@@ -208,6 +209,31 @@ def test_the_time_that_an_interrupted_run_is_kept(store: Store, gc: Callable[...
     assert store.refs() == [block]
     gc(yes=True, keep="1s")
     assert store.refs() == leases(store) == []
+
+
+def test_a_dead_host_s_clock_does_not_count_how_long_its_run_is_kept(store: Store, gc: Callable[..., str]) -> None:
+    interrupted(store, block := make(store, "block", "b"))
+    (lease,) = leases(store)
+    slow = lease.model_copy(update={"renewed": lease.renewed - timedelta(days=8)})
+    store.write_note(LEASES, f"{lease.id}.json", slow.model_dump_json().encode())
+    assert f" and was interrupted {datetime.now():%Y-%m-%d} " in gc(yes=True)
+    assert store.refs() == [block]
+
+
+def test_runs_do_not_wait_for_what_gc_reads(
+    store: Store, gc: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(store, "report", "r")
+    waited: list[bool] = []
+    read = manifests.file_digest
+
+    def watched(path: Path) -> str:
+        waited.append(any(lease.collecting for lease in leases(store)))
+        return read(path)
+
+    monkeypatch.setattr(manifests, "file_digest", watched)
+    gc(yes=True)
+    assert waited == [False]
 
 
 def test_a_live_run_goes_before_a_dead_one_that_needed_the_same(store: Store, gc: Callable[..., str]) -> None:
