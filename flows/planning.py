@@ -25,7 +25,7 @@ from vidistill.storage.files import standing
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import Store
 from vidistill.tasks.report.tables import size
-from vidistill.tasks.stage import Job, Runtime
+from vidistill.tasks.stage import Job, Runtime, checkpoint_kind
 from vidistill.tasks.videos.index import IndexTable
 from vidistill.tasks.videos.scan import Video
 from vidistill.tasks.videos.sprites import CLASSES, SpritesParameters
@@ -168,7 +168,9 @@ def _expected_sprites(parameters: SpritesParameters) -> IndexTable:
 
 def plan_jobs(jobs: Sequence[Job], store: Store, runtime: Runtime, *, flips: bool = False) -> Plan:
     """A plan of these jobs, each after those that it needs; `flips`: their clips may be mirrored."""
-    known = {ref: found.manifest for ref, found in store.survey().items() if found.manifest and not found.problem}
+    kinds = sorted({kind for job in jobs for kind in (job.stage, checkpoint_kind(job))})
+    looks = [look for kind in kinds for look in store.survey(kind).values()]
+    known = {look.manifest.ref: look.manifest for look in looks if look.manifest and not look.problem}
     nodes = known | {job.ref: job.manifest for job in jobs}
     estimates, reasons = Estimates(runtime, nodes.get, flips=flips), Reasons(jobs, list(known.values()))
     for manifest in known.values():

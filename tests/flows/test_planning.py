@@ -107,6 +107,19 @@ FULL, RANDOM = {"method": "full"}, {"method": "random"}
 VDSD = {"iterations": 50, "static": {"iterations": 50}}
 
 
+def test_a_plan_looks_at_what_its_jobs_may_be_like_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool of a hundred thousand files is nothing to a run that makes none."""
+    jobs, asked, survey = jobs_of(RANDOM), set[str | None](), Store.survey
+
+    def noted(self: Store, kind: str | None = None, *, content: bool = False) -> Any:
+        asked.add(kind)
+        return survey(self, kind, content=content)
+
+    monkeypatch.setattr(Store, "survey", noted)
+    planned(jobs, store)
+    assert asked == {kind for job in jobs for kind in (job.stage, f"{job.stage}-checkpoint")}
+
+
 def test_passes_over_all_clips_count_and_of_a_small_set_the_least_steps() -> None:
     student = {"epochs": 100, "least_steps": 1000}
     full, few = seconds(jobs_of(FULL, RANDOM, videos=640, student=student), "score")
