@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from vidistill.storage.errors import ArtifactDamaged, Stopped
+from vidistill.storage.errors import ArtifactDamaged, Stopped, TransientError
 from vidistill.storage.keys import digest
 from vidistill.storage.measuring import Cost
 from vidistill.storage.opening import absolute, open_store
@@ -70,6 +70,7 @@ class Job(Parameters):
         inputs: the artifacts that it reads, by name.
         label: what the user interface calls it.
         places: where the files are that the parameters know by name and digest, by name; in no key.
+        declared: the stage's version where the job was made, 0 where nobody said; in no key.
     """
 
     stage: str
@@ -79,6 +80,7 @@ class Job(Parameters):
     inputs: dict[str, list[ArtifactRef]] = Field(default_factory=dict)
     label: str = ""
     places: dict[str, str] = Field(default_factory=dict)
+    declared: int = 0
 
     @cached_property
     def ref(self) -> ArtifactRef:
@@ -195,7 +197,7 @@ class Stage:
         refs = {name: value if isinstance(value, list) else [value] for name, value in (inputs or {}).items()}
         module = self.function.__module__
         return Job(stage=self.kind, module=module, version=version or self.version, parameters=plain, inputs=refs,
-                   label=label)  # fmt: skip
+                   label=label, declared=self.version)  # fmt: skip
 
 
 Threads = Literal["none", "one", "all"]
@@ -229,12 +231,20 @@ def run_job(job: Job, runtime: Runtime) -> tuple[ArtifactRef, bool]:
 
     Returns:
         The artifact's name, and whether it was there already.
+
+    Raises:
+        TransientError: the stage has another version here than where the job, and its key, was made.
     """
     store = open_store(runtime.store)
     if store.has(job.ref):
         tell(job, "cached")
         return job.ref, True
     declared = stage_of(job)
+    if job.declared not in (0, declared.version):
+        raise TransientError(
+            f"The run makes {job.stage} by version {job.declared} and its worker by {declared.version}: restart the "
+            "workers, which run another version of vidistill."
+        )
     with store.writing(job.manifest) as attempt:
         if attempt is None:
             tell(job, "cached")

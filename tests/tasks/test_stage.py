@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from vidistill.storage import store as store_module
-from vidistill.storage.errors import ArtifactDamaged, RequestError
+from vidistill.storage.errors import ArtifactDamaged, RequestError, TransientError
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import Manifest
 from vidistill.tasks import stage as stage_module
@@ -202,6 +202,14 @@ def test_another_version_is_made_beside_the_old_one(tiny, runtime):
     newer = job.model_copy(update={"version": 2})
     assert [run_job(job, runtime)[1], run_job(newer, runtime)[1]] == [False, False]
     assert set(open_store(runtime.store).refs()) == {job.ref, newer.ref}
+
+
+def test_a_worker_of_another_version_makes_nothing_under_the_run_s_keys(tiny, runtime, monkeypatch):
+    job = chain(tiny)[0]
+    monkeypatch.setattr(tiny.tiny, "version", 2)
+    with pytest.raises(TransientError, match=r"^The run makes tiny by version 1 and its worker by 2: restart the work"):
+        run_job(job, runtime)
+    assert open_store(runtime.store).refs() == []
 
 
 def test_a_stage_that_raises_leaves_nothing(tiny, runtime):
