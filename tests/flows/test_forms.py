@@ -181,7 +181,23 @@ def test_compose_names_files_and_variables_that_are_there() -> None:
     for name in ("prefect.yaml", "automations.yaml", "pools/process.json"):
         assert f"/src/deployments/{name}" in services["deploy"]["command"]
         assert (FOLDER / name).is_file()
+    assert "inspect refresh/nightly" in services["deploy"]["command"], "a schedule that is switched on stays on"
+    lasting = {"database", "server", "worker", "objects"}
+    assert {name for name, service in services.items() if service.get("restart") == "unless-stopped"} == lasting
     assert services["server"]["ports"] == ["127.0.0.1:4200:4200"], "the server has no login"
+
+
+def test_what_containers_remember_outlives_them() -> None:
+    """In a folder that the image makes, so that a new volume there is its user's."""
+    cache = "/home/vidistill/.cache"
+    assert f"chown vidistill /store {cache}" in (FOLDER / "Dockerfile").read_text()
+    compose = yaml.safe_load((FOLDER / "compose.yaml").read_text())
+    assert f"cache:{cache}" in compose["services"]["worker"]["volumes"]
+    docker, kubernetes = (json.loads((FOLDER / f"pools/{name}.json").read_text()) for name in ("docker", "kubernetes"))
+    assert f"vidistill-cache:{cache}" in docker["variables"]["properties"]["volumes"]["default"]
+    pod = kubernetes["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    (mount,) = [one["name"] for one in pod["containers"][0]["volumeMounts"] if one["mountPath"] == cache]
+    assert mount in {volume["name"] for volume in pod["volumes"]}
 
 
 def test_students_and_a_front_of_one_s_own_go_to_advanced(asked: Asked) -> None:
