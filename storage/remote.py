@@ -98,8 +98,7 @@ class RemoteStore(Store):
         return self._present(ref) or super().problem_once(ref)
 
     def discard(self, ref: ArtifactRef) -> None:
-        self._remove(f"{self._remote(ref)}/{MANIFEST}")
-        self._objects.each(self._remove, self._listed(f"{ref.kind}/{ref.key}"))
+        self._clear(ref)
         super().discard(ref)
 
     def refs(self, kind: str | None = None) -> list[ArtifactRef]:
@@ -288,10 +287,15 @@ class RemoteStore(Store):
 
         unpublished.parent.mkdir(exist_ok=True)
         unpublished.touch()
-        self._remove(f"{remote}/{MANIFEST}")  # of what was damaged there
+        self._clear(ref)  # of what was damaged there, or of an upload that never ended
         self._objects.each(put, [path for path in files_of(place) if path != place / MANIFEST])
         put(place / MANIFEST)
         unpublished.unlink(missing_ok=True)
+
+    def _clear(self, ref: ArtifactRef) -> None:
+        """Remove its objects, the manifest first: what is there without one is none."""
+        self._remove(f"{self._remote(ref)}/{MANIFEST}")
+        self._objects.each(self._remove, self._listed(f"{ref.kind}/{ref.key}"))
 
     def _remove(self, path: str) -> None:
         with suppress(FileNotFoundError):

@@ -1740,7 +1740,7 @@ MUTATIONS = [
              "[bound]"),
     Mutation("storage/remote.py", "an upload begins under the manifest of what was damaged",
              of("storage/test_stumbling.py", "test_what_is_uploaded_anew_is_not_seen_before_its_end"),
-             "        self._remove(f\"{remote}/{MANIFEST}\")  # of",
+             "        self._clear(ref)  # of",
              "        # of"),
     Mutation("tasks/stage.py", "each worker takes a relative store in its own folder",
              of("flows/test_forms.py", "test_the_form_is_the_command_line_s_experiment"),
