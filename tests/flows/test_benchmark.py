@@ -118,7 +118,7 @@ def test_a_grid_is_priced_before_its_data_are_there(user: CommandLine, tmp_path:
     before = snapshot(user.folder)
     planned = user("plan", "benchmark", "unseen.yaml", "--store", "nowhere")
     assert planned.returncode == 0, planned.stderr
-    assert re.search(r"jobs to run, .*about .* and \S+ [kMG]B in nowhere", planned.stdout)
+    assert re.search(r"jobs to run, .*about .* and \S+ [kMG]B in \S+/nowhere\n", planned.stdout)
     assert snapshot(user.folder).keys() == before.keys()
     ended = user("benchmark", "unseen.yaml", "--store", "nowhere")
     assert ended.returncode == 2
