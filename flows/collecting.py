@@ -70,7 +70,8 @@ def collect(
     store = existing(location)
     if yes:
         _make_room(store)
-        store.survey(content=True)  # what is read now is not while new runs wait
+        if "://" not in store.location:  # of a bucket no content is read, nor remembered
+            store.survey(content=True)  # what is read now is not while new runs wait
     with collecting(store) if yes else nullcontext(leases(store)) as others:
         survey = store.survey(content=True)
         named = {ref for one in names(store).values() for ref in (*one.sets, one.report)}

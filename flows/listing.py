@@ -18,6 +18,7 @@ from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef, Found, Manifest, Store
 from vidistill.tasks.learning.evaluate import SCORE
 from vidistill.tasks.methods import Recipe
+from vidistill.tasks.report.data import Named
 from vidistill.tasks.report.tables import duration, size
 
 FACTS = ("dataset", "split", "method", "variant", "ipc", "kb", "seed", "recipe", "student", "top1")
@@ -97,7 +98,7 @@ class Catalogue:
                 said[ref] = {"dataset": report.parameters["dataset"]}
             for row in report.parameters["rows"]:
                 variant = {"variant": row["variant"]}
-                made = {"variant": row["variant"].removesuffix(row.get("training", "")).strip()}
+                made = {"variant": Named.of(row).set_variant}
                 said |= {ArtifactRef.model_validate(ref): made for ref in row["sets"]}
                 said |= {
                     ArtifactRef.model_validate(ref): variant | {"student": row["student"]} for ref in row["scores"]

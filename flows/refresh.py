@@ -176,9 +176,6 @@ def _compared(
         return f"**{name}** stands for {made.sets[0]}, the first of its name: top-1 {_percent(now)}.\n"
     tables = [load_index(store, one.index) for one in (known, made)]
     before = _percent(again) if again else "not to be had" if store.has(known.sets[0]) else "it is gone"
-    told, test = "", Clips(store, store.manifest(row.scores[0]).inputs["test"][0])
-    if again and (seen := in_common(DistilledSet.sources_of(store.folder(known.sets[0])), test)):
-        told = f"\nThe set in use was made of {seen} of today's {len(test)} test videos: its accuracy is too high.\n"
     lines = [
         f"**{name}** stands for {made.sets[0]} instead of {known.sets[0]}. {_changes(*tables)}",
         "",
@@ -188,7 +185,12 @@ def _compared(
         f"| videos, classes | {' | '.join(f'{len(one.videos)}, {len(one.classes)}' for one in tables)} |",
         f"| top-1 on today's test videos | {before} | {_percent(now)} |",
     ]
-    return "\n".join(lines) + "\n" + told
+    if again:
+        test = Clips(store, store.manifest(row.scores[0]).inputs["test"][0])
+        if seen := in_common(DistilledSet.sources_of(store.folder(known.sets[0])), test):
+            said = f"The set in use was made of {seen} of today's {len(test)} test videos: its accuracy is too high."
+            lines += ["", said]
+    return "\n".join(lines) + "\n"
 
 
 def _percent(values: Sequence[float]) -> str:

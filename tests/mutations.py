@@ -1765,8 +1765,8 @@ MUTATIONS = [
              "return lease.renewed + keep - datetime.now(UTC)"),
     Mutation("flows/collecting.py", "runs wait while gc reads every byte",
              of("flows/test_housekeeping.py", "test_runs_do_not_wait_for_what_gc_reads"),
-             "        store.survey(content=True)  # what is read",
-             "        # what is read"),
+             "store.survey(content=True)  # what is read",
+             "pass  # what is read"),
     Mutation("flows/planning.py", "a plan looks at all that there is",
              of("flows/test_planning.py", "test_a_plan_looks_at_what_its_jobs_may_be_like_alone"),
              "for kind in kinds for look",
@@ -2289,8 +2289,8 @@ MUTATIONS = [
              "]"),
     Mutation("flows/listing.py", "a set is named by how a student was trained", of(
                  "flows/test_housekeeping.py", "test_ls_names_damage_and_variants"),
-             '.removesuffix(row.get("training", ""))',
-             ""),
+             "Named.of(row).set_variant",
+             'row["variant"]'),
     Mutation("flows/tune.py", "an error of several lines breaks the table of trials", of(
                  "flows/test_tune.py", "test_the_page_orders_trials_and_names_the_one_that_failed"),
              'outcome = markdown_text(" ".join(trial.outcome.split()))',

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from vidistill.models import parted
@@ -150,6 +152,11 @@ def at_its_rate(student: StudentParameters, facts: dict[str, Any]) -> StudentPar
     if not student.learnt_lr or "lr" not in facts or student.optimiser.method != "sgd":
         return student
     return student.model_copy(update={"optimiser": student.optimiser.model_copy(update={"lr": facts["lr"]})})
+
+
+def load_confusion(folder: Path) -> NDArray[np.int32] | None:
+    """What was called what: (K, K) counts, a row a true class; None of scores from before it was kept."""
+    return np.load(folder / CONFUSION) if (folder / CONFUSION).is_file() else None
 
 
 def write_score(work: Work, made: Score, logits_NK: Tensor, labels_N: Any) -> None:

@@ -146,15 +146,15 @@ def _chart(heading: str, rows: list[Row], full: Row | None, classes: int, colour
     x_axis = LogAxis(min(sizes) / 1.3, max(sizes) * 1.3)
     y_axis = vertical(0.0, 1.1 * max([row.top1_mean for row in (*rows, *([full] if full else []))] + [0.01]))
     best = front(rows, classes)
+    places = [(x_axis.at(size), y_axis.at(row.top1_mean)) for row, size in zip(rows, sizes, strict=True)]
     said: dict[tuple[float, float], list[str]] = {}
-    for row, size in zip(rows, sizes, strict=True):
+    for row, size, place in zip(rows, sizes, places, strict=True):
         words = f"{row_label(row)}, {budget_of(row)}: {size:.1f} kB a class, {percent(row.top1_mean)} %"
-        said.setdefault((x_axis.at(size), y_axis.at(row.top1_mean)), []).append(words)
+        said.setdefault(place, []).append(words)
     points = [
         Point(colours.get(_drawn_as(row), "random"), "; ".join(said[place]), *place, row.bytes_coded is not None,
               row in best)
-        for row, size in sorted(zip(rows, sizes, strict=True), key=lambda pair: not pair[0].is_random)  # Random below
-        for place in [(x_axis.at(size), y_axis.at(row.top1_mean))]
+        for row, place in sorted(zip(rows, places, strict=True), key=lambda pair: not pair[0].is_random)  # Random below
     ]  # fmt: skip
     line = None if full is None else (y_axis.at(full.top1_mean), f"all clips: {percent(full.top1_mean)} %")
     legend = dict.fromkeys(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vidistill.storage.store import Store
-from vidistill.tasks.learning.evaluate import CONFUSION
+from vidistill.tasks.learning.evaluate import load_confusion
 from vidistill.tasks.report.data import Confusion, Row, RowPlan
 from vidistill.tasks.report.tables import group_of, heading_of, row_label
 
@@ -24,9 +24,10 @@ def confusions(store: Store, plans: Sequence[RowPlan], rows: Sequence[Row]) -> l
             best[table] = number
     found = []
     for number in sorted(best.values(), key=lambda number: not rows[number].whole):
-        files = [store.folder(ref) / CONFUSION for ref in plans[number].scores]
-        if all(file.is_file() for file in files):
-            counts_KK = np.sum([np.load(file) for file in files], axis=0)
+        kept = [load_confusion(store.folder(ref)) for ref in plans[number].scores]
+        counts = [one for one in kept if one is not None]
+        if len(counts) == len(kept):
+            counts_KK = np.sum(counts, axis=0)
             row = rows[number]
             heading = [row_label(row), *([] if row.whole else [f"{row.labels} labels"]), heading_of(row, rows)]
             found.append(Confusion(" · ".join(heading), counts_KK.tolist()))

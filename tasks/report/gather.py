@@ -15,7 +15,7 @@ from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet, curve_of
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Manifest, Store
-from vidistill.tasks.learning.evaluate import CONFUSION, Score, load_score
+from vidistill.tasks.learning.evaluate import Score, load_confusion, load_score
 from vidistill.tasks.learning.trial import trials_of
 from vidistill.tasks.report.bytes import coded_bytes, searches
 from vidistill.tasks.report.confusion import confusions
@@ -222,7 +222,8 @@ def _begun(store: Store, plan: RowPlan, row: Row) -> Row:
 def _marked(row: Row, plan: RowPlan, store: Store, mark: str, classes: Sequence[str]) -> Row:
     """With what the reader must know: of its sets, and of students that call nearly everything one class."""
     fallen = {seed: label for seed, ref in enumerate(plan.scores)
-              if (label := collapsed_to(np.load(store.folder(ref) / CONFUSION))) is not None}  # fmt: skip
+              if (counts_KK := load_confusion(store.folder(ref))) is not None
+              and (label := collapsed_to(counts_KK)) is not None}  # fmt: skip
     named = ", ".join(dict.fromkeys(classes[label] for label in fallen.values()))
     said = f"{len(fallen)} of {row.seeds} students call nearly everything one class ({named})" if fallen else ""
     other = row.network and parted(row.network)[1] != parted(row.student)[1]

@@ -262,7 +262,7 @@ def comparable(row: Row, one: dict[str, str], document: dict[str, Any]) -> str:
     """
     theirs = CLIPS.get(one["dataset"], "16 frames of 112×112")
     layout, clip = (str(document["dataset"].get(name, "")) for name in ("layout", "clip"))
-    body, made = parted(row.student), parted(row.network)[1] if row.network else CONVNET
+    body, (_, made) = parted(row.student), parted(row.network)
     noted = [note for note in one["note"].split("; ") if (note, layout) != (EVERY_CLIP, "hmdb51_5236")]
     labels = ("learned", "hard") if row.recipe == "learned" else (row.labels,)
     reasons = [
@@ -271,7 +271,7 @@ def comparable(row: Row, one: dict[str, str], document: dict[str, Any]) -> str:
         "" if layout != "folders" else "split by folders",
         "" if len(document["classes"]) == (many := CLASSES[one["dataset"]]) else f"{many} classes in the paper",
         "" if body == ("rgb", one["network"]) else f"{display(one['network'])} in the paper",
-        "" if made in (one["network"], CONVNET) else f"made with {made}",
+        "" if made in ("", CONVNET, one["network"]) else f"made with {made}",
         "" if one["labels"] in labels else f"{one['labels']} labels in the paper",
         "; ".join(noted),
         "" if clip == theirs else f"{theirs} in the paper",

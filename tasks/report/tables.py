@@ -261,7 +261,8 @@ def _share(row: Row, data: ReportData) -> str:
     if not isinstance(total, int) or row.ipc is None or not data.classes:
         return ""
     ratio = total / (row.ipc * len(data.classes))
-    return f", {f'1/{ratio:.0f}' if ratio >= 2 else f'{100 / ratio:.0f} %'} of the number of training clips"
+    share = f"1/{ratio:.0f}" if ratio >= 2 else f"{100 / ratio:.0f} %"
+    return f", {share} of the number of training clips"
 
 
 def _verdict(row: Row) -> str:

@@ -612,8 +612,9 @@ def test_ls_names_damage_and_variants(store: Store, tmp_path: Path) -> None:
     made_set = write("distilled", "d", {"method": "dm", "ipc": 5, "seed": 3}, clips=[index])
     scores = [write("score", f"s{n}", {"network": "c3d", "seed": 3}, distilled=[made_set]) for n in range(2)]
     rows = [
-        {"method": "dm", "variant": variant, "ipc": 5, "student": "c3d", "scores": [score.model_dump()],
-         "sets": [made_set.model_dump()]} for variant, score in zip(("", "no mask lr 1"), scores, strict=True)
+        {"method": "dm", "variant": variant, "recipe": "hard", "labels": "hard", "ipc": 5, "student": "c3d",
+         "scores": [score.model_dump()], "sets": [made_set.model_dump()]}
+        for variant, score in zip(("", "no mask lr 1"), scores, strict=True)
     ]  # fmt: skip
     rows[1]["training"] = "lr 1"  # of its students: the set is the same
     write("report", "r", {"dataset": "dances", "rows": rows}, index=[index], scores=scores)
