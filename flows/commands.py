@@ -228,23 +228,31 @@ def print_table(document: dict[str, Any]) -> None:
     """A report's rows, a table for each kind of labels, and what is to be known of them and of the videos."""
     from rich.table import Table
 
-    order, fronts = ("hard", "soft", "online"), {row["front"] for row in document["rows"]}
-    seen = f", networks see {fronts.pop()}" if len(fronts) == 1 else ""
+    order, rows = ("hard", "soft", "online"), document["rows"]
+    fronts = {row["front"] for row in rows}
+    if len(fronts) == 1:
+        rows = [row | {"student": parted(row["student"])[1]} for row in rows]
+    students = {row["student"] for row in rows}
+    alike = [f", student {name}" for name in students if len(students) == 1]
+    alike += [f", networks see {name}" for name in fronts if len(fronts) == 1]
+    columns = ["method", "student", "budget", "top-1 %", "− random", "bytes", "time", "seeds"]
+    if len(students) == 1:
+        columns.remove("student")
     for kind, recipe in sorted(
-        {(row["labels"], row["recipe"]) for row in document["rows"]}, key=lambda pair: (order.index(pair[0]), pair[1])
+        {(row["labels"], row["recipe"]) for row in rows}, key=lambda pair: (order.index(pair[0]), pair[1])
     ):
-        rows = [row for row in document["rows"] if row["recipe"] == recipe]
-        title = f"{kind} labels" + ("" if recipe == kind else f", recipe {recipe}") + seen
+        title = "".join([f"{kind} labels", "" if recipe == kind else f", recipe {recipe}", *alike])
+        shown = sorted(
+            (row for row in rows if row["recipe"] == recipe),
+            key=lambda row: (_budget(row) == "all", row["ipc"] or 0, row["kb"] or 0, row["student"], -row["top1_mean"]),
+        )
         table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for name in ("method", "student", "budget", "top-1 %", "− random", "bytes", "time", "seeds"):
+        for name in columns:
             words = name in {"method", "student"}  # a narrow terminal breaks these, and cuts nothing off
             justify: Literal["left", "right"] = "left" if words else "right"
             table.add_column(name, justify=justify, no_wrap=not words, overflow="fold", min_width=8 if words else None)
-        for row in sorted(
-            rows,
-            key=lambda row: (_budget(row) == "all", row["ipc"] or 0, row["kb"] or 0, row["student"], -row["top1_mean"]),
-        ):
-            table.add_row(*_cells(row if not seen else row | {"student": parted(row["student"])[1]}))
+        for cells in map(_cells, shown):
+            table.add_row(*(cells[name] for name in columns))
         console.print()
         console.print(table)
     if any(row["collapsed"] for row in document["rows"]):
@@ -254,21 +262,20 @@ def print_table(document: dict[str, Any]) -> None:
         console.print(f"\n{many}{lost[0]}): see the report.", soft_wrap=True, highlight=False)
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any]) -> dict[str, str]:
     difference = "" if row.get("difference_mean") is None else f"{100 * row['difference_mean']:+.1f}"
     if difference and row.get("difference_interval") is not None:
         difference += f" ± {100 * row['difference_interval']:.1f}"
-    kept = row["bytes"] if row["bytes_coded"] is None else row["bytes_coded"]
-    return [
-        Named.of(row).name + (" †" if row["collapsed"] else ""),
-        row["student"],
-        _budget(row),
-        f"{100 * row['top1_mean']:.1f}" + (f" ± {100 * row['top1_std']:.1f}" if row["seeds"] > 1 else ""),
-        difference,
-        size(kept),
-        f"{row['seconds']:.0f} s",
-        str(row["seeds"]),
-    ]
+    return {
+        "method": Named.of(row).name + (" †" if row["collapsed"] else ""),
+        "student": row["student"],
+        "budget": _budget(row),
+        "top-1 %": f"{100 * row['top1_mean']:.1f}" + (f" ± {100 * row['top1_std']:.1f}" if row["seeds"] > 1 else ""),
+        "− random": difference,
+        "bytes": size(row["bytes"] if row["bytes_coded"] is None else row["bytes_coded"]),
+        "time": f"{row['seconds']:.0f} s",
+        "seeds": str(row["seeds"]),
+    }
 
 
 def _budget(row: dict[str, Any]) -> str:

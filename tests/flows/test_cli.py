@@ -216,9 +216,27 @@ def test_the_terminal_marks_what_collapsed_and_names_what_is_lost(capsys: pytest
                 "rejected": [lost, lost | {"video": "notes.txt", "outcome": "filtered"}]}  # fmt: skip
     commands.print_table(document)
     shown = capsys.readouterr().out
-    assert [line.split()[:2] for line in shown.splitlines() if "c3d" in line] == [["random", "c3d"], ["dm", "†"]]
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["hard", "labels,", "student", "c3d,", "networks", "see", "rgb"] in lines
+    assert [line[:2] for line in lines if line[:1] in (["random"], ["dm"])] == [["random", "1"], ["dm", "†"]]
     assert "\n† some of its students call nearly everything one class\n" in shown
     assert "\n1 video is lost (a/garbage.mp4: no video stream): see the report.\n" in shown
+
+
+def test_what_rows_of_the_terminal_share_stands_in_their_title(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"method": "random", "variant": "", "recipe": "hard", "labels": "hard", "ipc": 1, "kb": None,
+           "student": "centred:c3d", "front": "centred", "top1_mean": 0.5, "top1_std": 0.1, "bytes": 9,
+           "bytes_coded": None, "seconds": 1, "seeds": 2, "collapsed": []}  # fmt: skip
+    for others, title, student in (
+        ({}, "student c3d, networks see centred", None),
+        ({"student": "centred:r3d"}, "networks see centred", "c3d"),
+        ({"student": "c3d", "front": "rgb"}, None, "centred:c3d"),
+    ):
+        commands.print_table({"rows": [row, row | {"method": "dm"} | others], "rejected": []})
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1].strip() == ", ".join(filter(None, ["hard labels", title]))
+        assert ("student" in lines[2].split()) == (student is not None)
+        assert next(line for line in lines if line.startswith("random")).split()[1] == (student or "1")
 
 
 def test_report_latest_is_the_report_of_the_run(session: Session) -> None:
