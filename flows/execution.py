@@ -60,12 +60,13 @@ def discard_damaged(graph: Graph, store: Store) -> list[str]:
 
     def absent(ref: ArtifactRef) -> bool:
         """Whether an artifact has to be made: one that is not whole is removed."""
-        problem = problems[ref]
-        if problem is not None and problem != "no artifact":
-            store.discard(ref)
-            said.append(f"{ref} was damaged ({problem}) and is made again.")
-            problems[ref] = "no artifact"
-        return problem is not None
+        if problems[ref] not in (None, "no artifact"):
+            problems[ref] = problem = store.problem(ref, thorough=True)  # another run may have mended it meanwhile
+            if problem not in (None, "no artifact"):
+                store.discard(ref)
+                said.append(f"{ref} was damaged ({problem}) and is made again.")
+                problems[ref] = "no artifact"
+        return problems[ref] is not None
 
     for job in reversed(list(graph.jobs.values())):
         if absent(job.ref):

@@ -15,6 +15,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
+from vidistill.storage.arrays import open_whole
 from vidistill.storage.errors import ArtifactDamaged
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Store
@@ -75,7 +76,7 @@ def create_clip_array(folder: Path, shape_NTHWC: tuple[int, ...], *, one_shard: 
 
 
 def open_clip_array(folder: Path) -> zarr.Array[Any]:
-    return zarr.open_array(folder, path="clips", mode="r")
+    return open_whole(folder, "clips")
 
 
 class Clips:

@@ -14,6 +14,8 @@ from vidistill.storage.causes import CAUSES
 from vidistill.storage.errors import RequestError, RunError, StoreError, VidistillError
 from vidistill.storage.keys import file_digest
 
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What disks say that know no second name of a file: exFAT, SMB."""
 NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENAMETOOLONG)
 """What the system says of a path that is no folder which may be written."""
 
@@ -64,6 +66,21 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def second_name(path: Path, name: Path) -> None:
+    """Give a file another name that no file has, or a copy of it where the disk knows no second names.
+
+    Raises:
+        FileExistsError: there is a file of that name.
+    """
+    try:
+        os.link(path, name)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        with path.open("rb") as source, name.open("xb") as copy:
+            shutil.copyfileobj(source, copy)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vidistill.storage.files import second_name
+
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 POLL_SECONDS = 0.2
@@ -57,7 +59,7 @@ def _take(path: Path, owner: dict[str, object], watch: _Watch) -> bool:
     mine = path.with_name(f"{path.name}.{owner['id']}")
     try:
         mine.write_text(json.dumps(owner))
-        os.link(mine, path)  # atomic, and the owner's name is in the file from its first moment
+        second_name(mine, path)  # atomic, and the owner's name is in the file from its first moment
     except FileExistsError:
         if watch.dead(path):
             _bury(path, str(owner["id"]), watch)
@@ -131,7 +133,7 @@ def _bury(path: Path, by: str, watch: _Watch) -> None:
         path.rename(grave)  # of several that found it dead, one renames and the others find nothing
         if not watch.dead(grave):  # somebody was quicker, and this is already the next owner's
             with suppress(FileExistsError):
-                os.link(grave, path)
+                second_name(grave, path)
         grave.unlink()
 
 

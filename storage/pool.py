@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
+from vidistill.storage.arrays import open_whole
 from vidistill.storage.clips import Clips
 from vidistill.storage.store import ArtifactRef, Store
 
@@ -77,5 +78,5 @@ def create_latent_array(folder: Path, shape: tuple[int, ...]) -> zarr.Array[Any]
     )  # fmt: skip
 
 
-def open_latent_array(folder: Path, mode: Literal["r", "r+"] = "r") -> zarr.Array[Any]:
-    return zarr.open_array(folder, path=LATENTS, mode=mode)
+def open_latent_array(folder: Path) -> zarr.Array[Any]:
+    return open_whole(folder, LATENTS)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from vidistill.storage.files import second_name
 from vidistill.storage.store import MANIFEST
 from vidistill.tasks.stage import Work
 
@@ -41,7 +41,8 @@ def pieces(work: Work, first: int, count: int) -> Iterator[int]:
 
 def _link(source: Path, target: Path) -> None:
     """Both folders hold the same files, which nothing changes but by writing them anew; lists are copied."""
-    shutil.copytree(
-        source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST),
-        copy_function=lambda old, new: shutil.copyfile(old, new) if old.endswith(".json") else os.link(old, new),
-    )  # fmt: skip
+
+    def link(old: str, new: str) -> None:
+        (shutil.copyfile if old.endswith(".json") else second_name)(Path(old), Path(new))
+
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST), copy_function=link)

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 from pydantic import Field
 
 from vidistill.storage.clips import Clips
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
-from vidistill.storage.pool import create_latent_array, open_latent_array
+from vidistill.storage.pool import LATENTS, create_latent_array
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.generate.optimising import AdamParameters, fit, write_curve
 from vidistill.tasks.learning import streams, training
@@ -282,7 +283,7 @@ def latents(work: Work) -> None:
     side, mirrors = size // codec.factor, 2 if clips.table.flips else 1
     shape = (len(clips), clips.table.views * mirrors, codec.channels, t, side, side)
     first = taken_over(work)
-    array = open_latent_array(work.folder, "r+") if first else create_latent_array(work.folder, shape)
+    array = zarr.open_array(work.folder, path=LATENTS, mode="r+") if first else create_latent_array(work.folder, shape)
     for row in pieces(work, first, len(clips)):
         views = [clips.read([row], view) for view in range(clips.table.views)]
         if mirrors == 2:

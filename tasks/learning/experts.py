@@ -19,6 +19,7 @@ from pydantic import Field
 from zarr.codecs import ZstdCodec
 
 from vidistill.models import parted
+from vidistill.storage.arrays import open_whole
 from vidistill.storage.clips import Clips
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
@@ -191,7 +192,7 @@ class Experts:
     """
 
     def __init__(self, folders: list[Path]) -> None:
-        self._arrays = [zarr.open_array(folder, path=TRAJECTORY, mode="r") for folder in folders]
+        self._arrays = [open_whole(folder, TRAJECTORY) for folder in folders]
         self.epochs = int(self._arrays[0].shape[1]) - 1
 
     def __len__(self) -> int:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from zarr.codecs import ZstdCodec
 
+from vidistill.storage.arrays import open_whole
 from vidistill.storage.clips import PRELOAD_BYTES
 from vidistill.storage.errors import RequestError, TransientError
 from vidistill.storage.keys import digest
@@ -146,7 +147,7 @@ class Sequences:
 
     def __init__(self, store: Store, ref: ArtifactRef) -> None:
         folder = store.folder(ref)
-        self._features = zarr.open_array(folder, path="features", mode="r")
+        self._features = open_whole(folder, "features")
         self._labels_F = np.asarray(zarr.open_array(folder, path="labels", mode="r")[...])
         self.placement = Placement.model_validate_json((folder / TABLE).read_text())
         self.classes, self.sample_rate = self.placement.classes, self.placement.sample_rate

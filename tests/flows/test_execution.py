@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from vidistill.flows.execution import attempt_graph, run_graph
+from vidistill.flows.execution import attempt_graph, discard_damaged, run_graph
 from vidistill.flows.experiment import Graph
 from vidistill.storage.errors import RequestError, RunError, Stopped, StoreError, StoreUnreachable, VidistillError
 from vidistill.storage.opening import open_store
@@ -94,6 +94,21 @@ def after(job: Job, number: int, **parameters: object) -> Job:
 def made(runtime: Runtime, *jobs: Job) -> list[bool]:
     store = open_store(runtime.store)
     return [store.has(job.ref) for job in jobs]
+
+
+def test_what_another_run_has_mended_meanwhile_is_left(
+    run: Run, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = quick({"number": 0})
+    run([job])
+    store = open_store(runtime.store)
+    monkeypatch.setattr(store, "problems", lambda refs: dict.fromkeys(refs, "a file was not its own"))
+    assert discard_damaged(Graph({job.ref: job}), store) == []
+    assert made(runtime, job) == [True]
+    monkeypatch.setattr(store, "problem", lambda *_, **__: "a file is not its own")
+    (said,) = discard_damaged(Graph({job.ref: job}), store)
+    assert said.endswith("was damaged (a file is not its own) and is made again.")
+    assert made(runtime, job) == [False]
 
 
 def test_a_job_waits_for_its_inputs_and_for_nothing_else(run: Run, runtime: Runtime) -> None:

@@ -142,6 +142,25 @@ def test_a_large_part_of_a_pool_is_checked_by_content_before_its_latents_are_rea
     assert store.problem(ArtifactRef(kind="pool-part", key="p")) == "no artifact"
 
 
+def test_a_clip_is_not_black_where_its_block_is_removed_while_it_is_read(store, ref, blocks_NVTHWC):
+    clips = Clips(store, ref)
+    np.testing.assert_array_equal(clips.read([0])[0], blocks_NVTHWC[0, 0])
+    store.discard(ArtifactRef(kind="block", key="b0"))
+    with pytest.raises(ArtifactDamaged, match=r"b0 was removed, .*: run the same command again"):
+        clips.read([1])
+    np.testing.assert_array_equal(clips.read([3])[0], blocks_NVTHWC[3, 0])
+
+
+@pytest.mark.parametrize("one_shard", [False, True])
+def test_an_array_of_which_a_part_is_gone_is_not_read_as_zeros(tmp_path, one_shard):
+    clips_NTHWC = np.full((2, T, SIZE, SIZE, 3), 7, dtype=np.uint8)
+    create_clip_array(tmp_path, clips_NTHWC.shape, one_shard=one_shard)[:] = clips_NTHWC
+    array = open_clip_array(tmp_path)
+    next(path for path in (tmp_path / "clips" / "c" / "0").rglob("*") if path.is_file()).unlink()
+    with pytest.raises(ArtifactDamaged):
+        array[0]
+
+
 def test_an_array_keeps_one_clip_a_chunk_black_ones_too(tmp_path):
     clips_NTHWC = np.zeros((2, T, SIZE, SIZE, 3), dtype=np.uint8)
     create_clip_array(tmp_path, clips_NTHWC.shape)[:] = clips_NTHWC

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from vidistill.storage import files
 from vidistill.storage.errors import RequestError, RunError
-from vidistill.storage.files import copy_out, size_of, write_out
+from vidistill.storage.files import copy_out, second_name, size_of, write_out
 
 
 def test_what_is_removed_while_it_is_measured_has_no_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,3 +45,30 @@ def test_a_folder_that_is_none_is_a_wrong_request(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RequestError, match=r"file/out cannot be written \(Not a directory\): name another --out"):
         write_out(tmp_path / "file" / "out", "a", b"")
+
+
+def refusing(number: int) -> Callable[..., None]:
+    """A disk's `os.link`."""
+
+    def link(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return link
+
+
+@pytest.mark.parametrize("number", [None, errno.EPERM, errno.EOPNOTSUPP])
+def test_a_second_name_is_nobody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None) -> None:
+    """Also on a disk that has no links, as exFAT's: there it is a copy."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_text("here")
+    if number:
+        monkeypatch.setattr(os, "link", refusing(number))
+    second_name(first, second)
+    assert (second.read_text(), second.samefile(first)) == ("here", number is None)
+    second.write_text("here")
+    with pytest.raises(FileExistsError):
+        second_name(first, second)
+    monkeypatch.setattr(os, "link", refusing(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left"):
+        second_name(first, tmp_path / "third")
+    assert not (tmp_path / "third").exists()

@@ -198,13 +198,21 @@ def test_a_lock_that_was_never_written_to_the_end_dies_of_age(tmp_path):
         assert 0.7 < time.monotonic() - begin < 5
 
 
-def test_processes_that_find_a_dead_lock_at_once_go_in_one_by_one(tmp_path):
+NO_LINKS = """
+import errno, os
+def refused(*_): raise OSError(errno.EPERM, "Operation not permitted")
+os.link = refused
+"""
+
+
+@pytest.mark.parametrize("disk", ["", NO_LINKS], ids=["links", "a disk without"])
+def test_processes_that_find_a_dead_lock_at_once_go_in_one_by_one(tmp_path, disk):
     lock, counter = tmp_path / "key", tmp_path / "counter"
     counter.write_text("0")
     with owner(lock):
         pass
     assert lock.exists()
-    command = [sys.executable, "-c", COUNTER, str(lock), str(counter)]
+    command = [sys.executable, "-c", disk + COUNTER, str(lock), str(counter)]
     processes = [subprocess.Popen(command) for _ in range(4)]
     assert [process.wait(30) for process in processes] == [0] * 4
     assert counter.read_text() == "20"
