@@ -46,8 +46,10 @@ from vidistill.tasks.methods import find_method
 from vidistill.tasks.report.data import RowPlan
 from vidistill.tasks.report.gather import ReportParameters
 from vidistill.tasks.stage import Runtime
+from vidistill.tasks.videos.files import tells_split
 from vidistill.tasks.videos.index import IndexTable, index_job, load_index
 from vidistill.tasks.videos.layouts import data_folder
+from vidistill.tasks.videos.split_lists import by_folder
 
 PROMOTED = "vidistill.set.promoted"
 log = logging.getLogger("vidistill")
@@ -87,19 +89,22 @@ def refresh(
     """
     plain, runtime, out = parted(advanced, runner)
     experiment = _experiment(plain, given({
-        "data": data, "cells": [{"method": method}], "kb": [kb] if kb else [], "ipc": [ipc], "students": students,
+        "data": data, "cells": [{"method": method}], "kb": [kb] if kb else [], "students": students,
+        "ipc": [] if kb else [ipc],
         "front": "" if front == OWN else front, "seeds": seeds,
     }), name)  # fmt: skip
+    own, runtime = with_own(experiment, runtime)
     store, table = open_store(runtime.store), find_videos(experiment, data_runtime(experiment, runtime), WORKERS)
-    index, known = index_job(table, experiment.index).ref, names(store).get(name)
-    new = known is None or known.index != index
+    known = names(store).get(name)
+    new = known is None or known.index != index_job(table, experiment.index).ref
     if new and (minutes := _quiet_minutes(Path(experiment.data), table)) < settle_minutes:
         said = f"The newest video came {minutes:.0f} minutes ago: the next run looks again."
         return Completed(name="Waiting", data=known and known.sets[0], message=said)
-    if known and known.report == _expected(experiment, table, store, runtime) and store.has(known.sets[0]):
+    if known and known.report == _expected(own, experiment, table, store) and store.has(known.sets[0]):
         return Completed(name="Unchanged", data=known.sets[0], message=f"All is as it was at {known.since:%F %R}.")
     report = experiments.distill.fn(experiment, runtime, out)
     row = _row(store, report, find_method(method).name)
+    index = store.manifest(report).inputs["index"][-1]  # of a look that was taken after this one's
     made = Promoted(sets=row.sets, report=report, index=index, since=datetime.now(UTC), before=known and known.sets[0])
     _publish(_compared(store, name, known, made, row, _scored_again(store, experiment, known, row, runtime)), out)
     promote(store, name, made)
@@ -117,20 +122,24 @@ def _experiment(plain: dict[str, Any], named: Mapping[str, Any], name: str) -> E
     return checked(Experiment, request_of(None, dict(named), plain), "The experiment")
 
 
-def _expected(experiment: Experiment, table: IndexTable, store: Store, runtime: Runtime) -> ArtifactRef:
+def _expected(own: Experiment, experiment: Experiment, table: IndexTable, store: Store) -> ArtifactRef:
     """The report that a run would make: its key follows the videos, all that is asked for, users' files and weights,
     and the versions of the code.
     """
-    own, _ = with_own(experiment, runtime)
     return list(expected_graph(own, table, store, partial(build, asked=experiment)).jobs)[-1]
 
 
 def _quiet_minutes(root: Path, table: IndexTable) -> float:
-    """Since when no video came or changed, those among them that cannot be read yet."""
-    folder, changed = data_folder(root.expanduser()), [0.0]
-    for path in [video.path for video in table.videos] + [rejected.video for rejected in table.rejected]:
+    """Since when no video came or changed, also of those that cannot be read yet, nor a table or list of a split."""
+    root, changed = root.expanduser(), [0.0]
+    folder = data_folder(root)
+    named = [one.path for one in table.videos] + [one.video for one in table.rejected]
+    lists = [path for paths in by_folder(folder, tells_split) for path in paths]
+    for path in (root, *lists, *(folder / one for one in named)):
+        if path == folder:  # its time is that of any file beside them
+            continue
         with suppress(FileNotFoundError):
-            changed.append((folder / path).stat().st_ctime)
+            changed.append(path.stat().st_ctime)
     return (time.time() - max(changed)) / 60
 
 

@@ -78,10 +78,11 @@ def unread(folder: Path) -> Path | None:
 
     Asked for where no list is in a form that is read.
     """
-    return next((paths[0] for paths in by_folder(folder, _tells_split)), None)
+    return next((paths[0] for paths in by_folder(folder, tells_split)), None)
 
 
-def _tells_split(path: Path) -> bool:
+def tells_split(path: Path) -> bool:
+    """Whether a list tells a split, by its name or its columns; a table that a link does not find may."""
     gone = path.suffix.lower() in TABLE_SUFFIXES and not os.path.exists(path)
     return bool(gone or SPLIT_NAME.match(path.stem) or "split" in re.findall(r"\w+", " ".join(header(path))))
 

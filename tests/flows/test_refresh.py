@@ -34,6 +34,13 @@ TINY = {
     "teacher": {"epochs": 1, "least_steps": 1, "precision": "fp32"},
     "student": {"epochs": 1, "least_steps": 3, "precision": "fp32"},
 }
+NET = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, classes, channels):
+        super().__init__(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(channels, classes))
+"""
 Refresh = Callable[..., Any]
 
 
@@ -151,6 +158,36 @@ def test_students_that_begin_with_weights_from_a_file_are_compared_too(
 
 
 @pytest.mark.slow
+def test_students_of_one_s_own_are_compared_in_processes_too(again: Refresh, growing: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    asked: dict[str, Any] = {"students": [f"{tmp_path}/net.py:Net"], "seeds": 1, "runner": "processes"}
+    assert again(**asked).name == "Completed"
+    add_video(growing)
+    state = again(**asked)
+    assert state.name == "Completed", state
+    assert names(open_store(str(tmp_path / "store")))["latest"].before is not None
+
+
+@pytest.mark.slow
+def test_what_comes_while_a_run_looks_is_in_the_index_that_it_keeps(
+    again: Refresh, growing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_look = refreshing.find_videos
+
+    def looked(*given: Any) -> IndexTable:
+        table = first_look(*given)
+        add_video(growing)
+        return table
+
+    monkeypatch.setattr(refreshing, "find_videos", looked)
+    assert again(seeds=1).name == "Completed"
+    monkeypatch.undo()
+    store = open_store(str(tmp_path / "store"))
+    assert store.has(names(store)["latest"].index)
+    assert again(seeds=1).name == "Unchanged"
+
+
+@pytest.mark.slow
 def test_a_set_that_cannot_be_scored_as_the_new_one_does_not_keep_it_from_its_name(
     again: Refresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +207,18 @@ def test_a_file_that_cannot_be_read_yet_is_waited_for(tmp_path: Path) -> None:
     names = "half.mp4", "gone.mp4"
     rejected = tuple(Rejected(video=name, outcome="failed", reason="not a video file") for name in names)
     table = IndexTable(layout="folders", classes=("a",), flips=True, videos=(), rejected=rejected, notes=())
+    assert refreshing._quiet_minutes(tmp_path, table) < 1
+
+
+def test_a_table_or_a_list_that_is_still_written_is_waited_for(tmp_path: Path) -> None:
+    table = IndexTable(layout="csv", classes=("a",), flips=True, videos=(), rejected=(), notes=())
+    (tmp_path / "notes.txt").write_text("of no split")
+    assert refreshing._quiet_minutes(tmp_path, table) > 1e6
+    (tmp_path / "own.csv").write_text("path,label")
+    assert refreshing._quiet_minutes(tmp_path / "own.csv", table) < 1
+    assert refreshing._quiet_minutes(tmp_path, table) > 1e6
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "train.json").write_text("[]")
     assert refreshing._quiet_minutes(tmp_path, table) < 1
 
 
