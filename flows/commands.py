@@ -17,6 +17,7 @@ from vidistill.flows.runners import check_runner
 from vidistill.models import parted
 from vidistill.storage.errors import RequestError, RowsFailed
 from vidistill.storage.opening import default_location, open_store
+from vidistill.tasks.methods import find_method
 from vidistill.tasks.report.data import Named
 from vidistill.tasks.report.tables import size
 from vidistill.tasks.stage import Runtime
@@ -47,7 +48,23 @@ def request_of(
             raise RequestError(f"The preset {preset} has no cells, and there is no parameter {unknown[0]!r}.")
         of_pool = f"{preset} is a preset of `vidistill pool`; for `vidistill run` give" if "pool" in plain else "Give"
         raise RequestError(f"Which method? {of_pool} --method random,tsgf (see `vidistill run --help`).")
+    _check_budgets(named or {})
     return override(plain, settings or [])
+
+
+def _check_budgets(named: dict[str, Any]) -> None:
+    """Make sure that some method which is named takes the clips a class that are asked for beside kilobytes.
+
+    Raises:
+        RequestError: all of them take the kilobytes.
+    """
+    methods = [cell["method"] for cell in named.get("cells") or []]
+    both = methods and named.get("ipc") and named.get("kb")
+    if both and all("kb" in find_method(name).method.budgets for name in methods):
+        raise RequestError(
+            f"No row would have ipc {', '.join(map(str, named['ipc']))}: {', '.join(methods)} takes the kilobytes "
+            "where there are any. Leave one of the two out, or run it twice."
+        )
 
 
 def pool_request_of(preset: str | None, data: str, nested: dict[str, Any], settings: list[str]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def build(
     if experiment.front == "centred" and experiment.decode.frames == 1:
         raise RequestError("Nothing moves in clips of one frame, and centred shows that alone: choose --front rgb.")
     asked_for = within_budgets(rows_of(experiment), table, experiment.pool.clips_a_class)
-    rows, notes = without_blind(asked_for, experiment.front)
+    rows, notes = without_blind(asked_for, experiment.front, experiment.teacher.network)
     graph = Graph()
     data = _data_jobs(graph, experiment, table)
     plans = [_row_jobs(graph, experiment, table, data, row) for row in rows]

@@ -20,13 +20,16 @@ def with_own(request: Request, runtime: Runtime) -> tuple[Request, Runtime]:
     """The request with users' students and fronts by the names that keys hold, and a runtime that knows their files.
 
     Raises:
-        RequestError: a file, class or function is not there.
+        RequestError: a file, class or function is not there, or two of one file differ by capitals alone.
     """
     networks: dict[str, str] = {}
 
     def settled(spec: str) -> str:
         name, places = named(spec)
-        networks.update(places)
+        for one, place in places.items():
+            met = networks.setdefault(one, place)
+            if met.rpartition(":")[2] != place.rpartition(":")[2]:
+                raise RequestError(f"{met} and {place} would both be called {one}: rename one.")
         return name
 
     changes: dict[str, object] = {"front": settled(request.front)}

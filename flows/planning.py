@@ -27,7 +27,10 @@ from vidistill.storage.store import Store
 from vidistill.tasks.report.tables import size
 from vidistill.tasks.stage import Job, Runtime, checkpoint_kind
 from vidistill.tasks.videos.index import IndexTable
+from vidistill.tasks.videos.layouts import Draft, IndexParameters, hold_out
 from vidistill.tasks.videos.scan import Video
+from vidistill.tasks.videos.split_lists import Split
+from vidistill.tasks.videos.splits import Entry
 from vidistill.tasks.videos.sprites import CLASSES, SpritesParameters
 from vidistill.tasks.videos.sprites_stage import sprites_job
 
@@ -149,21 +152,28 @@ def _videos(request: DataRequest, runtime: Runtime, store: Store) -> tuple[list[
     if first and (request.index.split != 1 or request.index.layout not in ("auto", "folders")):
         raise RequestError("Sprites are class folders with one split: leave --split and --layout out.")
     if first and not store.has(first[0].ref):
-        return first, _expected_sprites(request.sprites)
+        return first, _expected_sprites(request.sprites, request.index)
     return first, find_videos(request, data_runtime(request, runtime), workers=2)
 
 
-def _expected_sprites(parameters: SpritesParameters) -> IndexTable:
+def _expected_sprites(parameters: SpritesParameters, index: IndexParameters | None = None) -> IndexTable:
     """The index that sprites will have, but for the files' content."""
+    index = index or IndexParameters()
+    counts: dict[Split, int] = {"train": parameters.train_per_class, "test": parameters.test_per_class}
+    listed = [
+        Entry(path=f"{split}/{name}/{number}.mp4", label=name, split=split, group=str(number))
+        for split, count in counts.items() for name in CLASSES for number in range(count)
+    ]  # fmt: skip
+    draft = Draft(listed, str)
+    if index.holdout:
+        hold_out(draft, index.split_seed)
     videos = tuple(
-        Video(path=f"{split}/{name}/{number}.mp4", label=label, split=split, group=str(number), bytes=0,
-              sha256="unmade", width=parameters.size, height=parameters.size,
-              frames=parameters.frames, duration_seconds=None, codec="")
-        for split, count in (("train", parameters.train_per_class), ("test", parameters.test_per_class))
-        for label, name in enumerate(CLASSES)
-        for number in range(count)
+        Video(path=entry.path, label=CLASSES.index(entry.label), split=entry.split, group=entry.group, bytes=0,
+              sha256="unmade", width=parameters.size, height=parameters.size, frames=parameters.frames,
+              duration_seconds=None, codec="")
+        for entry in draft.entries
     )  # fmt: skip
-    return IndexTable(layout="folders", classes=CLASSES, flips=False, videos=videos, rejected=())
+    return IndexTable(layout="folders", classes=CLASSES, flips=index.flips == "on", videos=videos, rejected=())
 
 
 def plan_jobs(jobs: Sequence[Job], store: Store, runtime: Runtime, *, flips: bool = False) -> Plan:

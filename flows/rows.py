@@ -22,12 +22,13 @@ from vidistill.tasks.distil import blaming
 from vidistill.tasks.learning import benchmark
 from vidistill.tasks.learning.evaluate import StudentParameters
 from vidistill.tasks.learning.saliency import SaliencyParameters
-from vidistill.tasks.methods import HARD, REGISTRY, MethodSource, Recipe, find_method, recipe_named
+from vidistill.tasks.methods import HARD, REGISTRY, STORED, MethodSource, Recipe, find_method, recipe_named
 from vidistill.tasks.videos.index import IndexTable
 
 FULL, RANDOM = "full", "random"
 CODING = ("even", "preset")
 TWO_CELLS = "Two cells that differ are both called {!r}: give one a variant's name."
+TWO_WEIGHTS = "Students of two cells would begin with other weights, and both be called {!r}: rename a file."
 TWO_CODINGS = (
     "The cells of coded differ in even or preset, and random clips coded have one row beside them: say how those are "
     "coded by a cell {method: coded, variant: random, options: {pick: random, search: null}}."
@@ -91,6 +92,8 @@ def rows_of(experiment: Experiment) -> list[Row]:
                 if differ and not (alike and met.companion != one.companion):
                     called = " ".join(filter(None, [one.cell.method, one.variant]))
                     raise RequestError(TWO_CODINGS if alike and one.companion else TWO_CELLS.format(called))
+                if met.taught != one.taught:
+                    raise RequestError(TWO_WEIGHTS.format(one.training))
                 asked = one if met.companion else met
                 companion = met.companion and one.companion
                 rows[name] = replace(asked, seeds=max(met.seeds, one.seeds), companion=companion)
@@ -145,12 +148,29 @@ def _rows_of_cell(experiment: Experiment, cell: Cell) -> list[Row]:
         cell = cell.model_copy(update={"options": cell.options | {"saliency": own}})
     settings = experiment.mix.model_dump(mode="json") | {"saliency": saliency.model_dump(mode="json")}
     recipes = [recipe_named(name, experiment.temperature, settings) for name in cell.recipes or source.method.recipes]
+    _check_mixed(cell, source, recipes)
     return [
         Row(source, cell, recipe, ipc, student, seeds, taught[student], kb=kb)
         for ipc, kb in _budgets(experiment, cell, source, recipes)
         for recipe in recipes
         for student in students
     ]
+
+
+def _check_mixed(cell: Cell, source: MethodSource, recipes: list[Recipe]) -> None:
+    """Make sure that a recipe keeps mixed clips of such methods alone whose clips can be mixed once for all.
+
+    Raises:
+        RequestError: one would.
+    """
+    mixed = [recipe for recipe in recipes if recipe.labels in STORED and recipe.augmentation != "none"]
+    with blaming(source):
+        why = source.method(options_of(source, cell)).unmixed if mixed else ""
+    if why:
+        raise RequestError(
+            f"The recipe {mixed[0].name} keeps mixed clips, and of {source.name} {why}: take the recipe soft, or "
+            f"online+{mixed[0].augmentation}, which mixes at every step."
+        )
 
 
 def _check_rates(experiment: Experiment) -> None:
@@ -221,7 +241,8 @@ def _budgets(
     """(ipc, kb) of a cell's rows: a method that takes kilobytes takes them where any are asked for, all others ipc.
 
     Raises:
-        RequestError: the cell asks for kilobytes, and its method or a recipe of it cannot be held to them.
+        RequestError: the cell asks for kilobytes, and its method or a recipe of it cannot be held to them, or for
+            clips, and its method takes kilobytes alone.
     """
     takes_kb = "kb" in source.method.budgets
     if cell.kb and not takes_kb:
@@ -231,6 +252,8 @@ def _budgets(
     if kb and wrong:
         raise RequestError(f"A budget in kilobytes has the recipes hard and soft, not {wrong[0]}.")
     ipc = cell.ipc or (() if kb else experiment.ipc)
+    if ipc and "ipc" not in source.method.budgets:
+        raise RequestError(f"The method {source.name} takes a budget in kilobytes alone: ask for kb.")
     return [*((one, None) for one in ipc), *((None, one) for one in kb)]
 
 
@@ -283,25 +306,28 @@ def training_videos(table: IndexTable) -> dict[int, int]:
     return counts
 
 
-def without_blind(rows: list[Row], front: str) -> tuple[list[Row], tuple[str, ...]]:
+def without_blind(rows: list[Row], front: str, teacher: str) -> tuple[list[Row], tuple[str, ...]]:
     """The rows without those whose student, or the network they match, would see nothing; a sentence for each method.
 
     Raises:
         RequestError: no other row is left.
     """
-    found = [(row, _nothing_to_see(row, front)) for row in rows]
+    found = [(row, _nothing_to_see(row, front, teacher)) for row in rows]
     kept, blind = [row for row, why in found if not why], [why for _, why in found if why]
     if blind and all(row.companion for row in kept):
         raise RequestError(f"{blind[0]}: choose --front rgb or --front rgb+difference.")
     return kept, tuple(dict.fromkeys(f"{why}, so it has no row here" for why in blind))
 
 
-def _nothing_to_see(row: Row, front: str) -> str:
-    """Why a row's student or the network that its method matches sees nothing; empty where both see its clips."""
+def _nothing_to_see(row: Row, front: str, teacher: str) -> str:
+    """Why a row's student, the network that its method matches or the teacher that labels its clips sees nothing;
+    empty where all see them.
+    """
     if row.source is None:
         return ""
     options = fronted_networks(options_of(row.source, row.cell), front)
     with blaming(row.source):
         method = row.source.method(options)
-        blind = [name for name in (row.student, method.network) if method.still and parted(name)[0] == "centred"]
+        seeing = [row.student, method.network, *([teacher] if row.recipe.needs_teacher else [])]
+        blind = [name for name in seeing if method.still and parted(name)[0] == "centred"]
     return f"The clips of {row.source.name} stand still, and {blind[0]} sees what moves alone" if blind else ""

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
+from vidistill.storage import coded
 from vidistill.storage.causes import clear_errors
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet, joined
@@ -143,7 +144,8 @@ def _blamed(source: MethodSource, error: BaseException) -> RunError:
 
 def _check_bytes(made: DistilledSet, parameters: DistilParameters, size: int) -> None:
     """A method owes a clip of each of its classes and no byte more than `kb` kilobytes a class, with logits to come."""
-    logits = len(made) * len(made.classes) if parameters.soft else 0
+    size_of_one = 1 if made.form == coded.FORM else 4
+    logits = size_of_one * len(made) * len(made.classes) if parameters.soft else 0
     allowed = int(parameters.kb * 1000 * len(parameters.labels)) if parameters.kb else 0
     if size + logits > allowed:
         raise RunError(f"The method {parameters.method} may keep {allowed} bytes and keeps {size + logits}.")

@@ -261,6 +261,11 @@ class Method(ABC):
         return False
 
     @property
+    def unmixed(self) -> str:
+        """Why its clips cannot be mixed once for all, as `soft+tsgf` and `soft+image` do; empty where they can."""
+        return ""
+
+    @property
     def network(self) -> str:
         """The network of its own that it matches or follows; empty where it has none, or asks the teacher alone."""
         expert = getattr(self.parameters, "expert", None)

@@ -1069,7 +1069,7 @@ MUTATIONS = [
     Mutation("tasks/learning/evaluate.py", "the common benchmark mirrors the clips of a set", COMMON,
              "clips.table.flips and parameters.protocol != benchmark.NAME",
              "clips.table.flips"),
-    Mutation("tasks/learning/training.py", "the common benchmark's rate falls a pass early", BENCHMARK,
+    Mutation("tasks/learning/optimisers.py", "the common benchmark's rate falls a pass early", BENCHMARK,
              "501 * step < 252 * steps",
              "501 * step < 251 * steps"),
     Mutation("tasks/report/origin.py", "how the common benchmark trains is how to train",
@@ -1857,8 +1857,8 @@ MUTATIONS = [
              "pass"),
     Mutation("flows/rows.py", "a network that is matched may see nothing", of(
                  "flows/test_fronts.py", "test_what_stands_still_has_no_row_where_the_student_sees_what_moves"),
-             "for name in (row.student, method.network) if method.still",
-             "for name in (row.student,) if method.still"),
+             "seeing = [row.student, method.network, *(",
+             "seeing = [row.student, *("),
     Mutation("tasks/learning/relabel.py", "mixed clips keep one variant of a set's", of(
                  "tasks/learning/test_relabel.py", "test_mixed_clips_of_a_set_with_variants_are_refused"),
              "if distilled.others_VNTHWC is not None:",
@@ -2295,5 +2295,82 @@ MUTATIONS = [
                  "flows/test_tune.py", "test_the_page_orders_trials_and_names_the_one_that_failed"),
              'outcome = markdown_text(" ".join(trial.outcome.split()))',
              "outcome = trial.outcome"),
+    Mutation("storage/arrays.py", "clips of a block that is removed while it is read are black", of(
+        "storage/test_clips.py", "test_a_clip_is_not_black_where_its_block_is_removed_while_it_is_read"),
+             'if found is None and "/c/" in key:',
+             'if found is None and "/d/" in key:'),
+    Mutation("storage/files.py", "a disk without links has no locks", of(
+        "storage/test_files.py", "test_a_second_name_is_nobody_else_s"),
+             "NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)",
+             "NO_LINKS = (errno.ENOSYS,)"),
+    Mutation("flows/execution.py", "what another run has mended is removed", of(
+        "flows/test_execution.py", "test_what_another_run_has_mended_meanwhile_is_left"),
+             "problems[ref] = problem = store.problem(ref, thorough=True)",
+             "problem = problems[ref]"),
+    Mutation("flows/own.py", "two networks of a file that differ by capitals are one", of(
+        "flows/test_own_network.py", "test_two_networks_whose_names_differ_by_capitals_are_refused"),
+             'if met.rpartition(":")[2] != place.rpartition(":")[2]:',
+             'if met.rpartition(":")[2].lower() != place.rpartition(":")[2].lower():'),
+    Mutation("flows/rows.py", "a row of other weights of the same name is dropped", of(
+        "flows/test_students.py", "test_no_cell_is_dropped_because_its_weights_have_the_name_of_another_s"),
+             "if met.taught != one.taught:",
+             "if met.taught.epochs != one.taught.epochs:"),
+    Mutation("flows/rows.py", "mixed clips of coded sets are kept raw", of(
+        "flows/test_bytes.py", "test_what_cannot_be_held_to_kilobytes_is_a_wrong_request"),
+             'if recipe.labels in STORED and recipe.augmentation != "none"]',
+             'if recipe.labels == "learned" and recipe.augmentation != "none"]'),
+    Mutation("flows/rows.py", "a method of kilobytes alone is asked for clips", of(
+        "flows/test_bytes.py", "test_a_method_that_takes_kilobytes_alone_is_not_asked_for_instances"),
+             'if ipc and "ipc" not in source.method.budgets:',
+             "if ipc and not source.method.budgets:"),
+    Mutation("flows/rows.py", "a teacher labels still clips of which it sees nothing", of(
+        "flows/test_fronts.py", "test_what_stands_still_has_no_row_where_the_student_sees_what_moves"),
+             "*([teacher] if row.recipe.needs_teacher else [])",
+             '*([teacher] if row.recipe.labels == "online" else [])'),
+    Mutation("flows/commands.py", "clips a class that no method takes are passed over", of(
+        "flows/test_requests.py", "test_a_wrong_request"),
+             'both = methods and named.get("ipc") and named.get("kb")',
+             'both = methods and named.get("ipc") and named.get("kbs")'),
+    Mutation("flows/planning.py", "sprites that are not rendered are planned with all their clips", of(
+        "flows/test_planning.py", "test_sprites_that_are_not_rendered_are_planned_as_they_will_be_held_out"),
+             "if index.holdout:",
+             "if index.test_only:"),
+    Mutation("flows/refresh.py", "a table that is still written is taken for whole", of(
+        "flows/test_refresh.py", "test_a_table_or_a_list_that_is_still_written_is_waited_for"),
+             "for path in (root, *lists, *(",
+             "for path in (*lists, *("),
+    Mutation("flows/refresh.py", "the index that is kept is one that no run made", of(
+        "flows/test_refresh.py", "test_what_comes_while_a_run_looks_is_in_the_index_that_it_keeps"),
+             'index = store.manifest(report).inputs["index"][-1]',
+             "index = index_job(table, experiment.index).ref"),
+    Mutation("flows/refresh.py", "workers do not know the networks of who is compared", of(
+        "flows/test_refresh.py", "test_students_of_one_s_own_are_compared_in_processes_too"),
+             "    own, runtime = with_own(experiment, runtime)",
+             "    own, _ = with_own(experiment, runtime)"),
+    Mutation("tasks/running/places.py", "a worker keeps a GPU's memory from the others", of(
+        "tasks/test_running.py", "test_a_job_leaves_a_gpu_s_memory_to_the_next"),
+             "torch.cuda.empty_cache()",
+             "torch.cuda.is_available()"),
+    Mutation("tasks/match/core.py", "a pass holds as many large clips as small ones", of(
+        "tasks/match/test_match.py", "test_a_pass_holds_as_many_clips_as_their_size_allows"),
+             "PIXELS_AT_ONCE[material.device.torch_device.type] // (frames * height * width)",
+             "PIXELS_AT_ONCE[material.device.torch_device.type] // (8 * 56 * 56)"),
+    Mutation("tasks/match/mtt.py", "graphs that are kept fill a small GPU", of(
+        "tasks/match/test_match.py", "test_graphs_that_are_kept_leave_room_on_a_small_gpu"),
+             "return min(KEPT_BYTES[device.type], int(GPU_SHARE * whole))",
+             "return KEPT_BYTES[device.type]"),
+    Mutation("tasks/match/mtt.py", "a rate below the least is raised without a word", of(
+        "tasks/match/test_match.py", "test_a_student_begins_at_the_rate_of_the_experts_or_a_third_of_it"),
+             "if self.lr_init is not None and self.lr_init < self.lr_min:",
+             "if self.lr_init is not None and self.lr_init < 0:"),
+    Mutation("tasks/learning/training.py", "a teacher without normalisation learns at a rate by which it diverges", of(
+        "tasks/learning/test_evaluate.py",
+        "test_a_teacher_and_a_search_s_student_have_the_rate_of_their_bodies_too"),
+             "NETWORK_OPTIMISERS.get(parted(network)[1], self.optimiser)",
+             "NETWORK_OPTIMISERS.get(network, self.optimiser)"),
+    Mutation("tasks/distil.py", "a method's labels are counted a byte each, however they will be kept", of(
+        "flows/test_bytes.py", "test_labels_to_come_are_within_the_kilobytes_as_they_will_be_kept"),
+             "size_of_one = 1 if made.form == coded.FORM else 4",
+             "size_of_one = 1"),
 ]
 # fmt: on

@@ -80,7 +80,8 @@ class CodedParameters(Parameters):
         if self.search is None or self.crf is not None:
             return None
         given = {"scales": self.scale, "frames": self.frames}
-        return self.search.model_copy(update={name: (value,) for name, value in given.items() if value is not None})
+        fixed = {name: (value,) for name, value in given.items() if value is not None}
+        return self.search.model_copy(update=fixed | {"student": self.search.student.suited(self.search.network)})
 
 
 class Coded(Method):
@@ -122,6 +123,10 @@ class Coded(Method):
         """Without the search, where there is none."""
         options: CodedParameters = self.parameters
         return options if kb and options.grid else options.model_copy(update={"search": None})
+
+    @property
+    def unmixed(self) -> str:
+        return "its clips are compressed video, and mixed ones would be raw"
 
     def distil(self, material: Material) -> DistilledSet:
         options, clips = self.parameters, material.clips

@@ -26,7 +26,8 @@ import numpy as np
 
 from vidistill.storage.clips import Clips
 from vidistill.tasks.learning import streams, training
-from vidistill.tasks.learning.training import Device, Draw, OptimiserParameters, TrainingParameters, generator
+from vidistill.tasks.learning.optimisers import OptimiserParameters
+from vidistill.tasks.learning.training import Device, Draw, TrainingParameters, generator
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

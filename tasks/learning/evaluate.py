@@ -21,9 +21,10 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import benchmark, kinetics, streams, training
+from vidistill.tasks.learning.optimisers import NETWORK_OPTIMISERS, OptimiserParameters
 from vidistill.tasks.learning.relabel import GuidedMix, videomix
 from vidistill.tasks.learning.teacher import load_teacher
-from vidistill.tasks.learning.training import Device, Draw, OptimiserParameters, Order, TrainingParameters
+from vidistill.tasks.learning.training import Device, Draw, Order, TrainingParameters
 from vidistill.tasks.learning.views import RealBatches, centre_clips, cutmix, smoothed, view
 from vidistill.tasks.learning.weights import unchanged
 from vidistill.tasks.methods import STORED, Recipe
@@ -34,18 +35,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SCORE, CONFUSION = "score.json", "confusion.npy"
-NETWORK_OPTIMISERS = {
-    **dict.fromkeys(("minic3d", "cnn_gru", "cnn_lstm"), OptimiserParameters(lr=0.01, batch_size=32, warmup_share=0.05)),
-    "c3d": OptimiserParameters(lr=0.001, batch_size=16, warmup_share=0.1),
-    "video_swin_t": OptimiserParameters(
-        method="adamw", lr=5e-4, weight_decay=0.05, batch_size=32, warmup_share=0.2, clip_norm=1.0
-    ),
-}
-"""For bodies that the common rate does not suit. Without normalisation a rate of 0.05 diverges; C3D, measured on the
-validation fifth of sprites (8×56×56, RGB, Random, IPC 5, 100 steps, two seeds), had 82.8 % at 0.001, and in its first
-steps its loss rose fourfold at 0.003 and tenfold at 0.01. Video Swin-T is published with AdamW."""
-
-
 Protocol = Literal["vidistill", "vdsd"]
 
 

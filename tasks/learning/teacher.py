@@ -38,6 +38,7 @@ class TeacherParameters(TrainingParameters):
 
 
 def teacher_job(clips: ArtifactRef, parameters: TeacherParameters) -> Job:
+    parameters = parameters.suited(parameters.network)
     members = f"{parameters.ensemble} × " if parameters.ensemble > 1 else ""
     return teacher(parameters, {"clips": clips}, label=f"teacher {members}{parameters.network}")
 

@@ -11,16 +11,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from vidistill.models import parted
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.learning import loop, own, streams
 from vidistill.tasks.learning.loop import Curve
+from vidistill.tasks.learning.optimisers import NETWORK_OPTIMISERS, OptimiserParameters
 
 if TYPE_CHECKING:
     import torch
@@ -30,34 +32,6 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "fp32", "bf16"]
 _seeding = threading.Lock()  # torch initialises networks from one generator a process
-
-
-class OptimiserParameters(Parameters):
-    """SGD with momentum, as in VDSD (methods §1.4); cosine decay to zero unless `schedule` says otherwise."""
-
-    method: Literal["sgd", "adamw"] = Field(
-        "sgd", exclude_if=lambda method: method == "sgd", description="adamw: torch's betas, and no momentum."
-    )
-    lr: float = Field(0.01, gt=0, description="Peak learning rate.")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
-    batch_size: int = Field(64, ge=1, description="Clips a step; the whole set where it is smaller.")
-    warmup_share: float = Field(0.0, ge=0, lt=1, description="Share of the steps over which the rate rises from 0.")
-    schedule: Literal["cosine", "vdsd"] = Field(
-        "cosine", description="vdsd: a tenth of the rate after 252 of 501 passes, as VDSD's students have."
-    )
-    clip_norm: float | None = Field(
-        None, gt=0, exclude_if=lambda norm: norm is None, description="Gradients are scaled down to this norm."
-    )
-
-    def lr_at(self, step: int, steps: int) -> float:
-        """The learning rate of a step, a function of nothing but the step."""
-        warmup = self.warmup_share * steps
-        if step < warmup:
-            return self.lr * (step + 1) / (warmup + 1)
-        if self.schedule == "vdsd":
-            return self.lr if 501 * step < 252 * steps else self.lr / 10
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
 class TrainingParameters(Parameters):
@@ -80,6 +54,13 @@ class TrainingParameters(Parameters):
         """Optimiser steps on a set of so many clips."""
         batches = math.ceil(clips / min(self.optimiser.batch_size, clips))
         return max(self.least_steps, self.epochs * batches)
+
+    def suited(self, network: str) -> Self:
+        """With the optimiser of a body that the common rate does not suit, where no other is asked for."""
+        if self.optimiser != TrainingParameters().optimiser:
+            return self
+        optimiser = NETWORK_OPTIMISERS.get(parted(network)[1], self.optimiser)
+        return self.model_copy(update={"optimiser": optimiser})
 
 
 @dataclass(frozen=True)

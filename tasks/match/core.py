@@ -47,7 +47,7 @@ On the validation fifth (8×32², one clip a class) 0.01 and 0.03 left DM and MT
 after 5 iterations and after 50, and on ten classes of UCF101 0.01 is ahead of 0.03 for DM and FRePo (the preset
 `matching_rates`). The published rates are those of one size and of thousands of iterations."""
 
-AT_ONCE, PIXELS_AT_ONCE = {"cpu": 8, "cuda": 256}, 8 * 8 * 56 * 56
+AT_ONCE, PIXELS_AT_ONCE = 8, {"cpu": 8 * 8 * 56 * 56, "cuda": 256 * 8 * 56 * 56}
 """Clips a pass: no graph holds the whole set, and on a CPU few clips stay in its caches (MiniC3D's embedding in bf16 at
 8×56×56, one thread: 3.9 ms a clip by eights, 5.3 ms by sixty-fours). Smaller clips go together until they are as many
 pixels: a pass costs the weights once (a step of MTT on 10 clips of 8×32×32: 320 ms in one pass, 430 ms as 8 and 2)."""
@@ -153,7 +153,7 @@ def fresh_network(material: Material, name: str, iteration: int, *, weights_lear
 def a_pass(material: Material, size: int) -> int:
     """How many of `size` clips go through a network together, so that all passes but the last are of one size."""
     frames, height, width, _ = material.clips.shape_THWC
-    wanted = max(AT_ONCE[material.device.torch_device.type], PIXELS_AT_ONCE // (frames * height * width))
+    wanted = max(AT_ONCE, PIXELS_AT_ONCE[material.device.torch_device.type] // (frames * height * width))
     return math.ceil(size / max(1, round(size / wanted)))
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
 DIVERGED = 10.0
 """Times the largest of the first ten losses. Eq. 2 is 1 where the student did not move: beyond, nothing is matched."""
-KEPT_BYTES = {"cpu": 2**28, "cuda": 2**33}
-"""Of graphs of a student's steps; what does not fit is made twice."""
+KEPT_BYTES, GPU_SHARE = {"cpu": 2**28, "cuda": 2**33}, 1 / 16
+"""Of graphs of a student's steps, and at most this share of a GPU, where other jobs may be; what does not fit is made
+twice."""
 FP32: Any = Field("fp32", description="bf16 was a tenth off in the gradient, and no faster.")
 """The precision of trajectories."""
 
@@ -67,6 +68,12 @@ class MTTLossParameters(Parameters):
     lr_min: float = Field(0.001, gt=0, description="α stays above it.")
     iterations: int = Field(200, ge=0, description="Published: 8,000 (images: 5,000); at 16×112² for a GPU.")
     precision: Precision = FP32
+
+    @model_validator(mode="after")
+    def _above_least(self) -> Self:
+        if self.lr_init is not None and self.lr_init < self.lr_min:
+            raise ValueError(f"α stays above lr_min, {self.lr_min:g}, and cannot begin at {self.lr_init:g}: set both")
+        return self
 
     @property
     def last_epoch(self) -> int:
@@ -204,11 +211,21 @@ def mtt_loss(
         student = _Student(network, material, labels_N, clips_of, parameters, iteration, learnt)
         swept = sweep(
             student, start, target, learnt["lr"], parameters.syn_steps, parameters.gradient,
-            KEPT_BYTES[material.device.torch_device.type],
+            _room(material.device.torch_device),
         )  # fmt: skip
         return swept.loss, swept.gradients
 
     return loss
+
+
+def _room(device: torch.device) -> int:
+    """Bytes for graphs that are kept."""
+    import torch
+
+    if device.type != "cuda":
+        return KEPT_BYTES[device.type]
+    whole = torch.cuda.get_device_properties(device).total_memory
+    return min(KEPT_BYTES[device.type], int(GPU_SHARE * whole))
 
 
 @dataclass(frozen=True)

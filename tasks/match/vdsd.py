@@ -105,6 +105,10 @@ class VDSD(Method):
 
     version = 6  # since a cutout may lie at the far edge
 
+    @property
+    def unmixed(self) -> str:
+        return "each clip has variants, of which one alone would be kept" if self.parameters.memories > 1 else ""
+
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
         p: MemoryParameters = self.parameters
         source, options, ipc = find_method("static_dc"), static_of(p), given.ipc * p.memories

@@ -100,7 +100,10 @@ def gpu_taken(device: str, jobs: int) -> Iterator[None]:
     names = [str(torch.cuda.get_device_properties(number).uuid) for number in range(count)]
     files = [_folder(f"gpu-{name}") / str(place) for place in range(jobs) for name in names]
     with _places(files, 1) as (taken,), torch.cuda.device(taken % count):
-        yield
+        try:
+            yield
+        finally:
+            torch.cuda.empty_cache()  # which another process would find taken
 
 
 def _folder(name: str) -> Path:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import shlex
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 from flow_running import CLASSES, CommandLine
 
 from vidistill.flows.parameters import Experiment, override
 from vidistill.flows.rows import rows_of
-from vidistill.storage.errors import RequestError
+from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.errors import RequestError, RunError
+from vidistill.tasks.distil import DistilParameters, _check_bytes
 
 QUICK = shlex.split(
     "--seeds 1 --frames 4 --size 48 --set decode.max_lost_share=0.5 --set front=rgb --set teacher.epochs=1 "
@@ -101,11 +105,48 @@ def test_the_clips_of_any_method_can_be_coded():
         ({"method": "coded", "store": "coded"}, {}, "compressed video already: give it crf"),
         ({"method": "full", "store": "coded"}, {}, "all clips as compressed video"),
         ({"method": "coded", "recipes": ["online"]}, {"kb": [2]}, "has the recipes hard and soft, not online"),
+        ({"method": "coded", "recipes": ["soft+tsgf"]}, {"ipc": [2]}, r"soft\+tsgf keeps mixed clips, .* would be raw"),
+        (
+            {"method": "dm_vdsd", "recipes": ["soft+image"]},
+            {},
+            r"has variants, .*: take the recipe soft, or online\+image",
+        ),
     ],
 )
 def test_what_cannot_be_held_to_kilobytes_is_a_wrong_request(cell, asked, said):
     with pytest.raises(RequestError, match=said):
         rows(cell, **asked)
+
+
+OWN = """
+from vidistill.tasks.methods import Method
+
+class Small(Method):
+    budgets = ("kb",)
+
+    def distil(self, material):
+        raise NotImplementedError
+"""
+
+
+def test_a_method_that_takes_kilobytes_alone_is_not_asked_for_instances(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    cell = {"method": f"{tmp_path / 'own.py'}:Small"}
+    assert [row[3:] for row in rows(cell, kb=[2])] == [(None, 2, False), (None, 2, True)]
+    for asked in ({}, {"ipc": [3]}):
+        with pytest.raises(RequestError, match="The method small takes a budget in kilobytes alone: ask for kb"):
+            rows(cell, **asked)
+
+
+def test_labels_to_come_are_within_the_kilobytes_as_they_will_be_kept():
+    """A byte each in a coded set, and as floats beside clips of any other form."""
+    clips_NTHWC = np.zeros((1, 2, 8, 8, 3), np.uint8)
+    made = DistilledSet(clips_NTHWC, np.zeros(1, np.int64), ("a", "b", "c"), facts={})
+    asked = DistilParameters(method="own", method_version=1, method_digest="", options={}, ipc=1, seed=0, labels=(0,))
+    for soft, size, fits in ((False, 100, True), (False, 101, False), (True, 88, True), (True, 89, False)):
+        parameters = asked.model_copy(update={"kb": 0.1, "soft": soft})
+        with nullcontext() if fits else pytest.raises(RunError, match="may keep 100 bytes and keeps 101"):
+            _check_bytes(made, parameters, size)
 
 
 def test_rows_keep_to_their_kilobytes(server, videos, tmp_path):

@@ -62,6 +62,8 @@ def test_the_form_is_the_command_line_s_experiment(asked: Asked) -> None:
         ({"methods": ["random", "dm"], "kb": [2, 5]}, "sprites · random, dm · kb 2, 5"),
         ({"methods": ["random"], "advanced": {"cells": [{"method": "dm"}, {"method": "dm"}]}}, "sprites · dm"),
         ({"preset": "coded_rate"}, "sprites · coded_rate"),
+        ({"preset": "coded_rate", "advanced": {"cells": [{"variant": "x"}, "dm"]}}, "sprites · coded_rate"),
+        ({"preset": "coded_rate", "advanced": {"cells": None}}, "sprites · coded_rate"),
     ],
 )
 def test_a_run_is_called_by_the_methods_that_it_runs(

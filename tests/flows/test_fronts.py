@@ -103,6 +103,13 @@ def test_what_stands_still_has_no_row_where_the_student_sees_what_moves() -> Non
     assert parameters.notes == (
         "The clips of sfvd stand still, and centred:minic3d sees what moves alone, so it has no row here",
     )
+    labelled = {"cells": [{"method": "static_dc", "recipes": ["hard", "soft"]}], "students": ["rgb:minic3d"]}
+    asked = with_front(experiment("static_dc", **labelled), "centred")
+    parameters = ReportParameters.model_validate(list(build(asked, table()).jobs.values())[-1].parameters)
+    assert {row.recipe for row in parameters.rows if row.method == "static_dc"} == {"hard"}
+    assert parameters.notes == (
+        "The clips of static_dc stand still, and centred:r2plus1d_small sees what moves alone, so it has no row here",
+    )
     with pytest.raises(RequestError, match=r"static_dc stand still.*choose --front rgb"):
         build(with_front(experiment("static_dc"), "centred"), table())
     with pytest.raises(RequestError, match=r"Nothing moves in clips of one frame.*choose --front rgb"):

@@ -12,6 +12,8 @@ import pytest
 from flow_running import TINY, CommandLine
 from safetensors.torch import load_file
 
+from vidistill.flows.own import with_own
+from vidistill.flows.parameters import Experiment
 from vidistill.flows.train import TrainRequest, train
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.stage import Runtime
@@ -130,3 +132,14 @@ def test_what_cannot_be_trained_is_said(user: CommandLine, rows: list[dict[str, 
 @pytest.mark.parametrize("example", [NET, FRONT], ids=["student", "front"])
 def test_it_is_the_example_of_the_page(example: str) -> None:
     assert example in PAGE.read_text()
+
+
+def test_two_networks_whose_names_differ_by_capitals_are_refused(tmp_path: Path) -> None:
+    """Keys hold names without."""
+    (tmp_path / "net.py").write_text(NET + "\n\nclass NET(Net):\n    pass\n")
+    students = [f"{tmp_path}/net.py:{name}" for name in ("Net", "NET")]
+    asked = Experiment.model_validate({"data": "sprites", "cells": [{"method": "random"}], "students": students})
+    with pytest.raises(RequestError, match=r"net.py:Net and .*net.py:NET would both be called net@.*: rename one"):
+        with_own(asked, Runtime(store="store"))
+    for one in (students[:1], students[:1] * 2):
+        with_own(asked.model_copy(update={"students": tuple(one)}), Runtime(store="store"))

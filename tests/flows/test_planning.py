@@ -23,14 +23,14 @@ from vidistill.flows.parameters import Experiment, PoolRequest
 from vidistill.flows.planning import Plan, describe, plan_jobs, plan_of
 from vidistill.flows.pool import plan_pool
 from vidistill.flows.salvage import Failed, salvaged
-from vidistill.storage.errors import RunError
+from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.opening import open_store
 from vidistill.storage.provenance import machine
 from vidistill.storage.store import ArtifactRef, Manifest, Store
 from vidistill.tasks.report.gather import ReportParameters
 from vidistill.tasks.stage import Job, Runtime
 from vidistill.tasks.videos.index import IndexTable
-from vidistill.tasks.videos.layouts import Rejected
+from vidistill.tasks.videos.layouts import IndexParameters, Rejected
 from vidistill.tasks.videos.scan import Video
 from vidistill.tasks.videos.sprites import SpritesParameters
 
@@ -326,7 +326,7 @@ def test_mirrored_clips_are_latents_too_and_are_compared_with_the_pool(
     found = []
     for flips in (False, True):
         shown = planning._expected_sprites(SpritesParameters()).model_copy(update={"flips": flips})
-        monkeypatch.setattr(planning, "_expected_sprites", lambda _asked, shown=shown: shown)
+        monkeypatch.setattr(planning, "_expected_sprites", lambda *_asked, shown=shown: shown)
         plan = plan_pool(PoolRequest(data="sprites", front="rgb"), Runtime(store=str(tmp_path / "store")))
         found.append(next(one.bytes for one in plan.planned if one.job.stage == "latents"))
     assert found[1] == pytest.approx(2 * found[0])
@@ -418,6 +418,20 @@ def test_a_plan_says_which_rows_there_will_not_be(tmp_path: Path) -> None:
     asked = Experiment.model_validate({"data": "sprites", "cells": cells, "front": "centred", "seeds": 1})
     plan = plan_of(asked, Runtime(store=str(tmp_path / "store")))
     assert any("The clips of static_dc stand still" in note for note in plan.notes)
+
+
+def test_sprites_that_are_not_rendered_are_planned_as_they_will_be_held_out(tmp_path: Path) -> None:
+    held = {"data": "sprites", "cells": [{"method": "random"}], "front": "rgb", "ipc": [40]}
+    runtime = Runtime(store=str(tmp_path / "store"))
+    plan_of(Experiment.model_validate(held), runtime)
+    with pytest.raises(RequestError, match="40"):
+        plan_of(Experiment.model_validate(held | {"index": {"holdout": True}}), runtime)
+    shown = planning._expected_sprites(SpritesParameters(), IndexParameters(holdout=True, flips="on"))
+    assert shown.flips
+    assert len(shown.videos) == 8 * SpritesParameters().train_per_class
+    assert {video.group for video in shown.of_split("train")}.isdisjoint(
+        video.group for video in shown.of_split("test")
+    )
 
 
 @pytest.mark.parametrize(("free", "said"), [(2.5e12, ""), (1.5e12, "That is more than the 1.5 TB that are free there")])

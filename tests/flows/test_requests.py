@@ -57,6 +57,11 @@ def wrong(tmp_path: Path, say: Say) -> Wrong:
     [
         pytest.param((*RANDOM,), ("--data",), id="no data"),
         pytest.param(("--data", "VIDEOS"), ("--method",), id="no method"),
+        pytest.param(
+            ("--data", "VIDEOS", "--method", "coded", "--kb", "2", "--ipc", "5"),
+            ("No row would have ipc 5: coded takes the kilobytes",),
+            id="ipc of no method",
+        ),
         pytest.param(("--data", "VIDEOS", "--method", "magic"), ("'magic'", "random", "tsgf"), id="unknown method"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--students", "big"), ("'big'", "minic3d_bn"), id="unknown student"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", "one"), ("--ipc", "'one'", "1,5"), id="ipc is no number"),

@@ -259,6 +259,15 @@ def test_no_cell_is_dropped_because_another_has_its_name(cells: tuple[dict[str, 
     built(*(cell | {"variant": f"number {number}"} for number, cell in enumerate(cells)))
 
 
+def test_no_cell_is_dropped_because_its_weights_have_the_name_of_another_s() -> None:
+    """Nor is Random beside it."""
+    a, b = ({"method": "random", "student": {"pretrained": {"r3d_18": f"{place}/best.pt"}}} for place in "ab")
+    for cells in ((a, b), (a, b | {"method": "herding"})):
+        with pytest.raises(RequestError, match=r"both be called 'pretrained.r3d_18 best.pt': rename a file"):
+            built(*cells)
+    rows_of(Experiment.model_validate({"data": "videos", "cells": [a, a]}))
+
+
 def test_a_cell_that_is_asked_for_twice_is_one_row() -> None:
     assert built({"method": "herding"}, {"method": "herding"})[1].keys() == {"herding", "random"}
 

@@ -23,8 +23,8 @@ from vidistill.storage.exported import EXPORT
 from vidistill.storage.leases import leases
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.distil import distil_jobs
-from vidistill.tasks.learning.evaluate import NETWORK_OPTIMISERS, StudentParameters, evaluate_job, load_score
-from vidistill.tasks.learning.training import OptimiserParameters
+from vidistill.tasks.learning.evaluate import StudentParameters, evaluate_job, load_score
+from vidistill.tasks.learning.optimisers import NETWORK_OPTIMISERS, OptimiserParameters
 from vidistill.tasks.methods import HARD, find_method
 from vidistill.tasks.report.export import export_set
 from vidistill.tasks.stage import run_job

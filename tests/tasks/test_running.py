@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -112,6 +114,20 @@ def test_a_server_that_takes_no_progress_costs_no_job_and_is_left_alone_for_a_wh
 def test_without_a_gpu_nothing_is_taken(name: str, tmp_path: Path) -> None:
     with gpu_taken("cpu", 1), gpu_taken("cpu", 1):
         assert not list(tmp_path.rglob("gpu-*"))
+
+
+def test_a_job_leaves_a_gpu_s_memory_to_the_next(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may be another process's: torch keeps what networks freed."""
+    import torch
+
+    seen: list[str] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="one"))
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: seen.append("emptied"))
+    with gpu_taken("auto", 1):
+        seen.append("at work")
+    assert seen == ["at work", "emptied"]
 
 
 def test_jobs_on_a_gpu_take_turns(name: str) -> None:

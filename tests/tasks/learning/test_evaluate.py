@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from vidistill.models import compute
 from vidistill.storage.clips import TABLE
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.store import ArtifactRef, Manifest, Store
+from vidistill.tasks.coded.method import CodedParameters
+from vidistill.tasks.coded.search import SearchParameters
 from vidistill.tasks.learning import benchmark, streams
 from vidistill.tasks.learning import evaluate as evaluate_module
 from vidistill.tasks.learning.evaluate import (
@@ -27,7 +30,9 @@ from vidistill.tasks.learning.evaluate import (
     score,
     soft_targets,
 )
-from vidistill.tasks.learning.training import OptimiserParameters, generator, role_seed
+from vidistill.tasks.learning.optimisers import OptimiserParameters
+from vidistill.tasks.learning.teacher import TeacherParameters, teacher_job
+from vidistill.tasks.learning.training import generator, role_seed
 from vidistill.tasks.learning.views import cutmix
 from vidistill.tasks.methods import HARD, Recipe
 from vidistill.tasks.stage import Runtime, run_job
@@ -81,6 +86,22 @@ def test_a_network_has_its_own_optimiser_and_no_other_student_is_touched_by_it()
     asked = student_of("video_swin_t", StudentParameters(networks={"video_swin_t": own}))
     assert asked["optimiser"] == own.model_dump(mode="json")
     assert student_of("centred:video_swin_t", StudentParameters())["optimiser"]["method"] == "adamw"
+
+
+def test_a_teacher_and_a_search_s_student_have_the_rate_of_their_bodies_too() -> None:
+    """Without normalisation the common one diverges."""
+    clips = ArtifactRef(kind="clips", key="a")
+
+    def rate(**asked: Any) -> float:
+        return float(teacher_job(clips, TeacherParameters(**asked)).parameters["optimiser"]["lr"])
+
+    assert rate() == rate(network="rgb:minic3d_bn") == 0.05
+    assert rate(network="centred:minic3d") == 0.01
+    assert rate(network="minic3d", optimiser=OptimiserParameters(lr=0.2)) == 0.2
+    for network, lr in (("r2plus1d_small", 0.05), ("c3d", 0.001)):
+        grid = CodedParameters(search=SearchParameters(network=network)).grid
+        assert grid is not None
+        assert grid.student.optimiser.lr == lr
 
 
 # --- a student on tiny clips, written out ------------------------------------------------------------------------

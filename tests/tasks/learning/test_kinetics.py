@@ -16,7 +16,7 @@ from torchvision.models.video import R3D_18_Weights, mc3_18, r3d_18
 from vidistill.storage.errors import RequestError, TransientError
 from vidistill.tasks.learning import kinetics, training
 from vidistill.tasks.learning.evaluate import StudentParameters, evaluate_job, load_score
-from vidistill.tasks.learning.training import OptimiserParameters
+from vidistill.tasks.learning.optimisers import OptimiserParameters
 from vidistill.tasks.methods import HARD
 from vidistill.tasks.stage import Job, run_job
 

@@ -20,7 +20,8 @@ from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.opening import open_store
 from vidistill.tasks.learning import training
 from vidistill.tasks.learning.loop import Curve
-from vidistill.tasks.learning.training import Device, OptimiserParameters, Order, TrainingParameters
+from vidistill.tasks.learning.optimisers import OptimiserParameters
+from vidistill.tasks.learning.training import Device, Order, TrainingParameters
 from vidistill.tasks.learning.views import view
 from vidistill.tasks.stage import Runtime, run_job
 
@@ -76,7 +77,7 @@ def tiny_training(work: Work) -> None:
         network = training.build_network(parameters.network, 3, (4, 48, 48, 3), 0)
     curve = training.train(
         network, draw, parameters.steps,
-        training.OptimiserParameters(method=parameters.method, lr=0.05, warmup_share=0.2), device,
+        OptimiserParameters(method=parameters.method, lr=0.05, warmup_share=0.2), device,
         seed=0, work=work, checkpoint_every=parameters.checkpoint_every,
     )
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, work.folder / "weights")

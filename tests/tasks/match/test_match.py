@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from vidistill.tasks.learning.evaluate import DistilledBatches
 from vidistill.tasks.learning.pixels import initial
 from vidistill.tasks.learning.training import Order, generator
 from vidistill.tasks.learning.views import PLAIN
-from vidistill.tasks.match import core, dc, dm, sets, static_dc
+from vidistill.tasks.match import core, dc, dm, mtt, sets, static_dc
 from vidistill.tasks.match.core import Loop
 from vidistill.tasks.match.real import RealClips
 from vidistill.tasks.methods import find_method, recipe_named
@@ -363,6 +364,8 @@ def test_a_student_begins_at_the_rate_of_the_experts_or_a_third_of_it(bench: Ben
     assert begun(bench, "mtt", step="published").facts["lr"] == pytest.approx(0.05)
     assert begun(bench, "mtt", expert=small).facts["lr"] == pytest.approx(0.03)
     assert begun(bench, "mtt", lr_init=0.2).facts["lr"] == pytest.approx(0.2)
+    with pytest.raises(ValueError, match=r"α stays above lr_min, 0.001, and cannot begin at 0.0005: set both"):
+        begun(bench, "mtt", lr_init=0.0005)
 
 
 def test_experts_are_as_long_as_they_are_read(bench: Bench) -> None:
@@ -519,3 +522,25 @@ def test_noise_is_the_seeds_own_and_names_no_clip(bench: Bench) -> None:
     assert not np.array_equal(one.clips_NTHWC, other.clips_NTHWC)
     x_BCTHW = initial(bench.clips, np.arange(4), "noise", 5, bench.device)
     assert (float(x_BCTHW.mean()), float(x_BCTHW.std())) == pytest.approx((0, 1), abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("device", "shape_THWC", "wanted"),
+    [("cpu", (8, 56, 56, 3), 8), ("cpu", (16, 112, 112, 3), 8), ("cpu", (8, 28, 28, 3), 32),
+     ("cuda", (8, 56, 56, 3), 256), ("cuda", (16, 112, 112, 3), 32), ("cuda", (32, 224, 224, 3), 8)],
+)  # fmt: skip
+def test_a_pass_holds_as_many_clips_as_their_size_allows(device: str, shape_THWC: tuple[int, ...], wanted: int) -> None:
+    """Of large clips fewer, on a GPU too: 256 of 16×112² take some 12 GB of graphs."""
+    one = SimpleNamespace(torch_device=torch.device(device))
+    material: Any = SimpleNamespace(clips=SimpleNamespace(shape_THWC=shape_THWC), device=one)
+    assert core.a_pass(material, 512) == wanted
+
+
+@pytest.mark.parametrize(("gigabytes", "kept"), [(8, 0.5), (80, 5), (140, 8)])
+def test_graphs_that_are_kept_leave_room_on_a_small_gpu(
+    gigabytes: int, kept: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = SimpleNamespace(total_memory=gigabytes * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: found)
+    assert mtt._room(torch.device("cuda")) == kept * 2**30
+    assert mtt._room(torch.device("cpu")) == 2**28
