@@ -36,7 +36,7 @@ import torch
 from safetensors.torch import save_file
 
 from vidistill.storage.parameters import Parameters
-from vidistill.tasks.learning import training
+from vidistill.tasks.learning import optimisers, training
 from vidistill.tasks.stage import Work, stage
 
 
@@ -77,7 +77,7 @@ def tiny_training(work: Work) -> None:
         network = training.build_network(parameters.network, 3, (4, 48, 48, 3), 0)
     curve = training.train(
         network, draw, parameters.steps,
-        OptimiserParameters(method=parameters.method, lr=0.05, warmup_share=0.2), device,
+        optimisers.OptimiserParameters(method=parameters.method, lr=0.05, warmup_share=0.2), device,
         seed=0, work=work, checkpoint_every=parameters.checkpoint_every,
     )
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, work.folder / "weights")
