@@ -17,7 +17,6 @@ from vidistill.flows.runners import check_runner
 from vidistill.models import parted
 from vidistill.storage.errors import RequestError, RowsFailed
 from vidistill.storage.opening import default_location, open_store
-from vidistill.tasks.methods import find_method
 from vidistill.tasks.report.data import Named
 from vidistill.tasks.report.tables import size
 from vidistill.tasks.stage import Runtime
@@ -58,7 +57,10 @@ def _check_budgets(named: dict[str, Any]) -> None:
     Raises:
         RequestError: all of them take the kilobytes.
     """
-    methods = [cell["method"] for cell in named.get("cells") or []]
+    from vidistill.flows.rows import FULL
+    from vidistill.tasks.methods import find_method
+
+    methods = [cell["method"] for cell in named.get("cells") or [] if cell["method"] != FULL]
     both = methods and named.get("ipc") and named.get("kb")
     if both and all("kb" in find_method(name).method.budgets for name in methods):
         raise RequestError(

@@ -59,7 +59,7 @@ def _take(path: Path, owner: dict[str, object], watch: _Watch) -> bool:
     mine = path.with_name(f"{path.name}.{owner['id']}")
     try:
         mine.write_text(json.dumps(owner))
-        second_name(mine, path)  # atomic, and the owner's name is in the file from its first moment
+        second_name(mine, path)  # atomic; where there are links its owner stands in it from the first moment
     except FileExistsError:
         if watch.dead(path):
             _bury(path, str(owner["id"]), watch)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flow_running import CLASSES, CommandLine
 
+from vidistill.flows.commands import request_of
 from vidistill.flows.parameters import Experiment, override
 from vidistill.flows.rows import rows_of
 from vidistill.storage.distilled import DistilledSet
@@ -116,6 +117,15 @@ def test_the_clips_of_any_method_can_be_coded():
 def test_what_cannot_be_held_to_kilobytes_is_a_wrong_request(cell, asked, said):
     with pytest.raises(RequestError, match=said):
         rows(cell, **asked)
+
+
+@pytest.mark.parametrize(
+    ("methods", "refused"), [("coded", True), ("full,coded", True), ("full,herding", False), ("coded,herding", False)]
+)
+def test_clips_a_class_that_no_method_takes_are_refused(methods, refused):
+    named = {"data": "sprites", "cells": [{"method": name} for name in methods.split(",")], "ipc": [5], "kb": [2]}
+    with pytest.raises(RequestError, match="No row would have ipc 5") if refused else nullcontext():
+        request_of(None, named)
 
 
 OWN = """
