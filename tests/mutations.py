@@ -2,7 +2,8 @@
 
 To add one, three lines: the file, what is wrong with it, and the tests (pytest's names of files or tests) of which at
 least one must fail; a text that occurs once in the file; and what stands there instead. `test_mutations.py` applies
-each to a copy of the rooms and runs those tests: `pytest -m slow tests/test_mutations.py -k mtt` tries those of MTT.
+each to a copy of the rooms and runs those tests, slow ones too where tests are named: `pytest -m slow
+tests/test_mutations.py -k mtt` tries those of MTT.
 """
 
 from __future__ import annotations
