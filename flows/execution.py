@@ -60,13 +60,15 @@ def discard_damaged(graph: Graph, store: Store) -> list[str]:
 
     def absent(ref: ArtifactRef) -> bool:
         """Whether an artifact has to be made: one that is not whole is removed."""
-        if problems[ref] not in (None, "no artifact"):
-            problems[ref] = problem = store.problem(ref, thorough=True)  # another run may have mended it meanwhile
-            if problem not in (None, "no artifact"):
-                store.discard(ref)
-                said.append(f"{ref} was damaged ({problem}) and is made again.")
-                problems[ref] = "no artifact"
-        return problems[ref] is not None
+        problem = problems[ref]
+        if problem not in (None, "no artifact"):
+            problem = store.problem(ref, thorough=True)  # another run may have mended it meanwhile
+        if problem not in (None, "no artifact"):
+            store.discard(ref)
+            said.append(f"{ref} was damaged ({problem}) and is made again.")
+            problem = "no artifact"
+        problems[ref] = problem
+        return problem is not None
 
     for job in reversed(list(graph.jobs.values())):
         if absent(job.ref):

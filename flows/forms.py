@@ -63,8 +63,8 @@ AdvancedPool = Annotated[dict[str, Any], _beyond(PoolRequest, "data")]
 def distill_name() -> str:
     """Data, methods and budgets of the run that begins."""
     asked = flow_run.parameters
-    given = asked["advanced"].get("cells")
-    cells = dict.fromkeys(str(cell["method"]) for cell in given or [] if isinstance(cell, dict) and "method" in cell)
+    named = [cell for cell in asked["advanced"].get("cells") or [] if isinstance(cell, dict) and "method" in cell]
+    cells = dict.fromkeys(str(cell["method"]) for cell in named)
     methods = list(cells) or asked["methods"] or [asked["preset"]]
     budgets = [f"{name} {listed(asked[name])}" for name in ("ipc", "kb") if asked[name]]
     return " · ".join([_place(asked), ", ".join(methods), *budgets])

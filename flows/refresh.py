@@ -89,8 +89,7 @@ def refresh(
     """
     plain, runtime, out = parted(advanced, runner)
     experiment = _experiment(plain, given({
-        "data": data, "cells": [{"method": method}], "kb": [kb] if kb else [], "students": students,
-        "ipc": [] if kb else [ipc],
+        "data": data, "cells": [{"method": method}], "kb" if kb else "ipc": [kb or ipc], "students": students,
         "front": "" if front == OWN else front, "seeds": seeds,
     }), name)  # fmt: skip
     own, runtime = with_own(experiment, runtime)

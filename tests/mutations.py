@@ -2306,7 +2306,7 @@ MUTATIONS = [
              "NO_LINKS = (errno.ENOSYS,)"),
     Mutation("flows/execution.py", "what another run has mended is removed", of(
         "flows/test_execution.py", "test_what_another_run_has_mended_meanwhile_is_left"),
-             "problems[ref] = problem = store.problem(ref, thorough=True)",
+             "problem = store.problem(ref, thorough=True)",
              "problem = problems[ref]"),
     Mutation("flows/own.py", "two networks of a file that differ by capitals are one", of(
         "flows/test_own_network.py", "test_two_networks_whose_names_differ_by_capitals_are_refused"),
