@@ -7,7 +7,7 @@ frame, D width, G groups that attend within themselves, L tokens of a group, O o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -276,13 +276,14 @@ def plane_sines(side: int, width: int) -> Tensor:
     return torch.cat([sines(columns, width // 2), sines(rows, width // 2)], dim=1)
 
 
-def load_published(network: Latte, state: Mapping[str, Tensor], *, new_labels: bool) -> None:
+def load_published(network: Latte, state: Mapping[str, Tensor], *, new_labels: bool, rows: Sequence[int] = ()) -> None:
     """Load the weights of a released class-conditional checkpoint (`Latte-XL/2`, UCF101: 101 classes and none).
 
     Args:
         network: of the same size; frames and latents may differ, since their embeddings are computed.
         state: names and tensors of the checkpoint, those of a distributed model (`module.…`) too.
         new_labels: keep the network's own label table, for other classes; its row of no class is the checkpoint's.
+        rows: of the checkpoint's label table, those of the network's classes, where these are in another order.
 
     Raises:
         ValueError: names or shapes differ; says which.
@@ -294,6 +295,8 @@ def load_published(network: Latte, state: Mapping[str, Tensor], *, new_labels: b
         if table.shape[1] == given[LABELS].shape[1]:
             table[-1] = given[LABELS][-1]
         given[LABELS] = table
+    elif LABELS in given and len(given[LABELS]) == len(rows) + 1:
+        given[LABELS] = given[LABELS][[*rows, -1]]
     own = network.state_dict()
     wrong = [f"{name} {_shape(own, name)} ← {_shape(given, name)}" for name in sorted({*own, *given})
              if _shape(own, name) != _shape(given, name)]  # fmt: skip

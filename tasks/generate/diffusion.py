@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -24,7 +24,7 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.generate.optimising import AdamParameters, fit, write_curve
-from vidistill.tasks.generate.released import VELOCITY, TuningParameters, read_checkpoint, settled, start_from
+from vidistill.tasks.generate.released import CLASSES, VELOCITY, TuningParameters, read_checkpoint, settled, start_from
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.training import Device, Precision, generator
 from vidistill.tasks.learning.weights import known_by, unchanged
@@ -90,7 +90,10 @@ class LatteParameters(Parameters):
         exclude_if=lambda tuning: tuning == TuningParameters(),
         description="How a checkpoint is fine-tuned: batch, average and rate, as published.",
     )
-    new_labels: bool = Field(True, description="Fine-tune with a new label table; without: the classes are its own.")
+    new_labels: bool = Field(
+        True,
+        description="Fine-tune with a new label table; without: the classes are its own, a release's sorted by name.",
+    )
     steps: int = Field(6000, ge=0, description="0: the checkpoint as it is.")
     batch_size: int = Field(16, ge=1, description="Clips a step.")
     at_once: int | None = Field(
@@ -130,8 +133,24 @@ class LatteParameters(Parameters):
         return self
 
 
+class LatteJobParameters(LatteParameters):
+    """Those, settled for data and checkpoint."""
+
+    label_rows: tuple[int, ...] = Field(
+        (),
+        exclude_if=lambda rows: not rows,
+        description="Of the checkpoint's table of labels, for the classes of the data, where its order is another.",
+    )
+
+
 def latte_job(
-    clips: ArtifactRef, latents: ArtifactRef, parameters: LatteParameters, *, classes: int, channels: int, side: int
+    clips: ArtifactRef,
+    latents: ArtifactRef,
+    parameters: LatteParameters,
+    *,
+    classes: Sequence[str],
+    channels: int,
+    side: int,
 ) -> Job:
     """The job that trains a transformer on latents of so many channels and this side.
 
@@ -157,7 +176,8 @@ def latte_job(
     changed = {name: value for name, value in parameters if value != getattr(usual, name)}
     own = settled(parameters.tuning, changed, path, classes, channels, side)
     own |= {"pretrained": known_by(parameters.pretrained), "tuning": usual.tuning}
-    job = latte(parameters.model_copy(update=own), inputs, label=f"latte {own['size']}")
+    parameters = LatteJobParameters.model_validate(parameters.model_dump() | own)
+    job = latte(parameters, inputs, label=f"latte {own['size']}")
     return job.model_copy(update={"places": {PLACE: str(path.absolute())}})
 
 
@@ -178,7 +198,7 @@ def _check_new(parameters: LatteParameters, usual: LatteParameters, side: int) -
 def latte(work: Work) -> None:
     from safetensors.torch import save_file
 
-    parameters = LatteParameters.model_validate(work.job.parameters)
+    parameters = LatteJobParameters.model_validate(work.job.parameters)
     device = Device.of(work, parameters.precision)
     clips = Clips(work.store, work.ref("clips"))
     batches = LatentBatches.of(work.input("latents"), clips, parameters, device)
@@ -193,7 +213,7 @@ def latte(work: Work) -> None:
         checkpoint_every=parameters.checkpoint_steps, ema_decay=parameters.ema_decay, muon_lr=parameters.muon_lr,
     )  # fmt: skip
     save_file({name: weight.contiguous() for name, weight in weights.items()}, work.folder / WEIGHTS,
-              metadata={VELOCITY: str(bool(parameters.velocity))})  # fmt: skip
+              metadata={VELOCITY: str(bool(parameters.velocity)), CLASSES: json.dumps(clips.classes)})  # fmt: skip
     write_curve(work.folder, curve)
     facts = {"classes": classes, "shape_CTHW": shape, "warnings": warnings,
              "parameters": sum(weight.numel() for weight in weights.values())}  # fmt: skip
@@ -280,10 +300,10 @@ def built(parameters: LatteParameters, classes: int, shape_CTHW: tuple[int, ...]
                      learned_sigma=parameters.learned_sigma, velocity=bool(parameters.velocity))  # fmt: skip
 
 
-def _start_from(network: Latte, place: str, parameters: LatteParameters) -> list[str]:
+def _start_from(network: Latte, place: str, parameters: LatteJobParameters) -> list[str]:
     """Load a released checkpoint into the network; what the report has to warn of."""
     path = Path(unchanged(place, parameters.pretrained))
-    start_from(network, read_checkpoint(path), path, new_labels=parameters.new_labels)
+    start_from(network, read_checkpoint(path), path, new_labels=parameters.new_labels, rows=parameters.label_rows)
     log.warning(LEAK)
     return [LEAK]
 
@@ -307,7 +327,7 @@ def load_latte(store: Store, ref: ArtifactRef, device: Device) -> Latte:
 
     folder = store.folder(ref)
     facts = json.loads((folder / FACTS).read_text())
-    parameters = LatteParameters.model_validate(store.manifest(ref).parameters)
+    parameters = LatteJobParameters.model_validate(store.manifest(ref).parameters)
     network = built(parameters, facts["classes"], tuple(facts["shape_CTHW"]))
     network.load_state_dict(load_file(folder / WEIGHTS))
     return network.to(device.torch_device).eval().requires_grad_(False)

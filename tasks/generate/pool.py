@@ -55,7 +55,7 @@ def pool_of(given: Given, parameters: PoolParameters) -> ArtifactRef:
     source = _clips_to_learn(given, parameters.size)
     codec = given.add(autoencoder_job(source, parameters.autoencoder))
     latents = given.add(latents_job(source, codec, parameters.autoencoder.precision))
-    latte = given.add(latte_job(source, latents, parameters.latte, classes=len(given.table.classes),
+    latte = given.add(latte_job(source, latents, parameters.latte, classes=given.table.classes,
                                 side=size // factor, channels=channels))  # fmt: skip
     jobs = part_jobs(latte, codec, parameters.sampler, parameters.seed, given.table.classes,
                      parameters.clips_a_class, parameters.part_clips)  # fmt: skip

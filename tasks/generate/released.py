@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     from vidistill.models.latte import Latte
 
 
-VELOCITY = "velocity"
-"""In the metadata of a Latte that was trained here: whether it predicts the velocity. A release says nothing, and
-predicts the noise; what was trained here before says nothing either, and may predict the velocity."""
+VELOCITY, CLASSES = "velocity", "classes"
+"""In the metadata of a Latte that was trained here: whether it predicts the velocity, and its classes in their order.
+A release says nothing: it predicts the noise, and its classes are sorted by name. What was trained here before may say
+nothing either, and may predict the velocity."""
 
 
 class TuningAdam(AdamParameters):
@@ -44,17 +46,18 @@ class TuningParameters(Parameters):
 
 
 class Told(Parameters):
-    """What a checkpoint's tensors say by their names and shapes, and its metadata of what it predicts."""
+    """What a checkpoint's tensors say by their names and shapes, and its metadata of the rest."""
 
     size: str
     patch: int
     learned_sigma: bool
     channels: int
     velocity: bool | None
+    classes: tuple[str, ...] | None
 
 
 def settled(
-    tuning: TuningParameters, changed: Mapping[str, Any], path: Path, classes: int, channels: int, side: int
+    tuning: TuningParameters, changed: Mapping[str, Any], path: Path, classes: Sequence[str], channels: int, side: int
 ) -> dict[str, Any]:
     """The parameters of a fine-tuning: what the checkpoint says of itself, and how it is tuned.
 
@@ -74,7 +77,7 @@ def settled(
             raise RequestError(f"latte.{name} is that of training from nothing: set latte.tuning.{name} to fine-tune.")
     state = read_checkpoint(path, shapes=True)
     found = told(state, path)
-    own = found.model_dump(exclude={"channels"}, exclude_none=True)
+    own = found.model_dump(exclude={"channels", "classes"}, exclude_none=True)
     for name, value in own.items():
         if changed.get(name, value) != value:
             raise RequestError(f"The weights {path} have {name}={value}, not {changed[name]}: leave out latte.{name}.")
@@ -83,13 +86,28 @@ def settled(
             f"The weights {path} are of latents of {found.channels} channels in patches of {found.patch}, and these "
             f"latents have {channels} channels and a side of {side}: choose another autoencoder or pool.size."
         )
-    _fits(found, state, path, classes, new_labels=bool(changed.get("new_labels", True)))
+    new_labels = bool(changed.get("new_labels", True))
+    _fits(found, state, path, len(classes), new_labels=new_labels)
     tuned = {name: getattr(tuning, name) for name in TuningParameters.model_fields}
-    return {VELOCITY: changed.get(VELOCITY, False)} | own | tuned
+    rows = () if new_labels else _rows(found, classes, path)
+    return {VELOCITY: changed.get(VELOCITY, False)} | own | tuned | {"label_rows": rows}
+
+
+def _rows(found: Told, classes: Sequence[str], path: Path) -> tuple[int, ...]:
+    """Where the data's classes are in the checkpoint's table of labels; nothing where they are in its order.
+
+    Raises:
+        RequestError: it has other classes.
+    """
+    names = found.classes or tuple(classes if VELOCITY in _metadata(path) else sorted(classes))
+    if unknown := sorted(set(classes) - set(names)):
+        raise RequestError(f"The weights {path} know no class {unknown[0]!r}, but {', '.join(names[:5])}…: leave out "
+                           "latte.new_labels, to fine-tune for the classes of the data.")  # fmt: skip
+    return () if tuple(classes) == names else tuple(map(names.index, classes))
 
 
 def told(state: Mapping[str, Tensor], path: Path) -> Told:
-    """Size, patch, learned variance, channels and prediction of a checkpoint.
+    """Size, patch, learned variance, channels, prediction and classes of a checkpoint.
 
     Raises:
         RequestError: it is no Latte's, or of no size that has a name.
@@ -107,18 +125,20 @@ def told(state: Mapping[str, Tensor], path: Path) -> Told:
     if size is None:
         known = ", ".join(f"{name} {one.depth}×{one.width}" for name, one in SIZES.items())
         raise RequestError(f"The weights {path} have {depth} blocks of width {width}: known are {known}.")
+    said = _metadata(path)
+    silent = None if path.suffix == ".safetensors" else False
     return Told(size=size, patch=patch, learned_sigma=outputs == 2 * channels * patch**2, channels=channels,
-                velocity=_predicts_velocity(path))  # fmt: skip
+                velocity=said[VELOCITY] == str(True) if VELOCITY in said else silent,
+                classes=json.loads(said[CLASSES]) if CLASSES in said else None)  # fmt: skip
 
 
-def _predicts_velocity(path: Path) -> bool | None:
+def _metadata(path: Path) -> dict[str, str]:
     from safetensors import safe_open
 
     if path.suffix != ".safetensors":
-        return False
+        return {}
     with safe_open(path, framework="pt") as file:
-        said = (file.metadata() or {}).get(VELOCITY)
-    return None if said is None else said == str(True)
+        return file.metadata() or {}
 
 
 def _fits(found: Told, state: Mapping[str, Tensor], path: Path, classes: int, *, new_labels: bool) -> None:
@@ -133,8 +153,10 @@ def _fits(found: Told, state: Mapping[str, Tensor], path: Path, classes: int, *,
         start_from(network, state, path, new_labels=new_labels)
 
 
-def start_from(network: Latte, state: Mapping[str, Tensor], path: Path, *, new_labels: bool) -> None:
-    """Load a checkpoint into a network of its size.
+def start_from(
+    network: Latte, state: Mapping[str, Tensor], path: Path, *, new_labels: bool, rows: Sequence[int] = ()
+) -> None:
+    """Load a checkpoint into a network of its size; `rows` as in `load_published`.
 
     Raises:
         RequestError: names or shapes differ.
@@ -142,7 +164,7 @@ def start_from(network: Latte, state: Mapping[str, Tensor], path: Path, *, new_l
     from vidistill.models.latte import load_published
 
     try:
-        load_published(network, state, new_labels=new_labels)
+        load_published(network, state, new_labels=new_labels, rows=rows)
     except ValueError as error:
         raise RequestError(f"The weights {path} do not fit: {error}.") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from vidistill.flows.parameters import PoolRequest, checked, override
 from vidistill.models import autoencoder as models_autoencoder
 from vidistill.models.autoencoder import Turned, to_frames
-from vidistill.models.latte import SIZES, Latte
+from vidistill.models.latte import LABELS, SIZES, Latte
 from vidistill.storage.errors import RequestError, RunError, TransientError
 from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
@@ -60,8 +61,11 @@ class Made:
         return run_job(job, self.runtime)[0]
 
     def latte(self, parameters: LatteParameters) -> Job:
-        size = {"classes": len(self.bench.clips.classes), "channels": 4, "side": 6}
-        return latte_job(self.bench.given.train, self.latents, parameters, **size)
+        return self.latte_of(self.bench.clips.classes, parameters)
+
+    def latte_of(self, classes: Sequence[str], parameters: LatteParameters) -> Job:
+        """For data of these classes, in this order."""
+        return latte_job(self.bench.given.train, self.latents, parameters, classes=classes, channels=4, side=6)
 
     def asked(self, path: Path, *settings: str) -> Job:
         """As the command line asks for a fine-tuning."""
@@ -443,6 +447,27 @@ def test_a_checkpoint_is_taken_as_it_is_with_its_own_classes_alone(made: Made, t
     ref = made.do(made.latte(released.model_copy(update={"new_labels": False, "compile": True})))
     loaded = load_latte(made.store, ref, made.bench.device).state_dict()
     assert all(torch.equal(weight, state[name]) for name, weight in loaded.items())
+
+
+def test_a_checkpoint_generates_each_class_under_its_own_name(made: Made, tmp_path: Path) -> None:
+    """A release has its classes sorted, UCF101's lists have not: JumpingJack comes before JumpRope there."""
+    own = sorted(made.bench.clips.classes)
+    state = checkpoint(tmp_path / "own.pt", classes=len(own))
+    taken = {"pretrained": str(tmp_path / "own.pt"), "steps": 0, "new_labels": False}
+    turned = [own[1], own[0], *own[2:]]
+    job = made.latte_of(turned, TUNED.model_copy(update=taken))
+    table = load_latte(made.store, made.do(job), made.bench.device).state_dict()[LABELS]
+    assert torch.equal(table, state[LABELS][[1, 0, *range(2, len(own) + 1)]])
+    ref = made.do(made.latte(LATTE))  # of vidistill, which says its classes
+    weights = made.store.folder(ref) / "weights.safetensors"
+    taken |= {"pretrained": str(weights)}
+    names = made.bench.clips.classes
+    assert made.latte_of(names[::-1], TUNED.model_copy(update=taken)).parameters["label_rows"] == [
+        *reversed(range(len(names)))
+    ]
+    assert "label_rows" not in made.latte(TUNED.model_copy(update=taken)).parameters
+    with pytest.raises(RequestError, match=r"know no class 'other', but .*: leave out latte\.new_labels"):
+        made.latte_of([*names[:-1], "other"], TUNED.model_copy(update=taken))
 
 
 @pytest.mark.parametrize(("patch", "learned_sigma"), [(1, False), (2, True), (3, False)])
