@@ -17,7 +17,24 @@ from vidistill.tasks.videos.split_lists import LIST_FOLDERS, LIST_SUFFIXES, by_f
 from vidistill.tasks.videos.tables import TABLE_SUFFIXES, header
 
 VIDEO_SUFFIXES = frozenset(
-    {".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+    {
+        ".3gp",
+        ".avi",
+        ".flv",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".ogv",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+    }
 )
 SPLIT_NAME = re.compile(r"(train|test|val|split)", re.IGNORECASE)
 
@@ -136,9 +153,10 @@ def _no_videos(folder: Path, rejected: list[Rejected]) -> str:
 
 
 class Finder:
-    """Finds the file that a list names."""
+    """Finds the file that a list names, below a folder."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, folder: Path) -> None:
+        self._folder = folder
         self._rejected = {rejected.video: rejected.reason for rejected in tree.rejected}
         self._paths: dict[str, str] = {}
         self._by_stem: dict[str, list[str]] = defaultdict(list)
@@ -167,8 +185,16 @@ class Finder:
         same_suffix = [path for path in found if PurePosixPath(path).suffix == PurePosixPath(name).suffix]
         found = same_suffix if len(found) > 1 and same_suffix else found
         if len(found) > 1:
+            found = self._own_places(found)
+        if len(found) > 1:
             raise RequestError(f"the lists name {name!r}, and {len(found)} files fit: {', '.join(found[:3])}")
         return found[0] if found else None
+
+    def _own_places(self, paths: list[str]) -> list[str]:
+        """Without links to others of them, such as of flat files into class folders."""
+        linked = [path for path in paths if (self._folder / path).is_symlink()]
+        places = {os.path.realpath(self._folder / path) for path in paths if path not in linked}
+        return [path for path in paths if path not in linked or os.path.realpath(self._folder / path) not in places]
 
 
 def _parts(name: str) -> tuple[str, ...]:

@@ -262,19 +262,19 @@ def _no_class_folders(folder: Path, tree: Tree) -> str:
 
 
 def match_lists(lists: Lists, tree: Tree, folder: Path) -> Draft:
-    """Find the file of every row. One whose file is missing or no video has failed; a class without any file is a note.
+    """Find the file of every row. One with a side and without a video has failed; a class without any is a note.
 
     Raises:
         RequestError: no row's file is there, or a file stands in the lists twice.
     """
-    finder = Finder(tree)
+    finder = Finder(tree, folder)
     draft = Draft([], lambda _: "in none of the lists", flips=lists.flips, classes=lists.classes)
     listed: dict[str, Row] = {}
     missing: list[Row] = []
     for row in lists.rows:
         path = next(filter(None, (finder.find(name, exact=lists.exact) for name in row.names)), None)
         if path is None:
-            missing.append(row)
+            missing += [row] if row.split else []
         elif path in listed:
             raise RequestError(f"{path} is listed twice: {listed[path].where} and {row.where}")
         else:

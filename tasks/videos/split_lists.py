@@ -180,11 +180,11 @@ def read_kinetics(root: Path) -> Lists:
         raise RequestError(f"{root} has no table with Kinetics' columns label,youtube_id,time_start,time_end,split")
     for path in found:
         for record, where in records(path):
-            if record.get("label"):  # the official test list has none
+            if record.get("label"):  # not every copy of the test list has any
                 names = (*_cut(record, where), record["youtube_id"])
                 word = record.get("split") or path.stem.split("_")[-1]
                 rows.append((Row(names, record["label"], None, where), word))
-    return _sided(rows, flips=True)
+    return _sided(rows, flips=True, scored="validation")
 
 
 def _cut(record: dict[str, str], where: str) -> tuple[str, ...]:
@@ -281,19 +281,22 @@ def _relative(root: Path, table: Path, name: str, where: str) -> tuple[str, ...]
     return tuple(dict.fromkeys(inside))
 
 
-def _sided(rows: list[tuple[Row, str]], *, flips: bool, exact: bool = False) -> Lists:
-    """The rows, each on the side that the word of its split column tells."""
+def _sided(
+    rows: list[tuple[Row, str]], *, flips: bool, exact: bool = False, scored: Literal["test", "validation"] = "test"
+) -> Lists:
+    """The rows, each on the side that the word of its split column tells; where there are both, `scored` is tested."""
     for row, word in rows:
         if word.casefold() not in SPLIT_WORDS:
             raise RequestError(f"{row.where}: split is {word!r}; expected train or test (or validation)")
     words = [SPLIT_WORDS[word.casefold()] for _, word in rows]
+    spare = "validation" if scored == "test" else "test"
     sides: Mapping[str, Split | None] = {
         "train": "train",
-        "test": "test",
-        "validation": None if "test" in words else "test",
+        scored: "test",
+        spare: None if scored in words else "test",
     }
     sided = tuple(replace(row, split=sides[word]) for (row, _), word in zip(rows, words, strict=True))
-    unused = "in the validation split; the test split is the one that is scored"
+    unused = f"in the {spare} split; the {scored} split is the one that is scored"
     return Lists(sided, flips=flips, exact=exact, unused=unused)
 
 

@@ -543,7 +543,31 @@ def test_kinetics_is_scored_on_its_validation_split(tmp_path):
         "val/CCC_000000_000010.mp4": "test",
         "val/DDD.mkv": "test",
     }
-    assert reasons(listing) == {"GONE_000000_000010": "listed (train.csv, line 4) but not there"}
+    gone = {"GONE_000000_000010": "listed (train.csv, line 4) but not there"}
+    assert reasons(listing) == gone
+    lay(tmp_path, ["test/EEE.mp4"])
+    write_table(tmp_path / "annotations/test.csv", ["c,EEE,0,10,test", "a b,FFF,0,10,test"], header=header)
+    more = read(tmp_path)  # as the copies of today have it, with labels
+    assert splits(more) == splits(listing)
+    unused = "in the test split; the validation split is the one that is scored"
+    assert reasons(more).pop("test/EEE.mp4") == unused
+    write_table(tmp_path / "annotations/val.csv", [], header=header)
+    assert {path for path, side in splits(read(tmp_path)).items() if side == "test"} == {"test/EEE.mp4"}
+
+
+def test_flat_files_that_class_folders_link_to_are_found_once(tmp_path):
+    """As the foundation that gives Kinetics arranges it by classes."""
+    names = {"AAA": "train", "BBB": "train", "CCC": "val", "DDD": "val"}
+    lay(tmp_path, [f"{side}/{name}_000000_000010.mp4" for name, side in names.items()])
+    rows = [f"{label},{name},0,10,{side}" for label, (name, side) in zip("abab", names.items(), strict=True)]
+    for label, (name, side) in zip("abab", names.items(), strict=True):
+        (tmp_path / side / label).mkdir(exist_ok=True)
+        (tmp_path / side / label / f"{name}_000000_000010.mp4").symlink_to(f"../{name}_000000_000010.mp4")
+    write_table(tmp_path / "all.csv", rows, header=KINETICS)
+    assert sorted(splits(read(tmp_path))) == [f"{side}/{name}_000000_000010.mp4" for name, side in names.items()]
+    (tmp_path / "train/b/AAA_000000_000010.mp4").write_bytes(b"another")
+    with pytest.raises(RequestError, match=r"2 files fit: train/AAA_000000_000010\.mp4, train/b/AAA"):
+        read(tmp_path)
 
 
 def write_ssv2(folder: Path) -> dict[str, str]:
