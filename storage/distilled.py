@@ -47,7 +47,8 @@ class DistilledSet:
         logits_NK: float32, the teacher's outputs for the clips, where the set carries soft labels.
         sources: where each clip began (paths relative to the data root), "" for none.
         facts: what the method wants to tell the report (JSON).
-        extras: arrays, one row a clip, that the report draws and no student needs (saliency); not in `training_bytes`.
+        extras: arrays that the report draws and no student needs (saliency), a row a clip where sets are joined; not in
+            `training_bytes`.
         form: `clips`, or a name of `FORMS`: then `stored` lasts and the clips are made from it when the set is loaded.
         stored: what the form keeps.
         others_VNTHWC: uint8, the other variants of each clip, where the form has any: at each use a student is shown

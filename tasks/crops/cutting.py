@@ -76,7 +76,7 @@ def crops(work: Work) -> None:
     parameters = CropParameters.model_validate(work.job.parameters)
     device, clips = Device.of(work, parameters.precision), Clips(work.store, work.ref("clips"))
     scorer = open_scorer(work, parameters, clips, device)
-    place = checked_place(clips.classes[parameters.label], scorer, parameters.score)
+    place = checked_place(clips.classes[parameters.label], scorer.classes, parameters.score)
     tracked = json.loads((work.input("tracks") / TRACKS).read_text())
     videos = TrackParameters.model_validate(work.store.manifest(work.ref("tracks")).parameters).videos
     block = work.store.manifest(work.store.manifest(work.ref("clips")).inputs["blocks"][0])

@@ -31,7 +31,7 @@ from vidistill.tasks.crops.cutting import CROPS, Candidates, CropParameters, Win
 from vidistill.tasks.crops.detect import HOG, MOTION, NOTHING, TARGET, TRAINED, Rule, check_labels
 from vidistill.tasks.crops.mosaic import Crop, Grouping, grouped, preselected, side_by_side
 from vidistill.tasks.crops.pictures import crop_pictures
-from vidistill.tasks.crops.score import TEACHER, Kind
+from vidistill.tasks.crops.score import TEACHER, Kind, checked_name
 from vidistill.tasks.crops.tracking import TrackParameters, tracks_job, weights_of
 from vidistill.tasks.crops.training import BOXES, FACTS, DetectorParameters, detector_job
 from vidistill.tasks.learning import streams, training
@@ -138,6 +138,8 @@ class OptDistill(Method):
         detector = made.get("detector", [None])[0]
         scorer = made["teacher"][0] if p.scorer == TEACHER else None
         name, digest, places = weights_of(p.scorer)
+        if p.scorer != TEACHER and not digest:
+            name = checked_name(p.scorer, p.score, given.table.classes)
         height, width = self._region(given.decode.size)
         self._check_videos(given)
         for number, videos in enumerate(runs(self._tracked(given)), start=1):

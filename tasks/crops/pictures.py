@@ -1,6 +1,7 @@
 """What the report draws of a crop: the first frame with what was detected, the track over the clip, the crop.
 
-Legend: N crops, T frames, H height, W width; pictures are uint8 RGB. A box is (x0, y0, x1, y1) in pixels of the video.
+Legend: N crops, R of them shown, T frames, H height, W width; pictures are uint8 RGB. A box is (x0, y0, x1, y1) in
+pixels of the video.
 """
 
 from __future__ import annotations
@@ -18,23 +19,29 @@ if TYPE_CHECKING:
     from vidistill.tasks.crops.mosaic import Crop
     from vidistill.tasks.methods import Material
 
-SIDE = 128
+SIDE, SHOWN = 128, 4
 DETECTED, TRACKED = (255, 200, 0), (0, 220, 90)
 
 
 def crop_pictures(
     crops: list[Crop], cells_NTHWC: NDArray[np.uint8], material: Material
 ) -> dict[str, NDArray[np.generic]]:
-    """A set's extras, a row a crop: `first_frame` (N, 128, 128, 3), `track` (N, T, H, W, 3), `crop`, `score` (N,)."""
+    """A set's extras: `score` (N,), and for the first crop of each of four classes `clip` (R,), which it is of the
+    crops, `first_frame` (R, 128, 128, 3), `track` (R, T, H, W, 3) and `crop`.
+    """
+    labels_N = material.clips.labels_N[[crop.row for crop in crops]]
+    shown = [int(np.flatnonzero(labels_N == label)[0]) for label in np.unique(labels_N)[:SHOWN]]
+    firsts = [crops[clip] for clip in shown]
     tracked = {
         video["path"]: (folder / FIRST_FRAMES / f"{number:02d}.jpg", video)
         for folder in material.inputs("tracks")
         for number, video in enumerate(json.loads((folder / TRACKS).read_text()))
     }
     return {
-        "first_frame": np.stack([first_frame(*tracked[crop.path]) for crop in crops]),
-        "track": np.stack([tracked_clip(crop, material) for crop in crops]),
-        "crop": cells_NTHWC,
+        "clip": np.array(shown),
+        "first_frame": np.stack([first_frame(*tracked[crop.path]) for crop in firsts]),
+        "track": np.stack([tracked_clip(crop, material) for crop in firsts]),
+        "crop": cells_NTHWC[shown],
         "score": np.array([crop.score for crop in crops], dtype=np.float32),
     }
 

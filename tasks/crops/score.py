@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from vidistill.models.regions import resize
 from vidistill.storage.clips import Clips
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.learning import training
-from vidistill.tasks.learning.kinetics import r3d_state
+from vidistill.tasks.learning.kinetics import named, r3d_state
 from vidistill.tasks.learning.training import Device
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 TEACHER = "teacher"
 Kind = Literal["confidence", "loss"]
-ADVICE = f"give optdistill.scorer the path of R3D-18's weights, or {TEACHER!r}"
+ADVICE = f"give optdistill.scorer the path of R3D-18's weights, KINETICS400_V1, or {TEACHER!r}"
 KINETICS_SIDE = 112  # what R3D-18 was trained on
 
 
@@ -98,13 +99,27 @@ def score(log_probabilities_K: NDArray[np.float64], kind: Kind, place: int | Non
     return math.exp(float(log_probabilities_K.max()))
 
 
-def checked_place(class_name: str, scorer: Scorer, kind: Kind) -> int | None:
-    """Where the scorer has this class; `loss` cannot do without.
+def checked_name(scorer: str, kind: Kind, classes: Sequence[str]) -> str:
+    """Torchvision's name of a scorer's weights, before anything is made for them.
+
+    Raises:
+        RequestError: there is no such name, or see `checked_place`.
+    """
+    from torchvision.models.video import R3D_18_Weights
+
+    name, _ = named(scorer, ADVICE)
+    for class_name in classes:
+        checked_place(class_name, tuple(R3D_18_Weights[name].meta["categories"]), kind)
+    return name
+
+
+def checked_place(class_name: str, classes: tuple[str, ...], kind: Kind) -> int | None:
+    """Where the scorer has this class among its own; `loss` cannot do without.
 
     Raises:
         RequestError: the score is the loss on a class that the network does not know.
     """
-    place = place_of(class_name, scorer.classes)
+    place = place_of(class_name, classes)
     if place is None and kind == "loss":
         raise RequestError(
             f"The scorer does not know the class {class_name!r}, so its loss cannot be the score: "

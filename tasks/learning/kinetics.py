@@ -19,7 +19,7 @@ NAMES = {"kinetics400": "KINETICS400_V1", "KINETICS400_V1": "KINETICS400_V1"}
 ADVICE = "give student.pretrained the path of a file of them (.pt, .pth, .safetensors), or kinetics400"
 
 
-def named(weights: str) -> tuple[str, dict[str, str]]:
+def named(weights: str, advice: str = ADVICE) -> tuple[str, dict[str, str]]:
     """Weights as a key knows them, a file by its name and content, and where that file is.
 
     Raises:
@@ -30,7 +30,7 @@ def named(weights: str) -> tuple[str, dict[str, str]]:
         name = known_by(weights)
         return name, {name: str(path.absolute())}
     if weights not in NAMES:
-        raise RequestError(f"R3D-18 has no weights {weights!r}: {ADVICE}.")
+        raise RequestError(f"R3D-18 has no weights {weights!r}: {advice}.")
     return NAMES[weights], {}
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from vidistill.storage.distilled import DistilledSet, mark_of
 from vidistill.storage.store import ArtifactRef, Store
+from vidistill.tasks.crops.pictures import SHOWN
 from vidistill.tasks.report.data import CropSet, CropShown, RowPlan
 from vidistill.tasks.report.naming import named_sets
 
-SHOWN = 4
 PICTURES = {"first_frame", "track", "crop", "score"}
 
 
@@ -34,6 +34,7 @@ def _crop_set(name: str, ipc: int, made: DistilledSet) -> CropSet:
     mosaics_MTHWC = made.stored.get("mosaics", made.clips_NTHWC)
     labels_M = made.labels_N[:: made.clips_an_instance]
     firsts = [int(np.flatnonzero(made.labels_N == label)[0]) for label in np.unique(made.labels_N)[:SHOWN]]
+    rows = {clip: row for row, clip in enumerate(made.extras.get("clip", range(len(made))))}  # once a row a clip
     return CropSet(
         method=name,
         ipc=ipc,
@@ -44,9 +45,9 @@ def _crop_set(name: str, ipc: int, made: DistilledSet) -> CropSet:
                 video=made.sources[clip],
                 class_name=made.classes[made.labels_N[clip]],
                 score=float(made.extras["score"][clip]),
-                first_HWC=np.asarray(made.extras["first_frame"][clip], dtype=np.uint8),
-                track_THWC=np.asarray(made.extras["track"][clip], dtype=np.uint8),
-                crop_THWC=np.asarray(made.extras["crop"][clip], dtype=np.uint8),
+                first_HWC=np.asarray(made.extras["first_frame"][rows[clip]], dtype=np.uint8),
+                track_THWC=np.asarray(made.extras["track"][rows[clip]], dtype=np.uint8),
+                crop_THWC=np.asarray(made.extras["crop"][rows[clip]], dtype=np.uint8),
             )
             for clip in firsts
         ],

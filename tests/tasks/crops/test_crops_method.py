@@ -100,7 +100,7 @@ class TestRegions(MethodContract):
 def test_a_region_is_its_videos_crop_enlarged(bench: Bench) -> None:
     made = made_by(bench, grid=2)
     regions_NTHWC = cells(made.stored["mosaics"], 2)
-    assert np.array_equal(regions_NTHWC, made.extras["crop"])
+    assert np.array_equal(regions_NTHWC[made.extras["clip"]], made.extras["crop"])
     assert np.array_equal(resize(regions_NTHWC, 48, 48), made.clips_NTHWC)
     for source, label in zip(made.sources, made.labels_N, strict=True):
         assert source.split("/")[1] == made.classes[label]
@@ -137,10 +137,12 @@ def test_pictures_and_counts_are_left_for_the_report(bench: Bench) -> None:
                                     "whole": 0, "no target in the first frame": 1}  # fmt: skip
     assert made.facts["detector"]["map50"] > 0.5
     assert "mark" not in made.facts
-    n = len(made)
-    assert made.extras["first_frame"].shape == (n, 128, 128, 3)
-    assert made.extras["track"].shape == (n, *bench.clips.shape_THWC)
-    assert made.extras["score"].shape == (n,)
+    shown = made.labels_N[made.extras["clip"]]
+    assert shown.tolist() == [0, 1, 2, 3][: len(CLASSES)]  # one of each, of four classes
+    assert (np.diff(made.labels_N)[made.extras["clip"][1:] - 1] == 1).all()  # the first
+    assert made.extras["first_frame"].shape == (len(shown), 128, 128, 3)
+    assert made.extras["track"].shape == (len(shown), *bench.clips.shape_THWC)
+    assert made.extras["score"].shape == (len(made),)
     green = (made.extras["track"] == (0, 220, 90)).all(-1)
     assert green.any(axis=(2, 3)).all()  # a box in every frame
 
@@ -352,12 +354,26 @@ def test_a_budget_on_videos_bounds_the_work(bench: Bench) -> None:
         ({"labels": {"*": ["unicorn"]}}, r"trained knows no label 'unicorn': it knows target"),
         ({"labels": {"*": ["horse"]}, "detector": "hog"}, r"hog knows no label 'horse': it knows person"),
         ({"labels": {"jump": ["target"]}}, r"labels names the class 'jump'"),
-        ({"scorer": "KINETICS_9"}, r"no weights 'KINETICS_9'.*optdistill.scorer"),
+        ({"scorer": "KINETICS_9"}, r"no weights 'KINETICS_9'.*optdistill.scorer .* KINETICS400_V1"),
+        ({"scorer": "gone/r3d.pt"}, r"no weights 'gone/r3d.pt'"),
+        ({"scorer": "kinetics400", "score": "loss"}, r"does not know the class '\w+'.*score=confidence"),
     ],
 )
 def test_wrong_requests(bench: Bench, options: dict[str, Any], message: str) -> None:
+    """Before anything is tracked."""
     with pytest.raises(RequestError, match=message):
-        made_by(bench, **options)
+        optdistill(**options).inputs(bench.given)
+
+
+def test_a_scorer_has_one_name(bench: Bench) -> None:
+    jobs: list[Any] = []
+
+    def add(job: Any) -> Any:
+        jobs.append(job)
+        return job.ref
+
+    optdistill(scorer="kinetics400").inputs(dataclasses.replace(bench.given, add=add))
+    assert {job.parameters["scorer"] for job in jobs if job.stage == "crops"} == {"KINETICS400_V1"}
 
 
 def test_a_region_is_as_high_and_as_wide_as_its_mosaic_has_room_for() -> None:
