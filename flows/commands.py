@@ -19,6 +19,7 @@ from vidistill.storage.errors import RequestError, RowsFailed
 from vidistill.storage.opening import default_location, open_store
 from vidistill.tasks.report.data import Named
 from vidistill.tasks.report.tables import size
+from vidistill.tasks.running.places import video_seconds
 from vidistill.tasks.stage import Runtime
 from vidistill.tasks.videos.layouts import IndexParameters
 
@@ -213,7 +214,8 @@ def index(data: str, layout: str | None, split: int | None, as_json: bool) -> No
         raise RequestError("Which videos? Give --data DIR.")
     if data == SPRITES:
         raise RequestError("`sprites` is rendered by a run: give the folder of videos to index.")
-    table = survey(Path(data).expanduser().absolute(), checked(IndexParameters, given, "The index"))
+    parameters = checked(IndexParameters, given, "The index")
+    table = survey(Path(data).expanduser().absolute(), parameters, timeout_seconds=video_seconds())
     rows = [{"video": video.path, "outcome": "kept", "reason": "", "label": table.classes[video.label],
              "split": video.split, "group": video.group} for video in table.videos]  # fmt: skip
     rows += [rejected.model_dump() for rejected in table.rejected]

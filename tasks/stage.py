@@ -23,7 +23,7 @@ from vidistill.storage.opening import absolute, open_store
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.provenance import commit, cores, machine, versions
 from vidistill.storage.store import CHECKPOINT, ArtifactRef, Attempt, Manifest, Store
-from vidistill.tasks.running.places import gpu_jobs, gpu_taken, threads_taken
+from vidistill.tasks.running.places import gpu_jobs, gpu_taken, threads_taken, video_seconds
 from vidistill.tasks.running.stopping import go_on
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Runtime(Parameters):
         default_factory=dict, description="Where users' methods are, by name: FILE.py:CLASS."
     )
     networks: dict[str, str] = Field(default_factory=dict, description="Where users' networks and fronts are, by name.")
-    timeout_seconds: float = Field(default=60.0, gt=0, description="Time limit for decoding one video.")
+    timeout_seconds: float = Field(default_factory=video_seconds, gt=0, description="For decoding one video.")
     runner: Annotated[str, AfterValidator(known_runner)] = Field(
         default="threads", description="Who does the jobs: threads, processes, dask[:ADDRESS] or ray[:ADDRESS]."
     )

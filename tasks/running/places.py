@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import tempfile
 import threading
 import time
@@ -20,7 +21,7 @@ from vidistill.storage.errors import RequestError
 from vidistill.tasks.running.stopping import go_on, stopping
 
 POLL_SECONDS = 0.05
-GPU_JOBS = "VIDISTILL_GPU_JOBS"
+GPU_JOBS, VIDEO_SECONDS = "VIDISTILL_GPU_JOBS", "VIDISTILL_VIDEO_SECONDS"
 
 
 class _Threads:
@@ -81,6 +82,18 @@ def gpu_jobs() -> int:
     if not told.isdecimal() or int(told) < 1:
         raise RequestError(f"{GPU_JOBS} takes how many jobs are on one GPU at a time, such as 8; got {told!r}.")
     return int(told)
+
+
+def video_seconds() -> float:
+    """How long the decoder may take for one video: `VIDISTILL_VIDEO_SECONDS`; without it 60.
+
+    Raises:
+        RequestError: it is no positive number.
+    """
+    told = os.environ.get(VIDEO_SECONDS, "60")
+    if not re.fullmatch(r"\d+(\.\d+)?", told) or float(told) <= 0:
+        raise RequestError(f"{VIDEO_SECONDS} takes how long one video may be decoded, such as 300; got {told!r}.")
+    return float(told)
 
 
 @contextmanager

@@ -148,7 +148,8 @@ class Decoder:
             header, pixels = exchange(child, request, self.timeout_seconds)
         except TimeoutError:
             self.close()
-            raise PassingError(f"decoding took longer than {self.timeout_seconds:g} s") from None
+            limit = f"{self.timeout_seconds:g} s, which VIDISTILL_VIDEO_SECONDS can raise"
+            raise PassingError(f"decoding took longer than {limit}") from None
         except (EOFError, BrokenPipeError):
             self.close()
             raise PassingError("the decoder crashed") from None

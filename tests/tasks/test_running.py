@@ -19,7 +19,7 @@ import pytest
 from vidistill.storage.errors import RequestError, RunError, Stopped
 from vidistill.tasks.running import performing
 from vidistill.tasks.running.line import Line, answering, calling
-from vidistill.tasks.running.places import GPU_JOBS, gpu_taken, sharing_threads, threads_taken
+from vidistill.tasks.running.places import GPU_JOBS, VIDEO_SECONDS, gpu_taken, sharing_threads, threads_taken
 from vidistill.tasks.running.stopping import start_jobs, stop_jobs
 from vidistill.tasks.stage import Job, Runtime, listening, report_progress, tell, watching
 
@@ -163,6 +163,17 @@ def test_the_jobs_on_a_gpu_are_what_the_environment_says(monkeypatch: pytest.Mon
     for wrong in ("0", "-1", "many", ""):
         monkeypatch.setenv(GPU_JOBS, wrong)
         with pytest.raises(RequestError, match=f"VIDISTILL_GPU_JOBS takes .* such as 8; got '{wrong}'"):
+            Runtime(store="store")
+
+
+def test_the_environment_says_how_long_a_video_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VIDEO_SECONDS, raising=False)
+    assert Runtime(store="store").timeout_seconds == 60
+    monkeypatch.setenv(VIDEO_SECONDS, "300.5")
+    assert Runtime(store="store").timeout_seconds == 300.5
+    for wrong in ("0", "-1", "long", "", "inf", "nan", "0.0"):
+        monkeypatch.setenv(VIDEO_SECONDS, wrong)
+        with pytest.raises(RequestError, match=f"VIDISTILL_VIDEO_SECONDS takes .* such as 300; got '{wrong}'"):
             Runtime(store="store")
 
 
