@@ -20,7 +20,7 @@ from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet, materialised, variants
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
-from vidistill.storage.streams import MOST_FRAMES, WORST_CRF, Stream, encode
+from vidistill.storage.streams import MOST_FRAMES, WORST_CRF, Stream, decode, encode
 from vidistill.tasks.learning import streams
 from vidistill.tasks.learning.training import generator
 
@@ -233,8 +233,25 @@ def boxes(rows_N: NDArray[np.int64], views: int, view_scale: float, seed: int) -
     return drawn
 
 
+def loss_of(coder: Coder, found: Kept) -> float:
+    """The `psnr` of what is kept, some clips at a time where they are coded by themselves."""
+    rows, at_once = found.rows_N.tolist(), len(found.rows_N) if coder.together else AT_ONCE
+    lost = []
+    for own in (range(len(rows))[first : first + at_once] for first in range(0, len(rows), at_once)):
+        raw_NTHWC = coder.footage.read([rows[number] for number in own])
+        stream = found.stream if coder.together else found.stream.chosen(own)
+        lost.append(decibels(raw_NTHWC, decode(stream).reshape(raw_NTHWC.shape)))
+    return round(float(np.concatenate(lost).mean()), 2)
+
+
 def psnr(one_NTHWC: NDArray[np.uint8], other_NTHWC: NDArray[np.uint8]) -> float:
-    """The mean over clips, in decibels; 99 for one that lost nothing."""
+    """The mean of the `decibels` of clips."""
+    return round(float(decibels(one_NTHWC, other_NTHWC).mean()), 2)
+
+
+def decibels(one_NTHWC: NDArray[np.uint8], other_NTHWC: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The peak signal-to-noise ratio of each clip, (N,), in decibels; 99 for one that lost nothing."""
     pairs = zip(one_NTHWC, other_NTHWC, strict=True)
     errors_N = np.array([((one.astype(np.float32) - other) ** 2).mean() for one, other in pairs])
-    return round(float(np.minimum(99, 10 * np.log10(255**2 / np.maximum(errors_N, 1e-9))).mean()), 2)
+    found_N: NDArray[np.float64] = np.minimum(99, 10 * np.log10(255**2 / np.maximum(errors_N, 1e-9)))
+    return found_N

@@ -16,9 +16,20 @@ from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
-from vidistill.storage.streams import WORST_CRF, decode
+from vidistill.storage.streams import WORST_CRF
 from vidistill.tasks.coded.allocate import allocated
-from vidistill.tasks.coded.keep import Budget, Coder, Coding, Footage, Kept, as_set, in_both, kept, kept_coarser, psnr
+from vidistill.tasks.coded.keep import (
+    Budget,
+    Coder,
+    Coding,
+    Footage,
+    Kept,
+    as_set,
+    in_both,
+    kept,
+    kept_coarser,
+    loss_of,
+)
 from vidistill.tasks.coded.pick import BY_FEATURES, Pick, ordered
 from vidistill.tasks.coded.search import Found, SearchParameters, TrialParameters, load_search, search_job
 from vidistill.tasks.learning.embedding import EMBEDDINGS, load_embeddings, train_embeddings
@@ -144,14 +155,13 @@ class Coded(Method):
             found = allocated(coder, found, budget, network(), material.device)
         made = as_set(clips, found, options.views, options.view_scale, material.seed)
         material.progress(len(material.labels), len(material.labels))
-        raw_NTHWC = coder.footage.read(found.rows_N.tolist())
         facts = coder.coding.model_dump() | {
             "crf": sorted(set(found.crf_N.tolist())) if options.per_clip else int(found.crf_N[0]),
             "frames": coder.footage.frames,
             **({"together": True} if options.together else {}),
             "codec": found.stream.codec,
             "clips": len(found.rows_N),
-            "psnr": psnr(raw_NTHWC, decode(found.stream).reshape(raw_NTHWC.shape)),
+            "psnr": loss_of(coder, found),
         }
         tried = [] if search is None else [point.model_dump() for point in search.points]
         made.facts.update({"coded": facts, "search": tried})

@@ -159,10 +159,11 @@ class Trials:
             for label in range(len(self.clips.classes))
         ]
         embeddings = cache(lambda: load_embeddings(work.store.folder(work.ref(EMBEDDINGS))))
-        self.orders = cache(lambda seed: [
+        drawn = cache(lambda seed: [
             ordered(parameters.pick, self.clips, rows_N, seed, self.teacher, embeddings, self.device)
             for rows_N in by_class
         ])  # fmt: skip
+        self.orders = drawn if parameters.pick == "random" else lambda _seed: drawn(0)
         self.soft = parameters.recipe.labels == "soft"
         self.budget = Budget(parameters.kb, 1, len(self.clips.classes), parameters.views, self.soft)
         self.coders = {

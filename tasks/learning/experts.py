@@ -101,31 +101,38 @@ def train_expert(
     training.placed(network, device).train()
     order = Order(len(clips), parameters.batch_size, own)
     draw = RealBatches(clips, order, device)
-    trajectory = _Trajectory(network)
+    trajectory = _Trajectory(network, parameters.epochs)
 
     def epoch(number: int) -> float:
         loss = _train_epoch(network, draw, number, parameters.lr, device)
-        trajectory.snapshots.append(flat(network))
+        trajectory.add(network)
         return loss
 
     state: loop.State = {"network": network, "trajectory": trajectory}
     curve = loop.run(epoch, parameters.epochs, state, work, every=parameters.checkpoint_epochs)
-    return np.stack(trajectory.snapshots), curve.loss
+    return trajectory.snapshots_SP, curve.loss
 
 
 class _Trajectory:
-    """The snapshots so far."""
+    """The snapshots so far, in room for all."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self.snapshots = [flat(network)]
+    def __init__(self, network: nn.Module, epochs: int) -> None:
+        first_P = flat(network)
+        self.snapshots_SP, self._count = np.zeros((epochs + 1, len(first_P)), np.float32), 0
+        self.add(network)
+
+    def add(self, network: nn.Module) -> None:
+        self.snapshots_SP[self._count] = flat(network)
+        self._count += 1
 
     def state_dict(self) -> Tensor:
         import torch
 
-        return torch.from_numpy(np.stack(self.snapshots))
+        return torch.from_numpy(self.snapshots_SP[: self._count])
 
     def load_state_dict(self, snapshots_SP: Tensor) -> None:
-        self.snapshots = list(snapshots_SP.numpy())
+        self._count = len(snapshots_SP)
+        self.snapshots_SP[: self._count] = snapshots_SP.numpy()
 
 
 def _train_epoch(network: nn.Module, draw: RealBatches, epoch: int, lr: float | None, device: Device) -> float:

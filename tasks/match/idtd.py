@@ -60,7 +60,9 @@ class IDTD(Method):
 
     def distil(self, material: Material) -> DistilledSet:
         parameters: IDTDParameters = self.parameters
-        start = sets.start_clips(material, "real")
+        frames_F = spread(material.clips.shape_THWC[0], parameters.features)
+        count = material.ipc * len(material.labels)
+        start = sets.start_clips(material, "real", frames_NF=np.tile(frames_F, (count, 1)))
         labels_N = start.labels_N
         learnt = begin(material, start.x_NCTHW, parameters)
         start = start.without_clips()
@@ -94,18 +96,24 @@ def _groups(learnt: Learnt, parameters: IDTDParameters) -> list[dict[str, Any]]:
     ]
 
 
-def begin(material: Material, x_NCTHW: Tensor, parameters: IDTDParameters) -> Learnt:
-    """The pool, (K, 3, P, H, W), frames evenly spread over real clips; each selector prefers those of its own clip."""
+def spread(frames: int, features: int) -> NDArray[np.int64]:
+    """So many frames of a clip, evenly spread."""
+    import torch
+
+    return torch.linspace(0, frames - 1, features).round().long().numpy()
+
+
+def begin(material: Material, x_NCFHW: Tensor, parameters: IDTDParameters) -> Learnt:
+    """The pool, (K, 3, P, H, W), frames spread over real clips; each selector prefers those of its own clip."""
     import torch
 
     features, segments = parameters.features, parameters.segments
-    frames_P = torch.linspace(0, x_NCTHW.shape[2] - 1, features).round().long()
-    colours, height, width = x_NCTHW.shape[1], *x_NCTHW.shape[3:]
-    of_clips = x_NCTHW[:, :, frames_P].reshape(-1, material.ipc, colours, features, height, width)
+    colours, height, width = x_NCFHW.shape[1], *x_NCFHW.shape[3:]
+    of_clips = x_NCFHW.reshape(-1, material.ipc, colours, features, height, width)
     pool_KCPHW = of_clips.transpose(1, 2).reshape(-1, colours, material.ipc * features, height, width)
     own_F = torch.linspace(0, features - 1, segments).round().long()
-    choice_NFP = torch.zeros(len(x_NCTHW), segments, material.ipc * features)
-    for row in range(len(x_NCTHW)):
+    choice_NFP = torch.zeros(len(x_NCFHW), segments, material.ipc * features)
+    for row in range(len(x_NCFHW)):
         choice_NFP[row, range(segments), row % material.ipc * features + own_F] = parameters.sharpness
     tensors = {"pool": pool_KCPHW, "choice": choice_NFP, "weight": torch.zeros(3, 3, 3, 3, 3), "bias": torch.zeros(3)}
     return {name: core.leaf(tensor.to(material.device.torch_device)) for name, tensor in tensors.items()}

@@ -41,13 +41,17 @@ class RealClips:
         """`count` rows of the class without replacement; all of them, in random order, where it has fewer."""
         return generator(self.seed, iteration, label, streams.REAL_ROWS).permutation(self.clips.rows_of(label))[:count]
 
-    def batch(self, iteration: int, labels: Sequence[int], count: int) -> tuple[Tensor, NDArray[np.int64]]:
-        """x_BCTHW of up to `count` clips of each of these classes, and their labels_B."""
-        (whole,) = self.chunks(iteration, labels, count, count * len(labels))
+    def batch(
+        self, iteration: int, labels: Sequence[int], count: int, frame: np.random.Generator | None = None
+    ) -> tuple[Tensor, NDArray[np.int64]]:
+        """x_BCTHW of up to `count` clips of each of these classes, and their labels_B; x_BC1HW where `frame` draws one
+        frame of each.
+        """
+        (whole,) = self.chunks(iteration, labels, count, count * len(labels), frame)
         return whole
 
     def chunks(
-        self, iteration: int, labels: Sequence[int], count: int, size: int
+        self, iteration: int, labels: Sequence[int], count: int, size: int, frame: np.random.Generator | None = None
     ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
         """The same batch, at most `size` clips at a time."""
         table = self.clips.table
@@ -57,6 +61,9 @@ class RealClips:
         for first in range(0, len(rows_B), size):
             part = slice(first, first + size)
             clips_NTHWC = self.clips.read(rows_B[part], views_B[part])
+            if frame is not None:
+                frames_N = frame.integers(clips_NTHWC.shape[1], size=len(clips_NTHWC))
+                clips_NTHWC = clips_NTHWC[range(len(frames_N)), frames_N][:, None]
             x_BCTHW = training.to_input(clips_NTHWC, table.mean, table.std, self.device)
             flipped = training.flip_some(x_BCTHW, flips_B[part]) if table.flips else x_BCTHW
             yield flipped, self.clips.labels_N[rows_B[part]]

@@ -53,6 +53,7 @@ class StaticDC(Method):
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
         check_frames(self.parameters, given.decode.frames, given.decode.size)
+        clips_a_class(given.ipc, self.parameters.images)
         return super().inputs(given)
 
     def distil(self, material: Material) -> DistilledSet:
@@ -63,8 +64,8 @@ class StaticDC(Method):
         real = RealClips(material.clips, material.seed, material.device)
 
         def frames_of(step: int, label: int) -> Tensor:
-            x_BCTHW, _ = real.batch(step, [label], parameters.batch_real)
-            return one_frame(x_BCTHW, generator(material.seed, step, label, streams.STILL_FRAMES))
+            frame = generator(material.seed, step, label, streams.STILL_FRAMES)
+            return real.batch(step, [label], parameters.batch_real, frame)[0]
 
         outer, _ = parameters.loops(material.ipc)
         loss = dc_loss(
@@ -93,17 +94,21 @@ def check_frames(parameters: StaticDCParameters, frames: int, size: int) -> None
                            "fewer, longer clips, or init=noise.")  # fmt: skip
 
 
-def first_images(material: Material, parameters: StaticDCParameters) -> Start:
-    """Where each image begins, as a clip of one frame.
+def clips_a_class(ipc: int, images: int) -> int:
+    """In how many clips so many images a class begin.
 
     Raises:
-        RequestError: the images of a class do not divide by those of a clip.
+        RequestError: they do not divide by those of a clip.
     """
-    clips, rest = divmod(material.ipc, parameters.images)
+    clips, rest = divmod(ipc, images)
     if rest:
-        raise RequestError(
-            f"{material.ipc} images a class do not divide by static_dc.images={parameters.images}: ask for a multiple."
-        )
+        raise RequestError(f"{ipc} images a class do not divide by static_dc.images={images}: ask for a multiple.")
+    return clips
+
+
+def first_images(material: Material, parameters: StaticDCParameters) -> Start:
+    """Where each image begins, as a clip of one frame."""
+    clips = clips_a_class(material.ipc, parameters.images)
     frames, count = material.clips.shape_THWC[0], clips * len(material.labels)
     frames_N1 = first_frames(count, parameters.images, frames, material.seed)[:, None]
     return sets.start_clips(replace(material, ipc=clips), parameters.init, parameters.images, frames_N1)
@@ -113,14 +118,6 @@ def first_frames(clips: int, images: int, frames: int, seed: int) -> NDArray[np.
     """frames_N: a random frame for each image, different ones for those that begin in one clip of so many frames."""
     random = generator(seed, streams.STILL_START)
     return np.concatenate([random.permutation(frames)[np.arange(images) % frames] for _ in range(clips)])
-
-
-def one_frame(x_BCTHW: Tensor, random: np.random.Generator) -> Tensor:
-    """x_BC1HW: a random frame of each clip."""
-    import torch
-
-    device, frames_B = x_BCTHW.device, random.integers(x_BCTHW.shape[2], size=len(x_BCTHW))
-    return x_BCTHW[torch.arange(len(x_BCTHW), device=device), :, torch.from_numpy(frames_B).to(device)].unsqueeze(2)
 
 
 def image_network(material: Material, depth: int, number: int) -> nn.Module:

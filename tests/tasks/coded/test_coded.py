@@ -347,6 +347,16 @@ def test_a_video_that_was_lost_at_the_smaller_interval_is_in_no_set(bench):
     assert set(made.sources) == {video.path for video in videos[1:]}
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_what_is_kept_is_compared_some_clips_at_a_time(bench, monkeypatch, together):
+    monkeypatch.setattr(keep, "AT_ONCE", 2)
+    coder = keep.Coder(Footage(bench.clips), keep.Coding(), together=together)
+    found = keep.kept(coder, [bench.clips.rows_of(label) for label in range(3)], 40, keep.Budget(None, 1, 3, 1, False))
+    whole_NTHWC = bench.clips.read(found.rows_N.tolist())
+    decoded_NTHWC = streams.decode(found.stream).reshape(whole_NTHWC.shape)
+    assert keep.loss_of(coder, found) == keep.psnr(whole_NTHWC, decoded_NTHWC) < 60
+
+
 def test_psnr_is_the_mean_of_the_clips():
     clips_NTHWC = np.zeros((2, 1, 4, 4, 3), np.uint8)
     other_NTHWC = clips_NTHWC + np.array([1, 10], np.uint8)[:, None, None, None, None]
@@ -610,6 +620,14 @@ def test_a_seed_whose_clips_take_more_is_tried_coarser(bench, monkeypatch):
     monkeypatch.setattr(search_module, "ordered", by_size)
     made_of(bench, kb, search=SEARCH | {"crfs": [40, 63], "scales": [1.0]})
     assert {(point.crf, point.students) for point in searched(bench, kb, "hard").points} == {(40, 2), (63, 2)}
+
+
+@pytest.mark.parametrize(("pick", "once"), [("medium", True), ("random", False)])
+def test_an_order_that_no_seed_changes_is_found_once(bench, monkeypatch, pick, once):
+    asked: list[int] = []
+    monkeypatch.setattr(search_module, "ordered", lambda *given: (asked.append(given[3]), ordered(*given))[1])
+    made_of(bench, 3.1, pick=pick, search=SEARCH | {"crfs": [25, 63]})
+    assert (len(asked) == 3) == once  # of each class; each seed has its own where they are drawn
 
 
 def test_a_class_that_the_denser_clips_lost_is_said(bench, monkeypatch):

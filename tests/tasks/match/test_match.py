@@ -318,15 +318,15 @@ def test_the_rate_is_that_of_the_whole_set_however_many_share_a_pass(
     torch.testing.assert_close(gradients["clips"], torch.autograd.grad(whole, learnt["clips"])[0])
 
 
-@pytest.mark.parametrize("changed", [{"depth": 6}, {"images": 5}], ids=str)
+@pytest.mark.parametrize("changed", [{"depth": 6}, {"images": 5}, {"images": 3}], ids=str)
 def test_images_that_cannot_be_learned_are_refused_before_anything_is_made(bench: Bench, changed: Any) -> None:
-    said = {"depth": "48 pixels are too small for the 6 blocks of static_dc: take 64 pixels or more",
-            "images": "5 images cannot begin in different frames of a clip of 4"}  # fmt: skip
-    method = find_method("static_dc").method
-    with pytest.raises(RequestError, match=said[next(iter(changed))]):
-        method(method.Parameters(**changed)).inputs(bench.given)
-    method(method.Parameters(**changed, depth=2, init="noise") if "images" in changed else
-           method.Parameters(depth=5)).inputs(bench.given)  # fmt: skip
+    said = {6: "48 pixels are too small for the 6 blocks of static_dc: take 64 pixels or more",
+            5: "5 images cannot begin in different frames of a clip of 4",
+            3: r"5 images a class do not divide by static_dc\.images=3"}  # fmt: skip
+    method, given = find_method("static_dc").method, dataclasses.replace(bench.given, ipc=5)
+    with pytest.raises(RequestError, match=said[next(iter(changed.values()))]):
+        method(method.Parameters(**changed)).inputs(given)
+    method(method.Parameters(depth=5, images=5, init="noise")).inputs(given)
 
 
 def test_images_of_a_clip_begin_in_different_frames() -> None:

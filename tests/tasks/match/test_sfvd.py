@@ -189,7 +189,9 @@ def test_idtd_begins_with_its_own_clips_and_shares_its_pool_within_a_class(bench
     material = bench.material((0, 1, 2), 2, 0)
     rows_N = np.concatenate([bench.clips.rows_of(label) for label in range(3)])
     x_NCTHW = to_input(bench.clips.read(rows_N), bench.clips.table.mean, bench.clips.table.std, bench.device)
-    learnt = idtd.begin(material, x_NCTHW, idtd.IDTDParameters(features=4, segments=2, sharpness=50))
+    assert idtd.spread(16, 4).tolist() == [0, 5, 10, 15]
+    parameters = idtd.IDTDParameters(features=4, segments=2, sharpness=50)
+    learnt = idtd.begin(material, x_NCTHW[:, :, idtd.spread(4, 4)], parameters)
     assert learnt["pool"].shape == (3, 3, 8, 48, 48)
     fused = idtd.Fused(2, 4, *pixel_range(bench.clips, bench.device))
     keys_NCFHW = fused.keys(core.Part(learnt), np.arange(6)).detach()
