@@ -15,7 +15,7 @@ from vidistill.flows.parameters import (
     networks_of,
     placeless,
 )
-from vidistill.models import CONVNET, FRONT_NAMES, NETWORKS, known, parted, too_small
+from vidistill.models import FRONT_NAMES, NETWORKS, known, parted, too_small
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters, in_words
 from vidistill.tasks.distil import blaming
@@ -198,7 +198,8 @@ def _check_networks(experiment: Experiment, cell: Cell, source: MethodSource) ->
     if cell.method not in REGISTRY:
         return
     for place, network in networks_of(options_of(source, cell)):
-        if not known(network) and network != CONVNET:
+        of_frames = source.name == "static_dc" or place.startswith("static.")  # an image network, by its own rule
+        if not known(network) and not of_frames:
             raise RequestError(f"{source.name}.{place} is {network!r}: there are {', '.join(NETWORKS)}.")
         check_size(experiment, network)
 

@@ -21,7 +21,7 @@ from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.generate.pool import open_pool
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device
-from vidistill.tasks.methods import Material, MethodSource, find_method
+from vidistill.tasks.methods import Material, MethodSource, Need, find_method, unnamed
 from vidistill.tasks.stage import Job, Work, stage
 
 
@@ -77,12 +77,12 @@ def distil(work: Work) -> None:
         seed=parameters.seed,
         labels=parameters.labels,
         device=device,
-        teacher=lambda: load_teacher(work.store, work.ref("teacher"), clips, device),
+        teacher=lambda: load_teacher(work.store, _needed(work, "teacher"), clips, device),
         inputs=lambda name: [work.store.folder(ref) for ref in work.refs(name)],
         progress=work.progress,
         checkpoint=work.checkpoint,
         last_checkpoint=work.last_checkpoint,
-        pool=lambda: open_pool(work.store, work.ref("pool"), clips, parameters.ipc),
+        pool=lambda: open_pool(work.store, _needed(work, "pool"), clips, parameters.ipc),
         kb=parameters.kb,
         soft=parameters.soft,
         more_clips=lambda name: next((Clips(work.store, ref) for ref in work.refs(name)), None),
@@ -94,6 +94,11 @@ def distil(work: Work) -> None:
     if parameters.kb is not None:
         _check_bytes(made, parameters, DistilledSet.training_bytes(work.folder))
     work.record(seeds=[parameters.seed], counts={"clips": len(made)}, **device.facts())
+
+
+def _needed(work: Work, need: Need) -> ArtifactRef:
+    refs = work.refs(need)
+    return refs[0] if refs else unnamed(need)
 
 
 def _checked(made: object, parameters: DistilParameters, clips: Clips) -> DistilledSet:

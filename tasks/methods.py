@@ -123,13 +123,13 @@ def recipe_named(name: str, temperature: float, settings: dict[str, Any]) -> Rec
     return Recipe(**facts)
 
 
-def no_pool() -> Any:
-    """Where a pool is asked for that nobody offers.
+def unnamed(need: Need) -> Any:
+    """Where a teacher or a pool is asked for that nobody offers.
 
     Raises:
-        RequestError: the method does not name the pool among its needs.
+        RequestError: the method does not name it among its needs.
     """
-    raise RequestError('There is no pool: a method that reads one has needs = ("pool",).')
+    raise RequestError(f'There is no {need}: a method that reads one has needs = ("{need}",).')
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Given:
     decode: DecodeParameters
     root: Path | None
     add: Callable[[Job], ArtifactRef]
-    pool: Callable[[], ArtifactRef] = no_pool
+    pool: Callable[[], ArtifactRef] = lambda: unnamed("pool")
     kb: float | None = None
     recipe: Recipe = HARD
     ipc: int = 1
@@ -201,7 +201,7 @@ class Material:
     progress: Progress
     checkpoint: Callable[[int, Callable[[Path], None]], None] = lambda _step, _write: None
     last_checkpoint: Callable[[], tuple[int, Path] | None] = lambda: None
-    pool: Callable[[], Pool] = no_pool
+    pool: Callable[[], Pool] = lambda: unnamed("pool")
     kb: float | None = None
     soft: bool = False
     more_clips: Callable[[str], Clips | None] = lambda _name: None

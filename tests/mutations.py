@@ -467,6 +467,42 @@ MUTATIONS = [
              "test_a_step_is_a_share_of_a_deviation_or_the_published_rate"),
              "rate(self.lr, self.step, self.pixels, published)",
              "rate(self.lr, self.step, PIXELS, published)"),
+    Mutation("tasks/distil.py", "a need that is not named is a missing key", of(
+             "flows/test_own_method.py", "test_methods_that_fail_are_rows_of_a_report_that_holds_the_others"),
+             "return refs[0] if refs else unnamed(need)",
+             "return work.ref(need)"),
+    Mutation("tasks/match/static_dc.py", "images that do not divide are refused when their job runs", of(
+             "tasks/match/test_match.py", "test_images_that_cannot_be_learned_are_refused_before_anything_is_made"),
+             "        clips_a_class(given.ipc, self.parameters.images)\n",
+             ""),
+    Mutation("tasks/coded/keep.py", "clips are compared with others' codes", of(
+             "tasks/coded/test_coded.py", "test_what_is_kept_is_compared_some_clips_at_a_time"),
+             "found.stream.chosen(own)",
+             "found.stream.chosen(range(len(own)))"),
+    Mutation("tasks/coded/search.py", "every seed has an order of its own", of(
+             "tasks/coded/test_coded.py", "test_an_order_that_no_seed_changes_is_found_once"),
+             'drawn if parameters.pick == "random" else lambda _seed: drawn(0)',
+             "drawn"),
+    Mutation("tasks/videos/split_lists.py", "Kinetics is scored on its test split", of(
+             "tasks/videos/test_layouts.py", "test_kinetics_is_scored_on_its_validation_split"),
+             'return _sided(rows, flips=True, scored="validation")',
+             "return _sided(rows, flips=True)"),
+    Mutation("tasks/videos/layouts.py", "what is not scored may not be missing", of(
+             "tasks/videos/test_layouts.py", "test_kinetics_is_scored_on_its_validation_split"),
+             "missing += [row] if row.split else []",
+             "missing += [row]"),
+    Mutation("tasks/videos/files.py", "a link into a class folder is another file", of(
+             "tasks/videos/test_layouts.py", "test_flat_files_that_class_folders_link_to_are_found_once"),
+             "found = self._own_places(found)",
+             "pass"),
+    Mutation("tasks/crops/optdistill.py", "a scorer is looked for when all is tracked", of(
+             "tasks/crops/test_crops_method.py", "test_wrong_requests", "test_a_scorer_has_one_name"),
+             "name = checked_name(p.scorer, p.score, given.table.classes)",
+             "pass"),
+    Mutation("tasks/running/places.py", "what the environment says of a video's seconds is not read", of(
+             "tasks/test_running.py", "test_the_environment_says_how_long_a_video_may_take"),
+             'os.environ.get(VIDEO_SECONDS, "60")',
+             '"60"'),
     Mutation("tasks/running/places.py", "what the environment says of a GPU's jobs is not read", of(
              "tasks/test_running.py", "test_the_jobs_on_a_gpu_are_what_the_environment_says"),
              'os.environ.get(GPU_JOBS, "1")',
@@ -900,8 +936,16 @@ MUTATIONS = [
              'timestep_spacing="linspace"',
              'timestep_spacing="leading"'),
     Mutation("tasks/generate/released.py", "a checkpoint has the default size", RELEASED,
-             'own = found.model_dump(exclude={"channels"}, exclude_none=True)',
+             'own = found.model_dump(exclude={"channels", "classes"}, exclude_none=True)',
              'own = {"size": "micro", "patch": 1, "learned_sigma": False, "velocity": False}'),
+    Mutation("tasks/generate/released.py", "a release's classes are in the order of the data's", of(
+                 "tasks/generate/test_generate.py", "test_a_checkpoint_generates_each_class_under_its_own_name"),
+             "tuple(classes if VELOCITY in _metadata(path) else sorted(classes))",
+             "tuple(classes)"),
+    Mutation("models/latte.py", "a checkpoint's table of labels is taken row by row", of(
+                 "tasks/generate/test_generate.py", "test_a_checkpoint_generates_each_class_under_its_own_name"),
+             "given[LABELS][[*rows, -1]]",
+             "given[LABELS]"),
     Mutation("tasks/generate/released.py", "a checkpoint is tuned as one from nothing", RELEASED,
              "| own | tuned",
              "| own"),
@@ -911,7 +955,7 @@ MUTATIONS = [
              "changed.get(VELOCITY, False)",
              "False"),
     Mutation("tasks/generate/released.py", "shapes are looked at too late", RELEASED,
-             '    _fits(found, state, path, classes, new_labels=bool(changed.get("new_labels", True)))\n',
+             "    _fits(found, state, path, len(classes), new_labels=new_labels)\n",
              ""),
     Mutation("tasks/generate/diffusion.py", "parts of a step weigh as much as the whole", RELEASED,
              "yield loss if len(z_BCTHW) == size else loss * (len(z_BCTHW) / size)",

@@ -82,7 +82,8 @@ def measures(pool: PoolShown) -> list[Measure]:
     chance = 1 / len(pool.accuracy_by_class)
     return [
         Measure("clips whose class the teacher names", f"{found['accuracy']:.1%}", f"{chance:.1%}", "by chance"),
-        Measure("Fréchet video distance to the training clips", in_words(found["fvd"]), in_words(found["fvd_real"]),
+        Measure("Fréchet video distance to half of the training clips",
+                in_words(found["fvd"]), in_words(found["fvd_real"]),
                 "between halves of the training clips without a common group, as many clips"),
         Measure("correlation with the nearest training clip, median", f"{found['nearest_median']:.2f}",
                 f"{found['nearest_real']:.2f}", "of a training clip with one of another group"),

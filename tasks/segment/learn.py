@@ -35,7 +35,7 @@ class TCNParameters(Parameters):
     """The network and its training; defaults are the paper's, which steps through one whole video at a time."""
 
     stages: int = Field(4, ge=1)
-    layers: int = Field(10, ge=1, description="Of a stage; the last sees 2^layers frames to either side.")
+    layers: int = Field(10, ge=1, description="Of a stage; the last sees 2^layers − 1 frames to either side.")
     width: int = Field(64, ge=1)
     epochs: int = Field(50, ge=1)
     lr: float = Field(0.0005, gt=0, description="Of Adam.")

@@ -139,6 +139,11 @@ class Others(Small):
 class Exits(Method):
     def distil(self, material: Material):
         raise SystemExit(0)
+
+
+class Asks(Method):
+    def distil(self, material: Material):
+        return material.teacher()
 """
 SAID = {
     "raises": "The method raises failed in wrong.py, line 13: KeyError: 'weights'.",
@@ -149,6 +154,7 @@ SAID = {
     "floats": "The method floats failed in wrong.py, line 42: ValueError: clips must be uint8 (3, T, H, W, 3)",
     "names": "The method names failed in wrong.py, line 47: ValueError: labels must be an array (N,) of whole numbers",
     "exits": "The method exits failed in wrong.py, line 57: SystemExit: 0.",
+    "asks": 'There is no teacher: a method that reads one has needs = ("teacher",).',
     "others": "The method others owes a set of the classes ('grow', 'left', 'right') and returned one",
 }
 THERE = """\
@@ -179,7 +185,7 @@ def test_methods_that_fail_are_rows_of_a_report_that_holds_the_others(user: Comm
     assert THERE.format(file=user.folder / "wrong.py") in ended.stderr
     assert "site-packages" not in ended.stderr
     last = ended.stderr.splitlines()[-1]
-    assert last.startswith("vidistill: 9 of 10 rows failed (")
+    assert last.startswith("vidistill: 10 of 11 rows failed (")
     assert f"the report {user.folder / 'failed' / 'report.html'} holds the others and names them." in last
     assert "KeyError: &#39;weights&#39;" in (user.folder / "failed" / "report.html").read_text()
 

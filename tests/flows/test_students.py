@@ -191,6 +191,10 @@ def test_a_network_s_rate_that_is_given_leaves_all_else_as_it_is() -> None:
     ("cell", "said"),
     [
         ({"method": "dm", "options": {"network": "nonet"}}, r"dm\.network is 'nonet': there are r2plus1d_small, "),
+        (
+            {"method": "dm", "options": {"network": "convnet2d"}},
+            r"dm\.network is 'convnet2d': there are r2plus1d_small",
+        ),
         ({"method": "mtt", "options": {"expert": {"network": "nonet"}}}, r"mtt\.expert\.network is 'nonet'"),
         ({"method": "tsgf"}, r"tsgf needs a teacher with batch norm .*: set teacher\.network=minic3d_bn"),
     ],

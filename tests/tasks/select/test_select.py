@@ -43,7 +43,7 @@ from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.learning import embedding
 from vidistill.tasks.learning.embedding import EmbeddingParameters, embeddings_job, load_embeddings
 from vidistill.tasks.learning.videomae import load_videomae, videomae_features, videomae_input
-from vidistill.tasks.methods import find_method, no_pool
+from vidistill.tasks.methods import find_method, unnamed
 from vidistill.tasks.select import csta
 from vidistill.tasks.select.csta import CSTA, CSTAParameters, wanted
 from vidistill.tasks.select.dm_mmd import clusters, gaussian_kernel, matching, mmd
@@ -661,4 +661,4 @@ def test_a_method_that_does_not_name_the_pool_gets_none(bench: Bench) -> None:
     found = find_method("random").method
     assert found(found.Parameters()).inputs(bench.given) == {}
     with pytest.raises(RequestError, match="There is no pool"):
-        replace(bench.given, pool=no_pool).pool()
+        replace(bench.given, pool=lambda: unnamed("pool")).pool()
