@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidistill.models.forms import fused
 from vidistill.tasks.match import core, dc, frepo, idtd, mtt, static_dc
+from vidistill.tasks.match.real import RealClips
 
 PASS = 2  # clips
 
@@ -107,6 +108,20 @@ def test_what_begins_as_a_few_frames_takes_no_memory_for_all_of_them(
     _, peak = peak_of(lambda: static_dc.first_images(material, parameters))
     assert made.largest <= start.x_NCTHW.numel() == size // tiny.FRAMES
     assert peak < size * (4 if init == "noise" else 1) / 3
+
+
+def test_a_batch_of_single_frames_takes_no_memory_for_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny, "FRAMES", 16)
+    given = tiny.Tiny(tiny.tiny_clips(tmp_path, labels=(0, 1) * 8))
+    real = RealClips(given.clips, 0, given.material(ipc=1).device)
+    with Watch() as made:
+        x_BC1HW, _ = real.batch(3, [1], 8, np.random.default_rng(5))
+    assert made.largest <= x_BC1HW.numel() == 8 * 3 * tiny.SIZE**2
+    frames_B = np.random.default_rng(5).integers(16, size=8)
+    x_BCTHW, _ = real.batch(3, [1], 8)
+    assert torch.equal(x_BC1HW[:, :, 0], x_BCTHW[range(8), :, frames_B])
 
 
 def test_idtd_copies_no_pool_for_an_instance() -> None:
