@@ -134,7 +134,8 @@ def export(key: str, location: str | None, out: Path, fps: int, kind: str) -> No
     ref = set_of(store, key)
     facts = export_set(store, ref, out, fps, kind)
     sizes = {name: size(stored) for name, stored in facts["bytes"].items()}
-    console.print(f"{ref} is {sizes['stored']} as stored, {sizes['exported']} as {kind} with all it needs: {out}")
+    needed = f", but for its teacher's weights, {sizes['teacher']}" if "teacher" in sizes else " with all it needs"
+    console.print(f"{ref} is {sizes['stored']} as stored, {sizes['exported']} as {kind}{needed}: {out}")
     console.print("Nothing is lost." if facts["lossless"] else said_of_loss(facts["loss"]))
 
 

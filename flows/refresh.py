@@ -56,10 +56,11 @@ log = logging.getLogger("vidistill")
 
 
 def refresh_name() -> str:
-    """Data, method and budgets of the run that begins."""
+    """Data, method and budget of the run that begins."""
     asked = flow_run.parameters
-    budgets = [f"{name} {listed([asked[name]])}" for name in ("ipc", "kb") if asked[name]]
-    return " · ".join([name_of(asked["data"]), asked["method"], *budgets, f"as {asked['name']}"])
+    unit = "kb" if asked["kb"] else "ipc"
+    budget = f"{unit} {listed([asked[unit]])}"
+    return " · ".join([name_of(asked["data"]), asked["method"], budget, f"as {asked['name']}"])
 
 
 @flow(name="refresh", flow_run_name=refresh_name)
@@ -158,7 +159,7 @@ def _scored_again(
             made.parameters, made.inputs | {"distilled": before}, label=f"score the set in use, seed {seed}"
         ).model_copy(update={"places": places})
         for seed, (before, made) in enumerate(zip(known.sets, map(store.manifest, row.scores), strict=False))
-        if store.has(before) and _classes(store, before) == _classes(store, row.sets[0])
+        if store.has(before) and _seen(store, before) == _seen(store, row.sets[0])
     ]  # fmt: skip
     try:
         with jobs_done_by(runtime):
@@ -171,8 +172,10 @@ def _scored_again(
     return [load_score(store.folder(job.ref)).top1 for job in jobs]
 
 
-def _classes(store: Store, ref: ArtifactRef) -> tuple[str, ...]:
-    return DistilledSet.load(store.folder(ref)).classes
+def _seen(store: Store, ref: ArtifactRef) -> tuple[Any, ...]:
+    """A set's classes, and its clips' frames, height and width."""
+    made = DistilledSet.load(store.folder(ref))
+    return made.classes, made.clips_NTHWC.shape[1:]
 
 
 def _compared(

@@ -93,6 +93,8 @@ def train(request: TrainRequest, runtime: Runtime, out: Path) -> dict[str, Any]:
     scored = [*source.facts["students"], *(one["student"] for one in source.facts["scores"])]
     asked = request.network or next(iter(scored), "r2plus1d_small")
     name, places = named(asked)
+    if not known(name) and not request.network:
+        raise RequestError(f"The set was scored by {name}, of a file of yours: give it by --network FILE.py:CLASS.")
     if not known(name):
         raise RequestError(
             f"There is no network {asked!r}: choose from {', '.join(NETWORKS)}, or give torchvision:NAME or "

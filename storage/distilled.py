@@ -82,6 +82,9 @@ class DistilledSet:
             raise ValueError(f"logits must be float32 ({n}, {k}); got {_kind(logits)}")
         if self.logits_NK is not None and self.logits_NK.shape != (n, k):
             raise ValueError(f"logits must have shape ({n}, {k}); got {self.logits_NK.shape}")
+        others: object = self.others_VNTHWC
+        if isinstance(others, np.ndarray) and (others.dtype != np.uint8 or others.shape[1:] != self.clips_NTHWC.shape):
+            raise ValueError(f"variants must be uint8 (V, {n}, T, H, W, 3), as the clips are; got {_kind(others)}")
         if self.form != CLIPS and self.form not in FORMS:
             raise ValueError(f"form must be {CLIPS} or one of {', '.join(FORMS)}; got {self.form!r}")
 
@@ -108,7 +111,13 @@ class DistilledSet:
         return len(self) // len(self.stored["mosaics"]) if self.form == "regions" else 1
 
     def save(self, folder: Path) -> None:
-        """Write the set as a Zarr group or a coded file, and `set.json`; clips where nothing smaller makes them."""
+        """Write the set as a Zarr group or a coded file, and `set.json`; clips where nothing smaller makes them.
+
+        Raises:
+            ValueError: clips have variants that no form makes.
+        """
+        if self.form == CLIPS and self.others_VNTHWC is not None:
+            raise ValueError("variants are kept by a form that makes them, not beside clips: give each as a clip")
         arrays = self._save_coded(folder) if self.form == coded.FORM else self._save_arrays(folder)
         facts = {"classes": self.classes, "sources": self.sources, "facts": self.facts, "arrays": arrays}
         if self.form != CLIPS:

@@ -40,7 +40,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
             f"{folder} holds no distilled set, nor one that was exported (no {EXPORT}): run `vidistill export KEY`."
         )
     try:
-        facts: dict[str, Any] = json.loads(path.read_text())
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ArtifactDamaged(f"{path} cannot be read ({error}): export the set again.") from error
     return facts
@@ -113,16 +113,20 @@ def _videos(folder: Path, facts: dict[str, Any]) -> list[NDArray[np.uint8]]:
     if facts["format"] == "webdataset":
         with tempfile.TemporaryDirectory() as unpacked:
             for shard in dict.fromkeys(one["shard"] for one in facts["files"]):
-                _unpack(_whole(folder, shard, facts), Path(unpacked))
+                names = [one["file"] for one in facts["files"] if one["shard"] == shard]
+                _unpack(_whole(folder, shard, facts), names, Path(unpacked))
             return _frames_of(Path(unpacked), facts)
     return _frames_of(folder, facts)
 
 
-def _unpack(shard: Path, folder: Path) -> None:
+def _unpack(shard: Path, names: list[str], folder: Path) -> None:
+    """Write these files of a tar file into a folder; not by `extractall`, whose filters came with Python 3.11.4."""
     try:
         with tarfile.open(shard) as tar:
-            tar.extractall(folder, filter="data")
-    except (OSError, tarfile.TarError) as error:
+            for name in names:
+                if (member := tar.extractfile(name)) is not None:
+                    (folder / Path(name).name).write_bytes(member.read())
+    except (OSError, KeyError, tarfile.TarError) as error:
         raise ArtifactDamaged(f"{shard} cannot be read ({error}): export the set again.") from error
 
 

@@ -467,6 +467,31 @@ MUTATIONS = [
              "test_a_step_is_a_share_of_a_deviation_or_the_published_rate"),
              "rate(self.lr, self.step, self.pixels, published)",
              "rate(self.lr, self.step, PIXELS, published)"),
+    Mutation("storage/distilled.py", "variants that no form makes are dropped", of(
+             "storage/test_distilled.py", "test_variants_that_no_form_makes_are_not_dropped"),
+             "if self.form == CLIPS and self.others_VNTHWC is not None:",
+             "if False:"),
+    Mutation("storage/exported.py", "what was exported is read as the machine writes text", of(
+             "tasks/report/test_export.py",
+             "test_what_was_exported_is_read_whatever_the_machine_s_own_encoding"),
+             'path.read_text(encoding="utf-8")',
+             "path.read_text()"),
+    Mutation("tasks/report/bytes.py", "a variant's compressed video has a colour of its own", of(
+             "tasks/report/test_bytes.py", "test_a_variant_and_its_compressed_video_have_one_colour"),
+             'own = own.removesuffix("coded").strip()',
+             "pass"),
+    Mutation("tasks/report/bytes.py", "what no student tried has a top-1 of nothing", of(
+             "tasks/report/test_naming.py", "test_each_front_has_its_own_losses_searches_clips_and_crops"),
+             'one if one["students"] else one | {"top1": None}',
+             "one"),
+    Mutation("flows/refresh.py", "sets of other sizes are compared", of(
+             "flows/test_refresh.py", "test_a_set_of_clips_of_another_size_is_not_compared"),
+             "return made.classes, made.clips_NTHWC.shape[1:]",
+             "return (made.classes,)"),
+    Mutation("tasks/learning/own.py", "reports' names of torchvision's networks are nobody's", of(
+             "flows/test_own_network.py", "test_torchvision_s_networks_are_known_by_their_names_in_reports"),
+             "spec.startswith((TORCHVISION, NAMED))",
+             "spec.startswith(TORCHVISION)"),
     Mutation("tasks/distil.py", "a need that is not named is a missing key", of(
              "flows/test_own_method.py", "test_methods_that_fail_are_rows_of_a_report_that_holds_the_others"),
              "return refs[0] if refs else unnamed(need)",

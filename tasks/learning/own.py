@@ -21,7 +21,8 @@ from vidistill.storage.keys import file_digest
 if TYPE_CHECKING:
     from torch import nn
 
-TORCHVISION = "torchvision:"
+TORCHVISION, NAMED = "torchvision:", "torchvision."
+"""How users ask for its networks, and how reports and keys name them."""
 USERS = "vidistill_user_"
 """How the modules of users' files are called."""
 FRONT = "|".join([*map(re.escape, FRONT_NAMES), r".+?\.py:\w+"])
@@ -31,7 +32,7 @@ def named(spec: str) -> tuple[str, dict[str, str]]:
     """The name of `FILE.py:CLASS`, `FILE.py:FUNCTION` or `torchvision:NAME`, and where workers find it, by name.
 
     The name holds the file's content: `net@1f2e3d4c`. A front may stand before a network: `rgb:net.py:Net`,
-    `front.py:moving:net.py:Net`. Any other name is its own.
+    `front.py:moving:net.py:Net`. Any other name is its own, as is `torchvision.NAME`.
 
     Raises:
         RequestError: no such file, class or network.
@@ -40,8 +41,8 @@ def named(spec: str) -> tuple[str, dict[str, str]]:
     if fronted:
         (front, places), (name, more) = named(fronted[1]), named(fronted[2])
         return f"{front}:{name}", places | more
-    if spec.startswith(TORCHVISION):
-        return _of_torchvision(spec)
+    if spec.startswith((TORCHVISION, NAMED)):
+        return _of_torchvision(spec[len(NAMED) :])
     if ".py:" not in spec:
         return spec, {}
     file, _, called = spec.rpartition(":")
@@ -56,14 +57,13 @@ def named(spec: str) -> tuple[str, dict[str, str]]:
     return name, {name: f"{path.absolute()}:{called}"}
 
 
-def _of_torchvision(spec: str) -> tuple[str, dict[str, str]]:
+def _of_torchvision(called: str) -> tuple[str, dict[str, str]]:
     models = importlib.import_module("torchvision.models")  # whose functions its types do not export
-    called = spec.removeprefix(TORCHVISION)
     if called not in (known := models.list_models(module=models.video)):
         raise RequestError(f"torchvision has no video classifier {called!r}: choose from {', '.join(known)}.")
-    name = f"torchvision.{called}"
+    name = f"{NAMED}{called}"
     OWN[name] = lambda classes: models.get_model(called, weights=None, num_classes=classes)
-    return name, {name: spec}
+    return name, {name: f"{TORCHVISION}{called}"}
 
 
 def register(places: Mapping[str, str]) -> None:

@@ -19,7 +19,6 @@ from vidistill.tasks.report.naming import named_sets
 from vidistill.tasks.report.pictures import LEFT, PANEL_WIDTH, RIGHT, Axis, Tick, vertical
 from vidistill.tasks.report.tables import budget_of, percent, row_label, spread
 
-CODED_TOO = " · coded"
 COLUMNS = ("Method", "kB a class", "Budget", "Top-1 %", "of full %")
 KINDS = ("hard", "soft", "online")
 POINT = {"crf", "scale", "frames", "clips", "bytes", "students", "top1"}
@@ -43,12 +42,14 @@ def coded_bytes(store: Store, plan: RowPlan, scores: Mapping[ArtifactRef, Score]
 
 
 def searches(store: Store, plans: Iterable[RowPlan]) -> dict[str, list[dict[str, Any]]]:
-    """What each search for a quantiser tried, by method, budget and labels."""
+    """What each search for a quantiser tried, by method, budget and labels; no top-1 of what no student tried."""
     found = {}
     for name, plan in named_sets(plans):
         tried = DistilledSet.facts_of(store.folder(plan.sets[0])).get("search")
         if tried and isinstance(tried, list) and all(isinstance(one, dict) and one.keys() >= POINT for one in tried):
-            found[f"{name}{plan.budget}, {plan.recipe}"] = tried
+            found[f"{name}{plan.budget}, {plan.recipe}"] = [
+                one if one["students"] else one | {"top1": None} for one in tried
+            ]
     return found
 
 
@@ -138,7 +139,10 @@ def bytes_charts(rows: Sequence[Row], classes: int) -> list[BytesChart]:
 
 def _drawn_as(row: Row) -> str:
     """A method's clips and the same as compressed video are of one colour."""
-    return row_label(row).removesuffix(CODED_TOO)
+    own = row.set_variant
+    if row.bytes_coded is not None and row.method != "coded":
+        own = own.removesuffix("coded").strip()
+    return row_label(row.model_copy(update={"variant": f"{own} {row.training}".strip()}))
 
 
 def _chart(heading: str, rows: list[Row], full: Row | None, classes: int, colours: Mapping[str, str]) -> BytesChart:

@@ -49,11 +49,13 @@ def _card(facts: dict[str, Any]) -> str:
         + (f", {method['options']}" * bool(method["options"])),
         "data": f"{_data(facts)}, split {facts['split'] or '(unknown)'}",
         "clips": f"{count} of {frames} frames of {height}×{width}, every {facts['interval']} frames of a video one",
+        **({"files": _shared(facts)} if facts["clips_a_file"] > 1 else {}),
         "classes": str(len(facts["classes"])),
         "budget": f"{facts['kb']:g} kB a class" if facts["ipc"] is None else f"{facts['ipc']} a class",
         "seed": str(facts["seed"]),
         "labels": facts["labels"] + (f", temperature {facts['temperature']:g}" * (facts["labels"] != "hard")),
-        "kept": f"{facts['bytes']['stored']:,} bytes as stored, {facts['bytes']['exported']:,} in clips and labels",
+        "kept": f"{facts['bytes']['stored']:,} bytes as stored, {facts['bytes']['exported']:,} in clips and labels"
+        + (f", {facts['bytes']['teacher']:,} in the teacher's weights" if "teacher" in facts["bytes"] else ""),
         "made by": f"vidistill {facts['vidistill']}, artifact {facts['set']}",
     }
     scores = [
@@ -72,6 +74,13 @@ def _card(facts: dict[str, Any]) -> str:
         f"`vidistill train FOLDER --test DIR`, or `vidistill.Dataset(FOLDER)`; {EXPORT} says how clips are seen.", "",
         "## Licence", "", LICENCE.format(data=_data(facts)), "",
     ])  # fmt: skip
+
+
+def _shared(facts: dict[str, Any]) -> str:
+    """That files hold several clips, which other tools do not cut from them."""
+    held = "mosaics" if facts["form"] == "regions" else "clips with their views"
+    logits = f"; the teacher's outputs, a row a clip, are in {facts['logits']} alone" if facts["logits"] else ""
+    return f"{held}, from each of which vidistill cuts {facts['clips_a_file']} clips{logits}"
 
 
 def _training(score: dict[str, Any]) -> str:

@@ -87,7 +87,9 @@ def _written(
     facts["sha256"] = {path.relative_to(out).as_posix(): file_digest(path) for path in files_of(out)}
     exported = sum((out / name).stat().st_size for name in facts["sha256"] if name != TEACHER)
     facts["bytes"] = {"stored": DistilledSet.training_bytes(store.folder(ref)), "exported": exported}
-    (out / EXPORT).write_text(json.dumps(facts, indent=1, ensure_ascii=False))
+    if origin.teacher:
+        facts["bytes"]["teacher"] = (out / TEACHER).stat().st_size
+    (out / EXPORT).write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
     write_card(out, facts)
     write_croissant(out, facts | {"created": store.manifest(ref).created[:10]})
     return facts

@@ -16,6 +16,7 @@ from vidistill.flows.own import with_own
 from vidistill.flows.parameters import Experiment
 from vidistill.flows.train import TrainRequest, train
 from vidistill.storage.errors import RequestError
+from vidistill.tasks.learning.own import named
 from vidistill.tasks.stage import Runtime
 
 NET = '''\
@@ -119,6 +120,7 @@ def test_what_cannot_be_trained_is_said(user: CommandLine, rows: list[dict[str, 
         ("has no class or function 'None'", key, f"{file}:None", {}),
         ("choose from mc3_18", key, "torchvision:r3d", {}),
         ("There is no network 'resnet'", key, "resnet", {}),
+        (f"The set was scored by {rows[0]['student']}, of a file of yours: give it by --network", key, "", {}),
         ("has no soft labels", key, "c3d", {"labels": "soft"}),
         ("put each class in its own folder", key, "c3d", {"test": str(videos / "train" / "left")}),
         ("puts out 6", key, f"{user.folder}/front.py:moving:torchvision:r3d_18", {}),
@@ -127,6 +129,10 @@ def test_what_cannot_be_trained_is_said(user: CommandLine, rows: list[dict[str, 
     ]:
         with pytest.raises(RequestError, match=re.escape(said)):
             trained(user, source, network, **options)
+
+
+def test_torchvision_s_networks_are_known_by_their_names_in_reports() -> None:
+    assert named("rgb:torchvision.mc3_18") == named("rgb:torchvision:mc3_18")
 
 
 @pytest.mark.parametrize("example", [NET, FRONT], ids=["student", "front"])

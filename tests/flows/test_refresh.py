@@ -54,9 +54,10 @@ def growing(tmp_path: Path, videos: Path) -> Path:
 def again(tmp_path: Path, growing: Path) -> Refresh:
     """Run the flow; its state."""
 
-    def run(settle_minutes: float = 0, student: dict[str, Any] | None = None, **more: Any) -> Any:
+    def run(settle_minutes: float = 0, student: dict[str, Any] | None = None, size: int = 0, **more: Any) -> Any:
         advanced = TINY | {"runtime": {"store": str(tmp_path / "store"), "threads": 1}, "out": str(tmp_path / "out")}
         advanced["student"] = TINY["student"] | (student or {})
+        advanced["decode"] = TINY["decode"] | ({"size": size} if size else {})
         given = {"data": str(growing), "method": "herding", "seeds": 2, "front": "rgb", "advanced": advanced} | more
         return refresh(settle_minutes=settle_minutes, return_state=True, **given)
 
@@ -199,6 +200,13 @@ def test_a_set_that_cannot_be_scored_as_the_new_one_does_not_keep_it_from_its_na
     assert (state.result(), now.before is None) == (now.sets[0], False)
     assert "| not to be had |" in (tmp_path / "out" / "refresh.md").read_text()
     assert again(seeds=1).name == "Unchanged"
+
+
+@pytest.mark.slow
+def test_a_set_of_clips_of_another_size_is_not_compared(again: Refresh, tmp_path: Path) -> None:
+    for size in (0, 32):
+        assert again(seeds=1, size=size).name == "Completed"
+    assert "| not to be had |" in (tmp_path / "out" / "refresh.md").read_text()
 
 
 def test_a_file_that_cannot_be_read_yet_is_waited_for(tmp_path: Path) -> None:

@@ -90,6 +90,15 @@ def test_with_changes_one_thing():
     )
 
 
+def test_variants_that_no_form_makes_are_not_dropped(tmp_path):
+    plain = made((0, 1))
+    with pytest.raises(ValueError, match="variants are kept by a form that makes them"):
+        replace(plain, others_VNTHWC=plain.clips_NTHWC[None]).save(tmp_path)
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"variants must be uint8 \(V, 2, T, H, W, 3\)"):
+        replace(plain, others_VNTHWC=plain.clips_NTHWC)
+
+
 def test_parts_are_joined_in_class_order():
     parts = [made((2, 2), seed=1), made((0, 1, 0), seed=2)]
     whole = joined(parts)

@@ -75,6 +75,18 @@ def test_a_method_has_one_colour_and_its_compressed_video_is_square():
     assert len({colour for colour, _ in shown.values()}) == 4
 
 
+def test_a_variant_and_its_compressed_video_have_one_colour():
+    """However students were trained."""
+    union = {"method": "optdistill", "variant": "N=3, union"}
+    rows = [row(**union, top1=0.3, size=4_000),
+            row(**union | {"variant": "N=3, union coded"}, top1=0.3, size=4_000, bytes_coded=400),
+            row("tsgf", 0.3, 4_000, variant="coded lr 0.1", training="lr 0.1", bytes_coded=300),
+            row("tsgf", 0.3, 4_000, variant="lr 0.1", training="lr 0.1")]  # fmt: skip
+    colours = [{colour for colour, _, _ in chart.legend} for chart in bytes_charts(rows, 2)]
+    assert [len(own) for own in colours] == [1, 1]
+    assert colours[0] != colours[1]
+
+
 def test_what_lies_at_one_place_is_told_together_and_random_shows_beneath():
     [chart] = bytes_charts([row("coded", 0.3, 4_000, ipc=None, kb=2),
                             row("coded", 0.3, 4_000, ipc=None, kb=2, variant="random")], 2)  # fmt: skip
@@ -102,7 +114,8 @@ def test_an_axis_of_one_size_is_labelled(size: int) -> None:
 
 def test_the_page_shows_them_with_what_the_search_tried():
     searches = {"coded, kb 2, hard": [
-        {"crf": 46, "scale": 0.75, "frames": 0.5, "clips": 7, "bytes": 3900, "students": 4, "top1": 0.31}
+        {"crf": 46, "scale": 0.75, "frames": 0.5, "clips": 7, "bytes": 3900, "students": 4, "top1": 0.31},
+        {"crf": 50, "scale": 1.0, "frames": 1.0, "clips": 9, "bytes": 4100, "students": 0, "top1": None},
     ]}  # fmt: skip
     data = ReportData("t", "now", {}, ["a", "b"], ROWS, searches=searches)
     page = render_html(data)
@@ -112,6 +125,7 @@ def test_the_page_shows_them_with_what_the_search_tried():
     assert re.search(
         r"<td>46</td><td>75.0 %</td><td>50.0 %</td><td>7</td><td>3.9 kB</td><td>4</td><td>31.0</td>", section
     )
+    assert "<td>9</td><td>4.1 kB</td><td>0</td><td>–</td>" in section
     assert render_json(data)["searches"] == searches
     assert render_json(data)["rows"][2]["bytes_coded"] == 5_000
 

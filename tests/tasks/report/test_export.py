@@ -25,6 +25,7 @@ from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.learning.evaluate import StudentParameters, evaluate_job
 from vidistill.tasks.learning.relabel import relabel_job
 from vidistill.tasks.methods import Recipe, find_method
+from vidistill.tasks.report.card import _shared
 from vidistill.tasks.report.export import export_set, folder_names, said_of_loss, write_set
 from vidistill.tasks.stage import Job, run_job
 from vidistill.tasks.videos.decode import block_jobs, clips_job
@@ -78,6 +79,22 @@ def test_a_set_reads_back_as_it_was(tmp_path: Path, kind: str) -> None:
     made = noisy_set((4, 9, 7, 3), logits_NK=np.eye(3, 2, dtype=np.float32), facts={"loss": [1.0]})
     assert exported(made, tmp_path / "out", kind)["lossless"]
     assert_same(DistilledSet.load(str(tmp_path / "out")), made)
+
+
+def test_files_of_several_clips_are_said_to_be_such() -> None:
+    facts = {"form": "regions", "clips_a_file": 4, "logits": "logits.npy"}
+    said = "mosaics, from each of which vidistill cuts 4 clips; the teacher's outputs, a row a clip, are in logits.npy"
+    assert _shared(facts) == f"{said} alone"
+
+
+def test_what_was_exported_is_read_whatever_the_machine_s_own_encoding(tmp_path: Path) -> None:
+    (tmp_path / EXPORT).write_text(json.dumps({"classes": ["Café"]}, ensure_ascii=False), encoding="utf-8")
+    program = "import sys; from vidistill.storage.exported import *; from pathlib import Path\n"
+    program += "print(ascii(read_facts(Path(sys.argv[1]))))"
+    old = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    ended = subprocess.run(command, env=os.environ | old, capture_output=True, text=True, check=False)
+    assert ended.stdout == "{'classes': ['Caf\\xe9']}\n", ended.stderr
 
 
 @pytest.mark.parametrize("kind", ["mkv", "npz"])
@@ -185,6 +202,8 @@ def test_an_export_holds_all_that_a_student_needs(bench: Bench, tmp_path: Path) 
     kept = bench.store.folder(bench.teacher) / "weights.safetensors"
     assert (out / facts["teacher"]["weights"]).read_bytes() == kept.read_bytes()
     assert load_file(out / TEACHER)
+    assert facts["bytes"]["teacher"] == kept.stat().st_size
+    assert f"{kept.stat().st_size:,} in the teacher's weights" in (out / "README.md").read_text()
     data = vidistill.Dataset(out)
     assert [int(target) for _, target in data] == [0, 1, 2]
 

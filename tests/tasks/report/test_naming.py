@@ -25,7 +25,7 @@ def plan(store: Store, network: str, size: int = 1, **more: Any) -> RowPlan:
     """A row of a set of one clip, whose loss and search tell of which front it is."""
     key = f"{len(store.refs()):024d}"
     moved = MOVED in (network, more.get("teacher"))
-    point = dict.fromkeys(POINT, 1.0) | {"top1": float(moved)}
+    point = dict.fromkeys(POINT, 1.0) | {"top1": float(moved), "students": more.pop("students", 1)}
     facts = {"steps": [1], "loss": [float(moved)], "search": [point], "counts": {}}
     clips_NTHWC = np.zeros((1, 2, 8, 8, 3), np.uint8)
     with store.writing(Manifest(kind="distilled", key=key, version=1, parameters={}, inputs={})) as attempt:
@@ -54,6 +54,8 @@ def test_each_front_has_its_own_losses_searches_clips_and_crops(store: Store) ->
     assert {said: tried[0]["top1"] for said, tried in searches(store, rows).items()} == {
         f"{one}, ipc {size}, hard": value for one, value in ((name, 0.0), (other, 1.0)) for size in (5, 1)
     }
+    untried = plan(store, PLAIN, students=0)
+    assert [point["top1"] for point in searches(store, [untried])[f"{name}, ipc 1, hard"]] == [None]
     assert _first_sets(asked) == {name: rows[1].sets[0], other: rows[3].sets[0]}
     assert [(one.method, one.ipc) for one in crop_sets(store, rows)] == [(name, 5), (name, 1), (other, 5), (other, 1)]
 
