@@ -100,7 +100,7 @@ def score(log_probabilities_K: NDArray[np.float64], kind: Kind, place: int | Non
 
 
 def checked_name(scorer: str, kind: Kind, classes: Sequence[str]) -> str:
-    """Torchvision's name of a scorer's weights, before anything is made for them.
+    """The name that torchvision has for a scorer's weights, before anything is made for them.
 
     Raises:
         RequestError: there is no such name, or see `checked_place`.

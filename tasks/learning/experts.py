@@ -117,8 +117,8 @@ class _Trajectory:
     """The snapshots so far, in room for all."""
 
     def __init__(self, network: nn.Module, epochs: int) -> None:
-        first_P = flat(network)
-        self.snapshots_SP, self._count = np.zeros((epochs + 1, len(first_P)), np.float32), 0
+        weights = sum(weight.numel() for weight in network.parameters())
+        self.snapshots_SP, self._count = np.zeros((epochs + 1, weights), np.float32), 0
         self.add(network)
 
     def add(self, network: nn.Module) -> None:

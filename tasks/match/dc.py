@@ -54,9 +54,7 @@ class DCParameters(DCLossParameters, core.Steps):
 
     network: core.Fresh = Field("minic3d", description="A fresh one for each `outer` steps.")
     iterations: int = Field(
-        100,
-        ge=0,
-        description="Fresh networks (published: 1,000); 100 fit two cores below ten clips a class.",
+        100, ge=0, description="Fresh networks (published: 1,000); 100 fit two cores below ten clips a class."
     )
     init: Literal["real", "noise"] = Field("real", description="Published: noise; real is what the other methods use.")
     precision: Precision = "auto"

@@ -16,26 +16,10 @@ from vidistill.storage.parameters import Parameters
 from vidistill.tasks.videos.split_lists import LIST_FOLDERS, LIST_SUFFIXES, by_folder
 from vidistill.tasks.videos.tables import TABLE_SUFFIXES, header
 
-VIDEO_SUFFIXES = frozenset(
-    {
-        ".3gp",
-        ".avi",
-        ".flv",
-        ".m2ts",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".ogv",
-        ".ts",
-        ".vob",
-        ".webm",
-        ".wmv",
-    }
-)
+VIDEO_SUFFIXES = frozenset({
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob",
+    ".webm", ".wmv",
+})  # fmt: skip
 SPLIT_NAME = re.compile(r"(train|test|val|split)", re.IGNORECASE)
 
 
