@@ -7,8 +7,10 @@ from pathlib import Path
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import deployment
 
 from vidistill.flows.distill import carry_out
+from vidistill.flows.execution import from_the_root
 from vidistill.flows.grid import Benchmark, experiments
 from vidistill.storage.files import write_out
 from vidistill.storage.leases import leased
@@ -41,6 +43,8 @@ def benchmark(grid: Benchmark, runtime: Runtime | None = None, out: Path | None 
     Raises:
         RowsFailed: some rows could not be made; everything of the others is written.
     """
+    if out is not None and deployment.id:
+        from_the_root(out, "out")
     runtime = runtime or Runtime(store=default_location())
     ref, failed = carry_out(experiments(grid), runtime, out)
     store = open_store(runtime.store)

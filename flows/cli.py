@@ -34,6 +34,7 @@ from vidistill.flows.options import (
     StoreRoot,
     Students,
     Verbose,
+    out_option,
     request_from,
 )
 from vidistill.flows.stopping import STOPPED, Stopping
@@ -130,7 +131,7 @@ def pool(
     data: Data = "", clips: Clips = None, layout: Layout = None, split: Split = None, frames: Frames = None,
     size: Size = None, store: StoreRoot = None, preset: Preset = None, settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any parameter: pool.sampler.steps=50, pool.latte.size=S.")
-    ] = None, out: Annotated[Path, typer.Option("--out", help="Where its quality and contact sheet are written.")]
+    ] = None, out: Annotated[Path, out_option("Where its quality and contact sheet are written.")]
     = Path("vidistill-pool"), device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Train a generator on a data set and generate clips from it; more clips of the same one are added."""
@@ -167,7 +168,7 @@ def report(
 @app.command()
 def export(
     key: Annotated[str, typer.Argument(help="A set's key, its first letters, or a name of `refresh`, such as latest.")],
-    store: StoreRoot = None, out: Annotated[Path, typer.Option("--out", help="The folder to write to.")] = Path("set"),
+    store: StoreRoot = None, out: Annotated[Path, out_option("The folder to write to.")] = Path("set"),
     fps: Annotated[int, typer.Option(min=1, max=1000, help="Frames a second of the files.")] = 8,
     kind: Annotated[
         str,

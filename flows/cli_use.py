@@ -27,6 +27,7 @@ from vidistill.flows.options import (
     Students,
     Verbose,
     listed,
+    out_option,
     request_from,
 )
 from vidistill.storage.errors import RequestError
@@ -53,7 +54,7 @@ def train(
         typer.Option("--set", help="How it is trained, where it differs: epochs=60, optimiser.lr=0.01, crop_scale=1."),
     ] = None,
     store: StoreRoot = None,
-    out: Annotated[Path, typer.Option("--out", help="Where student.safetensors and train.json are written.")]
+    out: Annotated[Path, out_option("Where student.safetensors and train.json are written.")]
     = Path("student"),
     device: Device = "auto", log: Log = "",
 ) -> None:  # fmt: skip
@@ -71,7 +72,7 @@ def benchmark(
     preset: Annotated[str, typer.Argument(help="sprites, ucf101_10, miniucf … (deployments/presets), or a YAML file.")],
     data: Annotated[str, typer.Option(help="A folder of labelled videos; `sprites` needs none.")] = "",
     layout: Layout = None, split: Split = None, settings: Settings = None, store: StoreRoot = None,
-    out: Annotated[Path, typer.Option("--out", help="Where the report, benchmark.md and its plots are written.")]
+    out: Annotated[Path, out_option("Where the report, benchmark.md and its plots are written.")]
     = Path("vidistill-benchmark"),
     device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False, log: Log = "",
 ) -> None:  # fmt: skip
@@ -96,7 +97,7 @@ def tune(
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="How many values are tried.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
-    out: Annotated[Path, typer.Option("--out", help="Where tune.md and best.json are written.")]
+    out: Annotated[Path, out_option("Where tune.md and best.json are written.")]
     = Path("vidistill-tune"), device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Search a method's settings by Optuna on a fifth of the training split; a study that was stopped goes on."""
@@ -131,7 +132,7 @@ def segment(
         list[str] | None, typer.Option("--set", help="Any parameter: sample_rate=2, tcn.epochs=20, labels=\\[hard].")
     ] = None,
     store: StoreRoot = None,
-    out: Annotated[Path, typer.Option("--out", help="Where segment.md and segment.json are written.")]
+    out: Annotated[Path, out_option("Where segment.md and segment.json are written.")]
     = Path("vidistill-segment"),
     device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
 ) -> None:  # fmt: skip
@@ -149,7 +150,7 @@ def segment(
 @app.command()
 def unpack(
     source: Annotated[Path, typer.Argument(help="Shards of WebDataset (.tar), or a data set of Hugging Face.")],
-    out: Annotated[Path, typer.Option("--out", help="The folder to write to.")] = Path("videos"),
+    out: Annotated[Path, out_option("The folder to write to.")] = Path("videos"),
 ) -> None:
     """Write the videos of WebDataset shards or of a Hugging Face data set as class folders, for every command."""
     from vidistill.flows import use

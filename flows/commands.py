@@ -17,6 +17,7 @@ from vidistill.flows.runners import check_runner
 from vidistill.models import parted
 from vidistill.storage.errors import RequestError, RowsFailed
 from vidistill.storage.opening import default_location, open_store
+from vidistill.storage.provenance import cores
 from vidistill.tasks.report.data import Named
 from vidistill.tasks.report.tables import size
 from vidistill.tasks.running.places import video_seconds
@@ -214,8 +215,8 @@ def index(data: str, layout: str | None, split: int | None, as_json: bool) -> No
         raise RequestError("Which videos? Give --data DIR.")
     if data == SPRITES:
         raise RequestError("`sprites` is rendered by a run: give the folder of videos to index.")
-    parameters = checked(IndexParameters, given, "The index")
-    table = survey(Path(data).expanduser().absolute(), parameters, timeout_seconds=video_seconds())
+    parameters, root = checked(IndexParameters, given, "The index"), Path(data).expanduser().absolute()
+    table = survey(root, parameters, workers=cores(), timeout_seconds=video_seconds())
     rows = [{"video": video.path, "outcome": "kept", "reason": "", "label": table.classes[video.label],
              "split": video.split, "group": video.group} for video in table.videos]  # fmt: skip
     rows += [rejected.model_dump() for rejected in table.rejected]
@@ -235,6 +236,11 @@ def index(data: str, layout: str | None, split: int | None, as_json: bool) -> No
 def check_places(runtime: Runtime, out: Path) -> None:
     """Find out before the work, not after it, that the store or the report cannot be written."""
     open_store(runtime.store).check_writable()
+    check_out(out)
+
+
+def check_out(out: Path) -> None:
+    """The same of the report alone."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".vidistill"

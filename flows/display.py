@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -103,7 +103,8 @@ class Lines:
 
     def say(self, line: str) -> None:
         minutes, seconds = divmod(int(self.course.clock() - self._begin), 60)
-        self._console.print(f"[{minutes}:{seconds:02d}] {line}", soft_wrap=True, highlight=False, markup=False)
+        with suppress(OSError, SystemExit):  # a terminal that is gone, a pipe that is broken, a disk that is full
+            self._console.print(f"[{minutes}:{seconds:02d}] {line}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _ended(stage: StageCourse) -> str:

@@ -41,6 +41,17 @@ def data_runtime(experiment: DataRequest, runtime: Runtime) -> Runtime:
     return runtime.model_copy(update={"data": str(Path(experiment.data).expanduser().absolute())})
 
 
+def from_the_root(place: Path, name: str) -> None:
+    """Refuse a place that a deployed run's worker would look for in a folder which is removed with the run.
+
+    Raises:
+        RequestError: it does not begin at the root.
+    """
+    if not place.expanduser().is_absolute():
+        raise RequestError(f"{name} is {str(place)!r}, which would lie in the run's own folder and go with it: "
+                           "give its whole path.")  # fmt: skip
+
+
 def find_videos(experiment: DataRequest, runtime: Runtime, workers: int) -> IndexTable:
     return survey(Path(runtime.data), experiment.index, workers=workers, timeout_seconds=runtime.timeout_seconds)
 

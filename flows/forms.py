@@ -13,6 +13,7 @@ from pydantic import Field, WithJsonSchema
 from vidistill.flows import distill as experiments
 from vidistill.flows import pool as pools
 from vidistill.flows.commands import merged, pool_request_of, request_of
+from vidistill.flows.execution import from_the_root
 from vidistill.flows.parameters import PRESETS, DataRequest, Experiment, PoolRequest, checked, load_preset, name_of
 from vidistill.models import FRONT_NAMES, NETWORKS
 from vidistill.storage.errors import RequestError
@@ -146,11 +147,18 @@ def given(named: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parted(advanced: Mapping[str, Any], runner: str) -> tuple[dict[str, Any], Runtime, Path | None]:
-    """The request's own parameters, the runtime, and where the report goes."""
+    """The request's own parameters, the runtime, and where the report goes.
+
+    Raises:
+        RequestError: a place is told from the worker's folder, which ends with the run.
+    """
     plain = dict(advanced)
     own = plain.pop("runtime", {})
     if not isinstance(own, dict):
         raise RequestError('advanced.runtime takes parameters by their names, such as {"device": "cuda"}.')
     place = {"store": default_location(), "runner": runner} | own
     out = plain.pop("out", None)
-    return plain, checked(Runtime, place, "advanced.runtime"), out and Path(out)
+    for name, told in {"out": out, "runtime.store": own.get("store")}.items():
+        if told and "://" not in str(told):
+            from_the_root(Path(told), f"advanced.{name}")
+    return plain, checked(Runtime, place, "advanced.runtime"), out and Path(out).expanduser()

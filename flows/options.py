@@ -9,6 +9,12 @@ import typer
 
 from vidistill.storage.errors import RequestError
 
+
+def out_option(said: str) -> Any:
+    """`--out`, with the user's own folder for ~, which shells leave after --out=."""
+    return typer.Option("--out", callback=Path.expanduser, help=said)
+
+
 Data = Annotated[
     str, typer.Option("--data", help="A folder of labelled videos, a CSV of path,label,split, or `sprites`.")
 ]
@@ -47,7 +53,7 @@ StoreRoot = Annotated[
         help="Where artifacts are kept: a folder or s3://…. [dim]\\[default: VIDISTILL_STORE, else one a user][/dim]",
     ),
 ]
-Out = Annotated[Path, typer.Option("--out", help="Where report.html and report.json are written.")]
+Out = Annotated[Path, out_option("Where report.html and report.json are written.")]
 Preset = Annotated[str | None, typer.Option(help="A YAML file of parameters, or the name of a shipped one.")]
 Settings = Annotated[
     list[str] | None,

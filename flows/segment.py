@@ -6,8 +6,9 @@ from pathlib import Path
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import deployment
 
-from vidistill.flows.execution import run_graph
+from vidistill.flows.execution import from_the_root, run_graph
 from vidistill.flows.runners import jobs_done_by
 from vidistill.flows.segments import SegmentRequest, graph_of
 from vidistill.storage.files import copy_out
@@ -29,6 +30,8 @@ def segment(request: SegmentRequest, runtime: Runtime | None = None, out: Path |
     Returns:
         The report's artifact.
     """
+    if out is not None and deployment.id:
+        from_the_root(out, "out")
     runtime = runtime or Runtime(store=default_location())
     runtime = runtime.model_copy(update={"data": str(Path(request.data).expanduser().absolute())})
     with jobs_done_by(runtime):

@@ -71,6 +71,8 @@ def connect(verbose: bool) -> None:
     url = get_current_settings().api.url
     if url is None:
         os.environ["PREFECT_API_URL"] = start(verbose)
+        spared = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        os.environ["no_proxy"] = ",".join(filter(None, [spared, "127.0.0.1"]))  # no proxy leads to this machine's own
         refresh_global_settings_context()
     else:
         _check(url)

@@ -13,13 +13,14 @@ import select
 import signal
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
 STOPPED = 130
 SENTENCE = "vidistill: stopped; run the same command again to go on from here.\n"
-ANEW = "vidistill: stopped; the same command begins its training anew.\n"
-"""Of `train`, which keeps no checkpoints."""
+ANEW, BEGINNING = "vidistill: stopped; the same command begins anew.\n", ("train", "export", "unpack")
+"""Of commands that keep no checkpoints."""
 PATIENCE_SECONDS = 5.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHOW_CURSOR = b"\x1b[?25h"
@@ -44,14 +45,16 @@ class Stopping:
     def leave(self) -> NoReturn:
         """End this process as it is."""
         self.say()
-        if os.isatty(1):
-            os.write(1, SHOW_CURSOR)  # progress bars hide it
+        with suppress(OSError):
+            if os.isatty(1):
+                os.write(1, SHOW_CURSOR)  # progress bars hide it
         os._exit(STOPPED)
 
     def say(self) -> None:
         """The sentence, once."""
         if self._saying.acquire(blocking=False):
-            os.write(self._stderr, (ANEW if sys.argv[1:2] == ["train"] else SENTENCE).encode())
+            with suppress(OSError):  # nobody is there to read it
+                os.write(self._stderr, (ANEW if sys.argv[1:] and sys.argv[1] in BEGINNING else SENTENCE).encode())
 
     def _end(self) -> None:
         """Without taking apart what torch and Prefect have built, which takes seconds on a busy machine."""

@@ -18,6 +18,8 @@ from vidistill.storage.errors import RequestError
 from vidistill.tasks.videos.files import VIDEO_SUFFIXES
 
 TRAIN, TEST = "train", "test"
+PART = ".part"
+"""Where videos lie until all are there: hidden, so that no command takes some of them for a data set."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,20 @@ def unpack(source: Path, out: Path) -> dict[str, int]:
     if (source.is_absolute() or source.suffix == ".tar") and not os.access(source, os.R_OK):
         why = "cannot be read" if os.access(source, os.F_OK) else "is not there"
         raise RequestError(f"{source} {why}: give shards of WebDataset (.tar), or a data set of Hugging Face.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(path.name != PART for path in out.iterdir())):
         raise RequestError(f"{out} is not an empty folder: name another --out, so that no files are mixed.")
     shards = sorted(source.rglob("*.tar")) if source.is_dir() else [source]
     samples = _of_shards(shards) if shards and shards[0].suffix == ".tar" else _of_datasets(source)
     counts: Counter[str] = Counter()
+    part = out / PART
+    shutil.rmtree(part, ignore_errors=True)
     try:
         for number, sample in enumerate(samples):
             if not sample.label.strip() or "/" in sample.label or sample.label.startswith("."):
                 raise RequestError(
                     f"Video {number} of {source} has the class {sample.label!r}, which names no folder that is read."
                 )
-            path = out / sample.split / sample.label / f"{sample.stem}{sample.suffix}"
+            path = part / sample.split / sample.label / f"{sample.stem}{sample.suffix}"
             if path.exists():
                 path = path.with_stem(f"{number}-{sample.stem}")  # a group is told by a name's end
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,11 +66,14 @@ def unpack(source: Path, out: Path) -> dict[str, int]:
             else:
                 path.write_bytes(sample.content)
             counts[sample.split] += 1
+        for split in counts:
+            (part / split).rename(out / split)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
     if not counts:
         raise RequestError(f"{source} holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))}).")
+    part.rmdir()
     return dict(counts)
 
 
@@ -88,6 +95,8 @@ def _of_shards(shards: list[Path]) -> Iterator[Sample]:
                     if (named := f"{folder}/{stem}") != key:
                         yield from _sample(group, shard, key)
                         group, key = {}, named
+                    if suffix.lower() in group:
+                        raise RequestError(f"{key} of {shard} stands there twice: name its samples apart.")
                     file = tar.extractfile(member)
                     group[suffix.lower()] = file.read() if file else b""
                 yield from _sample(group, shard, key)
@@ -96,8 +105,11 @@ def _of_shards(shards: list[Path]) -> Iterator[Sample]:
 
 
 def _sample(group: dict[str, bytes], shard: Path, key: str) -> Iterator[Sample]:
-    suffix = next((name for name in group if f".{name.rpartition('.')[2]}" in VIDEO_SUFFIXES), None)
-    if suffix is None:
+    suffixes = [name for name in group if f".{name.rpartition('.')[2]}" in VIDEO_SUFFIXES]
+    if len(suffixes) > 1:
+        held = " and ".join(f".{name}" for name in suffixes)
+        raise RequestError(f"{key} of {shard} has several videos ({held}) for one class: leave one of them in.")
+    if not suffixes:
         if "cls" in group:
             held = ", ".join(f".{name}" for name in group)
             raise RequestError(f"{key} of {shard} has a class and no video of a known kind: it has {held}.")
@@ -106,7 +118,7 @@ def _sample(group: dict[str, bytes], shard: Path, key: str) -> Iterator[Sample]:
     if not label:
         raise RequestError(f"{key} of {shard} has no class: it is looked for in .cls, .txt and .json (class or label).")
     stem = key.rpartition("/")[2]
-    yield Sample(group[suffix], stem, f".{suffix.rpartition('.')[2]}", label, _side(shard.stem))
+    yield Sample(group[suffixes[0]], stem, f".{suffixes[0].rpartition('.')[2]}", label, _side(shard.stem))
 
 
 def _label(group: dict[str, bytes]) -> str:

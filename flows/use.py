@@ -10,12 +10,13 @@ from rich.console import Console
 
 from vidistill.flows import loggers, server
 from vidistill.flows import train as training
-from vidistill.flows.commands import check_places, merged, performed, pool_request_of, reported, runtime_of
+from vidistill.flows.commands import check_out, check_places, merged, performed, pool_request_of, reported, runtime_of
 from vidistill.flows.display import showing
 from vidistill.flows.parameters import PRESETS, Experiment, PoolRequest, checked, load_preset, override
 from vidistill.flows.ranges import checked_request
 from vidistill.storage.errors import RequestError
 from vidistill.storage.files import writing_to
+from vidistill.storage.opening import open_store
 from vidistill.tasks.stage import Runtime
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ def train(plain: dict[str, Any], store: str | None, out: Path, device: str, log:
     """Train, and say what came of it."""
     server.prepare(server.THREADS)  # before torch is loaded
     request, runtime = checked(training.TrainRequest, plain, "The training"), runtime_of(store, device)
-    check_places(runtime, out)
+    if request.test:  # whose clips are kept
+        open_store(runtime.store).check_writable()
+    check_out(out)
     if log:
         loggers.check(log)
     with showing(console) as progress:

@@ -12,11 +12,12 @@ import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from flow_running import CLASSES, TINY, CommandLine, environment, snapshot
 
-from vidistill.flows import commands
+from vidistill.flows import commands, server
 
 ROW = set(
     shlex.split(
@@ -290,3 +291,30 @@ def test_verify_finds_one_flipped_byte(session: Session, tmp_path: Path) -> None
 
 def _artifacts(store: Path) -> dict[str, int]:
     return {path: at for path, at in snapshot(store).items() if "/.staging/" not in path and "/.locks/" not in path}
+
+
+def test_every_out_knows_the_user_s_own_folder() -> None:
+    """`--out=~/set`, which shells leave as it is."""
+    import typer
+
+    from vidistill.flows import cli
+
+    options = {
+        (name, option.name): option
+        for name, command in typer.main.get_command(cli.app).commands.items()  # type: ignore[attr-defined]
+        for option in command.params
+    }
+    outs = [option for (_, name), option in options.items() if name == "out"]
+    assert len(outs) > 8
+    assert {option.process_value(None, "~/set") for option in outs} == {Path.home() / "set"}
+
+
+def test_no_proxy_is_asked_for_a_server_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SimpleNamespace(api=SimpleNamespace(url=None))
+    monkeypatch.setattr("prefect.settings.get_current_settings", lambda: settings)
+    monkeypatch.setattr("prefect.context.refresh_global_settings_context", lambda: None)
+    monkeypatch.setattr(server, "start", lambda _: "http://127.0.0.1:4200/api")
+    monkeypatch.setattr(server.os, "environ", {"NO_PROXY": "intern.example"})
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    server.connect(verbose=True)
+    assert server.os.environ["no_proxy"] == "intern.example,127.0.0.1"

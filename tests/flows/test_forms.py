@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.utilities.callables import parameter_schema
 
 from vidistill import deployments
-from vidistill.flows import distill, forms, pool
+from vidistill.flows import benchmark, distill, forms, pool, segment
 from vidistill.flows.commands import merged
 from vidistill.flows.parameters import Experiment, PoolRequest
 from vidistill.storage.errors import RequestError
@@ -43,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 
 
 def test_the_form_is_the_command_line_s_experiment(asked: Asked) -> None:
-    advanced = {"teacher": {"epochs": 3}, "runtime": {"store": "here", "device": "cpu"}, "out": "there"}
+    advanced = {"teacher": {"epochs": 3}, "runtime": {"store": "/here", "device": "cpu"}, "out": "~/there"}
     experiment, runtime, out = asked(
         forms.distill, data="videos", methods=["random", "tsgf"], ipc=[1, 5], seeds=2, front="rgb",
         students=["minic3d_bn"], runner="processes", advanced=advanced,
@@ -52,8 +52,23 @@ def test_the_form_is_the_command_line_s_experiment(asked: Asked) -> None:
         {"data": "videos", "cells": [{"method": "random"}, {"method": "tsgf"}], "ipc": (1, 5), "seeds": 2,
          "front": "rgb", "students": ("minic3d_bn",), "teacher": {"epochs": 3}}
     )  # fmt: skip
-    assert (runtime.device, runtime.runner, out) == ("cpu", "processes", Path("there"))
-    assert runtime.store == str(Path("here").absolute()), "the same for workers, which work in other folders"
+    assert (runtime.device, runtime.runner, out) == ("cpu", "processes", Path.home() / "there")
+    assert runtime.store == "/here"
+
+
+@pytest.mark.parametrize(("name", "given"), [("out", {"out": "there"}), ("runtime.store", {"runtime": {"store": "x"}})])
+def test_places_in_the_run_s_own_folder_are_refused(name: str, given: dict[str, Any]) -> None:
+    """Which a worker removes with all that is in it."""
+    with pytest.raises(RequestError, match=f"advanced.{name} is .*, which would lie in the run's own folder"):
+        forms.parted(given, "threads")
+    assert forms.parted({"runtime": {"store": "s3://bucket/prefix"}}, "threads")[1].store == "s3://bucket/prefix"
+
+
+def test_a_deployed_grid_writes_nothing_into_its_own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "deployed")
+    for flow in (benchmark.benchmark, segment.segment):
+        with pytest.raises(RequestError, match="out is 'results', which would lie in the run's own folder"):
+            flow.fn(None, None, Path("results"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flow_running import BIN, TINY, CommandLine, environment
@@ -84,6 +85,15 @@ def test_a_stage_says_that_it_begins_and_ends_and_something_every_thirty_seconds
     assert [line.split("]")[0] for line in between] == ["[0:30", "[1:00", "[1:30"]
     assert "sprites: 60%, going well; 60% of the run, about 40 s left" in between[1]
     assert ends == "[1:39] sprites: done in 2 min; 100% of the run, about 0 s left"
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), SystemExit(1)], ids=repr)
+def test_a_terminal_that_is_gone_costs_no_job(error: BaseException) -> None:
+    class Gone(Console):
+        def print(self, *_: Any, **__: Any) -> None:
+            raise error
+
+    Lines(Course(time.monotonic), Gone()).say("made")
 
 
 def test_a_thousand_small_jobs_are_a_few_lines(log: Log) -> None:

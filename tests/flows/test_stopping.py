@@ -95,7 +95,31 @@ cli.answer = interrupted
 cli.main()
 """
     ended = subprocess.run([BIN / "python", "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert (ended.returncode, ended.stderr) == (130, "vidistill: stopped; the same command begins its training anew.\n")
+    assert (ended.returncode, ended.stderr) == (130, "vidistill: stopped; the same command begins anew.\n")
+
+
+def test_a_run_whose_terminal_is_gone_ends_too() -> None:
+    """It does not hear a first signal, and nobody hears what it says."""
+    program = """
+import os, signal, sys, time
+from vidistill.flows import cli
+
+def deaf():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(60)
+
+sys.argv = ["vidistill", "run"]
+cli.answer = deaf
+cli.main()
+"""
+    told, tell = os.pipe()
+    os.close(told)
+    ended = subprocess.run([BIN / "python", "-c", program], stderr=tell, timeout=60, check=False)
+    os.close(tell)
+    assert ended.returncode == 130
 
 
 def test_ctrl_c_before_anything_runs(terminal: Callable[..., Terminal], videos: Path) -> None:

@@ -97,6 +97,17 @@ def test_weights_never_lie_beside_what_was_said_of_others(
     assert [path.name for path in tmp_path.iterdir()] == [train.STUDENT]
 
 
+def test_a_set_of_a_store_that_is_only_read_can_be_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless test videos are decoded for it, whose clips are kept."""
+    facts = {"network": "n", "clips": 1, "labels": "hard", "top1": 1.0, "top5": 1.0, "test_clips": 1}
+    monkeypatch.setattr(train, "train", lambda *_: facts)
+    store, out = tmp_path / "file" / "store", tmp_path / "out"
+    (tmp_path / "file").touch()
+    use.train({"source": "a"}, str(store), out, "cpu", "")
+    with pytest.raises(RequestError, match="cannot be written"):
+        use.train({"source": "a", "test": "videos"}, str(store), out, "cpu", "")
+
+
 def test_its_threads_do_not_spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On two busy cores a step of two clips took 1400 ms, and takes 280."""
     facts = {"network": "", "clips": 2, "labels": "hard", "top1": 0, "top5": 0, "test_clips": 2}

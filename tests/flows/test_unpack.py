@@ -75,6 +75,8 @@ def test_names_tell_groups_and_shards_their_side(tmp_path: Path) -> None:
         ({"1.mp4": b"x", "1.json": b'{"class": null, "label": null}'}, "1 of .* has no class"),
         ({"1.png": b"x", "1.cls": b"0"}, r"1 of .* has a class and no video of a known kind: it has \.png, \.cls"),
         ({"1.png": b"x", "1.txt": b"a caption"}, "holds no videos"),
+        ({"1.rgb.mp4": b"x", "1.depth.mp4": b"x", "1.cls": b"0"}, r"1 of .* has several videos \(\.rgb\.mp4 and \.dep"),
+        ({"1.mp4": b"x", "1.MP4": b"y", "1.cls": b"0"}, "1 of .* stands there twice"),
     ],
 )
 def test_what_is_no_sample_is_said_and_nothing_is_left(tmp_path: Path, members: dict[str, bytes], said: str) -> None:
@@ -85,6 +87,22 @@ def test_what_is_no_sample_is_said_and_nothing_is_left(tmp_path: Path, members: 
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(RequestError, match="not an empty folder"):
         unpack(tmp_path / "one.tar", tmp_path / "out")
+
+
+def test_videos_that_were_killed_on_their_way_are_no_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    members, out = {"1.mp4": b"x", "1.cls": b"a", "2.mp4": b"y", "2.cls": b"b"}, tmp_path / "out"
+    source = shard(tmp_path / "one.tar", members)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)  # as if killed
+        patch.setattr("pathlib.Path.rename", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            unpack(source, out)
+    assert [path.name for path in out.iterdir()] == [".part"]
+    with pytest.raises(RequestError, match="is empty: name a folder that holds videos"):
+        list_videos(out, IndexParameters())
+    assert unpack(source, out) == {"train": 2}
+    assert files(out) == {"train/a/1.mp4": b"x", "train/b/2.mp4": b"y"}
+    assert [path.name for path in out.iterdir()] == ["train"]
 
 
 def test_what_is_no_tar_is_said(tmp_path: Path) -> None:
