@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import ssl
 import tempfile
 import tomllib
 import urllib.request
@@ -141,22 +142,28 @@ def _prefect() -> str:
 def _server() -> str:
     url = os.environ.get("PREFECT_API_URL") or _profile().get("PREFECT_API_URL")
     if not url:
+        _standing(_home(), "set PREFECT_HOME")
         return "none is named: each run starts its own"
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS):  # noqa: S310
             return f"{url} answers"
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", None) or error
+        if getattr(error, "code", None) in (401, 403) or isinstance(why, ssl.SSLError):
+            return f"{url} answers, but not to this check ({why}): Prefect has its own login and certificates"
         raise Ill(
             f"{url} is dead ({why}): start it with `prefect server start`, or unset PREFECT_API_URL, and each run "
             "starts its own."
         ) from error
 
 
+def _home() -> Path:
+    return Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser().absolute()
+
+
 def _profile() -> dict[str, str]:
     """What the active profile of Prefect's command line sets."""
-    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
-    file = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
+    file = Path(os.environ.get("PREFECT_PROFILES_PATH", _home() / "profiles.toml"))
     try:
         known = tomllib.loads(file.read_text()) if file.is_file() else {}
     except (OSError, ValueError) as error:
@@ -164,6 +171,18 @@ def _profile() -> dict[str, str]:
     active = os.environ.get("PREFECT_PROFILE", known.get("active", ""))
     profile: dict[str, str] = known.get("profiles", {}).get(active, {})
     return profile
+
+
+def _standing(place: Path, mend: str) -> Path:
+    """What is there of a folder that has to be written; else the ill is said with how to mend it."""
+    try:
+        there = standing(place)
+    except OSError as error:
+        raise Ill(f"{place} cannot be used ({error.strerror}): {mend}.") from error
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "is read-only" if there.is_dir() else "is a file"
+        raise Ill(f"{place} cannot be written, because {there} {why}: {mend}.")
+    return there
 
 
 def _store(location: str) -> str:
@@ -174,13 +193,7 @@ def _store(location: str) -> str:
             raise Ill(f"{location} cannot be read ({error}): check its address and your access.") from error
         return location
     place = Path(location).expanduser().absolute()
-    try:
-        there = standing(place)
-    except OSError as error:
-        raise Ill(f"{place} cannot be used ({error.strerror}): set VIDISTILL_STORE, or give --store.") from error
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "is read-only" if there.is_dir() else "is a file"
-        raise Ill(f"{place} cannot be written, because {there} {why}: set VIDISTILL_STORE, or give --store.")
+    there = _standing(place, "set VIDISTILL_STORE, or give --store")
     free = shutil.disk_usage(there).free
     if free < 2e9:
         raise Ill(f"{place} has {free / 1e9:.1f} GB free: make room, or set VIDISTILL_STORE.")

@@ -467,6 +467,14 @@ MUTATIONS = [
              "test_a_step_is_a_share_of_a_deviation_or_the_published_rate"),
              "rate(self.lr, self.step, self.pixels, published)",
              "rate(self.lr, self.step, PIXELS, published)"),
+    Mutation("flows/doctor.py", "a server that asks for a login is dead", of(
+             "flows/test_doctor.py", "test_a_server_that_asks_for_a_login_is_not_dead"),
+             "in (401, 403)",
+             "in ()"),
+    Mutation("flows/doctor.py", "where a run's own server keeps its database is not looked at", of(
+             "flows/test_doctor.py", "test_a_home_of_prefect_that_cannot_be_written"),
+             '        _standing(_home(), "set PREFECT_HOME")\n',
+             ""),
     Mutation("flows/stopping.py", "who is told nothing does not end", of(
              "flows/test_stopping.py", "test_a_run_whose_terminal_is_gone_ends_too"),
              "with suppress(OSError):  # nobody is there to read it",

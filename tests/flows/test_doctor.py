@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -115,6 +117,36 @@ def test_a_dead_server(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, url: str
     assert code == 1
     assert findings["server"].startswith("ill")
     assert f"{url} is dead (" in findings["server"]
+
+
+@pytest.mark.parametrize(("code", "well"), [(401, True), (403, True), (500, False)])
+def test_a_server_that_asks_for_a_login_is_not_dead(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, code: int, well: bool
+) -> None:
+    class Guarded(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(code)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Guarded) as guarded:
+        Thread(target=guarded.serve_forever, daemon=True).start()
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{guarded.server_port}/api")
+        found = doctor()[1]["server"]
+        guarded.shutdown()
+    assert ("answers, but not to this check" in found) == well == found.startswith("ok")
+
+
+def test_a_home_of_prefect_that_cannot_be_written(
+    doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a server that is named, where a run's own keeps its database."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "file" / "prefect"))
+    code, findings, _ = doctor()
+    assert code == 1
+    assert "file is a file: set PREFECT_HOME" in findings["server"]
 
 
 def test_a_dead_server_of_a_profile(doctor: Doctor, tmp_path: Path) -> None:
