@@ -90,16 +90,7 @@ def train(request: TrainRequest, runtime: Runtime, out: Path) -> dict[str, Any]:
         RequestError: there is no such set, network or test folder, or the test folder has other classes.
     """
     source = source_of(request.source, runtime.store)
-    scored = [*source.facts["students"], *(one["student"] for one in source.facts["scores"])]
-    asked = request.network or next(iter(scored), "r2plus1d_small")
-    name, places = named(asked)
-    if not known(name) and not request.network:
-        raise RequestError(f"The set was scored by {name}, of a file of yours: give it by --network FILE.py:CLASS.")
-    if not known(name):
-        raise RequestError(
-            f"There is no network {asked!r}: choose from {', '.join(NETWORKS)}, or give torchvision:NAME or "
-            "FILE.py:CLASS."
-        )
+    name, places = _network(request, source)
     if not request.test and request.index != IndexParameters():
         raise RequestError("--layout and --split are those of --test DIR: give it, or leave them out.")
     runtime = runtime.model_copy(update={"networks": places})
@@ -107,6 +98,26 @@ def train(request: TrainRequest, runtime: Runtime, out: Path) -> dict[str, Any]:
         facts = _trained(request, name, source, tests, runtime, out)
     write_out(out, FACTS, json.dumps(facts, indent=1, ensure_ascii=False).encode())
     return facts
+
+
+def _network(request: TrainRequest, source: Source) -> tuple[str, dict[str, str]]:
+    """The name and place of the network that is asked for, or of the first that the set was scored by and is known
+    here.
+
+    Raises:
+        RequestError: there is no such network, or they are all of files of the user's.
+    """
+    scored = [*source.facts["students"], *(one["student"] for one in source.facts["scores"])]
+    asked = [request.network] if request.network else scored or ["r2plus1d_small"]
+    for name, places in map(named, asked):
+        if known(name):
+            return name, places
+    if not request.network:
+        raise RequestError(f"The set was scored by {asked[0]}, of a file of yours: give it by --network FILE.py:CLASS.")
+    raise RequestError(
+        f"There is no network {request.network!r}: choose from {', '.join(NETWORKS)}, or give torchvision:NAME or "
+        "FILE.py:CLASS."
+    )
 
 
 def _trained(

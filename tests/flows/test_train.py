@@ -81,6 +81,21 @@ def test_without_a_network_it_is_the_student_of_the_set(bench: Bench, made: Arti
     assert train.train(TrainRequest(source=made.key), bench.runtime, tmp_path)["network"] == "cnn_gru"
 
 
+def test_it_is_the_first_of_its_students_that_is_known_here(
+    bench: Bench, made: ArtifactRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored(bench, made, "cnn_gru", StudentParameters(optimiser=OWN, **SHORT))
+    source = train.source_of(made.key, bench.runtime.store)
+    own = "moving@00000000:r2plus1d_small"
+    for students, name in ([own, "rgb:torchvision.mc3_18"], "rgb:torchvision.mc3_18"), ([own], "cnn_gru"):
+        told = replace(source, facts=source.facts | {"students": {key: {} for key in students}})
+        assert train._network(TrainRequest(source=made.key), told)[0] == name
+    alone = replace(source, facts=source.facts | {"students": {own: {}}, "scores": []})
+    monkeypatch.setattr(train, "source_of", lambda *_: alone)
+    with pytest.raises(RequestError, match=f"scored by {own}, of a file of yours: give it by --network"):
+        train.train(TrainRequest(source=made.key), bench.runtime, tmp_path)
+
+
 def test_weights_never_lie_beside_what_was_said_of_others(
     bench: Bench, made: ArtifactRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
