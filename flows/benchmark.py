@@ -44,7 +44,7 @@ def benchmark(grid: Benchmark, runtime: Runtime | None = None, out: Path | None 
         RowsFailed: some rows could not be made; everything of the others is written.
     """
     if out is not None and deployment.id:
-        from_the_root(out, "out")
+        out = from_the_root(out, "out")
     runtime = runtime or Runtime(store=default_location())
     ref, failed = carry_out(experiments(grid), runtime, out)
     store = open_store(runtime.store)

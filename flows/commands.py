@@ -13,11 +13,10 @@ from rich.markup import escape
 from vidistill.flows import loggers, server
 from vidistill.flows.display import showing
 from vidistill.flows.parameters import SPRITES, Experiment, PoolRequest, checked, load_preset, name_of, override
-from vidistill.flows.runners import check_runner
+from vidistill.flows.runners import WORKERS, check_runner
 from vidistill.models import parted
 from vidistill.storage.errors import RequestError, RowsFailed
 from vidistill.storage.opening import default_location, open_store
-from vidistill.storage.provenance import cores
 from vidistill.tasks.report.data import Named
 from vidistill.tasks.report.tables import size
 from vidistill.tasks.running.places import video_seconds
@@ -216,7 +215,7 @@ def index(data: str, layout: str | None, split: int | None, as_json: bool) -> No
     if data == SPRITES:
         raise RequestError("`sprites` is rendered by a run: give the folder of videos to index.")
     parameters, root = checked(IndexParameters, given, "The index"), Path(data).expanduser().absolute()
-    table = survey(root, parameters, workers=cores(), timeout_seconds=video_seconds())
+    table = survey(root, parameters, workers=WORKERS, timeout_seconds=video_seconds())
     rows = [{"video": video.path, "outcome": "kept", "reason": "", "label": table.classes[video.label],
              "split": video.split, "group": video.group} for video in table.videos]  # fmt: skip
     rows += [rejected.model_dump() for rejected in table.rejected]

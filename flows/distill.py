@@ -23,7 +23,7 @@ from vidistill.flows.grid import merged
 from vidistill.flows.own import with_own
 from vidistill.flows.parameters import SPRITES, Experiment
 from vidistill.flows.rows import rows_of
-from vidistill.flows.runners import WORKERS, jobs_done_by
+from vidistill.flows.runners import jobs_done_by
 from vidistill.flows.salvage import Failed, salvaged
 from vidistill.storage.errors import RowsFailed, StoreError
 from vidistill.storage.files import copy_out
@@ -73,7 +73,7 @@ def carry_out(asked: Sequence[Experiment], runtime: Runtime, out: Path | None) -
         if experiment.data == SPRITES:
             run_graph(Graph({(job := sprites_job(experiment.sprites)).ref: job}), runtime)
         runtime = data_runtime(experiment, runtime)
-        table = find_videos(experiment, runtime, WORKERS)
+        table = find_videos(experiment, runtime)
         settled = [choose_front(one, table, runtime) for one in named]
         graph = merged([build(one, table, front, before) for (one, front), before in zip(settled, asked, strict=True)])
         failed = attempt_graph(graph, runtime)

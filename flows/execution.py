@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vidistill.flows.experiment import Graph
 from vidistill.flows.parameters import SPRITES, DataRequest
-from vidistill.flows.runners import submit
+from vidistill.flows.runners import WORKERS, submit
 from vidistill.storage.errors import DivergedError, RequestError, RunError, Stopped, TransientError, VidistillError
 from vidistill.storage.leases import leased
 from vidistill.storage.opening import open_store
@@ -41,19 +41,21 @@ def data_runtime(experiment: DataRequest, runtime: Runtime) -> Runtime:
     return runtime.model_copy(update={"data": str(Path(experiment.data).expanduser().absolute())})
 
 
-def from_the_root(place: Path, name: str) -> None:
-    """Refuse a place that a deployed run's worker would look for in a folder which is removed with the run.
+def from_the_root(place: Path, name: str) -> Path:
+    """A deployed run's place, which its worker does not look for in a folder that is removed with the run.
 
     Raises:
         RequestError: it does not begin at the root.
     """
-    if not place.expanduser().is_absolute():
+    whole = place.expanduser()
+    if not whole.is_absolute():
         raise RequestError(f"{name} is {str(place)!r}, which would lie in the run's own folder and go with it: "
                            "give its whole path.")  # fmt: skip
+    return whole
 
 
-def find_videos(experiment: DataRequest, runtime: Runtime, workers: int) -> IndexTable:
-    return survey(Path(runtime.data), experiment.index, workers=workers, timeout_seconds=runtime.timeout_seconds)
+def find_videos(experiment: DataRequest, runtime: Runtime) -> IndexTable:
+    return survey(Path(runtime.data), experiment.index, workers=WORKERS, timeout_seconds=runtime.timeout_seconds)
 
 
 def discard_damaged(graph: Graph, store: Store) -> list[str]:

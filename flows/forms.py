@@ -157,8 +157,8 @@ def parted(advanced: Mapping[str, Any], runner: str) -> tuple[dict[str, Any], Ru
     if not isinstance(own, dict):
         raise RequestError('advanced.runtime takes parameters by their names, such as {"device": "cuda"}.')
     place = {"store": default_location(), "runner": runner} | own
+    if (store := own.get("store")) and "://" not in str(store):
+        from_the_root(Path(store), "advanced.runtime.store")
     out = plain.pop("out", None)
-    for name, told in {"out": out, "runtime.store": own.get("store")}.items():
-        if told and "://" not in str(told):
-            from_the_root(Path(told), f"advanced.{name}")
-    return plain, checked(Runtime, place, "advanced.runtime"), out and Path(out).expanduser()
+    whole = from_the_root(Path(out), "advanced.out") if out else None
+    return plain, checked(Runtime, place, "advanced.runtime"), whole

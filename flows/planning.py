@@ -153,7 +153,7 @@ def _videos(request: DataRequest, runtime: Runtime, store: Store) -> tuple[list[
         raise RequestError("Sprites are class folders with one split: leave --split and --layout out.")
     if first and not store.has(first[0].ref):
         return first, _expected_sprites(request.sprites, request.index)
-    return first, find_videos(request, data_runtime(request, runtime), WORKERS)
+    return first, find_videos(request, data_runtime(request, runtime))
 
 
 def _expected_sprites(parameters: SpritesParameters, index: IndexParameters | None = None) -> IndexTable:

@@ -14,7 +14,7 @@ from vidistill.flows.own import with_own
 from vidistill.flows.parameters import SPRITES, PoolRequest
 from vidistill.flows.planning import Plan, plan_data
 from vidistill.flows.rows import check_size, training_videos
-from vidistill.flows.runners import WORKERS, jobs_done_by
+from vidistill.flows.runners import jobs_done_by
 from vidistill.storage.files import copy_out, write_out
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.pool import Pool
@@ -49,7 +49,7 @@ def pool(request: PoolRequest, runtime: Runtime | None = None, out: Path | None 
         if request.data == SPRITES:
             run_graph(Graph({(job := sprites_job(request.sprites)).ref: job}), runtime)
         runtime = data_runtime(request, runtime)
-        table = find_videos(request, runtime, WORKERS)
+        table = find_videos(request, runtime)
         request, _ = choose_front(request, table, runtime)
         graph, ref = build_pool(request, table)
         run_graph(graph, runtime)

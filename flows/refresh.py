@@ -32,7 +32,7 @@ from vidistill.flows.fronts import expected_graph
 from vidistill.flows.own import with_own
 from vidistill.flows.parameters import SPRITES, Experiment, checked, name_of
 from vidistill.flows.rows import FULL
-from vidistill.flows.runners import WORKERS, jobs_done_by
+from vidistill.flows.runners import jobs_done_by
 from vidistill.storage.clips import Clips, in_common
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError, RunError, Stopped, TransientError
@@ -94,7 +94,7 @@ def refresh(
         "front": "" if front == OWN else front, "seeds": seeds,
     }), name)  # fmt: skip
     own, runtime = with_own(experiment, runtime)
-    store, table = open_store(runtime.store), find_videos(experiment, data_runtime(experiment, runtime), WORKERS)
+    store, table = open_store(runtime.store), find_videos(experiment, data_runtime(experiment, runtime))
     known = names(store).get(name)
     new = known is None or known.index != index_job(table, experiment.index).ref
     if new and (minutes := _quiet_minutes(Path(experiment.data), table)) < settle_minutes:

@@ -31,7 +31,7 @@ def segment(request: SegmentRequest, runtime: Runtime | None = None, out: Path |
         The report's artifact.
     """
     if out is not None and deployment.id:
-        from_the_root(out, "out")
+        out = from_the_root(out, "out")
     runtime = runtime or Runtime(store=default_location())
     runtime = runtime.model_copy(update={"data": str(Path(request.data).expanduser().absolute())})
     with jobs_done_by(runtime):

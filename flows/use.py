@@ -16,7 +16,6 @@ from vidistill.flows.parameters import PRESETS, Experiment, PoolRequest, checked
 from vidistill.flows.ranges import checked_request
 from vidistill.storage.errors import RequestError
 from vidistill.storage.files import writing_to
-from vidistill.storage.opening import open_store
 from vidistill.tasks.stage import Runtime
 
 if TYPE_CHECKING:
@@ -30,8 +29,9 @@ def train(plain: dict[str, Any], store: str | None, out: Path, device: str, log:
     server.prepare(server.THREADS)  # before torch is loaded
     request, runtime = checked(training.TrainRequest, plain, "The training"), runtime_of(store, device)
     if request.test:  # whose clips are kept
-        open_store(runtime.store).check_writable()
-    check_out(out)
+        check_places(runtime, out)
+    else:
+        check_out(out)
     if log:
         loggers.check(log)
     with showing(console) as progress:

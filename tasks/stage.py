@@ -53,7 +53,7 @@ class Runtime(Parameters):
         default_factory=dict, description="Where users' methods are, by name: FILE.py:CLASS."
     )
     networks: dict[str, str] = Field(default_factory=dict, description="Where users' networks and fronts are, by name.")
-    timeout_seconds: float = Field(default_factory=video_seconds, gt=0, description="For decoding one video.")
+    timeout_seconds: float = Field(default_factory=video_seconds, gt=0, description="Limit for decoding one video.")
     runner: Annotated[str, AfterValidator(known_runner)] = Field(
         default="threads", description="Who does the jobs: threads, processes, dask[:ADDRESS] or ray[:ADDRESS]."
     )

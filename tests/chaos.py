@@ -60,7 +60,7 @@ def work(location: str, data: str) -> None:
     experiment, runtime = Experiment.model_validate(EXPERIMENT | {"data": data}), Runtime(store=location, data=data)
     store = open_store(location)
     store.check_writable()
-    table = find_videos(experiment, runtime, 1)
+    table = find_videos(experiment, runtime)
     settled, front = choose_front(experiment, table, runtime)
     graph = build(settled, table, front, experiment)
     with leased(store, graph.jobs):

@@ -485,8 +485,8 @@ MUTATIONS = [
              "with suppress(KeyError):"),
     Mutation("flows/forms.py", "a report is written into a folder that goes with the run", of(
              "flows/test_forms.py", "test_places_in_the_run_s_own_folder_are_refused"),
-             'from_the_root(Path(told), f"advanced.{name}")',
-             "pass"),
+             'from_the_root(Path(out), "advanced.out")',
+             "Path(out)"),
     Mutation("flows/unpack.py", "some of the videos are a data set already", of(
              "flows/test_unpack.py", "test_videos_that_were_killed_on_their_way_are_no_data_set"),
              'PART = ".part"',
@@ -2226,7 +2226,7 @@ MUTATIONS = [
              "if plan.bytes > (free := free_bytes(store)):",
              "if (free := free_bytes(store)) < 0:"),
     Mutation("flows/stopping.py", "a training that keeps no checkpoint is said to go on", of(
-                 "flows/test_stopping.py", "test_a_training_that_is_stopped_begins_anew"),
+                 "flows/test_stopping.py", "test_what_keeps_no_checkpoints_begins_anew"),
              "sys.argv[1:] and sys.argv[1] in BEGINNING",
              "False"),
     Mutation("tasks/coded/search.py", "a seed whose clips take more ends the search", of(

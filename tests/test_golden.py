@@ -179,7 +179,7 @@ def run_all(folder: Path) -> tuple[Store, list[Job]]:
     first = sprites_job(experiment.sprites)
     run_job(first, runtime)
     runtime = data_runtime(experiment, runtime)
-    graph: Graph = build(experiment, find_videos(experiment, runtime, 2))
+    graph: Graph = build(experiment, find_videos(experiment, runtime))
     for job in graph.jobs.values():
         run_job(job, runtime)
     return open_store(str(folder)), [first, *graph.jobs.values()]

@@ -105,11 +105,12 @@ def checked_name(scorer: str, kind: Kind, classes: Sequence[str]) -> str:
     Raises:
         RequestError: there is no such name, or see `checked_place`.
     """
-    from torchvision.models.video import R3D_18_Weights
-
     name, _ = named(scorer, ADVICE)
-    for class_name in classes:
-        checked_place(class_name, tuple(R3D_18_Weights[name].meta["categories"]), kind)
+    if kind == "loss":
+        from torchvision.models.video import R3D_18_Weights
+
+        for class_name in classes:
+            checked_place(class_name, tuple(R3D_18_Weights[name].meta["categories"]), kind)
     return name
 
 

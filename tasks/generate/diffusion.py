@@ -144,14 +144,9 @@ class LatteJobParameters(LatteParameters):
 
 
 def latte_job(
-    clips: ArtifactRef,
-    latents: ArtifactRef,
-    parameters: LatteParameters,
-    *,
-    classes: Sequence[str],
-    channels: int,
+    clips: ArtifactRef, latents: ArtifactRef, parameters: LatteParameters, *, classes: Sequence[str], channels: int,
     side: int,
-) -> Job:
+) -> Job:  # fmt: skip
     """The job that trains a transformer on latents of so many channels and this side.
 
     Raises:

@@ -162,7 +162,7 @@ def training_clips(request: DataRequest, runtime: Runtime) -> ArtifactRef:
     if request.data == SPRITES:
         run_job(sprites_job(request.sprites), runtime)
     runtime = data_runtime(request, runtime)
-    table = find_videos(request, runtime, 1)
+    table = find_videos(request, runtime)
     blocks, indexed = block_jobs(table, request.decode, "train"), index_job(table, request.index)
     joined = clips_job(indexed.ref, request.decode, "train", blocks)
     for job in (indexed, *blocks, joined):

@@ -19,6 +19,7 @@ from prefect.utilities.callables import parameter_schema
 from vidistill import deployments
 from vidistill.flows import benchmark, distill, forms, pool, segment
 from vidistill.flows.commands import merged
+from vidistill.flows.execution import from_the_root
 from vidistill.flows.parameters import Experiment, PoolRequest
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.stage import Runtime
@@ -69,6 +70,7 @@ def test_a_deployed_grid_writes_nothing_into_its_own_folder(monkeypatch: pytest.
     for flow in (benchmark.benchmark, segment.segment):
         with pytest.raises(RequestError, match="out is 'results', which would lie in the run's own folder"):
             flow.fn(None, None, Path("results"))  # type: ignore[arg-type]
+    assert from_the_root(Path("~/results"), "out") == Path.home() / "results"
 
 
 @pytest.mark.parametrize(

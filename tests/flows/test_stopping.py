@@ -78,46 +78,37 @@ def test_ctrl_c_in_a_pool(terminal: Callable[..., Terminal], videos: Path) -> No
     assert any(run.store.glob("autoencoder-checkpoint/*/manifest.json"))
 
 
-def test_a_training_that_is_stopped_begins_anew() -> None:
-    program = """
+def interrupted(command: str, then: str, stderr: int) -> subprocess.CompletedProcess[str]:
+    """A command line that Ctrl-C meets, and what its work does then."""
+    program = f"""
 import os, signal, sys, time
 from vidistill.flows import cli
 
-def interrupted():
+def work():
     try:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)
     except KeyboardInterrupt:
-        return 130
+        {then}
 
-sys.argv = ["vidistill", "train", "a set"]
-cli.answer = interrupted
+sys.argv = ["vidistill", {command!r}, "a set"]
+cli.answer = work
 cli.main()
 """
-    ended = subprocess.run([BIN / "python", "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([BIN / "python", "-c", program], stderr=stderr, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("command", ["train", "export", "unpack"])
+def test_what_keeps_no_checkpoints_begins_anew(command: str) -> None:
+    ended = interrupted(command, "return 130", subprocess.PIPE)
     assert (ended.returncode, ended.stderr) == (130, "vidistill: stopped; the same command begins anew.\n")
 
 
 def test_a_run_whose_terminal_is_gone_ends_too() -> None:
     """It does not hear a first signal, and nobody hears what it says."""
-    program = """
-import os, signal, sys, time
-from vidistill.flows import cli
-
-def deaf():
-    try:
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(60)
-    except KeyboardInterrupt:
-        time.sleep(60)
-
-sys.argv = ["vidistill", "run"]
-cli.answer = deaf
-cli.main()
-"""
     told, tell = os.pipe()
     os.close(told)
-    ended = subprocess.run([BIN / "python", "-c", program], stderr=tell, timeout=60, check=False)
+    ended = interrupted("run", "time.sleep(60)", tell)
     os.close(tell)
     assert ended.returncode == 130
 
