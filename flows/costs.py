@@ -1,8 +1,8 @@
 """What jobs cost by default, told from their parameters and inputs: seconds and bytes.
 
 Seconds are those of one thread of the machine on which they were measured (AMD EPYC, bf16, nothing else running);
-`estimates` corrects them by what jobs have taken elsewhere. A *pass* is a network's forward and backward pass of one
-clip; the forward one alone is a third of it.
+`estimates` corrects them by how fast a machine is, and by what jobs have taken there. A *pass* is a network's forward
+and backward pass of one clip; the forward one alone is a third of it.
 """
 
 from __future__ import annotations

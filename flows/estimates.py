@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import shutil
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from itertools import count
 
 from vidistill.flows.costs import Cost, cost_of
 from vidistill.flows.look import Look
+from vidistill.models import cpu
 from vidistill.storage.provenance import machine
 from vidistill.storage.store import ArtifactRef, Manifest
 from vidistill.tasks.stage import Job, Runtime, stage_of
@@ -18,6 +20,8 @@ BELIEVED_SECONDS, BELIEVED_BYTES = 2.0, 1e5
 """How much of a default, or of what more distant jobs say, is believed beside what was measured of the like."""
 GAIN = 0.9
 """n threads make a network n**GAIN times as fast as one."""
+FP32 = 2.4
+"""What `r2plus1d_small` takes in fp32 on a CPU without bf16 units (AVX2), of what it takes in bf16 on one with them."""
 TASK_SECONDS = 0.1
 """What Prefect, the store's checks and its commit take beside a job."""
 
@@ -78,8 +82,9 @@ class Estimates:
         if cost is None:
             return Estimate(1.0, 0.0)
         seconds = (1 - self._done.get(job.ref, 0.0)) * cost.seconds / max(1, threads_of(job, self._runtime)) ** GAIN
+        believed = pace(self._runtime.device) if cost.alike[0] == "networks" else 1.0
         return Estimate(
-            seconds * _ratio(self._seconds, cost, BELIEVED_SECONDS),
+            seconds * _ratio(self._seconds, cost, BELIEVED_SECONDS, believed),
             cost.bytes * _ratio(self._bytes, cost, BELIEVED_BYTES),
         )
 
@@ -98,13 +103,20 @@ def _add(sums: list[float], measured: float, default: float) -> None:
     sums[1] += default
 
 
-def _ratio(known: Mapping[str, Sequence[float]], cost: Cost, believed: float) -> float:
-    """Measured to default, from the most distant jobs to the likest: each corrects what the one before says."""
-    ratio = 1.0
+def _ratio(known: Mapping[str, Sequence[float]], cost: Cost, believed: float, ratio: float = 1.0) -> float:
+    """Measured to default, from the most distant jobs to the likest: each corrects what the one before says, and the
+    first one `ratio`.
+    """
     for name in cost.alike:
         measured, default = known.get(name, (0.0, 0.0))
         ratio = (measured + believed * ratio) / (default + believed)
     return ratio
+
+
+def pace(device: str) -> float:
+    """How many times as long as by default costs, which are of bf16, networks are believed to take here."""
+    gpu = device == "cuda" or (device == "auto" and shutil.which("nvidia-smi"))
+    return 1.0 if gpu or cpu.has_bf16() else FP32
 
 
 def wall_seconds(jobs: Sequence[Job], seconds: Mapping[ArtifactRef, float], runtime: Runtime, workers: int) -> float:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import functools
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from vidistill.models import cpu
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -43,21 +43,8 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
     """
     if precision != "auto":
         return precision
-    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu.has_bf16()
     return "bf16" if fast else "fp32"
-
-
-def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 itself."""
-    return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
-
-
-@functools.cache
-def cpu_flags() -> frozenset[str]:
-    """The CPU's instruction sets as Linux names them; none elsewhere."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((frozenset(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), frozenset())
 
 
 def autocast(device: torch.device, precision: Literal["fp32", "bf16"]) -> AbstractContextManager[object]:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vidistill.models import compute
+from vidistill.models import cpu
 from vidistill.models.convnet2d import WIDTH, block
 
 DEPTH = 3
@@ -37,7 +37,7 @@ def _differentiable(x: Tensor) -> Iterator[None]:
 
 def _computable(rnn: nn.Module) -> AbstractContextManager[object]:
     """fp32 for an LSTM on a CPU without bf16 units: oneDNN has none in bf16 there."""
-    return nullcontext() if compute.cpu_has_bf16() or isinstance(rnn, nn.GRU) else torch.autocast("cpu", enabled=False)
+    return nullcontext() if cpu.has_bf16() or isinstance(rnn, nn.GRU) else torch.autocast("cpu", enabled=False)
 
 
 class FrameRNN(nn.Module):

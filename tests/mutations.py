@@ -2336,7 +2336,7 @@ MUTATIONS = [
              ""),
     Mutation("models/frame_rnn.py", "an LSTM is asked for in bf16 of any CPU", of(
                  "models/test_bf16.py", "test_a_recurrent_layer_that_a_cpu_has_not_in_bf16_is_fp32"),
-             "if compute.cpu_has_bf16() or isinstance(rnn, nn.GRU) else",
+             "if cpu.has_bf16() or isinstance(rnn, nn.GRU) else",
              "if isinstance(rnn, nn.RNNBase) else"),
     Mutation("flows/commands.py", "a table of the terminal does not mark who collapsed", of(
                  "flows/test_cli.py", "test_the_terminal_marks_what_collapsed_and_names_what_is_lost"),
@@ -2433,6 +2433,14 @@ MUTATIONS = [
         "flows/test_requests.py", "test_a_wrong_request"),
              'both = methods and named.get("ipc") and named.get("kb")',
              'both = methods and named.get("ipc") and named.get("kbs")'),
+    Mutation("flows/estimates.py", "networks are as fast on every CPU", of(
+        "flows/test_planning.py", "test_a_cpu_without_bf16_units_is_believed_to_be_slower"),
+             "return 1.0 if gpu or cpu.has_bf16() else FP32",
+             "return 1.0 if gpu or cpu.has_bf16() else 1.0"),
+    Mutation("flows/estimates.py", "how fast a machine is believed to be changes no estimate", of(
+        "flows/test_planning.py", "test_where_nothing_is_known_networks_go_by_how_fast_this_machine_is"),
+             'if cost.alike[0] == "networks" else 1.0',
+             'if cost.alike[0] == "cpus" else 1.0'),
     Mutation("flows/planning.py", "sprites that are not rendered are planned with all their clips", of(
         "flows/test_planning.py", "test_sprites_that_are_not_rendered_are_planned_as_they_will_be_held_out"),
              "if index.holdout:",

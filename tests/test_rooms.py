@@ -222,7 +222,7 @@ def test_networks_know_no_prefect_and_no_files(path):
     assert "prefect" not in {name.split(".")[0] for name in imports(ast.walk(tree))}
     used = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     touching = {call for call in used if call.rpartition(".")[2] in TOOLS}
-    reads_the_cpu = {"cpuinfo.read_text"} if path.name == "compute.py" else set()  # the CPU's flags, from /proc/cpuinfo
+    reads_the_cpu = {"cpuinfo.read_text"} if path.name == "cpu.py" else set()  # the CPU's flags, from /proc/cpuinfo
     assert touching == reads_the_cpu
 
 

@@ -16,13 +16,14 @@ from rich.console import Console
 from vidistill.flows import planning
 from vidistill.flows.costs import COMPARED, Cost, cost_of
 from vidistill.flows.distill import _rows_failed
-from vidistill.flows.estimates import Estimates, wall_seconds
+from vidistill.flows.estimates import Estimates, pace, wall_seconds
 from vidistill.flows.experiment import build
 from vidistill.flows.look import Look
 from vidistill.flows.parameters import Experiment, PoolRequest
 from vidistill.flows.planning import Plan, describe, plan_jobs, plan_of
 from vidistill.flows.pool import plan_pool
 from vidistill.flows.salvage import Failed, salvaged
+from vidistill.models import cpu
 from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.opening import open_store
 from vidistill.storage.provenance import machine
@@ -36,6 +37,12 @@ from vidistill.tasks.videos.sprites import SpritesParameters
 
 CLASSES = ("left", "right")
 SMALL: dict[str, Any] = {"decode": {"frames": 8, "size": 32, "views": 1}, "seeds": 1, "front": "rgb"}
+
+
+@pytest.fixture(autouse=True)
+def usual_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of these tests are default costs, on any machine."""
+    monkeypatch.setattr("vidistill.flows.estimates.pace", lambda _: 1.0)
 
 
 def table(videos: int = 64, content: str = "a") -> IndexTable:
@@ -200,6 +207,30 @@ def test_a_network_that_is_slow_here_makes_all_networks_slow_but_no_decoding(sto
     for was, now in zip(expected(before, "score"), expected(after, "score"), strict=True):
         assert 5 * was < now < 11 * was
     assert expected(after, "block") == blocks
+
+
+def test_where_nothing_is_known_networks_go_by_how_fast_this_machine_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = jobs_of(FULL, RANDOM)
+    usual = planned(jobs, store)
+    monkeypatch.setattr("vidistill.flows.estimates.pace", lambda _: 3.0)
+    slow = planned(jobs, store)
+    assert expected(slow, "score") == pytest.approx([3 * known for known in expected(usual, "score")])
+    assert expected(slow, "block") == expected(usual, "block")
+
+
+@pytest.mark.parametrize(
+    ("flags", "device", "gpu", "slower"),
+    [("avx2", "auto", None, True), ("avx2", "auto", "/usr/bin/nvidia-smi", False), ("avx2", "cuda", None, False),
+     ("avx2", "cpu", "/usr/bin/nvidia-smi", True), ("avx512_bf16", "auto", None, False)],
+)  # fmt: skip
+def test_a_cpu_without_bf16_units_is_believed_to_be_slower(
+    monkeypatch: pytest.MonkeyPatch, flags: str, device: str, gpu: str | None, slower: bool
+) -> None:
+    monkeypatch.setattr(cpu, "flags", lambda: frozenset({flags}))
+    monkeypatch.setattr("shutil.which", {"nvidia-smi": gpu}.get)
+    assert (pace(device) > 2) == slower
 
 
 def test_a_checkpoint_says_what_is_left_of_its_job_and_how_fast_it_went(store: Store) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from vidistill.flows.grid import Benchmark
 from vidistill.flows.parameters import PRESETS, load_preset
-from vidistill.models import build, compute, parted
+from vidistill.models import build, compute, cpu, parted
 from vidistill.models.minic3d import Conv3d
 
 
@@ -50,13 +50,13 @@ def test_bf16_gradients_are_finite_and_near_those_of_fp32(name: str, frames: int
         assert (gradients[0] - gradients[1]).norm() < 0.1 * gradients[1].norm()
 
 
-@pytest.mark.parametrize("flags", [frozenset(), compute.cpu_flags()], ids=["no units", "here"])
+@pytest.mark.parametrize("flags", [frozenset(), cpu.flags()], ids=["no units", "here"])
 def test_a_recurrent_layer_that_a_cpu_has_not_in_bf16_is_fp32(monkeypatch: pytest.MonkeyPatch, flags: Any) -> None:
-    monkeypatch.setattr(compute, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(cpu, "flags", lambda: flags)
     network = build("cnn_lstm", classes=2, frames=3, size=8)
     with compute.autocast(torch.device("cpu"), "bf16"):
         emb_BD = network.embed(torch.randn(2, 3, 3, 8, 8))
-    assert emb_BD.dtype == (torch.bfloat16 if compute.cpu_has_bf16() else torch.float32)
+    assert emb_BD.dtype == (torch.bfloat16 if cpu.has_bf16() else torch.float32)
     emb_BD.float().sum().backward()
     assert all(weight.grad is not None for weight in network.rnn.parameters())
 

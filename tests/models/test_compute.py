@@ -12,30 +12,30 @@ from pathlib import Path
 import pytest
 import torch
 
-from vidistill.models import build, compute
+from vidistill.models import build, compute, cpu
 
 
 def test_auto_precision_follows_the_cpus_flags(monkeypatch):
-    cpu = torch.device("cpu")
+    device = torch.device("cpu")
     for flags, want in (
         ({"avx512f", "avx512_bf16"}, "bf16"),
         ({"amx_bf16"}, "bf16"),
         ({"avx512f", "avx512bw"}, "fp32"),
     ):
-        monkeypatch.setattr(compute, "cpu_flags", lambda flags=frozenset(flags): flags)
-        assert compute.resolve_precision("auto", cpu) == want
+        monkeypatch.setattr(cpu, "flags", lambda flags=frozenset(flags): flags)
+        assert compute.resolve_precision("auto", device) == want
         for native in (True, False):  # an older GPU emulates it, without cuDNN
             monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: (
                 native or including_emulation
             ))  # fmt: skip
             assert compute.resolve_precision("auto", torch.device("cuda")) == ("bf16" if native else "fp32")
-        assert compute.resolve_precision("fp32", cpu) == "fp32"
+        assert compute.resolve_precision("fp32", device) == "fp32"
 
 
 def test_cpu_flags_are_those_that_linux_lists():
     if not Path("/proc/cpuinfo").exists() or "\nflags" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this system lists no CPU flags")
-    assert "sse2" in compute.cpu_flags()
+    assert "sse2" in cpu.flags()
 
 
 def test_cuda_is_refused_where_there_is_none():
