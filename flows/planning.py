@@ -26,8 +26,9 @@ from vidistill.storage.opening import open_store
 from vidistill.storage.store import Store
 from vidistill.tasks.report.tables import size
 from vidistill.tasks.stage import Job, Runtime, checkpoint_kind
+from vidistill.tasks.videos.drafts import Draft, hold_out
 from vidistill.tasks.videos.index import IndexTable
-from vidistill.tasks.videos.layouts import Draft, IndexParameters, hold_out
+from vidistill.tasks.videos.layouts import IndexParameters
 from vidistill.tasks.videos.scan import Video
 from vidistill.tasks.videos.split_lists import Split
 from vidistill.tasks.videos.splits import Entry

@@ -544,7 +544,7 @@ MUTATIONS = [
              "tasks/videos/test_layouts.py", "test_kinetics_is_scored_on_its_validation_split"),
              'return _sided(rows, flips=True, scored="validation")',
              "return _sided(rows, flips=True)"),
-    Mutation("tasks/videos/layouts.py", "what is not scored may not be missing", of(
+    Mutation("tasks/videos/drafts.py", "what is not scored may not be missing", of(
              "tasks/videos/test_layouts.py", "test_kinetics_is_scored_on_its_validation_split"),
              "missing += [row] if row.split else []",
              "missing += [row]"),
@@ -668,7 +668,7 @@ MUTATIONS = [
     Mutation("tasks/videos/split_lists.py", "a list of another kind hides the lists", HIDDEN,
              "return next(by_folder(root, qualifies), [])",
              "return [path for path in next(by_folder(root, lambda _: True), []) if qualifies(path)]"),
-    Mutation("tasks/videos/layouts.py", "a listed file that is no video is left out and not lost",
+    Mutation("tasks/videos/drafts.py", "a listed file that is no video is left out and not lost",
              of("tasks/videos/test_layouts.py", "test_a_listed_link_to_nothing_has_failed_unless_on_neither_side"),
              'Rejected(video=path, outcome="failed", reason=reason)',
              'filtered(path, reason)'),
@@ -707,7 +707,7 @@ MUTATIONS = [
     Mutation("tasks/videos/split_lists.py", "tables of other names have flips", FLIPS,
              'flips=column == "folder_name" and _of_known_names(rows)',
              'flips=column == "folder_name"'),
-    Mutation("tasks/videos/layouts.py", "class folders have flips", FLIPS,
+    Mutation("tasks/videos/drafts.py", "class folders have flips", FLIPS,
              "flips: bool = False",
              "flips: bool = True"),
     Mutation("tasks/videos/decode.py", "a file that is gone is filed as a broken one", GONE,
@@ -2101,6 +2101,14 @@ MUTATIONS = [
                  "tasks/segment/test_learn.py", "test_a_set_costs_what_lies_on_disk"),
              " + 8 * sequences.dimensions",
              ""),
+    Mutation("tasks/videos/layouts.py", "a table that tells no split has no test", of(
+                 "tasks/videos/test_layouts.py", "test_of_a_table_that_tells_groups_alone_the_test_is_drawn_by_them"),
+             "    if lists.drawn:\n",
+             "    if lists.exact and not lists.rows:\n"),
+    Mutation("tasks/videos/split_lists.py", "a table of groups alone is no table of videos", of(
+                 "tasks/videos/test_layouts.py", "test_of_a_table_that_tells_groups_alone_the_test_is_drawn_by_them"),
+             'or {"path", "label", "group"} <= has',
+             'or {"path", "label", "group", "split"} <= has'),
     Mutation("tasks/videos/split_lists.py", "what a table says videos were cut from is passed over", of(
                  "tasks/videos/test_layouts.py", "test_a_table_may_tell_what_videos_were_cut_from"),
              "record.get(\"group\") or None",

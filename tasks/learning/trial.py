@@ -23,7 +23,7 @@ from vidistill.tasks.learning.evaluate import StudentParameters, score
 from vidistill.tasks.learning.training import Device, Order
 from vidistill.tasks.learning.views import RealBatches, centre_clips
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.videos.layouts import HOLDOUT_FRACTION
+from vidistill.tasks.videos.drafts import HOLDOUT_FRACTION
 from vidistill.tasks.videos.scan import Video
 from vidistill.tasks.videos.splits import Entry, move_to_test
 

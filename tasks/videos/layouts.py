@@ -7,7 +7,6 @@ entry or as rejected with a reason; only hidden files and the lists themselves a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -16,9 +15,10 @@ from pydantic import BeforeValidator, Field
 from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.videos import split_lists
-from vidistill.tasks.videos.files import Finder, Tree, filtered, read_tree, unread
+from vidistill.tasks.videos.drafts import Draft, hold_out, match_lists
 from vidistill.tasks.videos.files import Rejected as Rejected
-from vidistill.tasks.videos.split_lists import LIST_FOLDERS, Lists, Row, Split
+from vidistill.tasks.videos.files import Tree, filtered, read_tree, unread
+from vidistill.tasks.videos.split_lists import LIST_FOLDERS, Lists, Split
 from vidistill.tasks.videos.splits import Entry as Entry  # part of this module's interface, as is Rejected
 from vidistill.tasks.videos.splits import entry_of, move_to_test, split_notes
 from vidistill.tasks.videos.tables import TABLE_SUFFIXES, columns, header
@@ -26,7 +26,6 @@ from vidistill.tasks.videos.tables import TABLE_SUFFIXES, columns, header
 Layout = Literal["folders", "ucf101", "hmdb51", "hmdb51_5236", "csv", "kinetics", "ssv2"]
 
 TEST_FOLDERS = ("test", "val", "validation")  # the first that is there is scored
-HOLDOUT_FRACTION = 0.2
 
 
 def _switch(given: object) -> object:
@@ -62,18 +61,6 @@ class Listing(Parameters):
     entries: tuple[Entry, ...]
     rejected: tuple[Rejected, ...]
     notes: tuple[str, ...] = ()
-
-
-@dataclass
-class Draft:
-    """A layout as read; `leftover` says why a video that no entry names is left out."""
-
-    entries: list[Entry]
-    leftover: Callable[[str], str]
-    flips: bool = False
-    classes: tuple[str, ...] = ()
-    rejected: list[Rejected] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def list_videos(root: Path, parameters: IndexParameters) -> Listing:
@@ -169,7 +156,11 @@ def read_layout(root: Path, layout: Layout, parameters: IndexParameters, tree: T
         "ssv2": lambda: split_lists.read_ssv2(folder),
         "csv": lambda: split_lists.read_table(folder, _the_table(root)),
     }
-    return match_lists(readers[layout](), tree, folder)
+    lists = readers[layout]()
+    draft = match_lists(lists, tree, folder)
+    if lists.drawn:
+        _draw_test(draft, parameters, folder, "a table")
+    return draft
 
 
 def _the_table(root: Path) -> Path:
@@ -207,22 +198,27 @@ def read_folders(folder: Path, parameters: IndexParameters, tree: Tree) -> Draft
     draft.entries = [entry_of(path, path.split("/")[0], "train") for path in tree.videos if path.count("/") == 1]
     if not draft.entries:
         raise RequestError(_no_class_folders(folder, tree))
-    if parameters.test_only:
-        draft.entries = [entry.model_copy(update={"split": "test"}) for entry in draft.entries]
-        return draft
-    _check_classes({entry.label for entry in draft.entries}, folder)
-    draft.entries = move_to_test(draft.entries, parameters.test_fraction, parameters.split_seed)
     strange = split_lists.by_folder(folder, lambda path: path.suffix.lower() in TABLE_SUFFIXES and not header(path))
     draft.notes += [f"{path.name} cannot be read as a table and is passed over" for found in strange for path in found]
     empty = sorted(set(names.values()) - {entry.label for entry in draft.entries} - set(LIST_FOLDERS))
     draft.notes += [f"folder {name!r} holds no videos itself and is no class" for name in empty]
+    _draw_test(draft, parameters, folder, "class folders", _hint(tree, parameters))
+    return draft
+
+
+def _draw_test(draft: Draft, parameters: IndexParameters, folder: Path, of: str, hint: str = "") -> None:
+    """Draw the test split of what tells none."""
+    if parameters.test_only:
+        draft.entries = [entry.model_copy(update={"split": "test"}) for entry in draft.entries]
+        return
+    _check_classes({entry.label for entry in draft.entries}, folder)
+    draft.entries = move_to_test(draft.entries, parameters.test_fraction, parameters.split_seed)
     tested = sum(entry.split == "test" for entry in draft.entries)
     draft.notes.append(
-        f"class folders without a split of their own: the test split is {tested} of {len(draft.entries)} videos, drawn "
-        f"with seed {parameters.split_seed} in whole groups, one at least and about {parameters.test_fraction:.0%} of "
-        f"each class{_hint(tree, parameters)}"
+        f"{of} without a split: the test split is {tested} of {len(draft.entries)} videos, drawn with seed "
+        f"{parameters.split_seed} in whole groups, one at least and about {parameters.test_fraction:.0%} of each "
+        f"class{hint}"
     )
-    return draft
 
 
 def _in_no_form(path: Path) -> str:
@@ -259,62 +255,6 @@ def _no_class_folders(folder: Path, tree: Tree) -> str:
         return f"the videos lie in {folder} itself: put each class in its own folder, or add a CSV of path,label,split"
     parent = folder / PurePosixPath(first).parent.parent
     return f"{folder} holds no class folders with videos (the first is {first}): name {parent}, or the like, instead"
-
-
-def match_lists(lists: Lists, tree: Tree, folder: Path) -> Draft:
-    """Find the file of every row. One with a side and without a video has failed; a class without any is a note.
-
-    Raises:
-        RequestError: no row's file is there, or a file stands in the lists twice.
-    """
-    finder = Finder(tree, folder)
-    draft = Draft([], lambda _: "in none of the lists", flips=lists.flips, classes=lists.classes)
-    listed: dict[str, Row] = {}
-    missing: list[Row] = []
-    for row in lists.rows:
-        path = next(filter(None, (finder.find(name, exact=lists.exact) for name in row.names)), None)
-        if path is None:
-            missing += [row] if row.split else []
-        elif path in listed:
-            raise RequestError(f"{path} is listed twice: {listed[path].where} and {row.where}")
-        else:
-            listed[path] = row
-    if not lists.rows:
-        raise RequestError(f"the table or the lists of {folder} name no videos")
-    if all(map(finder.problem, listed)):
-        first = f"; the first is {lists.rows[0].names[0]!r}"
-        raise RequestError(f"none of the {len(lists.rows)} listed videos lies below {folder}{first}")
-    for path, row in listed.items():
-        if row.split is None:
-            draft.rejected.append(filtered(path, lists.unused))
-        elif problem := finder.problem(path):
-            reason = f"{problem}, though listed ({row.where})"
-            draft.rejected.append(Rejected(video=path, outcome="failed", reason=reason))
-        else:
-            draft.entries.append(entry_of(path, row.label, row.split, row.group))
-    _report_missing(draft, missing)
-    return draft
-
-
-def _report_missing(draft: Draft, missing: list[Row]) -> None:
-    present = {entry.label for entry in draft.entries}
-    absent = sorted({row.label for row in missing} - present)
-    for row in missing:
-        if row.label in present:
-            reason = f"listed ({row.where}) but not there"
-            draft.rejected.append(Rejected(video=row.names[0], outcome="failed", reason=reason))
-    if absent:
-        more = ", …" if len(absent) > 3 else ""
-        what = "class has no videos here and is" if len(absent) == 1 else "classes have no videos here and are"
-        draft.notes.append(f"{len(absent)} listed {what} left out ({', '.join(absent[:3])}{more})")
-
-
-def hold_out(draft: Draft, seed: int) -> None:
-    """Drop the test split and put a group-aware fifth of the training split in its place."""
-    reason = "in the test split, which a holdout leaves alone"
-    draft.rejected += [filtered(entry.path, reason) for entry in draft.entries if entry.split == "test"]
-    train = [entry for entry in draft.entries if entry.split == "train"]
-    draft.entries = move_to_test(train, HOLDOUT_FRACTION, seed)
 
 
 def check(draft: Draft, folder: Path, *, test_only: bool = False) -> tuple[str, ...]:

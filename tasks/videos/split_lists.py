@@ -64,7 +64,7 @@ class Lists:
 
     `classes` is the order that the data set gives them, empty where it is the sorted one. `exact`: names are whole
     paths; otherwise more folders may stand before a name and its extension may differ. `flips`: of a data set where a
-    mirrored clip keeps its class. `unused` says why a row has no split.
+    mirrored clip keeps its class. `unused` says why a row has no split. `drawn`: they tell no split.
     """
 
     rows: tuple[Row, ...]
@@ -72,6 +72,7 @@ class Lists:
     classes: tuple[str, ...] = ()
     exact: bool = False
     unused: str = ""
+    drawn: bool = False
 
 
 def by_folder(root: Path, qualifies: Callable[[Path], bool]) -> Iterator[list[Path]]:
@@ -233,13 +234,14 @@ def ssv2_files(root: Path) -> dict[str, Path]:
 
 
 def tables(root: Path) -> list[Path]:
-    """The tables of the data's folder that name videos, labels and splits."""
+    """The tables of the data's folder that name videos, labels, and splits or groups."""
     found = by_folder(root, lambda path: _is_table(header(path)))
     return [path for paths in found for path in paths]
 
 
 def _is_table(names: tuple[str, ...]) -> bool:
-    return {"label", "split"} <= set(names) and bool({"path", "folder_name"} & set(names))
+    has = set(names)
+    return ({"label", "split"} <= has and bool({"path", "folder_name"} & has)) or {"path", "label", "group"} <= has
 
 
 ABOVE = "put the table into a folder above all the videos that it lists"
@@ -249,20 +251,27 @@ def read_table(root: Path, table: Path) -> Lists:
     """A table of path,label,split, or MiniUCF's folder_name,label,split, whose names are videos' without an extension.
 
     A path is relative to the table's folder or to `root`. Where a table has test rows its validation rows are left out;
-    where it has none, they are the test split. A column `group` tells which videos were cut from one.
+    where it has none, they are the test split. A column `group` tells which videos were cut from one; a table that has
+    it may leave the split to be drawn.
     """
     has = columns(table)
     if not _is_table(has):
-        raise RequestError(f"{table} needs the columns path,label,split (or folder_name,label,split); it has {has}")
-    column = "path" if "path" in has else "folder_name"
+        raise RequestError(
+            f"{table} needs the columns path,label,split, or path,label,group for a split to be drawn (or "
+            f"folder_name,label,split); it has {has}"
+        )
+    column, drawn = "path" if "path" in has else "folder_name", "split" not in has
+    needed = [column, "label", *([] if drawn else ["split"])]
     rows = []
     for record, where in records(table):
-        if empty := [name for name in (column, "label", "split") if not record.get(name)]:
+        if empty := [name for name in needed if not record.get(name)]:
             raise RequestError(f"{where}: no {' and no '.join(empty)}")
         name = record[column]
         names = _relative(root, table, name, where) if column == "path" else (name,)
-        rows.append((Row(names, record["label"], None, where, record.get("group") or None), record["split"]))
-    return _sided(rows, flips=column == "folder_name" and _of_known_names(rows), exact=column == "path")
+        row = Row(names, record["label"], None, where, record.get("group") or None)
+        rows.append((row, record.get("split", "train")))
+    sided = _sided(rows, flips=column == "folder_name" and _of_known_names(rows), exact=column == "path")
+    return replace(sided, drawn=drawn)
 
 
 def _of_known_names(rows: list[tuple[Row, str]]) -> bool:

@@ -456,6 +456,22 @@ def test_a_table_may_tell_what_videos_were_cut_from(tmp_path):
     assert not units(listing, "test") & units(listing, "train")
 
 
+def test_of_a_table_that_tells_groups_alone_the_test_is_drawn_by_them(tmp_path):
+    names = [f"{label}{clip}.mp4" for label in "ab" for clip in range(12)]
+    rows = [f"{name},{name[0]},film {int(name[1:-4]) // 3}" for name in names]
+    table = write_table(lay(tmp_path, names) / "t.csv", rows, "path,label,group")
+    listing = read(tmp_path)
+    assert (listing.layout, listing.classes) == ("csv", ("a", "b"))
+    assert len(units(listing, "test")) == 1
+    assert not units(listing, "test") & units(listing, "train")
+    (note,) = listing.notes
+    assert note.startswith(
+        "a table without a split: the test split is 6 of 24 videos, drawn with seed 0 in whole groups"
+    )
+    assert len(units(read(table, test_fraction=0.5), "test")) == 2
+    assert set(splits(read(tmp_path, test_only=True)).values()) == {"test"}
+
+
 def test_two_tables_are_a_question_that_naming_one_answers(tmp_path):
     rows = ["left/0.mp4,l,train", "left/1.mp4,l,test", "right/0.mp4,r,train", "right/1.mp4,r,test"]
     root = lay(tmp_path, LEFT_RIGHT)
