@@ -26,6 +26,7 @@ from vidistill.flows.options import (
     Out,
     Preset,
     Protocol,
+    Recipes,
     Runner,
     Seeds,
     Settings,
@@ -69,17 +70,17 @@ def common(
 
 @app.command()
 def run(
-    data: Data = "", method: Methods = None, ipc: Budgets = None, kb: Kilobytes = None, layout: Layout = None,
-    split: Split = None, frames: Frames = None, size: Size = None, students: Students = None, front: Front = None,
-    seeds: Seeds = None, protocol: Protocol = None, store: StoreRoot = None, out: Out = Path("vidistill-report"),
-    preset: Preset = None, settings: Settings = None, log: Log = "",
+    data: Data = "", method: Methods = None, recipes: Recipes = None, ipc: Budgets = None, kb: Kilobytes = None,
+    layout: Layout = None, split: Split = None, frames: Frames = None, size: Size = None, students: Students = None,
+    front: Front = None, seeds: Seeds = None, protocol: Protocol = None, store: StoreRoot = None,
+    out: Out = Path("vidistill-report"), preset: Preset = None, settings: Settings = None, log: Log = "",
     device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Distil, score and report. What an earlier run has made is not made again."""
     from vidistill.flows import commands
 
     request = request_from(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, protocol, preset,
-                       settings)  # fmt: skip
+                       settings, recipes)  # fmt: skip
     commands.run(request, store, out, device, runner, verbose, log)
 
 
@@ -89,11 +90,11 @@ def plan(
         list[str] | None,
         typer.Argument(metavar="[benchmark PRESET | pool]", help="Plan a benchmark or a pool instead of a run."),
     ] = None,
-    data: Data = "", method: Methods = None, ipc: Budgets = None, kb: Kilobytes = None, layout: Layout = None,
-    split: Split = None, frames: Frames = None, size: Size = None, students: Students = None, front: Front = None,
-    seeds: Seeds = None, protocol: Protocol = None, store: StoreRoot = None, out: Out = Path("vidistill-report"),
-    preset: Preset = None, settings: Settings = None, log: Log = "", clips: Clips = None,
-    device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
+    data: Data = "", method: Methods = None, recipes: Recipes = None, ipc: Budgets = None, kb: Kilobytes = None,
+    layout: Layout = None, split: Split = None, frames: Frames = None, size: Size = None, students: Students = None,
+    front: Front = None, seeds: Seeds = None, protocol: Protocol = None, store: StoreRoot = None,
+    out: Out = Path("vidistill-report"), preset: Preset = None, settings: Settings = None, log: Log = "",
+    clips: Clips = None, device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Say what `run` would do with the same arguments, why, and about how long it takes. Writes nothing."""
     del out, verbose  # taken, so that any `run` can be made a `plan`
@@ -102,8 +103,8 @@ def plan(
     if log:
         loggers.check(log)
     if asked:
-        given = {"data": data, "method": method, "ipc": ipc, "kb": kb, "layout": layout, "split": split,
-                 "frames": frames, "size": size, "students": students, "front": front, "seeds": seeds,
+        given = {"data": data, "method": method, "recipes": recipes, "ipc": ipc, "kb": kb, "layout": layout,
+                 "split": split, "frames": frames, "size": size, "students": students, "front": front, "seeds": seeds,
                  "protocol": protocol, "preset": preset, "set": settings, "clips": clips}  # fmt: skip
         use.plan_another(
             asked, {name: value for name, value in given.items() if value not in (None, "")}, store, device, runner
@@ -112,7 +113,7 @@ def plan(
     if clips is not None:
         raise RequestError("--clips is an option of `vidistill plan pool`: for a run write --set pool.clips_a_class=N.")
     request = request_from(data, method, ipc, kb, layout, split, frames, size, students, front, seeds, protocol, preset,
-                       settings)  # fmt: skip
+                       settings, recipes)  # fmt: skip
     commands.plan(request, store, device, runner)
 
 

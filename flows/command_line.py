@@ -32,22 +32,23 @@ def command_of(experiment: Experiment, *, places: bool = False) -> str:
         if option:
             words += [option, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
         elif name not in {"data", "cells"}:
-            words += ["--set", f"{name}={_said(value)}"]
+            words += ["--set", f"{name}={said(value)}"]
     return shlex.join([*words, *_cells(experiment)])
 
 
 def _cells(experiment: Experiment) -> list[str]:
     """Options of plain cells by the method's name; variants and whatever else a cell has of its own as they are."""
-    plain = all(cell.model_fields_set <= {"method", "options"} for cell in experiment.cells)
+    plain = all(cell.model_fields_set <= {"method", "options", "recipes"} for cell in experiment.cells)
+    recipes = {cell.recipes for cell in experiment.cells}
     twice = [name for name, count in Counter(cell.method for cell in experiment.cells).items() if count > 1]
-    if not plain or twice:
+    if not plain or twice or len(recipes) > 1:
         cells = [cell.model_dump(mode="json", exclude_defaults=True) for cell in experiment.cells]
-        return ["--set", f"cells={_said(cells)}"]
-    words = []
+        return ["--set", f"cells={said(cells)}"]
+    words = [word for names in recipes if names for word in ("--recipes", ",".join(names))]
     for cell in experiment.cells:
         name = cell.method.rpartition(":")[2].lower()  # a user's method is known by its class
         for option, value in cell.options.items():
-            words += ["--set", f"{name}.{option}={_said(value)}"]
+            words += ["--set", f"{name}.{option}={said(value)}"]
     return words
 
 
@@ -63,7 +64,7 @@ def _changes(before: BaseModel, after: BaseModel, prefix: str = "") -> list[tupl
     return found
 
 
-def _said(value: Any) -> str:
+def said(value: Any) -> str:
     """In one line of YAML."""
     text: str = yaml.safe_dump(value, default_flow_style=True, width=math.inf, sort_keys=False, allow_unicode=True)
     return text.removesuffix("...\n").strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +17,7 @@ from vidistill.flows.parameters import SPRITES, Experiment, PoolRequest, checked
 from vidistill.flows.runners import WORKERS, check_runner
 from vidistill.models import parted
 from vidistill.storage.errors import RequestError, RowsFailed
-from vidistill.storage.opening import default_location, open_store
+from vidistill.storage.opening import absolute, default_location, open_store
 from vidistill.tasks.report.data import Named
 from vidistill.tasks.report.tables import size
 from vidistill.tasks.running.places import video_seconds
@@ -140,6 +141,7 @@ def reported(
         failed = error
     document = json.loads((out / "report.json").read_text())
     print_table(document)
+    _print_export(document["rows"], runtime.store)
     if log:
         said = loggers.write(log, loggers.of_report(document), out)
         console.print(f"\nLogged to {said}", soft_wrap=True, highlight=False)
@@ -286,6 +288,20 @@ def print_table(document: dict[str, Any]) -> None:
     if lost := [f"{one['video']}: {one['reason']}" for one in document["rejected"] if one["outcome"] == "failed"]:
         many = "1 video is lost (" if len(lost) == 1 else f"{len(lost)} videos are lost (the first is "
         console.print(f"\n{many}{lost[0]}): see the report.", soft_wrap=True, highlight=False)
+
+
+def _print_export(rows: list[dict[str, Any]], store: str) -> None:
+    """How the set of a row is taken, by the first one that is no companion."""
+    sets = [row for row in rows if row["method"] not in ("full", "teacher")]
+    if not sets:
+        return
+    row = min(sets, key=lambda row: row["method"] == "random")
+    where = "" if store == absolute(default_location()) else f" --store {shlex.quote(store)}"
+    console.print(
+        f"\nA set as files, here {Named.of(row).name} {_budget(row)}: vidistill export {row['artifact'][:10]} --out set"
+        f"{where}\nThe others' keys stand under Artifact in the report.",
+        soft_wrap=True, highlight=False, markup=False,
+    )  # fmt: skip
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:

@@ -24,6 +24,14 @@ Methods = Annotated[
         "--method", help="full, random, herding, k_center, tsgf, dm, mtt … (README), comma-separated, or FILE.py:CLASS."
     ),
 ]
+Recipes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--recipes",
+        help="How those methods' sets are labelled: hard, soft, online, soft+tsgf … (README), comma-separated. "
+        "[dim]\\[default: each method's own][/dim]",
+    ),
+]
 Budgets = Annotated[
     list[str] | None, typer.Option("--ipc", help="Clips a class, comma-separated: 1,5. [dim]\\[default: 1][/dim]")
 ]
@@ -91,6 +99,7 @@ def request_from(
     data: str, method: list[str] | None, ipc: list[str] | None, kb: list[str] | None, layout: str | None,
     split: int | None, frames: int | None, size: int | None, students: list[str] | None, front: str | None,
     seeds: int | None, protocol: str | None, preset: str | None, settings: list[str] | None,
+    recipes: list[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The experiment that options ask for, as plain data: the preset, then the named options, then --set.
 
@@ -99,13 +108,16 @@ def request_from(
     """
     from vidistill.flows import commands
 
+    scored = {"recipes": listed(recipes, "--recipes")} if recipes else {}
+    if scored and not method:
+        raise RequestError("--recipes is of the methods that --method names: those of a preset's cells stand in it.")
     nested: dict[str, dict[str, Any]] = {
         "index": {"layout": layout, "split": split},
         "decode": {"frames": frames, "size": size},
     }
     named = {
         "data": data or None,
-        "cells": [{"method": name} for name in listed(method, "--method")] or None,
+        "cells": [{"method": name} | scored for name in listed(method, "--method")] or None,
         "ipc": [_number(value, "--ipc") for value in listed(ipc, "--ipc")] or None,
         "kb": [_kilobytes(value) for value in listed(kb, "--kb")] or None,
         "students": listed(students, "--students") or None,

@@ -2346,6 +2346,18 @@ MUTATIONS = [
                  "models/test_bf16.py", "test_a_recurrent_layer_that_a_cpu_has_not_in_bf16_is_fp32"),
              "if cpu.has_bf16() or isinstance(rnn, nn.GRU) else",
              "if isinstance(rnn, nn.RNNBase) else"),
+    Mutation("flows/options.py", "recipes of the command line are passed over", of(
+                 "flows/test_command_line.py", "test_recipes_of_all_methods_are_one_option"),
+             "{\"method\": name} | scored for",
+             "{\"method\": name} for"),
+    Mutation("flows/command_line.py", "a report's command forgets the recipes", of(
+                 "flows/test_command_line.py", "test_recipes_of_all_methods_are_one_option"),
+             "for names in recipes if names for",
+             "for names in recipes if not names for"),
+    Mutation("flows/commands.py", "the command that exports a set names no store", of(
+                 "flows/test_cli.py", "test_a_run_ends_with_the_command_that_exports_a_set_of_it"),
+             "store == absolute(default_location())",
+             "store"),
     Mutation("flows/commands.py", "a table of the terminal does not mark who collapsed", of(
                  "flows/test_cli.py", "test_the_terminal_marks_what_collapsed_and_names_what_is_lost"),
              "(\" †\" if row[\"collapsed\"] else \"\")",

@@ -92,6 +92,15 @@ def test_a_run_ends_well_and_silently(session: Session) -> None:
     assert "report.html" in session.ran.stdout
 
 
+def test_a_run_ends_with_the_command_that_exports_a_set_of_it(session: Session) -> None:
+    (line,) = (line for line in session.ran.stdout.splitlines() if "vidistill export" in line)
+    assert line.startswith("A set as files, here tsgf 1: ")
+    words = shlex.split(line.partition(": vidistill ")[2])
+    assert words[-2:] == ["--store", str(session.store)]
+    assert session.vidistill(*words).returncode == 0
+    assert (session.vidistill.folder / "set" / "export.json").exists()
+
+
 def test_the_report_has_what_scripts_read(session: Session) -> None:
     document = json.loads((session.out / "report.json").read_text())
     for row in document["rows"]:

@@ -81,6 +81,16 @@ def test_defaults_are_left_out(tmp_path: Path) -> None:
     assert command_of(experiment) == "vidistill run --data clips --method random,tsgf --set tsgf.iterations=5"
 
 
+def test_recipes_of_all_methods_are_one_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = "vidistill run --data sprites --method herding,tsgf --recipes hard,soft"
+    experiment = asked(given, monkeypatch)
+    assert [cell.recipes for cell in experiment.cells] == [("hard", "soft")] * 2
+    assert command_of(experiment) == given
+    cells = (experiment.cells[0], experiment.cells[1].model_copy(update={"recipes": None}))
+    other = experiment.model_copy(update={"cells": cells})
+    assert asked(command_of(other), monkeypatch).cells == cells
+
+
 def test_a_data_set_is_called_as_its_folder_from_wherever_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,14 @@ def wrong(tmp_path: Path, say: Say) -> Wrong:
             ("kb (--kb) has 0: it takes more than 0.",),
             id="no kB",
         ),
+        pytest.param(
+            ("--data", "VIDEOS", "--preset", "demo", "--recipes", "hard"),
+            ("--recipes", "--method"),
+            id="recipes of a preset",
+        ),
+        pytest.param(
+            ("--data", "VIDEOS", *RANDOM, "--recipes", "hard,smooth"), ("'smooth'",), id="recipes that are none"
+        ),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", "1,,5"), ("--ipc", "'1,,5'", "comma"), id="ipc with a gap"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", ""), ("--ipc", "''"), id="ipc is empty"),
         pytest.param(("--data", "VIDEOS", *RANDOM, "--ipc", "1.5"), ("--ipc", "'1.5'"), id="half a clip"),
