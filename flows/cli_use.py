@@ -158,6 +158,20 @@ def unpack(
     use.unpack(source, out)
 
 
+@app.command()
+def parameters(
+    methods: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[METHOD|pool]...", help="dm, mtt … (README), FILE.py:CLASS, pool."),
+    ] = None,
+) -> None:
+    """List what --set takes, with its default and meaning: of a run, of methods, of pools."""
+    from vidistill.flows.commands import console
+    from vidistill.flows.parameter_list import list_parameters
+
+    list_parameters(methods or [], console)
+
+
 def nested(settings: list[str]) -> dict[str, Any]:
     """`a.b=3` as {a: {b: 3}}; values are YAML."""
     from vidistill.flows.parameters import put_nested, set_to

@@ -36,20 +36,25 @@ def _switch(given: object) -> object:
 class IndexParameters(Parameters):
     """How a folder of videos is read.
 
-    `split`: the number of the official split (UCF101, HMDB51); `hmdb51_5236` trains, as the common benchmark does, on
-    every clip outside of its test list. `test_fraction` and `split_seed`: the seeded split of class folders that have
-    none; `test_only`: those are all for testing. `holdout`: drop the test split and score on a group-aware fifth of the
-    training split, for every choice of a parameter. `flips`: auto is on where the lists of UCF101, MiniUCF, HMDB51 or
-    Kinetics are read, off for class folders and tables of paths.
+    `hmdb51_5236` trains, as the common benchmark does, on every clip outside of its test list. The test split of class
+    folders, and of a table, that have none is drawn in whole groups; so is a holdout, for every choice of a parameter.
     """
 
-    layout: Literal["auto", "folders", "ucf101", "hmdb51", "hmdb51_5236", "csv", "kinetics", "ssv2"] = "auto"
-    split: int = Field(1, ge=1)
-    split_seed: int = 0
-    test_fraction: float = Field(0.25, gt=0, lt=1)
-    holdout: bool = False
-    test_only: bool = Field(False, exclude_if=lambda only: not only)
-    flips: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
+    layout: Literal["auto", "folders", "ucf101", "hmdb51", "hmdb51_5236", "csv", "kinetics", "ssv2"] = Field(
+        "auto", description="How a folder is read; recognised where it is not given."
+    )
+    split: int = Field(1, ge=1, description="The official split, of UCF101 and HMDB51.")
+    split_seed: int = Field(0, description="Of a test split, or a holdout, that is drawn.")
+    test_fraction: float = Field(0.25, gt=0, lt=1, description="Of each class, where the test split is drawn.")
+    holdout: bool = Field(False, description="Score on a fifth of the training split, and leave the test split alone.")
+    test_only: bool = Field(
+        False,
+        exclude_if=lambda only: not only,
+        description="Where a split would be drawn all videos are for the test.",
+    )
+    flips: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
+        "auto", description="Mirrored clips: on where lists of UCF101, MiniUCF, HMDB51 or Kinetics are read."
+    )
 
 
 class Listing(Parameters):

@@ -62,11 +62,11 @@ BACKGROUND_COLOURS = ((0.1, 0.1, 0.1), (0.3, 0.3, 0.3))
 class SpritesParameters(Parameters):
     """What is rendered. `size` is both sides in pixels; 32 frames are 8 at an interval of 4, or 16 at 2."""
 
-    seed: int = Field(0, ge=0)
-    size: int = Field(64, ge=16, multiple_of=2)
-    frames: int = Field(32, ge=2)
-    train_per_class: int = Field(40, ge=1)
-    test_per_class: int = Field(20, ge=1)
+    seed: int = Field(0, ge=0, description="Of the scenes.")
+    size: int = Field(64, ge=16, multiple_of=2, description="Height and width of a video in pixels.")
+    frames: int = Field(32, ge=2, description="Frames of a video.")
+    train_per_class: int = Field(40, ge=1, description="Videos for training, a class.")
+    test_per_class: int = Field(20, ge=1, description="Videos for the test, a class.")
 
 
 @dataclass(frozen=True)
