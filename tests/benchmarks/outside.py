@@ -36,12 +36,14 @@ def frames_of(path: Path) -> np.ndarray:
 
 
 def centre(frames_THWC: np.ndarray, count: int, interval: int, size: int) -> np.ndarray:
-    """The middle of a video: `count` frames, every `interval`th, resized to a square."""
+    """The middle of a video: `count` frames, every `interval`th, the short side scaled, the middle square cut out."""
     first = max(0, (len(frames_THWC) - (count - 1) * interval - 1) // 2)
     chosen = np.minimum(first + interval * np.arange(count), len(frames_THWC) - 1)
     x_TCHW = torch.from_numpy(frames_THWC[chosen]).permute(0, 3, 1, 2).float()
-    resized = nn.functional.interpolate(x_TCHW, size=(size, size), mode="bilinear", antialias=True)
-    return resized.round().byte().permute(0, 2, 3, 1).numpy()
+    sides = [round(side * size / min(x_TCHW.shape[2:])) for side in x_TCHW.shape[2:]]
+    resized = nn.functional.interpolate(x_TCHW, size=sides, mode="bilinear", antialias=True)
+    top, left = ((side - size) // 2 for side in sides)
+    return resized.round().byte().permute(0, 2, 3, 1).numpy()[:, top : top + size, left : left + size]
 
 
 def outside(folder: Path, test: Path, interval: int, steps: int, seed: int) -> float:
