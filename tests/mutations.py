@@ -713,6 +713,10 @@ MUTATIONS = [
     Mutation("tasks/videos/decode.py", "a file that is gone is filed as a broken one", GONE,
              "    check_there(root / video.path)\n",
              "    return\n"),
+    Mutation("tasks/videos/decoder.py", "a decoder serves again after an error", of(
+                 "tasks/videos/test_decoder.py", "test_a_borrowed_decoder_serves_again_and_not_after_an_error"),
+             "    except BaseException:\n        decoder.close()",
+             "    except BaseException:\n        _idle.append(decoder)"),
     Mutation("tasks/videos/decoder.py", "what crashed once is not tried again", AGAIN,
              "    except PassingError:\n        return function()",
              "    except PassingError:\n        raise"),
@@ -867,6 +871,11 @@ MUTATIONS = [
     Mutation("tasks/videos/decode.py", "a test set is normalised by its own pixels", DECODED,
              'if work.refs("statistics"):',
              "if False:"),
+    Mutation("tasks/videos/decode.py", "a lost video counts as a black one", of(
+                 "tasks/videos/test_decode.py",
+                 "test_both_splits_are_normalised_by_the_centre_clips_of_the_training_split"),
+             "_statistics(work, blocks, len(kept))",
+             "_statistics(work, blocks, len(wanted))"),
     Mutation("tasks/videos/decode.py", "statistics are those of the last view", DECODED,
              "centre = clips_VTHWC[0]",
              "centre = clips_VTHWC[-1]"),
@@ -1646,6 +1655,10 @@ MUTATIONS = [
     Mutation("storage/planes.py", "BT.709 instead of BT.601", STREAMS,
              "(19595, 38470, 7471)",
              "(13933, 46871, 4732)"),
+    Mutation("storage/planes.py", "colour is that of every other pixel", of(
+                 "storage/test_streams.py", "test_colour_is_the_mean_of_two_by_two_pixels"),
+             "clip_THWC.reshape(t, h // 2, 2, w // 2, 2, 3).sum(axis=(2, 4), dtype=np.int32)",
+             "4 * clip_THWC[:, ::2, ::2].astype(np.int32)"),
     Mutation("storage/planes.py", "a wrong weight of red", STREAMS,
              "RED, GREEN_U, GREEN_V, BLUE = 91881,",
              "RED, GREEN_U, GREEN_V, BLUE = 103206,"),

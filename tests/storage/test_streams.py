@@ -213,6 +213,15 @@ def test_planes_are_those_of_the_standard():
     assert np.abs(v[:, 0, 0] - np.clip(128 + (r - luma) / 1.402, 0, 255)).max() <= 0.51
 
 
+def test_colour_is_the_mean_of_two_by_two_pixels():
+    clip = np.random.default_rng(2).integers(0, 256, (50, 2, 2, 3), dtype=np.uint8)
+    r, g, b = clip.mean(axis=(1, 2)).T
+    luma = 0.299 * r + 0.587 * g + 0.114 * b
+    _, u, v = to_planes(clip)
+    assert np.abs(u[:, 0, 0] - np.clip(128 + (b - luma) / 1.772, 0, 255)).max() <= 0.51
+    assert np.abs(v[:, 0, 0] - np.clip(128 + (r - luma) / 1.402, 0, 255)).max() <= 0.51
+
+
 def test_colour_between_samples_is_linear():
     y, u = np.full((1, 4, 4), 128, np.uint8), np.array([[[128, 128], [228, 228]]], np.uint8)
     blue = to_rgb(y, u, np.full((1, 2, 2), 128, np.uint8))[0, :, :, 2].astype(int)

@@ -17,7 +17,7 @@ from vidistill.storage.errors import ArtifactDamaged, RunError
 from vidistill.tasks.stage import run_job
 from vidistill.tasks.videos import decode as module
 from vidistill.tasks.videos.decode import ClipsParameters, DecodeParameters, block_jobs, clips_job
-from vidistill.tasks.videos.decoder import Decoder, PassingError, Sampling
+from vidistill.tasks.videos.decoder import Decoder, PassingError, Sampling, VideoError
 from vidistill.tasks.videos.files import Rejected
 
 DECODE = DecodeParameters(frames=4, interval=1, size=48, views=2, max_lost_share=0.5)
@@ -28,16 +28,32 @@ def pixels(clips: Clips) -> np.ndarray:
     return clips.read(range(len(clips))).reshape(-1, 3) / 255
 
 
-def test_both_splits_are_normalised_by_the_centre_clips_of_the_training_split(bench: Bench) -> None:
-    table, made = bench.given.table, {}
+@pytest.fixture
+def lost(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A training video that cannot be decoded."""
+    clips, lost = Decoder.clips, bench.given.table.of_split("train")[0].path
+
+    def failing(decoder: Decoder, path: Path, sampling: Sampling) -> np.ndarray:
+        if path == Path(bench.runtime.data) / lost:
+            raise VideoError("no frames")
+        return clips(decoder, path, sampling)
+
+    monkeypatch.setattr(Decoder, "clips", failing)
+    return lost
+
+
+def test_both_splits_are_normalised_by_the_centre_clips_of_the_training_split(bench: Bench, lost: str) -> None:
+    """By those that there are: a lost video is no black one."""
+    table, decode, made = bench.given.table, DECODE.model_copy(update={"size": 38}), {}
     for split in ("train", "test"):
-        blocks = block_jobs(table, DECODE, split)
-        job = clips_job(bench.given.index, DECODE, split, blocks, made["train"].ref if made else None)
+        blocks = block_jobs(table, decode, split)
+        job = clips_job(bench.given.index, decode, split, blocks, made["train"].ref if made else None)
         for one in (*blocks, job):
             run_job(one, bench.runtime)
         made[split] = job
     train, test = (Clips(bench.store, job.ref) for job in made.values())
     assert (train.table.views, test.table.views) == (2, 1)
+    assert [one.video for one in train.table.rejected] == [lost]
     np.testing.assert_allclose(train.table.mean, pixels(train).mean(0), rtol=1e-6)
     np.testing.assert_allclose(train.table.std, pixels(train).std(0), rtol=1e-6)
     assert (test.table.mean, test.table.std) == (train.table.mean, train.table.std)
@@ -46,22 +62,28 @@ def test_both_splits_are_normalised_by_the_centre_clips_of_the_training_split(be
         assert np.abs(other.mean(0) - train.table.mean).max() > 1e-4
 
 
-def test_a_split_of_many_clips_has_a_file_a_block(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_split_of_many_clips_has_a_file_a_block(bench: Bench, lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its clips and outcomes are those of a block with a file a clip, a failed video among them."""
-    table = bench.given.table
-    plain = block_jobs(table, DECODE, "train")
-    monkeypatch.setattr(module, "SHARDED_FROM_CLIPS", len(table.of_split("train")) * DECODE.views - 1)
-    sharded = block_jobs(table, DECODE, "train")
+    table, decode, failed = bench.given.table, DECODE.model_copy(update={"size": 39}), []
+    plain = block_jobs(table, decode, "train")
+    monkeypatch.setattr(module, "SHARDED_FROM_CLIPS", len(table.of_split("train")) * decode.views - 1)
+    sharded = block_jobs(table, decode, "train")
     assert "sharded" not in plain[0].parameters
     assert not {job.ref for job in plain} & {job.ref for job in sharded}
     for one, other in zip(plain, sharded, strict=True):
         a, b = (bench.store.folder(run_job(job, bench.runtime)[0]) for job in (one, other))
         assert (a / OUTCOMES).read_text() == (b / OUTCOMES).read_text()
-        np.testing.assert_array_equal(open_clip_array(a)[...], open_clip_array(b)[...])
+        for outcome in json.loads((b / OUTCOMES).read_text())["outcomes"]:
+            if (row := outcome["row"]) is None:
+                failed.append(outcome["path"])
+            else:
+                views = slice(row, row + decode.views)
+                np.testing.assert_array_equal(open_clip_array(a)[views], open_clip_array(b)[views])
         assert open_clip_array(b).chunks[0] == 1
         assert len([path for path in (b / "clips" / "c").rglob("*") if path.is_file()]) == 1
-    monkeypatch.setattr(module, "SHARDED_FROM_CLIPS", len(table.of_split("train")) * DECODE.views)
-    assert [job.ref for job in block_jobs(table, DECODE, "train")] == [job.ref for job in plain]
+    assert failed == [lost]
+    monkeypatch.setattr(module, "SHARDED_FROM_CLIPS", len(table.of_split("train")) * decode.views)
+    assert [job.ref for job in block_jobs(table, decode, "train")] == [job.ref for job in plain]
 
 
 def test_lost_videos_are_a_share_of_all_there_are(bench: Bench) -> None:

@@ -447,8 +447,10 @@ def test_a_borrowed_decoder_serves_again_and_not_after_an_error(tmp_path: Path, 
     with borrowed(7.0) as third, borrowed(8.0) as fourth:
         assert third in {first, second}
         assert fourth not in {first, second}
-    with pytest.raises(ZeroDivisionError), borrowed(7.0):
+    with pytest.raises(ZeroDivisionError), borrowed(9.0) as failed:
         _ = 1 / 0
+    with borrowed(9.0) as other:
+        assert other is not failed
     deadline = time.monotonic() + 10
     while {first, second, fourth} & set(decoder_module._idle):
         assert time.monotonic() < deadline, "decoders that nobody needs do not end"
