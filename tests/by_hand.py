@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -230,11 +230,15 @@ def chained_rates(p: Any) -> list[float]:
 
 @dataclass
 class FRePo:
-    """Regression of real clips on the set's features and its own labels, over a pool of networks that learn the set."""
+    """Regression of real clips on the set's features and its own labels, over a pool of networks that learn the set.
+
+    Real clips are drawn for some classes at a time.
+    """
 
     hand: Hand
     clips_of: ClipsOf
     p: Any
+    drawn: Sequence[list[int]] = ([0, 1],)
 
     def __post_init__(self) -> None:
         self.ages = [number * self.p.age // self.p.pool for number in range(self.p.pool)]
@@ -273,7 +277,9 @@ class FRePo:
         if iteration:
             self.learn(self.pick(iteration - 1), iteration, learnt)
         network, classes = self.networks[self.pick(iteration)], 2
-        real, owners = self.hand.real(iteration, [0, 1], max(1, self.p.batch_real // classes))
+        count = max(1, self.p.batch_real // classes)
+        parts = [self.hand.real(iteration, labels, count) for labels in self.drawn]
+        real, owners = torch.cat([part for part, _ in parts]), [own for _, labels in parts for own in labels]
         x = self.clips_of(learnt, np.arange(len(self.hand.labels)), self.hand.variants(iteration))
         psi_b, psi_s = network.embed(real).detach(), network.embed(x)
         kernel = psi_s @ psi_s.T

@@ -573,6 +573,9 @@ MUTATIONS = [
     Mutation("tasks/match/frepo.py", "real labels are zeros", FREPO,
              ".to(predicted_BK) - 1 / classes",
              ".to(predicted_BK) * 0"),
+    Mutation("tasks/match/frepo.py", "all chunks of real clips are of the first classes", FREPO,
+             "own = material.labels[first : first + at_once]",
+             "own = material.labels[:at_once]"),
     Mutation("tasks/match/frepo.py", "the set's own labels are zeros", FREPO,
              "kernel_SS + penalty_SS, y_SK.double())",
              "kernel_SS + penalty_SS, 0 * y_SK.double())"),
@@ -626,6 +629,10 @@ MUTATIONS = [
     Mutation("tasks/match/frepo.py", "a network learns the set in one graph", MEMORY,
              "for own_B in core.passes(material, slots_B):",
              "for own_B in [slots_B]:"),
+    Mutation("tasks/match/frepo.py", "a network climbs", of(
+                 "tasks/match/test_frepo.py", "test_a_networks_step_is_adams_on_squared_errors"),
+             "weight.grad /= clips",
+             "weight.grad /= -clips"),
     Mutation("tasks/match/frepo.py", "a network learns from the last part alone", NETWORK_PARTS,
              "(predicted_BK.float() - y_BK).square().mean(1).sum().backward()",
              "(adam.zero_grad(), (predicted_BK.float() - y_BK).square().mean(1).sum().backward())"),
@@ -635,6 +642,10 @@ MUTATIONS = [
     Mutation("tasks/match/frepo.py", "clips learn from their own pass alone", FREPO,
              "part.differentiate((emb_BD * by_emb_SD[first : first + size]).sum(), gradients)",
              "part.differentiate(emb_BD.sum(), gradients)"),
+    Mutation("tasks/match/dc.py", "thirty clips a class have the loops of twenty", of(
+                 "tasks/match/test_match.py", "test_dc_trains_its_network_between_the_steps_of_one"),
+             "30: (30, 20), ",
+             ""),
     Mutation("tasks/match/dc.py", "the network learns the set in one graph", MEMORY,
              "for own_B in core.passes(material, slots_B):",
              "for own_B in [slots_B]:"),
@@ -2296,6 +2307,10 @@ MUTATIONS = [
                  "tasks/match/test_frepo.py", "test_a_networks_rates_are_those_of_torchs_schedulers_chained"),
              "rate = lowest + (rate * warm[step] / warm[step - 1] - lowest) * fall[step] / fall[step - 1]",
              "rate = p.lr_network * warm[step] * (0.01 + 0.99 * fall[step] / 2)"),
+    Mutation("tasks/match/dsa.py", "crops move by half as much as published", of(
+                 "tasks/match/test_match_losses.py", "test_a_crop_moves_by_up_to_an_eighth_of_the_side"),
+             "CUTOUT_SHARE, SCALE_RATIO, ROTATE_DEGREES = 0.125,",
+             "CUTOUT_SHARE, SCALE_RATIO, ROTATE_DEGREES = 0.07,"),
     Mutation("tasks/match/dsa.py", "no cutout lies beyond the last row", of(
                  "tasks/match/test_match_losses.py", "test_a_cutout_lies_at_each_published_offset_alike"),
              "int(y * (height + 1 - box_y % 2))",

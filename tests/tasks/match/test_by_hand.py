@@ -17,6 +17,7 @@ from vidistill.models.convnet2d import ConvNet2D
 from vidistill.storage.distilled import DistilledSet
 from vidistill.tasks.learning import streams
 from vidistill.tasks.learning.training import generator
+from vidistill.tasks.match import frepo
 from vidistill.tasks.match.static_dc import StaticDC
 from vidistill.tasks.match.vdsd import static_of
 from vidistill.tasks.methods import find_method
@@ -284,13 +285,17 @@ def same_labels(made: DistilledSet, y: torch.Tensor) -> None:
     assert (p_NK - torch.eye(2)[LABELS]).abs().max() > 0.02
 
 
-@pytest.mark.parametrize("batch_network", [500, 3])
-def test_frepo(given: tiny.Tiny, batch_network: int) -> None:
-    """Clips and labels; networks of two ages that learn the set between the steps and are born anew."""
+@pytest.mark.parametrize(("batch_network", "chunk"), [(500, 64), (3, 64), (500, 2)])
+def test_frepo(given: tiny.Tiny, batch_network: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clips and labels; networks of two ages that learn the set between the steps and are born anew.
+
+    Two real clips are those of one class: classes are drawn one after another.
+    """
+    monkeypatch.setattr(frepo, "CHUNK", chunk)
     made, p = distilled(given, "frepo", **REGRESSED, lr=0.1, lr_labels=0.05, batch_network=batch_network)
     hand = Hand(given, SEED, LABELS)
     learnt = {"clips": hand.start(), "labels": first_labels()}
-    loss = by_hand.FRePo(hand, the_clips, p)
+    loss = by_hand.FRePo(hand, the_clips, p, [[0], [1]] if chunk == 2 else [[0, 1]])
     values = by_hand.minimised(learnt, loss, {"clips": p.lr, "labels": p.lr_labels}, 7, momentum=None,
                                schedule=to_a_tenth(7), eps=1e-8)  # fmt: skip
     assert max(loss.births) > 0

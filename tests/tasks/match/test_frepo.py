@@ -13,8 +13,12 @@ import pytest
 import torch
 from method_contract import Bench, MethodContract
 from resuming import killed_and_whole
+from tiny import double
 
+from vidistill.models.dropout import seed_dropout
 from vidistill.storage.distilled import DistilledSet
+from vidistill.tasks.learning import streams
+from vidistill.tasks.learning.training import generator
 from vidistill.tasks.match import core, frepo, sets
 from vidistill.tasks.methods import find_method
 
@@ -32,10 +36,6 @@ class TestFRePo(MethodContract):
         made.save(tmp_path)
         np.testing.assert_array_equal(DistilledSet.load(tmp_path).logits_NK, made.logits_NK)
         assert method.recipes == ("learned",)
-
-
-def double(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).normal(size=shape))
 
 
 # --- losses ------------------------------------------------------------------------------------------------------
@@ -157,13 +157,17 @@ def test_a_networks_rates_are_those_of_torchs_schedulers_chained(bench: Bench, w
 def test_a_networks_step_is_adams_on_squared_errors(bench: Bench) -> None:
     """Adam's first step moves each weight by the learning rate, against the sign of its gradient."""
     pool = pool_of(bench, pool=1, lr_network=0.1, warmup=1)
-    network = pool.networks[0]
+    network, twin = pool.networks[0], copy.deepcopy(pool.networks[0]).train()
     before = weights(network)
     x_BCTHW, y_BK = torch.randn(3, 3, 4, 48, 48), torch.randn(3, 3)
     pool.train(0, 0, [(x_BCTHW, y_BK)])
-    moved = (weights(network) - before).abs()
-    assert moved.max().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
-    assert ((moved < 1e-9) | (moved > 0.5e-3)).float().mean() > 0.9
+    moved = weights(network) - before
+    assert moved.abs().max().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
+    assert ((moved.abs() < 1e-9) | (moved.abs() > 0.5e-3)).float().mean() > 0.9
+    seed_dropout(twin, int(generator(5, 0, streams.FREPO_DROPOUT).integers(2**31)))
+    gradients = torch.autograd.grad((twin(x_BCTHW) - y_BK).square().mean(), list(twin.parameters()))
+    steep = torch.cat([gradient.flatten() for gradient in gradients])
+    assert (moved.sign() == -steep.sign())[steep.abs() > 1e-6].float().mean() > 0.999
     assert not network.training
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from held import held_by
+from tiny import double
 
 from vidistill.tasks.match import dsa, losses, sweep
 from vidistill.tasks.match.core import Part
@@ -23,10 +24,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def double(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).normal(size=shape))
 
 
 def test_mean_embedding_distance_is_equation_5_of_dm_with_its_gradient() -> None:
@@ -256,6 +253,13 @@ def test_augmentations_by_hand() -> None:
     torch.testing.assert_close(shifted[..., 1:, :-1], x[..., :-1, 1:])
     assert (shifted[..., 0, :] == 0).all()
     torch.testing.assert_close(dsa.Augmentation("rotate", (0.5, 0, 0))(x), x)
+
+
+def test_a_crop_moves_by_up_to_an_eighth_of_the_side() -> None:
+    x = double(1, 3, 2, 32, 32)
+    down, up = (dsa.Augmentation("crop", (u, u, 0))(x) for u in (0, 0.99))
+    torch.testing.assert_close(down[..., 4:, 4:], x[..., :-4, :-4])
+    torch.testing.assert_close(up[..., :-4, :-4], x[..., 4:, 4:])
 
 
 @pytest.mark.parametrize(("side", "box"), [(8, 4), (10, 5)])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from method_contract import Bench, MethodContract, fingerprint
 from resuming import killed_and_whole
+from tiny import double
 
 from vidistill.models import temporal
 from vidistill.storage.distilled import DistilledSet, materialised
@@ -52,10 +53,6 @@ def made_by(bench: Bench, name: str, ipc: int = 1, **changes: Any) -> DistilledS
     method = find_method(name).method
     distiller = method(method.Parameters(**(OPTIONS[name] | changes)))
     return distiller.distil(bench.material((0, 1, 2), ipc, 0, distiller))
-
-
-def double(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).normal(size=shape))
 
 
 # --- from images to clips ----------------------------------------------------------------------------------------
