@@ -229,6 +229,17 @@ REAL_VIEWS = of(
 TEACHERS = of(
     "tasks/learning/test_trial.py", "test_a_teacher_is_the_mean_of_its_weights_and_an_ensemble_of_networks_that_differ"
 )
+SEARCHED = of(
+    "tasks/coded/test_coded.py",
+    "test_a_student_s_score_is_the_share_of_views_of_held_out_clips_that_it_tells",
+)
+TRIED = of("tasks/learning/test_trial.py", "test_a_trial_learns_from_four_fifths_and_is_scored_on_the_rest")
+ENSEMBLE_STEP = of(
+    "tasks/learning/test_training.py", "test_each_member_of_an_ensemble_takes_the_step_that_it_would_take_alone"
+)
+SOUGHT = of("flows/test_tune.py", "test_what_is_sought_is_the_mean_top_1_of_the_rows_that_were_asked_for")
+CSTA_HEAD = of("tasks/select/test_select.py", "test_cstas_head_by_hand")
+SOFTENED = of("flows/test_train.py", "test_softened_labels_are_learnt_at_their_temperature")
 DSA = of("tasks/match/test_match_losses.py", "test_colours_by_hand", "test_scaling_and_turning_by_hand")
 DROPS_OUT = of("tasks/match/test_by_hand.py", "test_students_and_networks_of_the_pool_drop_out_as_they_learn")
 NOISE = of("tasks/match/test_match.py", "test_noise_is_the_seeds_own_and_names_no_clip")
@@ -377,6 +388,12 @@ MUTATIONS = [
     Mutation("tasks/learning/views.py", "clips are never mirrored", STUDENTS,
              "random.random(len(x_BCTHW)) < 0.5) if flips",
              "random.random(len(x_BCTHW)) < 0) if flips"),
+    Mutation("tasks/learning/training.py", "members of an ensemble learn each other's labels", ENSEMBLE_STEP,
+             "targets_BK.repeat(members, 1)",
+             "targets_BK.repeat_interleave(members, 0)"),
+    Mutation("tasks/learning/training.py", "members of an ensemble share one step", ENSEMBLE_STEP,
+             "targets_BK.repeat(members, 1)) * members",
+             "targets_BK.repeat(members, 1))"),
     Mutation("tasks/learning/training.py", "SGD has no momentum", STUDENTS,
              "momentum=optimiser.momentum",
              "momentum=0"),
@@ -1234,6 +1251,12 @@ MUTATIONS = [
              of("flows/test_own_method.py", "test_what_a_class_may_not_be"),
              "found.setdefault(source.name, source.spec) != source.spec",
              "found.setdefault(source.name, source.spec) != found[source.name]"),
+    Mutation("flows/train.py", "outputs are not softened where labels are", SOFTENED,
+             'temperature=recipe.temperature if recipe.labels == "soft" else 1.0',
+             "temperature=1.0"),
+    Mutation("flows/train.py", "the temperature of a set's labels is forgotten", SOFTENED,
+             'Recipe(labels="soft", temperature=source.facts["temperature"])',
+             'Recipe(labels="soft")'),
     Mutation("flows/train.py", "what was said of other weights stays beside new ones", TRAINED,
              "(out / FACTS).unlink(missing_ok=True)",
              "pass"),
@@ -1316,6 +1339,10 @@ MUTATIONS = [
     Mutation("tasks/learning/experts.py", "every epoch draws the first one's batches", TRAJECTORY,
              "step = epoch * draw.order.steps_an_epoch + place",
              "step = place"),
+    Mutation("tasks/learning/experts.py", "dropout goes on where the last process left it", of(
+                 "tasks/learning/test_experts.py", "test_a_killed_expert_goes_on_to_the_same_trajectory"),
+             "seed_dropout(network, int(generator(draw.order.seed, step, streams.DROPOUT).integers(2**31)))",
+             "pass"),
     Mutation("tasks/learning/experts.py", "an expert steps at half its rate", TRAJECTORY,
              "weight.sub_(gradient, alpha=lr)",
              "weight.sub_(gradient, alpha=lr / 2)"),
@@ -1580,6 +1607,9 @@ MUTATIONS = [
     Mutation("models/r2plus1d.py", "frames are mixed up with pixels", R2PLUS1D,
              "y_BTXC.reshape(*y_BTXC.shape[:2], height, width, -1)",
              "y_BTXC.reshape(*y_BTXC.shape[:2], width, height, -1).transpose(2, 3)"),
+    Mutation("models/ensemble.py", "the first member learns for all", ENSEMBLE_STEP,
+             "return torch.cat(logits)",
+             "return torch.cat([logits[0]] * len(logits))"),
     Mutation("models/ensemble.py", "an ensemble is its first member", ENSEMBLE,
              "return each_MBK.logsumexp(0) - math.log(len(logits))",
              "return each_MBK[0]"),
@@ -1610,6 +1640,12 @@ MUTATIONS = [
     Mutation("tasks/learning/training.py", "the student's outputs are not softened", STUDENTS,
              "logits_BK.float() / temperature",
              "logits_BK.float()"),
+    Mutation("tasks/learning/trial.py", "what is held out is scored by the labels of the rest", TRIED,
+             "score(logits_NK, clips.labels_N[held_N])",
+             "score(logits_NK, clips.labels_N[train_N[: len(held_N)]])"),
+    Mutation("tasks/learning/trial.py", "top-5 decides a trial", TRIED,
+             'Tried(found["top1"],',
+             'Tried(found["top5"],'),
     Mutation("tasks/learning/trial.py", "the worst front is chosen", TRIALS,
              '{"front": max(top1',
              '{"front": min(top1'),
@@ -1734,6 +1770,15 @@ MUTATIONS = [
     Mutation("tasks/coded/search.py", "students of the search have hard labels", CODED,
              "        if not self.soft:\n            return made",
              "        if True:\n            return made"),
+    Mutation("tasks/coded/search.py", "a point's score is what its students tell wrongly", SEARCHED,
+             "(logits_NK.argmax(1).numpy() == labels_N)",
+             "(logits_NK.argmax(1).numpy() != labels_N)"),
+    Mutation("tasks/coded/search.py", "labels of views are in another order than the views", SEARCHED,
+             "np.tile(self.clips.labels_N[self.held_N], self.clips.table.views)",
+             "np.repeat(self.clips.labels_N[self.held_N], self.clips.table.views)"),
+    Mutation("tasks/coded/search.py", "a point is scored on clips that its students learnt", SEARCHED,
+             "every_view(self.clips, self.held_N, self.device)",
+             "every_view(self.clips, np.arange(len(self.held_N)), self.device)"),
     Mutation("tasks/coded/search.py", "students of the search have another temperature than the set's", CODED,
              "temperature=recipe.temperature if self.soft else 1.0",
              "temperature=1.0"),
@@ -2017,6 +2062,12 @@ MUTATIONS = [
                  "flows/test_fronts.py", "test_of_clips_of_one_frame_there_is_nothing_to_choose"),
              "if request.decode.frames == 1:",
              "if False:"),
+    Mutation("flows/tune.py", "top-5 is sought", SOUGHT,
+             'fmean(row["top1_mean"]',
+             'fmean(row["top5_mean"]'),
+    Mutation("flows/tune.py", "Random counts as the method that is tuned", SOUGHT,
+             ' if (row["method"], row["variant"]) in asked)',
+             ")"),
     Mutation("flows/tune.py", "a scheduler that is down is a finding", of(
                  "flows/test_tune.py", "test_what_may_pass_is_no_finding"),
              "for cause in (error, *getattr(error, \"causes\", ())):",

@@ -25,7 +25,8 @@ from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.learning.evaluate import StudentParameters, evaluate_job, load_score
 from vidistill.tasks.learning.optimisers import NETWORK_OPTIMISERS, OptimiserParameters
-from vidistill.tasks.methods import HARD, find_method
+from vidistill.tasks.learning.relabel import relabel_job
+from vidistill.tasks.methods import HARD, Recipe, find_method
 from vidistill.tasks.report.export import export_set
 from vidistill.tasks.stage import run_job
 from vidistill.tasks.videos.layouts import IndexParameters
@@ -44,9 +45,11 @@ def made(bench: Bench, request: pytest.FixtureRequest) -> ArtifactRef:
     return ref
 
 
-def scored(bench: Bench, made: ArtifactRef, network: str, student: StudentParameters) -> float:
+def scored(
+    bench: Bench, made: ArtifactRef, network: str, student: StudentParameters, recipe: Recipe = HARD
+) -> float:  # fmt: skip
     inputs = {"train": bench.given.train, "test": bench.given.train, "distilled": made}
-    ref, _ = run_job(evaluate_job(network, student, HARD, 0, inputs, "score"), bench.runtime)
+    ref, _ = run_job(evaluate_job(network, student, recipe, 0, inputs, "score"), bench.runtime)
     return load_score(bench.store.folder(ref)).loss[-1]
 
 
@@ -65,6 +68,15 @@ def test_it_is_the_student_of_its_own_network_s_score(bench: Bench, made: Artifa
         facts = train.train(request, runtime, tmp_path / name)
         assert facts["student"] == way.model_dump(mode="json")
         assert facts["loss"][-1] == pytest.approx(losses[name])
+
+
+def test_softened_labels_are_learnt_at_their_temperature(bench: Bench, made: ArtifactRef, tmp_path: Path) -> None:
+    soft, way = Recipe(labels="soft", temperature=4.0), StudentParameters(optimiser=OWN, networks={}, **SHORT)
+    labelled, _ = run_job(relabel_job(made, bench.given.train, bench.teacher, soft, 0, "label"), bench.runtime)
+    loss = scored(bench, labelled, "minic3d", way, soft)
+    runtime = bench.runtime.model_copy(update={"threads": 1})
+    facts = train.train(TrainRequest(source=labelled.key, network="minic3d"), runtime, tmp_path)
+    assert (facts["labels"], facts["loss"][-1]) == ("soft", pytest.approx(loss))
 
 
 def test_of_several_ways_to_train_it_the_first_is_taken(bench: Bench, made: ArtifactRef) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from flow_running import TINY, WRONG, CommandLine, check_refusal
 
 from vidistill.flows import cli, use
@@ -14,11 +15,13 @@ from vidistill.flows.parameters import Experiment
 from vidistill.flows.ranges import checked_request, is_range, trial_of, within
 from vidistill.storage.errors import DivergedError, RequestError, RowsFailed, RunError, TransientError
 from vidistill.storage.opening import open_store
+from vidistill.storage.store import Store
+from vidistill.tasks.report.gather import JSON
 from vidistill.tasks.stage import Runtime
 
 pytest.importorskip("optuna", reason="pip install -e '.[tune]' -c constraints.txt")
 
-from vidistill.flows.tune import Trial, page_of, proposed, tried
+from vidistill.flows.tune import Trial, page_of, proposed, top1_of, tried
 
 ASKED = Experiment.model_validate({"data": "sprites", "cells": [{"method": "mtt"}], "index": {"holdout": True}})
 RATES = {"mtt.lr": within("mtt.lr", "0.001..1:log")}
@@ -106,6 +109,16 @@ def test_what_was_better_is_tried_again_nearby() -> None:
     ]
     asked = [proposed(RATES, done, seed)["mtt.lr"] for seed in range(20)]
     assert sum(rate > 0.1 for rate in asked) >= 15
+
+
+def test_what_is_sought_is_the_mean_top_1_of_the_rows_that_were_asked_for(tmp_path: Path) -> None:
+    """Random beside them is not one."""
+    tops = (("dm", 0.3), ("dm", 0.5), ("random", 0.9))
+    rows = [{"method": method, "variant": "", "top1_mean": top1, "top5_mean": 1.0} for method, top1 in tops]
+    store, said = Store(tmp_path), json.dumps({"rows": rows})
+    report = tiny.put(store, "report", "r", lambda folder: (folder / JSON).write_text(said), {})
+    asked = Experiment.model_validate({"data": "sprites", "cells": [{"method": "dm"}], "ipc": [1, 5]})
+    assert top1_of(asked, store, report) == pytest.approx(0.4)
 
 
 def test_the_page_orders_trials_and_names_the_one_that_failed() -> None:

@@ -576,12 +576,40 @@ def test_students_go_to_the_points_that_score_best(bench, monkeypatch):
     assert [seed for crf, scale, seed in seeds if (crf, scale) == (20, 0.5)] == list(range(6))
 
 
-def test_every_stored_view_of_a_clip_is_looked_at(bench):
+@pytest.fixture
+def twice(bench) -> ArtifactRef:
+    """The training clips with two stored views each."""
     decode_twice = bench.given.decode.model_copy(update={"views": 2, "interval": 1})
     blocks = block_jobs(bench.given.table, decode_twice, "train")
     for job in (*blocks, last := clips_job(bench.given.index, decode_twice, "train", blocks)):
         run_job(job, bench.runtime)
-    clips, rows = Clips(bench.store, last.ref), np.array([1, 4])
+    return last.ref
+
+
+def test_a_student_s_score_is_the_share_of_views_of_held_out_clips_that_it_tells(bench, twice, monkeypatch):
+    """Of three clips with two views each it takes one view for another class."""
+    clips, shown = Clips(bench.store, twice), []
+    _, held_N = fifths(clips.table.videos, clips.classes)
+    told_N = [*clips.labels_N[held_N], *clips.labels_N[held_N]]
+    told_N[-1] = told_N[-2]
+
+    def predict(_network: Any, batches: Any, _device: Any) -> torch.Tensor:
+        shown.append(torch.cat(list(batches)))
+        return torch.eye(len(clips.classes))[told_N]
+
+    monkeypatch.setattr(search_module.training, "train", lambda *_, **__: None)
+    monkeypatch.setattr(search_module.training, "predict", predict)
+    made_of(replace(bench, given=replace(bench.given, train=twice)), 502.0, search=SEARCH | {"crfs": [63]})
+    points = searched(bench, 502.0, "hard").points
+    assert [point.top1 for point in points] == pytest.approx([5 / 6] * 2)
+    raw = np.concatenate([clips.read(held_N, 0), clips.read(held_N, 1)])
+    assert len(shown) == sum(point.students for point in points) > 0
+    for x_BCTHW in shown:
+        torch.testing.assert_close(x_BCTHW, to_input(raw, clips.table.mean, clips.table.std, bench.device))
+
+
+def test_every_stored_view_of_a_clip_is_looked_at(bench, twice):
+    clips, rows = Clips(bench.store, twice), np.array([1, 4])
     found = torch.cat(list(search_module.every_view(clips, rows, bench.device)))
     raw = np.concatenate([clips.read(rows, 0), clips.read(rows, 1)])
     torch.testing.assert_close(found, to_input(raw, clips.table.mean, clips.table.std, bench.device))

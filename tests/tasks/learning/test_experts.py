@@ -62,8 +62,10 @@ def test_a_vector_is_its_weights(bench: Bench) -> None:
         assert weights[name].stride() == weight.stride()
 
 
-def test_a_killed_expert_goes_on_to_the_same_trajectory(bench: Bench, made: list[ArtifactRef]) -> None:
-    job = expert_jobs(bench.given.train, TINY, 1)[0]
+@pytest.mark.parametrize("network", ["cnn_gru", "minic3d"])  # the second has dropout
+def test_a_killed_expert_goes_on_to_the_same_trajectory(bench: Bench, network: str) -> None:
+    job = expert_jobs(bench.given.train, TINY.model_copy(update={"network": network}), 1)[0]
+    run_job(job, bench.runtime)
 
     def snapshots() -> list[np.ndarray]:
         experts = Experts([bench.store.folder(job.ref)])

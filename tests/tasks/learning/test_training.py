@@ -16,9 +16,11 @@ from torch import nn
 
 from vidistill import models
 from vidistill.models.dropout import SeededDropout, seed_dropout
+from vidistill.models.ensemble import Ensemble
 from vidistill.storage.errors import RequestError, RunError
 from vidistill.storage.opening import open_store
 from vidistill.tasks.learning import training
+from vidistill.tasks.learning.experts import flat
 from vidistill.tasks.learning.loop import Curve
 from vidistill.tasks.learning.optimisers import OptimiserParameters
 from vidistill.tasks.learning.training import Device, Order, TrainingParameters
@@ -187,6 +189,23 @@ def test_a_step_is_sgd_with_momentum_and_decay_on_soft_cross_entropy():
     assert curve.loss == pytest.approx(losses, abs=2e-5)
     for ours, reference in zip(network.parameters(), exact.parameters(), strict=True):
         torch.testing.assert_close(ours.double(), reference, rtol=1e-3, atol=2e-6)
+
+
+def test_each_member_of_an_ensemble_takes_the_step_that_it_would_take_alone():
+    """A CNN+RNN has no dropout to tell them apart."""
+    members = [training.build_network("cnn_gru", 3, SHAPE_THWC, seed) for seed in (0, 1)]
+    before = [copy.deepcopy(member) for member in members]
+    batch = torch.randn(2, 3, 4, 48, 48, generator=torch.Generator().manual_seed(0)), torch.eye(3)[[0, 2]]
+
+    def step(network):
+        plain = OptimiserParameters(lr=0.1, momentum=0, weight_decay=0)
+        training.train(network, lambda _: batch, 1, plain, CPU, seed=0)
+        return network
+
+    for member, start in zip(step(Ensemble(members)).members, before, strict=True):
+        alone = flat(step(copy.deepcopy(start))) - flat(start)
+        assert np.abs(alone).max() > 1e-3
+        np.testing.assert_allclose(flat(member) - flat(start), alone, rtol=1e-3, atol=1e-6)
 
 
 def test_adamw_is_torchs_with_decay_and_no_momentum_of_ours():

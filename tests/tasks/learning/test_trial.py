@@ -74,11 +74,11 @@ def test_a_trial_scores_a_network_on_the_clips_that_are_held_out(bench: Bench) -
 
 
 def test_a_trial_learns_from_four_fifths_and_is_scored_on_the_rest(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clips = Clips(bench.store, bench.given.train).preload()  # nothing is read ahead
+    clips = tiny.tiny_clips(tmp_path, labels=(1, 1, 1, 0, 0, 0)).preload()  # nothing is read ahead
     reads: dict[str, set[int]] = {"learnt": set(), "scored": set()}
-    phase, read, predict = "learnt", Clips.read, training.predict
+    phase, read, predict, logits = "learnt", Clips.read, training.predict, []
 
     def noted(clips: Clips, rows: Any, *more: Any) -> Any:
         reads[phase] |= set(np.asarray(rows).tolist())
@@ -87,15 +87,19 @@ def test_a_trial_learns_from_four_fifths_and_is_scored_on_the_rest(
     def scored(*given: Any) -> Any:
         nonlocal phase
         phase = "scored"
-        return predict(*given)
+        logits.append(predict(*given))
+        return logits[-1]
 
     monkeypatch.setattr(Clips, "read", noted)
     monkeypatch.setattr(training, "predict", scored)
-    student, device = StudentParameters(epochs=2, least_steps=2, precision="fp32"), bench.device
-    network = training.build_network("r2plus1d_small", len(bench.clips.classes), bench.clips.shape_THWC, 0)
-    trained_on_four_fifths(network, clips, student.of("r2plus1d_small"), 0, device)
-    train_N, held_N = fifths(bench.clips.table.videos, bench.clips.classes)
+    student = StudentParameters(epochs=2, least_steps=2, precision="fp32")
+    torch.manual_seed(0)
+    tried = trained_on_four_fifths(tiny.TinyNet(), clips, student.of("r2plus1d_small"), 0, tiny.CPU)
+    train_N, held_N = fifths(clips.table.videos, clips.classes)
     assert reads == {"learnt": set(train_N.tolist()), "scored": set(held_N.tolist())}
+    told_N, own_N = logits[0].argmax(1).numpy(), clips.labels_N[held_N]
+    assert tried.top1 == np.mean(told_N == own_N) < 1
+    assert tried.top1 != np.mean(told_N == clips.labels_N[train_N[: len(held_N)]])
 
 
 def test_the_front_with_the_best_trials_is_chosen(tmp_path: Path) -> None:
