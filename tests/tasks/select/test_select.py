@@ -47,7 +47,7 @@ from vidistill.tasks.methods import find_method, unnamed
 from vidistill.tasks.select import csta
 from vidistill.tasks.select.csta import CSTA, CSTAParameters, wanted
 from vidistill.tasks.select.dm_mmd import clusters, gaussian_kernel, matching, mmd
-from vidistill.tasks.select.tac_dt import birch_clusters, nearest_to_centroids, reduced
+from vidistill.tasks.select.tac_dt import TACDT, TACDTParameters, birch_clusters, nearest_to_centroids, reduced
 from vidistill.tasks.select.vst_unet import VSTUNetParameters, label_of
 from vidistill.tasks.stage import run_job
 from vidistill.tasks.videos.index import IndexTable
@@ -91,6 +91,19 @@ class TestTACDT(MethodContract):
     spec = "tac_dt"
     options: ClassVar = SELECTORS["tac_dt"]
     seeded = False  # four clips are far from any order that would change BIRCH's tree
+
+
+def test_tac_dts_seed_draws_the_order_in_which_birch_meets_the_clips(bench: Bench) -> None:
+    """Of two hundred there are orders enough that change its tree."""
+    emb_ND = np.random.default_rng(0).normal(size=(200, 4))
+
+    def chosen(seed: int) -> list[int]:
+        pick = TACDT(TACDTParameters()).picker(bench.material((0,), 10, seed))
+        return sorted(pick(emb_ND, 0).tolist())
+
+    found = [chosen(seed) for seed in range(10)]
+    assert len({*map(tuple, found)}) > 1
+    assert chosen(3) == found[3]
 
 
 def select(bench: Bench, name: str, ipc: int = 2, **options: Any) -> DistilledSet:
@@ -280,9 +293,8 @@ def test_a_video_is_seen_among_the_others() -> None:
     torch.manual_seed(0)
     network = VSTUNet(4, 3, widths=(4, 8), features=8)
     z_NCTHW = torch.randn(5, 4, 4, 6, 6)
-    score_N, _ = network(z_NCTHW)
-    without_N, _ = network(z_NCTHW[:4])
-    assert float((score_N[:4] - without_N).detach().abs().max()) > 1e-5
+    for among, without in zip(network(z_NCTHW), network(z_NCTHW[:4]), strict=True):  # scores, and logits
+        assert float((among[:4] - without).detach().abs().max()) > 1e-5
 
 
 def test_maps_that_are_made_again_leave_torch_s_generator_to_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,6 +442,44 @@ def test_a_summary_is_the_greedy_one() -> None:
         chosen.append(left[int(np.argmin(costs))])
     assert np.argsort(-wanted(emb_ND)).tolist() == chosen
     assert wanted(emb_ND[:1]).tolist() == [1]
+
+
+def csta_by_loops(head: SetScorer, x_ND: np.ndarray) -> np.ndarray:
+    """Keys of the class row and the members, a map of them and of what a CNN sees in them, and weighed values."""
+    own = {name: weight.numpy() for name, weight in head.state_dict().items()}
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        return x @ own[f"{name}.weight"].T + own[f"{name}.bias"]
+
+    def normed(x: np.ndarray) -> np.ndarray:
+        return (x - x.mean()) / np.sqrt(x.var() + 1e-5)
+
+    key = linear("key", np.concatenate([own["class_row"], x_ND]))
+    (n, d), rows, maps = x_ND.shape, len(key), key[None]
+    for number, apart in enumerate((1, 2, 4, 8)):
+        weight, made = own[f"cnn.{2 * number}.weight"], np.zeros((4, rows, d))
+        for o, i, j in np.ndindex(made.shape):
+            made[o, i, j] = own[f"cnn.{2 * number}.bias"][o]
+            for a, b in itertools.product(range(3), repeat=2):
+                y, x = i + (a - 1) * apart, j + (b - 1) * apart
+                if 0 <= y < rows and 0 <= x < d:
+                    made[o, i, j] += weight[o, :, a, b] @ maps[:, y, x]
+        maps = np.maximum(made, 0)
+    seen = np.tensordot(own["cnn.8.weight"][0, :, 0, 0], maps, 1) + own["cnn.8.bias"]
+    e, value = np.exp(normed(seen + key) / np.sqrt(d))[1:], linear("value", x_ND)
+    mixed = np.array([
+        [value[i, j] * (n * e[i, j] / e[:, j].sum() + d * e[i, j] / e[i].sum()) for j in range(d)] for i in range(n)
+    ])  # fmt: skip
+    hidden = np.stack([normed(row) for row in np.maximum(linear("hidden.0", mixed), 0)])
+    return 1 / (1 + np.exp(-linear("out", hidden * own["hidden.3.weight"] + own["hidden.3.bias"])[:, 0]))
+
+
+def test_cstas_head_by_hand() -> None:
+    torch.manual_seed(0)
+    head, x_ND = SetScorer(5, 4).double().eval().requires_grad_(False), np.random.default_rng(0).normal(size=(6, 5))
+    for weight in head.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    np.testing.assert_allclose(head(torch.from_numpy(x_ND)), csta_by_loops(head, x_ND), rtol=1e-9)
 
 
 def test_cstas_head_learns_what_a_summary_wants(bench: Bench) -> None:
