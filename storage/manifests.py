@@ -125,6 +125,34 @@ def parsed(content: bytes) -> Manifest:
     return manifest.model_copy(update={"checksum": ""})
 
 
+def told(content: bytes) -> Manifest | str:
+    """A manifest by what its file holds, or what is wrong with it."""
+    try:
+        return parsed(content)
+    except AlteredError:
+        return f"{MANIFEST} does not have its checksum"
+    except ValueError:
+        return f"{MANIFEST} cannot be read"
+
+
+def found_by_size(ref: ArtifactRef, content: bytes | None, sizes: dict[str, int]) -> Found:
+    """What the manifest of an artifact, and the sizes of its files by name, show."""
+    size = sum(sizes.values())
+    if content is None:
+        return Found(None, NOT_ENDED, size)
+    manifest = told(content)
+    if isinstance(manifest, str):
+        return Found(None, manifest, size)
+    if manifest.ref != ref:
+        return Found(None, f"{MANIFEST} is that of {manifest.ref}", size)
+    for name, expected in manifest.files.items():
+        if name not in sizes:
+            return Found(manifest, f"{name} is missing", size)
+        if sizes[name] != expected.bytes:
+            return Found(manifest, f"{name} has {sizes[name]} bytes instead of {expected.bytes}", size)
+    return Found(manifest, None, manifest.bytes)
+
+
 def damage(place: Path, manifest: Manifest, content: Literal["unread", "once", "read"]) -> str | None:
     """What is wrong with the files of an artifact: none missing, each as long as it was.
 

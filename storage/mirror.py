@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from logging import getLogger
 from pathlib import Path
 
+from vidistill.storage.causes import clear_errors
 from vidistill.storage.errors import RequestError
 from vidistill.storage.files import listed, remove_folder, size_of
 from vidistill.storage.locks import gone, locked, this_process
@@ -90,16 +91,21 @@ class Mirror:
             mark.unlink(missing_ok=True)
 
     def _write(self, place: Path, mark: Path) -> None:
-        with locked(self._root / ".locks" / "mirror"):  # without a limit of its own, too: another process may have one
+        with self._locked():  # without a limit of its own, too: another process may have one
             self._users(place)
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.write_text(json.dumps(this_process()))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with clear_errors(self._root), locked(self._root / ".locks" / "mirror"):
+            yield
 
     def trim(self) -> None:
         """Remove what was used longest ago, and nobody uses now, until the rest is within the limit."""
         if self._limit == float("inf"):
             return
-        with locked(self._root / ".locks" / "mirror"):
+        with self._locked():
             used = {place: _time_of(place) for place in self._root.glob("[!.]*/*/")}
             places = sorted(used, key=lambda place: used[place])
             sizes = {place: self._size(place) for place in places}
@@ -146,8 +152,12 @@ class Mirror:
         living = []
         for mark in listed(self._marks(place)):
             with suppress(FileNotFoundError):  # whoever used it has ended meanwhile
-                owner, age_seconds = json.loads(mark.read_text()), time.time() - mark.stat().st_mtime
-                if gone(owner, age_seconds, ELSEWHERE_SECONDS):
+                content, age_seconds = mark.read_bytes(), time.time() - mark.stat().st_mtime
+                try:
+                    dead = gone(json.loads(content), age_seconds, ELSEWHERE_SECONDS)
+                except ValueError:  # cut short: whoever writes holds the lock, as this one does
+                    dead = True
+                if dead:
                     mark.unlink(missing_ok=True)
                 else:
                     living.append(mark)

@@ -5,6 +5,7 @@ nothing helps.
 from __future__ import annotations
 
 import errno
+import hashlib
 import random
 import time
 from collections.abc import Callable, Iterable
@@ -19,6 +20,8 @@ WAITS_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 UNKNOWN_TRIES = 2
 SIDE_BY_SIDE = 16
 """Requests at a time."""
+PART_BYTES = 8 << 20
+"""Of an object that is read part by part."""
 PATIENCE = {"connect_timeout": 10, "read_timeout": 30, "retries": {"total_max_attempts": 3}}
 """With one request, in botocore: what takes several of them, such as a long listing, begins afresh where this ends."""
 LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -75,6 +78,17 @@ class Objects:
             FileNotFoundError: it is not there.
         """
         return bytes(self.cat_file(path, **self._single))
+
+    def digest(self, path: str, size: int) -> str:
+        """The SHA-256 of an object of so many bytes, in hexadecimal; no more than a part of it is in memory.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        found = hashlib.sha256()
+        for start in range(0, size, PART_BYTES):
+            found.update(self.cat_file(path, start=start, end=min(start + PART_BYTES, size)))
+        return found.hexdigest()
 
     def read(self, paths: list[str]) -> dict[str, bytes]:
         """The content of those objects that are there, read side by side."""

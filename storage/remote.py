@@ -21,7 +21,7 @@ from vidistill.storage.errors import StoreError
 from vidistill.storage.files import files_of
 from vidistill.storage.keys import file_digest, is_key
 from vidistill.storage.locks import locked
-from vidistill.storage.manifests import NOT_ENDED, parsed
+from vidistill.storage.manifests import found_by_size, parsed
 from vidistill.storage.mirror import Mirror
 from vidistill.storage.object_locks import locked_for_all
 from vidistill.storage.objects import Objects
@@ -76,7 +76,7 @@ class RemoteStore(Store):
         if published is None:
             return "no artifact"
         if not thorough and not self._current(ref, published, thorough=False):
-            glance = _found(ref, published, self._sizes(f"{ref.kind}/{ref.key}").get(ref, {}))
+            glance = self._glance(ref, published)
             if glance.problem is not None or glance.bytes > FETCH_TO_CHECK_BYTES:
                 return glance.problem
         return self._here(ref, published, thorough)
@@ -131,9 +131,9 @@ class RemoteStore(Store):
         del content
         sizes = self._sizes(kind)
         published = self.contents(sizes, MANIFEST)
-        looks = {ref: _found(ref, published.get(ref), own) for ref, own in sizes.items()}
+        looks = {ref: found_by_size(ref, published.get(ref), own) for ref, own in sizes.items()}
         half = [ref for ref in published if looks[ref].manifest is None]
-        looks |= {ref: _found(ref, self._published(ref), sizes[ref]) for ref in half}
+        looks |= {ref: found_by_size(ref, self._published(ref), sizes[ref]) for ref in half}
         return {ref: found for ref, found in looks.items() if found.manifest or is_key(ref.key)}
 
     def contents(self, refs: Iterable[ArtifactRef], name: str) -> dict[ArtifactRef, bytes]:
@@ -213,8 +213,9 @@ class RemoteStore(Store):
         for path, facts in self._listed(below).items():
             own_kind, _, rest = path.removeprefix(self._prefix).lstrip("/").partition("/")
             key, _, name = rest.partition("/")
-            if name and not own_kind.startswith("."):
-                sizes[ArtifactRef(kind=own_kind, key=key)][name] = facts["size"]
+            if name:
+                with suppress(ValidationError):  # somebody's own object, whose name is none of ours
+                    sizes[ArtifactRef(kind=own_kind, key=key)][name] = facts["size"]
         return dict(sorted(sizes.items(), key=lambda item: str(item[0])))
 
     def _listed(self, below: str | None, ending: str = "") -> dict[str, dict[str, Any]]:
@@ -235,10 +236,10 @@ class RemoteStore(Store):
         for _ in range(TRIES):
             try:
                 content = self._objects.content(f"{self._remote(ref)}/{MANIFEST}")
-                Manifest.model_validate_json(content)
+                parsed(content)
             except FileNotFoundError:
                 return None
-            except ValidationError:
+            except ValueError:
                 continue
             break
         return content
@@ -248,17 +249,17 @@ class RemoteStore(Store):
 
         def problem(name: str) -> str | None:
             try:
-                content = self._objects.content(f"{self._remote(ref)}/{name}")
+                found = self._objects.digest(f"{self._remote(ref)}/{name}", files[name].bytes)
             except FileNotFoundError:
                 return f"{name} is missing"
-            whole = hashlib.sha256(content).hexdigest() == manifest.files[name].sha256
-            return None if whole else f"{name} does not have its checksum"
+            return None if found == files[name].sha256 else f"{name} does not have its checksum"
 
-        try:
-            manifest = Manifest.model_validate_json(published)
-        except ValidationError:
-            return f"{MANIFEST} cannot be read"
-        return next(filter(None, self._objects.each(problem, manifest.files)), None)
+        glance, files = self._glance(ref, published), _files(published)
+        return glance.problem or next(filter(None, self._objects.each(problem, files)), None)
+
+    def _glance(self, ref: ArtifactRef, published: bytes) -> Found:
+        """What the sizes of an artifact's objects show."""
+        return found_by_size(ref, published, self._sizes(f"{ref.kind}/{ref.key}").get(ref, {}))
 
     def _current(self, ref: ArtifactRef, published: bytes, thorough: bool) -> bool:
         """Whether the mirror holds what the remote manifest describes."""
@@ -327,24 +328,6 @@ class RemoteStore(Store):
 
 def _files(published: bytes) -> dict[str, FileRecord]:
     try:
-        return Manifest.model_validate_json(published).files
-    except ValidationError:  # a damaged manifest is fetched too, and named for what it is
+        return parsed(published).files
+    except ValueError:  # a damaged manifest is fetched too, and named for what it is
         return {}
-
-
-def _found(ref: ArtifactRef, published: bytes | None, sizes: dict[str, int]) -> Found:
-    size = sum(sizes.values())
-    if published is None:
-        return Found(None, NOT_ENDED, size)
-    try:
-        manifest = Manifest.model_validate_json(published)
-    except ValidationError:
-        return Found(None, f"{MANIFEST} cannot be read", size)
-    if manifest.ref != ref:
-        return Found(None, f"{MANIFEST} is that of {manifest.ref}", size)
-    for name, expected in manifest.files.items():
-        if name not in sizes:
-            return Found(manifest, f"{name} is missing", size)
-        if sizes[name] != expected.bytes:
-            return Found(manifest, f"{name} has {sizes[name]} bytes instead of {expected.bytes}", size)
-    return Found(manifest, None, manifest.bytes)

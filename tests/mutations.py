@@ -1938,6 +1938,14 @@ MUTATIONS = [
              of("flows/test_forms.py", "test_the_form_is_the_command_line_s_experiment"),
              "    store: Annotated[str, AfterValidator(absolute)]",
              "    store: str"),
+    Mutation("storage/mirror.py", "a mark that was cut short blocks its artifact", of(
+                 "storage/test_stumbling.py", "test_a_mark_that_was_cut_short_is_nobody_s"),
+             "                except ValueError:  # cut short",
+             "                except ZeroDivisionError:  # cut short"),
+    Mutation("storage/mirror.py", "a full disk under a mirror is a traceback", of(
+                 "storage/test_stumbling.py", "test_a_mirror_on_a_full_disk_is_one_sentence"),
+             "with clear_errors(self._root), locked(",
+             "with locked("),
     Mutation("storage/mirror.py", "each job measures a whole mirror",
              of("storage/test_stumbling.py", "test_what_lies_in_a_mirror_is_measured_once_a_process"),
              "        if committed not in _sizes:",
@@ -1969,9 +1977,9 @@ MUTATIONS = [
              "    if False:"),
     Mutation("storage/mirror.py", "a process without a limit says nothing of what it reads",
              of("storage/test_stumbling.py", "test_what_a_process_without_a_limit_reads_stays_too"),
-             "        with locked(self._root / \".locks\" / \"mirror\"):  # without",
+             "        with self._locked():  # without",
              "        if self._limit == float(\"inf\"):\n            return\n"
-             "        with locked(self._root / \".locks\" / \"mirror\"):  # without"),
+             "        with self._locked():  # without"),
     Mutation("storage/store.py", "what NFS keeps open is in the way",
              of("storage/test_store.py", "test_what_is_made_anew_takes_the_place_of_what_nfs_keeps_open"),
              "        if place.exists():",
@@ -2392,6 +2400,18 @@ MUTATIONS = [
                  "test_an_upload_that_never_ended_is_no_whole_artifact_nor_a_damaged_one"),
              " if found.problem != NOT_ENDED",
              ""),
+    Mutation("storage/remote.py", "large objects are verified in memory", of(
+                 "storage/test_remote.py", "test_objects_are_verified_part_by_part"),
+             "found = self._objects.digest(f\"{self._remote(ref)}/{name}\", files[name].bytes)",
+             "found = hashlib.sha256(self._objects.content(f\"{self._remote(ref)}/{name}\")).hexdigest()"),
+    Mutation("storage/manifests.py", "a manifest of an object store is believed unseen", of(
+                 "storage/test_remote.py", "test_a_manifest_that_was_changed_is_damage"),
+             "        return parsed(content)\n",
+             "        return Manifest.model_validate_json(content)\n"),
+    Mutation("storage/remote.py", "somebody's own object in a bucket ends in a traceback", of(
+                 "storage/test_remote.py", "test_objects_of_something_else_beside_artifacts_are_passed_over"),
+             "with suppress(ValidationError):",
+             "with suppress(ZeroDivisionError):"),
     Mutation("storage/remote.py", "whatever lies in a bucket is a store", of(
                  "storage/test_remote.py", "test_objects_of_something_else_are_no_store"),
              "return not names or any(",

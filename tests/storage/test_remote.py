@@ -13,7 +13,7 @@ import pytest
 from object_storage import FILES, contents, keys, make
 
 from vidistill.flows.housekeeping import verify
-from vidistill.storage import remote
+from vidistill.storage import objects, remote
 from vidistill.storage import store as store_module
 from vidistill.storage.errors import ArtifactDamaged, ArtifactNotFound, StoreError
 from vidistill.storage.opening import open_store
@@ -155,6 +155,36 @@ def test_verify_looks_at_the_objects_and_mends_them_from_a_whole_mirror(host, s3
     assert b.audit(ref) == "manifest.json cannot be read"
     s3.delete_object(Bucket=bucket, Key=object_of("manifest.json", KEY))
     assert b.audit(ref) == "no artifact"
+
+
+def test_a_manifest_that_was_changed_is_damage(host, s3, bucket):
+    """Else gc would believe what it says of its inputs."""
+    ref, place = make(host("a"), KEY), {"Bucket": bucket, "Key": object_of("manifest.json", KEY)}
+    body = s3.get_object(**place)["Body"].read()
+    s3.put_object(**place, Body=body.replace(b'"version": 1', b'"version": 2'))
+    b, problem = host("b"), "manifest.json does not have its checksum"
+    assert [b.problem(ref), b.audit(ref), b.survey()[ref].problem] == [problem] * 3
+    with pytest.raises(ArtifactDamaged, match=problem):
+        b.manifests([ref])
+
+
+def test_objects_are_verified_part_by_part(host, s3, bucket, monkeypatch):
+    monkeypatch.setattr(objects, "PART_BYTES", 1000)
+    ref, whole, content = make(host("a"), KEY), [], objects.Objects.content
+    monkeypatch.setattr(objects.Objects, "content", lambda self, path: whole.append(path) or content(self, path))
+    b = host("b")
+    assert b.audit(ref) is None
+    s3.put_object(Bucket=bucket, Key=object_of("clips/c/0/0", KEY), Body=FILES["clips/c/0/0"][:-1] + b"?")
+    assert b.audit(ref) == "clips/c/0/0 does not have its checksum"
+    assert {path.rpartition("/")[2] for path in whole} == {"manifest.json"}
+
+
+def test_objects_of_something_else_beside_artifacts_are_passed_over(host, s3, bucket):
+    ref = make(a := host("a"), KEY)
+    for name in ("project/.git/config", "project//file", "notes.txt"):
+        s3.put_object(Bucket=bucket, Key=f"some/store/{name}", Body=b"mine")
+    assert a.refs() == list(a.survey()) == [ref]
+    verify(a.location)
 
 
 def test_an_upload_that_never_ended_is_no_whole_artifact_nor_a_damaged_one(host, s3, bucket, capsys):

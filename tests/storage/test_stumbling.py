@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -364,6 +365,25 @@ def test_what_ended_processes_said_they_read_does_not_pile_up(host):
         subprocess.run([sys.executable, "-c", READER, b.location, ref.key], env=env, capture_output=True, check=True)
     (mark,) = b._mirror._marks(b.folder(ref)).iterdir()
     assert mark.name.startswith(f"{os.getpid()}-")
+
+
+def test_a_mark_that_was_cut_short_is_nobody_s(host):
+    ref, b = large(host("a"), "p"), host("b")
+    place = b.folder(ref)
+    (b._mirror._marks(place) / "1-killed").write_text("")
+    with b._mirror.held(place):
+        assert "1-killed" not in {mark.name for mark in b._mirror._users(place)}
+
+
+def test_a_mirror_on_a_full_disk_is_one_sentence(host, monkeypatch):
+    ref, b = large(host("a"), "p"), host("b")
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(mirror, "this_process", full)
+    with pytest.raises(StoreError, match=r"^The store \S+/mirror/\S+ cannot be written: its disk is full"):
+        b.folder(ref)
 
 
 def test_what_a_worker_that_goes_on_read_for_its_jobs_may_go_when_they_have_ended(host, monkeypatch):
