@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vidistill.storage.errors import RequestError
+from vidistill.storage.locks import locked
 from vidistill.tasks.videos.files import VIDEO_SUFFIXES
 
 TRAIN, TEST = "train", "test"
@@ -44,8 +45,19 @@ def unpack(source: Path, out: Path) -> dict[str, int]:
     if (source.is_absolute() or source.suffix == ".tar") and not os.access(source, os.R_OK):
         why = "cannot be read" if os.access(source, os.F_OK) else "is not there"
         raise RequestError(f"{source} {why}: give shards of WebDataset (.tar), or a data set of Hugging Face.")
-    if out.exists() and (not out.is_dir() or any(path.name != PART for path in out.iterdir())):
+    _check_empty(out)
+    other = RequestError(f"Another `vidistill unpack` writes to {out}: name another --out, or wait until it has ended.")
+    with locked(out / f"{PART}.lock", other):
+        _check_empty(out)  # somebody may have ended meanwhile
+        return _write(source, out)
+
+
+def _check_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(not path.name.startswith(PART) for path in out.iterdir())):
         raise RequestError(f"{out} is not an empty folder: name another --out, so that no files are mixed.")
+
+
+def _write(source: Path, out: Path) -> dict[str, int]:
     shards = sorted(source.rglob("*.tar")) if source.is_dir() else [source]
     samples = _of_shards(shards) if shards and shards[0].suffix == ".tar" else _of_datasets(source)
     counts: Counter[str] = Counter()
@@ -66,13 +78,13 @@ def unpack(source: Path, out: Path) -> dict[str, int]:
             else:
                 path.write_bytes(sample.content)
             counts[sample.split] += 1
+        if not counts:
+            raise RequestError(f"{source} holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))}).")
         for split in counts:
             (part / split).rename(out / split)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
-    if not counts:
-        raise RequestError(f"{source} holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))}).")
     part.rmdir()
     return dict(counts)
 

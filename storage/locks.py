@@ -22,8 +22,8 @@ POLL_SECONDS = 0.2
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, waiting for its present owner to finish or die.
+def locked(path: Path, refusal: Exception | None = None) -> Iterator[None]:
+    """Hold the lock file `path`, waiting for its present owner to finish or die; a refusal is raised instead.
 
     The owner touches the file every 5 s from a thread. A lock is taken over when its owner's process no longer runs
     (seen at once on the same host), or when the waiting one has seen no new heartbeat for 60 s of its own time (another
@@ -31,6 +31,8 @@ def locked(path: Path) -> Iterator[None]:
     """
     owner, watch = this_process() | {"id": uuid.uuid4().hex}, _Watch()
     while not _take(path, owner, watch):
+        if refusal is not None and path.exists():
+            raise refusal
         time.sleep(POLL_SECONDS)
     try:
         with beating(lambda stop: _beat(path, stop), f"heartbeat {path.name}"):

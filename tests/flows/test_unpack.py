@@ -15,6 +15,7 @@ import pytest
 
 from vidistill.flows.unpack import unpack
 from vidistill.storage.errors import RequestError
+from vidistill.storage.locks import locked, this_process
 from vidistill.tasks.videos.layouts import IndexParameters, list_videos
 from vidistill.tasks.videos.splits import group_of
 
@@ -102,6 +103,20 @@ def test_videos_that_were_killed_on_their_way_are_no_data_set(tmp_path: Path, mo
         list_videos(out, IndexParameters())
     assert unpack(source, out) == {"train": 2}
     assert files(out) == {"train/a/1.mp4": b"x", "train/b/2.mp4": b"y"}
+    assert [path.name for path in out.iterdir()] == ["train"]
+
+
+def test_two_who_write_into_one_folder_do_not_remove_each_other_s_videos(tmp_path: Path) -> None:
+    """Nor does what a dead one left keep anybody out."""
+    source, out = shard(tmp_path / "one.tar", {"1.mp4": b"x", "1.cls": b"a"}), tmp_path / "out"
+    lock = out / ".part.lock"
+    with locked(lock):
+        (out / ".part").mkdir()
+        with pytest.raises(RequestError, match="Another `vidistill unpack` writes to .*out: name another --out"):
+            unpack(source, out)
+        assert {path.name for path in out.iterdir()} == {".part", ".part.lock"}
+    lock.write_text(json.dumps(this_process() | {"start": "long ago"}))
+    assert unpack(source, out) == {"train": 1}
     assert [path.name for path in out.iterdir()] == ["train"]
 
 
