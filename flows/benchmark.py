@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import deployment
 
 from vidistill.flows.distill import carry_out
-from vidistill.flows.execution import from_the_root
+from vidistill.flows.execution import deployed_places
 from vidistill.flows.grid import Benchmark, experiments
 from vidistill.storage.files import write_out
 from vidistill.storage.leases import leased
@@ -43,8 +43,8 @@ def benchmark(grid: Benchmark, runtime: Runtime | None = None, out: Path | None 
     Raises:
         RowsFailed: some rows could not be made; everything of the others is written.
     """
-    if out is not None and deployment.id:
-        out = from_the_root(out, "out")
+    if deployment.id:
+        out = deployed_places(deployment.parameters.get("runtime"), out)
     runtime = runtime or Runtime(store=default_location())
     ref, failed = carry_out(experiments(grid), runtime, out)
     store = open_store(runtime.store)

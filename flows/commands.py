@@ -17,6 +17,7 @@ from vidistill.flows.parameters import SPRITES, Experiment, PoolRequest, checked
 from vidistill.flows.runners import WORKERS, check_runner
 from vidistill.models import parted
 from vidistill.storage.errors import RequestError, RowsFailed
+from vidistill.storage.files import expanded
 from vidistill.storage.opening import absolute, default_location, open_store
 from vidistill.tasks.report.data import Named
 from vidistill.tasks.report.tables import size
@@ -216,7 +217,7 @@ def index(data: str, layout: str | None, split: int | None, as_json: bool) -> No
         raise RequestError("Which videos? Give --data DIR.")
     if data == SPRITES:
         raise RequestError("`sprites` is rendered by a run: give the folder of videos to index.")
-    parameters, root = checked(IndexParameters, given, "The index"), Path(data).expanduser().absolute()
+    parameters, root = checked(IndexParameters, given, "The index"), expanded(data).absolute()
     table = survey(root, parameters, workers=WORKERS, timeout_seconds=video_seconds())
     rows = [{"video": video.path, "outcome": "kept", "reason": "", "label": table.classes[video.label],
              "split": video.split, "group": video.group} for video in table.videos]  # fmt: skip

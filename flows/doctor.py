@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from vidistill.storage.errors import RunError
-from vidistill.storage.files import standing
+from vidistill.storage.files import expanded, standing
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.provenance import cores
 
@@ -158,7 +158,7 @@ def _server() -> str:
 
 
 def _home() -> Path:
-    return Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser().absolute()
+    return expanded(os.environ.get("PREFECT_HOME", "~/.prefect")).absolute()
 
 
 def _profile() -> dict[str, str]:
@@ -192,7 +192,7 @@ def _store(location: str) -> str:
         except Exception as error:
             raise Ill(f"{location} cannot be read ({error}): check its address and your access.") from error
         return location
-    place = Path(location).expanduser().absolute()
+    place = expanded(location).absolute()
     there = _standing(place, "set VIDISTILL_STORE, or give --store")
     free = shutil.disk_usage(there).free
     if free < 2e9:

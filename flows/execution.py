@@ -16,8 +16,9 @@ from vidistill.flows.experiment import Graph
 from vidistill.flows.parameters import SPRITES, DataRequest
 from vidistill.flows.runners import WORKERS, submit
 from vidistill.storage.errors import DivergedError, RequestError, RunError, Stopped, TransientError, VidistillError
+from vidistill.storage.files import expanded
 from vidistill.storage.leases import leased
-from vidistill.storage.opening import open_store
+from vidistill.storage.opening import VARIABLE, default_location, open_store
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.running.stopping import start_jobs, stop_jobs
 from vidistill.tasks.stage import Job, Runtime
@@ -25,7 +26,7 @@ from vidistill.tasks.videos.index import IndexTable, survey
 from vidistill.tasks.videos.sprites_stage import sprites_job
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from types import FrameType
 
     from prefect.futures import PrefectFuture
@@ -38,7 +39,7 @@ def data_runtime(experiment: DataRequest, runtime: Runtime) -> Runtime:
     if experiment.data == SPRITES:
         store = open_store(runtime.store)
         return runtime.model_copy(update={"data": str(store.folder(sprites_job(experiment.sprites).ref))})
-    return runtime.model_copy(update={"data": str(Path(experiment.data).expanduser().absolute())})
+    return runtime.model_copy(update={"data": str(expanded(experiment.data).absolute())})
 
 
 def from_the_root(place: Path, name: str) -> Path:
@@ -47,11 +48,32 @@ def from_the_root(place: Path, name: str) -> Path:
     Raises:
         RequestError: it does not begin at the root.
     """
-    whole = place.expanduser()
+    whole = expanded(place)
     if not whole.is_absolute():
         raise RequestError(f"{name} is {str(place)!r}, which would lie in the run's own folder and go with it: "
                            "give its whole path.")  # fmt: skip
     return whole
+
+
+def deployed_places(runtime: Mapping[str, Any] | None, out: str | Path | None, form: str = "") -> Path | None:
+    """See that what a deployed run makes outlives its worker's folder.
+
+    Args:
+        runtime: its parameters as they were given, before any path was made whole.
+        out: where the report goes.
+        form: what stands before their names.
+
+    Returns:
+        The report's whole path.
+
+    Raises:
+        RequestError: the store or the report does not begin at the root.
+    """
+    own = (runtime or {}).get("store")
+    store = str(own or default_location())
+    if "://" not in store:
+        from_the_root(Path(store), f"{form}runtime.store" if own else VARIABLE)
+    return from_the_root(Path(out), f"{form}out") if out else None
 
 
 def find_videos(experiment: DataRequest, runtime: Runtime) -> IndexTable:
@@ -225,6 +247,6 @@ def refuse_inside(experiment: DataRequest, runtime: Runtime) -> None:
     """
     if experiment.data == SPRITES or "://" in runtime.store:
         return
-    store, data = Path(runtime.store), Path(experiment.data).expanduser().absolute()
+    store, data = Path(runtime.store), expanded(experiment.data).absolute()
     if store.is_relative_to(data):
         raise RequestError(f"The store {store} lies inside the data folder {data}: name a --store outside it.")

@@ -19,6 +19,7 @@ from vidistill.flows.parameters import (
 from vidistill.flows.rows import FULL, Row, options_of, rows_of, within_budgets, without_blind
 from vidistill.models import fronted, known
 from vidistill.storage.errors import RequestError
+from vidistill.storage.files import expanded
 from vidistill.storage.parameters import in_words
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.coded.recode import recode_job
@@ -119,7 +120,7 @@ def _data_jobs(graph: Graph, experiment: Experiment, table: IndexTable) -> DataR
     train = graph.add(clips_job(index, experiment.decode, "train", train_blocks))
     test = graph.add(clips_job(index, decode, "test", test_blocks, train))
     teacher = teacher_job(train, experiment.teacher)
-    place = Path(experiment.data).expanduser()
+    place = expanded(experiment.data)
     root = place if experiment.data != SPRITES and place.exists() else None
 
     @cache

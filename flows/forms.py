@@ -13,7 +13,7 @@ from pydantic import Field, WithJsonSchema
 from vidistill.flows import distill as experiments
 from vidistill.flows import pool as pools
 from vidistill.flows.commands import merged, pool_request_of, request_of
-from vidistill.flows.execution import from_the_root
+from vidistill.flows.execution import deployed_places
 from vidistill.flows.parameters import PRESETS, DataRequest, Experiment, PoolRequest, checked, load_preset, name_of
 from vidistill.models import FRONT_NAMES, NETWORKS
 from vidistill.storage.errors import RequestError
@@ -157,8 +157,5 @@ def parted(advanced: Mapping[str, Any], runner: str) -> tuple[dict[str, Any], Ru
     if not isinstance(own, dict):
         raise RequestError('advanced.runtime takes parameters by their names, such as {"device": "cuda"}.')
     place = {"store": default_location(), "runner": runner} | own
-    if (store := own.get("store")) and "://" not in str(store):
-        from_the_root(Path(store), "advanced.runtime.store")
-    out = plain.pop("out", None)
-    whole = from_the_root(Path(out), "advanced.out") if out else None
-    return plain, checked(Runtime, place, "advanced.runtime"), whole
+    out = deployed_places(own, plain.pop("out", None), "advanced.")
+    return plain, checked(Runtime, place, "advanced.runtime"), out

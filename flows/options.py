@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from vidistill.storage.errors import RequestError
+from vidistill.storage.files import expanded
 
 
 def out_option(said: str) -> Any:
     """`--out`, with the user's own folder for ~, which shells leave after --out=."""
-    return typer.Option("--out", callback=Path.expanduser, help=said)
+    return typer.Option("--out", callback=expanded, help=said)
 
 
 Data = Annotated[

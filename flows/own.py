@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from vidistill.flows.parameters import Cell, DataRequest, Experiment, placeless
 from vidistill.storage.errors import RequestError
+from vidistill.storage.files import expanded
 from vidistill.tasks.learning.own import named
 from vidistill.tasks.methods import REGISTRY, find_method
 from vidistill.tasks.stage import Runtime
@@ -89,7 +90,7 @@ def _cell_without_places(cell: Cell) -> Cell:
 
 def _local_name(value: Any) -> Any:
     """The name of a file or folder that is here; all else, such as a name on the Hugging Face Hub, as it is."""
-    path = Path(value).expanduser() if isinstance(value, str) else None
+    path = expanded(value) if isinstance(value, str) else None
     return path.name if path and path.exists() else value
 
 

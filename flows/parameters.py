@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 from vidistill.flows.wording import refusal
 from vidistill.models import FRONT_NAMES, fronted, known
 from vidistill.storage.errors import RequestError
+from vidistill.storage.files import expanded
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.coded.keep import Coding
 from vidistill.tasks.generate.pool import PoolParameters
@@ -130,7 +131,7 @@ class Experiment(DataRequest):
 
 def name_of(data: str) -> str:
     """What a data set is called: `sprites`, or as its folder or file is."""
-    path = Path(data).expanduser()
+    path = expanded(data)
     return path.name if path.name not in {"", ".."} else path.resolve().name
 
 
@@ -140,7 +141,7 @@ def load_preset(name: str) -> dict[str, Any]:
     Raises:
         RequestError: it does not exist or is not a YAML mapping.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not path.is_file():
         path = PRESETS / f"{name.removesuffix('.yaml')}.yaml"
     if not path.is_file():

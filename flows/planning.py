@@ -21,7 +21,7 @@ from vidistill.flows.parameters import SPRITES, DataRequest, Experiment
 from vidistill.flows.reasons import Reasons
 from vidistill.flows.runners import WORKERS
 from vidistill.storage.errors import RequestError
-from vidistill.storage.files import standing
+from vidistill.storage.files import expanded, standing
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import Store
 from vidistill.tasks.report.tables import size
@@ -125,7 +125,7 @@ def plan_grid(grid: Benchmark, runtime: Runtime) -> Plan:
     """
     store, graphs = open_store(runtime.store), []
     refuse_inside(grid, runtime)
-    unseen = grid.expect if grid.data != SPRITES and not Path(grid.data).expanduser().exists() else None
+    unseen = grid.expect if grid.data != SPRITES and not expanded(grid.data).exists() else None
     first, table = _videos(grid, runtime, store) if unseen is None else ([], unseen.table())
     for asked in experiments(grid):
         own, _ = with_own(asked, runtime)

@@ -15,7 +15,7 @@ from vidistill.flows.parameters import SPRITES, PoolRequest
 from vidistill.flows.planning import Plan, plan_data
 from vidistill.flows.rows import check_size, training_videos
 from vidistill.flows.runners import jobs_done_by
-from vidistill.storage.files import copy_out, write_out
+from vidistill.storage.files import copy_out, expanded, write_out
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef, Store
@@ -85,7 +85,7 @@ def build_pool(request: PoolRequest, table: IndexTable) -> tuple[Graph, Artifact
     graph.add(*blocks)
     train = graph.add(clips_job(index, request.decode, "train", blocks))
     teacher = teacher_job(train, request.teacher)
-    root = None if request.data == SPRITES else Path(request.data).expanduser()
+    root = None if request.data == SPRITES else expanded(request.data)
     given = Given(index, train, teacher, table, request.decode, root, graph.add)
     made = pool_of(given, request.pool)
     return graph, graph.add(quality_job(made, train, graph.add(teacher)))

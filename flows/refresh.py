@@ -36,7 +36,7 @@ from vidistill.flows.runners import jobs_done_by
 from vidistill.storage.clips import Clips, in_common
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError, RunError, Stopped, TransientError
-from vidistill.storage.files import write_out
+from vidistill.storage.files import expanded, write_out
 from vidistill.storage.names import Promoted, names, promote
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Store
@@ -131,7 +131,7 @@ def _expected(own: Experiment, experiment: Experiment, table: IndexTable, store:
 
 def _quiet_minutes(root: Path, table: IndexTable) -> float:
     """Since when no video came or changed, also of those that cannot be read yet, nor a table or list of a split."""
-    root, changed = root.expanduser(), [0.0]
+    root, changed = expanded(root), [0.0]
     folder = data_folder(root)
     named = [one.path for one in table.videos] + [one.video for one in table.rejected]
     lists = [path for paths in by_folder(folder, tells_split) for path in paths]

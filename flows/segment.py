@@ -8,10 +8,10 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import deployment
 
-from vidistill.flows.execution import from_the_root, run_graph
+from vidistill.flows.execution import deployed_places, run_graph
 from vidistill.flows.runners import jobs_done_by
 from vidistill.flows.segments import SegmentRequest, graph_of
-from vidistill.storage.files import copy_out
+from vidistill.storage.files import copy_out, expanded
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.report.segments import JSON, MARKDOWN
@@ -30,10 +30,10 @@ def segment(request: SegmentRequest, runtime: Runtime | None = None, out: Path |
     Returns:
         The report's artifact.
     """
-    if out is not None and deployment.id:
-        out = from_the_root(out, "out")
+    if deployment.id:
+        out = deployed_places(deployment.parameters.get("runtime"), out)
     runtime = runtime or Runtime(store=default_location())
-    runtime = runtime.model_copy(update={"data": str(Path(request.data).expanduser().absolute())})
+    runtime = runtime.model_copy(update={"data": str(expanded(request.data).absolute())})
     with jobs_done_by(runtime):
         graph = graph_of(request)
         run_graph(graph, runtime)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -11,6 +10,7 @@ from vidistill.flows.experiment import Graph
 from vidistill.flows.parameters import MOST_SEEDS, SPRITES, name_of
 from vidistill.flows.planning import Plan, plan_jobs
 from vidistill.flows.rows import FULL, RANDOM
+from vidistill.storage.files import expanded
 from vidistill.storage.opening import open_store
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
@@ -116,7 +116,7 @@ def graph_of(request: SegmentRequest) -> Graph:
     Raises:
         RequestError: the data are not there, or are not what they should be.
     """
-    table = None if request.data == SPRITES else survey_sequences(Path(request.data).expanduser(), request.split)
+    table = None if request.data == SPRITES else survey_sequences(expanded(request.data), request.split)
     return build_segments(request, table)
 
 

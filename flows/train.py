@@ -27,7 +27,7 @@ from vidistill.storage.clips import Clips, ClipTable, in_common
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.exported import EXPORT, read_facts
-from vidistill.storage.files import write_out, writing_to
+from vidistill.storage.files import expanded, write_out, writing_to
 from vidistill.storage.leases import leased
 from vidistill.storage.opening import open_store
 from vidistill.storage.parameters import Parameters
@@ -153,7 +153,7 @@ def _trained(
 
 def source_of(name: str, location: str) -> Source:
     """The set in an exported folder, or of a key in the store."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if (folder / EXPORT).is_file():
         facts = read_facts(folder)
         if "mean" not in facts or "students" not in facts:
@@ -211,7 +211,7 @@ def _tests(request: TrainRequest, source: Source, runtime: Runtime) -> Iterator[
     """The test clips; those that are decoded for it are kept from `vidistill gc` while the block runs."""
     with ExitStack() as kept:
         if request.test:
-            root = Path(request.test).expanduser().absolute()
+            root = expanded(request.test).absolute()
             found = kept.enter_context(_decoded(root, request.index, source, runtime))
         elif source.test is not None:
             found = source.test

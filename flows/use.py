@@ -15,7 +15,7 @@ from vidistill.flows.display import showing
 from vidistill.flows.parameters import PRESETS, Experiment, PoolRequest, checked, load_preset, override
 from vidistill.flows.ranges import checked_request
 from vidistill.storage.errors import RequestError
-from vidistill.storage.files import writing_to
+from vidistill.storage.files import expanded, writing_to
 from vidistill.tasks.stage import Runtime
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def benchmark(grid: Benchmark, store: str | None, out: Path, device: str, runner
     from vidistill.flows.planning import plan_grid
 
     runtime = runtime_of(store, device, runner)
-    if grid.expect and not Path(grid.data).expanduser().exists():
+    if grid.expect and not expanded(grid.data).exists():
         raise RequestError(f"There are no videos at {grid.data}: give --data DIR, or price it by `vidistill plan`.")
 
     def start(runtime: Runtime) -> None:
@@ -189,5 +189,5 @@ def unpack(source: Path, out: Path) -> None:
     from vidistill.flows.unpack import unpack as write
 
     with writing_to(out):
-        counts = write(source.expanduser(), out)
+        counts = write(expanded(source), out)
     console.print(f"{', '.join(f'{count} {split} videos' for split, count in counts.items())} in {out}")

@@ -20,6 +20,11 @@ NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENOEN
 """What the system says of a path that is no folder which may be written."""
 
 
+def expanded(place: str | Path) -> Path:
+    """A path whose `~` or `~name` is that user's folder; one that begins with `~` and names nobody stays as it is."""
+    return Path(os.path.expanduser(place))
+
+
 def files_of(folder: Path) -> list[Path]:
     """Every file below a folder, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -9,6 +9,7 @@ from pathlib import Path
 from platformdirs import user_data_path
 
 from vidistill.storage.errors import RequestError, VidistillError
+from vidistill.storage.files import expanded
 from vidistill.storage.store import Store
 
 VARIABLE = "VIDISTILL_STORE"
@@ -22,7 +23,7 @@ def default_location() -> str:
 def absolute(location: str) -> str:
     """The same store for processes that work in other folders: a folder's whole path, or a URL."""
     location = location.removeprefix("file://")
-    return location if "://" in location else str(Path(location).expanduser().absolute())
+    return location if "://" in location else str(expanded(location).absolute())
 
 
 def open_store(location: str) -> Store:

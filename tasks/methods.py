@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from vidistill.storage.clips import Clips
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.errors import RequestError
+from vidistill.storage.files import expanded
 from vidistill.storage.keys import file_digest
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import Pool
@@ -299,7 +300,7 @@ def find_method(spec: str) -> MethodSource:
         module, _, name = REGISTRY[spec].partition(":")
         return MethodSource(spec, spec, "", getattr(importlib.import_module(module), name))
     file, _, name = spec.rpartition(":")
-    path = Path(file).expanduser()
+    path = expanded(file)
     if not file or not path.is_file():
         raise RequestError(f"The method {spec!r} was not found: give an existing FILE.py:CLASS, e.g. mine.py:Mine.")
     found = getattr(imported(path), name, None)

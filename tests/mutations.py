@@ -500,10 +500,22 @@ MUTATIONS = [
              "flows/test_progress.py", "test_a_terminal_that_is_gone_costs_no_job"),
              "with suppress(OSError, SystemExit):",
              "with suppress(KeyError):"),
-    Mutation("flows/forms.py", "a report is written into a folder that goes with the run", of(
+    Mutation("flows/execution.py", "a report is written into a folder that goes with the run", of(
              "flows/test_forms.py", "test_places_in_the_run_s_own_folder_are_refused"),
-             'from_the_root(Path(out), "advanced.out")',
+             'from_the_root(Path(out), f"{form}out")',
              "Path(out)"),
+    Mutation("flows/execution.py", "a store that the environment names goes with the run", of(
+             "flows/test_forms.py", "test_a_relative_store_of_the_environment_is_refused_by_every_deployed_flow"),
+             '    if "://" not in store:\n        from_the_root',
+             '    if own and "://" not in store:\n        from_the_root'),
+    Mutation("flows/segment.py", "a deployed run's results go with it", of(
+             "flows/test_forms.py", "test_a_deployed_grid_writes_nothing_into_its_own_folder"),
+             'deployed_places(deployment.parameters.get("runtime"), out)',
+             "deployed_places(None, out)"),
+    Mutation("flows/unpack.py", "two who write into one folder remove each other's videos", of(
+             "flows/test_unpack.py", "test_two_who_write_into_one_folder_do_not_remove_each_other_s_videos"),
+             'locked(out / f"{PART}.lock", other)',
+             'locked(out / f"{PART}.{id(other)}.lock", other)'),
     Mutation("flows/unpack.py", "some of the videos are a data set already", of(
              "flows/test_unpack.py", "test_videos_that_were_killed_on_their_way_are_no_data_set"),
              'PART = ".part"',
@@ -2067,6 +2079,11 @@ MUTATIONS = [
                  "tasks/crops/test_crops_method.py", "test_what_a_detector_does_not_read_makes_no_other_tracks"),
              "if kind in (MOTION, NOTHING):",
              "if kind == NOTHING:"),
+    Mutation("storage/files.py", "a name that no user has ends in a traceback", of(
+                 "storage/test_files.py",
+                 "test_what_begins_like_the_folder_of_a_user_who_is_none_is_a_name_like_any_other"),
+             "Path(os.path.expanduser(place))",
+             "Path(place).expanduser()"),
     Mutation("storage/files.py", "what cannot be listed is taken for gone", of(
                  "flows/test_housekeeping.py", "test_what_cannot_be_listed_is_not_taken_for_gone"),
              "except (FileNotFoundError, NotADirectoryError):\n        return []",

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vidistill.storage.files import expanded
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.crops.detect import (
@@ -61,7 +62,7 @@ class TrackParameters(Parameters):
 
 def weights_of(name: str) -> tuple[str, str, dict[str, str]]:
     """Weights as a job knows them: a name, the digest of a file (none for a name alone), and where that file is."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name in WORDS or not path.is_file():
         return name, "", {}
     return path.name, content_of(path), {path.name: str(path.absolute())}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from pydantic import Field
 
 from vidistill.storage.clips import Clips
 from vidistill.storage.errors import RequestError
+from vidistill.storage.files import expanded
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import LATENTS, create_latent_array
 from vidistill.storage.store import ArtifactRef, Store
@@ -79,7 +79,7 @@ def autoencoder_job(clips: ArtifactRef, parameters: AutoencoderParameters) -> Jo
                                "autoencoder.pretrained.")  # fmt: skip
     asked = {"pretrained": known_by(parameters.pretrained), "precision": parameters.precision}
     job = autoencoder(AutoencoderParameters.model_validate(asked), {"clips": clips}, label="autoencoder")
-    path = Path(parameters.pretrained).expanduser()
+    path = expanded(parameters.pretrained)
     return job.model_copy(update={"places": {PLACE: str(path.absolute() if path.exists() else parameters.pretrained)}})
 
 
@@ -144,7 +144,7 @@ def made_of(parameters: AutoencoderParameters) -> tuple[int, int]:
     Raises:
         RequestError: the folder is of another network.
     """
-    folder = Path(parameters.pretrained).expanduser()
+    folder = expanded(parameters.pretrained)
     config = next((path for path in (folder / "config.json", folder / "vae/config.json") if path.is_file()), None)
     if not parameters.pretrained or config is None:
         return parameters.factor, parameters.channels

@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from vidistill.storage.clips import Clips
 from vidistill.storage.errors import RequestError, RunError
+from vidistill.storage.files import expanded
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
@@ -165,7 +166,7 @@ def latte_job(
     if parameters.middle_noise and not parameters.tuning.adam.decay_share:
         raise RequestError("latte.middle_noise acts while the rate falls, and a released Latte is tuned at a "
                            "constant one: give latte.tuning.adam.decay_share, such as 0.4.")  # fmt: skip
-    path = Path(parameters.pretrained).expanduser()
+    path = expanded(parameters.pretrained)
     if not path.is_file():
         raise RequestError(f"There is no checkpoint {path}: give the file of a released Latte, such as ucf101.pt.")
     changed = {name: value for name, value in parameters if value != getattr(usual, name)}

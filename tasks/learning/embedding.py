@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vidistill.storage.clips import Clips
+from vidistill.storage.files import expanded
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning.teacher import features, load_teacher
@@ -56,7 +57,7 @@ def embeddings_job(given: Given, clips: ArtifactRef, parameters: EmbeddingParame
         own = EmbeddingParameters(precision=parameters.precision)
         return embed(own, {"clips": clips, "teacher": given.add(given.teacher)}, label=label)
     check_installed("transformers", "VideoMAE")
-    path = Path(parameters.embedding).expanduser()
+    path = expanded(parameters.embedding)
     own = EmbeddingParameters(embedding=parameters.embedding, precision=parameters.precision)
     job = embed(placeless(own), {"clips": clips}, label=label, version=VIDEOMAE_VERSION)
     return job.model_copy(update={"places": {FACTS: str(path.absolute() if path.exists() else parameters.embedding)}})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vidistill.storage.clips import ClipTable
 from vidistill.storage.errors import RequestError
+from vidistill.storage.files import expanded
 from vidistill.tasks.learning.weights import known_by
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def named(weights: str, advice: str = ADVICE) -> tuple[str, dict[str, str]]:
     Raises:
         RequestError: there is no such file, and torchvision has no such name.
     """
-    path = Path(weights).expanduser()
+    path = expanded(weights)
     if path.is_file():
         name = known_by(weights)
         return name, {name: str(path.absolute())}

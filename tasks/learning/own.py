@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vidistill.models import FRONT_NAMES, OWN, parted
 from vidistill.storage.errors import RequestError, TransientError
+from vidistill.storage.files import expanded
 from vidistill.storage.keys import file_digest
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def named(spec: str) -> tuple[str, dict[str, str]]:
     if ".py:" not in spec:
         return spec, {}
     file, _, called = spec.rpartition(":")
-    path = Path(file).expanduser()
+    path = expanded(file)
     if not path.is_file():
         raise RequestError(f"{spec!r} was not found: give an existing FILE.py:CLASS, e.g. net.py:Net.")
     found = getattr(imported(path), called, None)

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from vidistill.storage.errors import RequestError, TransientError
-from vidistill.storage.files import files_of
+from vidistill.storage.files import expanded, files_of
 from vidistill.storage.keys import digest, file_digest
 
 
@@ -27,7 +27,7 @@ def known_by(place: str) -> str:
     Raises:
         RequestError: it looks like a path and is not there.
     """
-    path = Path(place).expanduser()
+    path = expanded(place)
     if path.exists():
         return f"{path.name}:{content_of(path)[:16]}"
     if path.is_absolute() or place.startswith((".", "~")):

@@ -14,12 +14,13 @@ from uuid import uuid4
 import pytest
 import yaml
 from prefect.client.schemas.objects import FlowRun
+from prefect.runtime import deployment
 from prefect.utilities.callables import parameter_schema
 
 from vidistill import deployments
 from vidistill.flows import benchmark, distill, forms, pool, segment
 from vidistill.flows.commands import merged
-from vidistill.flows.execution import from_the_root
+from vidistill.flows.execution import deployed_places
 from vidistill.flows.parameters import Experiment, PoolRequest
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.stage import Runtime
@@ -67,10 +68,23 @@ def test_places_in_the_run_s_own_folder_are_refused(name: str, given: dict[str, 
 
 def test_a_deployed_grid_writes_nothing_into_its_own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "deployed")
+    given: dict[str, Any] = {}
+    monkeypatch.setitem(deployment.FIELDS, "parameters", lambda: given)
     for flow in (benchmark.benchmark, segment.segment):
+        given.clear()
         with pytest.raises(RequestError, match="out is 'results', which would lie in the run's own folder"):
             flow.fn(None, None, Path("results"))  # type: ignore[arg-type]
-    assert from_the_root(Path("~/results"), "out") == Path.home() / "results"
+        given["runtime"] = {"store": "kept"}
+        with pytest.raises(RequestError, match=r"runtime\.store is 'kept', which would lie in the run's own folder"):
+            flow.fn(None, None)  # type: ignore[arg-type]
+    assert deployed_places(None, "~/results") == Path.home() / "results"
+
+
+def test_a_relative_store_of_the_environment_is_refused_by_every_deployed_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDISTILL_STORE", "kept")
+    with pytest.raises(RequestError, match="VIDISTILL_STORE is 'kept', which would lie in the run's own folder"):
+        forms.parted({}, "threads")
+    assert forms.parted({"runtime": {"store": "/here"}}, "threads")[1].store == "/here"
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,8 @@ def test_a_pool_is_priced(say: Say, tmp_path: Path) -> None:
 
 
 def test_data_that_is_not_there(wrong: Wrong) -> None:
-    wrong("--data", "nowhere", *RANDOM, said=("nowhere does not exist",))
+    for name in ("nowhere", "~nobody-of-this-name/videos"):
+        wrong("--data", name, *RANDOM, said=(f"{name} does not exist",))
 
 
 @pytest.mark.parametrize(

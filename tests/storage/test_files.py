@@ -11,7 +11,11 @@ import pytest
 
 from vidistill.storage import files
 from vidistill.storage.errors import RequestError, RunError
-from vidistill.storage.files import copy_out, second_name, size_of, write_out
+from vidistill.storage.files import copy_out, expanded, second_name, size_of, write_out
+
+
+def test_what_begins_like_the_folder_of_a_user_who_is_none_is_a_name_like_any_other() -> None:
+    assert [expanded("~/x"), expanded("~nobody-of-this-name/x")] == [Path.home() / "x", Path("~nobody-of-this-name/x")]
 
 
 def test_what_is_removed_while_it_is_measured_has_no_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
