@@ -96,7 +96,7 @@ def tune(
         ),
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="How many values are tried.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Of the sampler.")] = 0,
     out: Annotated[Path, out_option("Where tune.md and best.json are written.")]
     = Path("vidistill-tune"), device: Device = "auto", runner: Runner = "threads", verbose: Verbose = False,
 ) -> None:  # fmt: skip

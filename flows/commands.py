@@ -16,7 +16,7 @@ from vidistill.flows.display import showing
 from vidistill.flows.parameters import SPRITES, Experiment, PoolRequest, checked, load_preset, name_of, override
 from vidistill.flows.runners import WORKERS, check_runner
 from vidistill.models import parted
-from vidistill.storage.errors import RequestError, RowsFailed
+from vidistill.storage.errors import RequestError, RowsFailed, RunError
 from vidistill.storage.files import expanded
 from vidistill.storage.opening import absolute, default_location, open_store
 from vidistill.tasks.report.data import Named
@@ -144,8 +144,13 @@ def reported(
     print_table(document)
     _print_export(document["rows"], runtime.store)
     if log:
-        said = loggers.write(log, loggers.of_report(document), out)
-        console.print(f"\nLogged to {said}", soft_wrap=True, highlight=False)
+        try:
+            said = f"Logged to {loggers.write(log, loggers.of_report(document), out)}"
+        except RunError as error:
+            if not failed:
+                raise
+            said = str(error)
+        console.print(f"\n{said}", soft_wrap=True, highlight=False)
     if failed:
         raise failed
 
@@ -247,7 +252,7 @@ def check_out(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".vidistill"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another run looks, too
     except OSError as error:
         why = "a part of the path is a file" if isinstance(error, FileExistsError) else error.strerror
         raise RequestError(f"The folder {out} cannot be written ({why}): name another --out.") from error

@@ -58,9 +58,12 @@ def examine(store: str | None, *, thorough: bool = False) -> None:
     for name, check in checks.items():
         try:
             console.print(f"[green]ok[/green]   {name:12} {escape(check())}")
-        except Ill as finding:
+        except Exception as finding:  # noqa: BLE001
             ill += 1
-            console.print(f"[red]ill[/red]  {name:12} {escape(str(finding))}")
+            said = str(finding)
+            if not isinstance(finding, Ill):
+                said = f"it fails ({type(finding).__name__}: {said}): install everything with constraints.txt."
+            console.print(f"[red]ill[/red]  {name:12} {escape(said)}")
     if ill:
         raise RunError(f"{ill} of {len(checks)} checks failed; each line above says what to do.")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidistill.storage.errors import RequestError
+from vidistill.storage.errors import RequestError, RunError
 from vidistill.tasks.report.data import Named
 
 Values = dict[str, float]
@@ -86,8 +86,15 @@ def _module(name: str) -> Any:
 
 
 def write(kind: str, runs: Sequence[Logged], out: Path) -> str:
-    """Log all runs; where they are."""
-    return LOGGERS[kind](runs, out.absolute())
+    """Log all runs; where they are.
+
+    Raises:
+        RunError: the logger fails, whose server may be down.
+    """
+    try:
+        return LOGGERS[kind](runs, out.absolute())
+    except Exception as error:
+        raise RunError(f"The results are in {out}; {kind} did not take them ({error}).") from error
 
 
 def _tensorboard(runs: Sequence[Logged], out: Path) -> str:

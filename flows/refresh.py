@@ -105,7 +105,7 @@ def refresh(
     report = experiments.distill.fn(experiment, runtime, out)
     row = _row(store, report, find_method(method).name)
     index = store.manifest(report).inputs["index"][-1]  # of a look that was taken after this one's
-    made = Promoted(sets=row.sets, report=report, index=index, since=datetime.now(UTC), before=known and known.sets[0])
+    made = Promoted(sets=row.sets, report=report, index=index, since=datetime.now(UTC))
     _publish(_compared(store, name, known, made, row, _scored_again(store, experiment, known, row, runtime)), out)
     promote(store, name, made)
     emit_event(PROMOTED, {"prefect.resource.id": f"vidistill.set.{name}"}, payload={"set": str(made.sets[0])})
@@ -152,14 +152,17 @@ def _scored_again(
     store: Store, experiment: Experiment, known: Promoted | None, row: RowPlan, runtime: Runtime
 ) -> list[float]:
     """Top-1 on today's test videos of the sets in use, trained and scored as the new ones; empty where it cannot be."""
+    if known is None:
+        return []
+    seen = _seen(store, row.sets[0])
     weights = experiment.student.pretrained.values()
     places = {name: path for own in weights for name, path in kinetics.named(own)[1].items()}
-    jobs = [] if known is None else [
+    jobs = [
         evaluate(
             made.parameters, made.inputs | {"distilled": before}, label=f"score the set in use, seed {seed}"
         ).model_copy(update={"places": places})
         for seed, (before, made) in enumerate(zip(known.sets, map(store.manifest, row.scores), strict=False))
-        if store.has(before) and _seen(store, before) == _seen(store, row.sets[0])
+        if store.has(before) and _seen(store, before) == seen
     ]  # fmt: skip
     try:
         with jobs_done_by(runtime):

@@ -11,10 +11,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from pydantic import Field
 
 from vidistill.flows.command_line import command_of
 from vidistill.flows.distill import distill
@@ -74,7 +75,7 @@ def tune(
     experiment: Experiment,
     ranges: dict[str, str],
     trials: int = 20,
-    seed: int = 0,
+    seed: Annotated[int, Field(ge=0, le=2**31)] = 0,
     runtime: Runtime | None = None,
     out: Path | None = None,
 ) -> list[Trial]:

@@ -12,7 +12,7 @@ from vidistill.flows import loggers, server
 from vidistill.flows import train as training
 from vidistill.flows.commands import check_out, check_places, merged, performed, pool_request_of, reported, runtime_of
 from vidistill.flows.display import showing
-from vidistill.flows.parameters import PRESETS, Experiment, PoolRequest, checked, load_preset, override
+from vidistill.flows.parameters import PRESETS, SPRITES, Experiment, PoolRequest, checked, load_preset, override
 from vidistill.flows.ranges import checked_request
 from vidistill.storage.errors import RequestError
 from vidistill.storage.files import expanded, writing_to
@@ -68,7 +68,7 @@ def benchmark(grid: Benchmark, store: str | None, out: Path, device: str, runner
     from vidistill.flows.planning import plan_grid
 
     runtime = runtime_of(store, device, runner)
-    if grid.expect and not expanded(grid.data).exists():
+    if grid.expect and grid.data != SPRITES and not expanded(grid.data).exists():
         raise RequestError(f"There are no videos at {grid.data}: give --data DIR, or price it by `vidistill plan`.")
 
     def start(runtime: Runtime) -> None:

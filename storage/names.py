@@ -5,7 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from vidistill.storage.errors import ArtifactNotFound
+from pydantic import ValidationError
+
+from vidistill.storage.errors import ArtifactNotFound, StoreError
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef, Store
@@ -20,7 +22,6 @@ class Promoted(Parameters, extra="ignore"):
         sets: the set of each seed; the name stands for the first.
         report: the report that scores them.
         index: the videos that they were made from.
-        before: the set that the name stood for until then.
 
     What earlier versions said besides is passed over.
     """
@@ -29,15 +30,24 @@ class Promoted(Parameters, extra="ignore"):
     report: ArtifactRef
     index: ArtifactRef
     since: datetime
-    before: ArtifactRef | None = None
 
 
 def names(store: Store) -> dict[str, Promoted]:
-    """What each name of a store stands for."""
-    return {
-        name.removesuffix(".json"): Promoted.model_validate_json(content)
-        for name, content in store.notes(NAMES).items()
-    }
+    """What each name of a store stands for.
+
+    Raises:
+        StoreError: one cannot be read, so that nobody knows what it stands for.
+    """
+    found = {}
+    for name, content in store.notes(NAMES).items():
+        try:
+            found[name.removesuffix(".json")] = Promoted.model_validate_json(content)
+        except ValidationError as error:
+            raise StoreError(
+                f"The name {NAMES}/{name} in the store {store.location} cannot be read: "
+                "remove the file, and the flow `refresh` gives the name again."
+            ) from error
+    return found
 
 
 def promote(store: Store, name: str, promoted: Promoted) -> None:

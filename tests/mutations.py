@@ -488,6 +488,10 @@ MUTATIONS = [
              "flows/test_doctor.py", "test_a_server_that_asks_for_a_login_is_not_dead"),
              "in (401, 403)",
              "in ()"),
+    Mutation("flows/doctor.py", "what nobody foresaw ends the examination", of(
+             "flows/test_doctor.py", "test_what_nobody_foresaw_is_a_finding_like_any_other"),
+             "except Exception as finding:  # noqa: BLE001",
+             "except Ill as finding:"),
     Mutation("flows/doctor.py", "where a run's own server keeps its database is not looked at", of(
              "flows/test_doctor.py", "test_a_home_of_prefect_that_cannot_be_written"),
              '        _standing(_home(), "set PREFECT_HOME")\n',
@@ -2114,6 +2118,33 @@ MUTATIONS = [
     Mutation("flows/tune.py", "Random counts as the method that is tuned", SOUGHT,
              ' if (row["method"], row["variant"]) in asked)',
              ")"),
+    Mutation("flows/cli_use.py", "a seed that the sampler does not take is tried", of(
+                 "flows/test_tune.py", "test_a_seed_that_the_sampler_does_not_take_is_refused_before_any_work"),
+             "typer.Option(min=0, max=2**31, help",
+             "typer.Option(help"),
+    Mutation("storage/names.py", "a name that is cut short is a traceback", of(
+                 "flows/test_housekeeping.py",
+                 "test_a_name_that_cannot_be_read_is_one_sentence_and_one_of_an_earlier_version_is_read"),
+             "except ValidationError as error:",
+             "except ZeroDivisionError as error:"),
+    Mutation("storage/names.py", "a name of an earlier version is not read", of(
+                 "flows/test_housekeeping.py",
+                 "test_a_name_that_cannot_be_read_is_one_sentence_and_one_of_an_earlier_version_is_read"),
+             "class Promoted(Parameters, extra=\"ignore\"):",
+             "class Promoted(Parameters):"),
+    Mutation("flows/commands.py", "a logger that fails hides the rows that failed", of(
+                 "flows/test_loggers.py",
+                 "test_a_logger_that_fails_says_where_the_report_is_and_hides_no_rows_that_failed"),
+             "            if not failed:\n                raise\n",
+             "            raise\n"),
+    Mutation("flows/commands.py", "a probe that another run removed ends the run", of(
+                 "flows/test_cli.py", "test_two_runs_that_look_at_one_folder_at_once_are_in_nobody_s_way"),
+             "probe.unlink(missing_ok=True)  # another",
+             "probe.unlink()  # another"),
+    Mutation("flows/use.py", "sprites are looked for on the disk", of(
+                 "flows/test_benchmark.py", "test_a_grid_of_published_data_may_be_tried_on_sprites"),
+             "if grid.expect and grid.data != SPRITES and",
+             "if grid.expect and"),
     Mutation("flows/tune.py", "a scheduler that is down is a finding", of(
                  "flows/test_tune.py", "test_what_may_pass_is_no_finding"),
              "for cause in (error, *getattr(error, \"causes\", ())):",

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from flow_running import FAILED, CommandLine, snapshot
 
+from vidistill.flows import use
 from vidistill.flows.grid import Benchmark, experiments
 from vidistill.flows.planning import plan_grid
 from vidistill.tasks.stage import Runtime
@@ -137,3 +138,13 @@ def test_what_a_data_set_holds_is_what_is_priced(tmp_path: Path) -> None:
     assert [one.front for one in experiments(grid.model_copy(update={"fronts": ("auto", "centred")}))] == [
         "auto", "centred"
     ]  # fmt: skip
+
+
+def test_a_grid_of_published_data_may_be_tried_on_sprites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Any] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(use, "reported", lambda *given: begun.append(given))
+    plain = {"data": "sprites", "cells": [{"method": "full"}], "front": "rgb",
+             "expect": {"classes": 3, "train": 60, "test": 33, "megabytes": 93}}  # fmt: skip
+    use.benchmark(Benchmark.model_validate(plain), "store", Path("out"), "cpu", "threads", False, "")
+    assert len(begun) == 1

@@ -327,3 +327,10 @@ def test_no_proxy_is_asked_for_a_server_of_this_machine(monkeypatch: pytest.Monk
     monkeypatch.setattr("logging.basicConfig", lambda **_: None)
     server.connect(verbose=True)
     assert server.os.environ["no_proxy"] == "intern.example,127.0.0.1"
+
+
+def test_two_runs_that_look_at_one_folder_at_once_are_in_nobody_s_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "touch", lambda *_: None)  # as if the other had removed it
+    commands.check_out(tmp_path)

@@ -48,6 +48,18 @@ def test_a_sound_environment(tmp_path: Path) -> None:
     assert "precision auto = " in examined.stdout
 
 
+def test_what_nobody_foresaw_is_a_finding_like_any_other(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> str:
+        raise OSError("libtorch.so is not there")
+
+    monkeypatch.setattr("vidistill.flows.doctor._zarr", broken)
+    code, lines, said = doctor()
+    assert code == 1
+    assert "it fails (OSError: libtorch.so is not there): install everything with constraints.txt." in lines["Zarr"]
+    assert "extras" in lines
+    assert "checks failed; each line above" in said
+
+
 def test_nothing_slow_is_loaded_and_nothing_made(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LOADED, "doctor", "--store", str(tmp_path / "folder" / "store")]
     env = environment(tmp_path / "home")

@@ -28,7 +28,7 @@ from vidistill.storage import manifests
 from vidistill.storage.errors import RequestError, StoreError
 from vidistill.storage.leases import LEASES, leased, leases
 from vidistill.storage.manifests import read_manifest, write_manifest
-from vidistill.storage.names import Promoted, promote
+from vidistill.storage.names import NAMES, Promoted, names, promote
 from vidistill.storage.store import ArtifactRef, Manifest, Store
 
 SLOW_TEACHER = shlex.split("--set teacher.epochs=120 --set teacher.checkpoint_epochs=2 --set tsgf.iterations=2")
@@ -443,6 +443,18 @@ def test_what_a_name_stands_for_stays_however_old(store: Store, gc: Callable[...
     gc(yes=True, older_than="5d", max_size="0MB")
     assert store.has(chosen)
     assert store.has(report)
+
+
+def test_a_name_that_cannot_be_read_is_one_sentence_and_one_of_an_earlier_version_is_read(store: Store) -> None:
+    ref = make(store, "distilled", "d")
+    known = Promoted(sets=(ref,), report=ref, index=ref, since=datetime.now(UTC))
+    promote(store, "latest", known)
+    before = json.loads(store.notes(NAMES)["latest.json"]) | {"before": ref.model_dump()}
+    store.write_note(NAMES, "latest.json", json.dumps(before).encode())
+    assert names(store) == {"latest": known}
+    store.write_note(NAMES, "latest.json", b'{"sets"')
+    with pytest.raises(StoreError, match=r"name \.names/latest\.json in the store .* cannot be read: remove the file"):
+        names(store)
 
 
 @pytest.mark.parametrize("told", ["much", "-1GB", "1e9", "5KB"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vidistill.flows import commands, loggers
-from vidistill.storage.errors import RequestError, RowsFailed
+from vidistill.storage.errors import RequestError, RowsFailed, RunError
 from vidistill.tasks.stage import Runtime
 
 INSTALL = "pip install -e '.[loggers]' -c constraints.txt"
@@ -109,6 +109,29 @@ def test_wandb_keeps_its_runs_offline(tmp_path: Path, monkeypatch: pytest.Monkey
             losses += [items["loss/seed 1"]] if "loss/seed 1" in items else []
     assert sorted(set(said)) == sorted(NAMES)
     assert [float(loss) for loss in losses] == [1.5, 1.25]
+
+
+@pytest.mark.parametrize("failed", [None, RowsFailed("1 of 2 rows failed")])
+def test_a_logger_that_fails_says_where_the_report_is_and_hides_no_rows_that_failed(
+    failed: RowsFailed | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def down(*_: Any) -> str:
+        raise ConnectionError("nobody answers")
+
+    def performed(*_: Any) -> None:
+        (tmp_path / "report.json").write_text(json.dumps(DOCUMENT))
+        if failed:
+            raise failed
+
+    monkeypatch.setattr(commands, "performed", performed)
+    monkeypatch.setattr(commands, "print_table", lambda document: None)
+    monkeypatch.setattr(loggers, "_module", lambda name: None)
+    monkeypatch.setitem(loggers.LOGGERS, "mlflow", down)
+    given: Any = (None, None, Runtime(store="s"), tmp_path, False)
+    with pytest.raises(RunError) as error:
+        commands.reported(*given, "mlflow")
+    told = f"The results are in {tmp_path}; mlflow did not take them (nobody answers)."
+    assert [str(error.value), capsys.readouterr().out.strip()] == ([str(failed), told] if failed else [told, ""])
 
 
 def test_another_logger_is_refused_before_any_work() -> None:

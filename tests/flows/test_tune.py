@@ -22,6 +22,7 @@ from vidistill.tasks.stage import Runtime
 pytest.importorskip("optuna", reason="pip install -e '.[tune]' -c constraints.txt")
 
 from vidistill.flows.tune import Trial, page_of, proposed, top1_of, tried
+from vidistill.flows.tune import tune as study
 
 ASKED = Experiment.model_validate({"data": "sprites", "cells": [{"method": "mtt"}], "index": {"holdout": True}})
 RATES = {"mtt.lr": within("mtt.lr", "0.001..1:log")}
@@ -65,6 +66,17 @@ def test_a_name_that_is_set_twice_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     words = ["tune", "--data", "sprites", "--method", "dm", "--set", "dm.lr=0.1..1", "--set", "dm.lr=3"]
     with pytest.raises(RequestError, match=r"--set dm\.lr is given twice"):
         cli.app(words, standalone_mode=False)
+
+
+@pytest.mark.parametrize("seed", ["-5", "4294967295"])
+def test_a_seed_that_the_sampler_does_not_take_is_refused_before_any_work(
+    seed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vidistill.flows.use.tune", lambda *_: pytest.fail("it was begun"))
+    with pytest.raises(Exception, match=r"Input should be (greater|less) than or equal to [02]"):
+        cli.app(["tune", "--data", "sprites", "--method", "dm", "--seed", seed], standalone_mode=False)
+    bounds = study.parameters.properties["seed"]
+    assert (bounds["minimum"], bounds["maximum"]) == (0, 2**31)
 
 
 def test_one_method_at_a_time() -> None:

@@ -112,7 +112,7 @@ def test_two_who_write_into_one_folder_do_not_remove_each_other_s_videos(tmp_pat
     lock = out / ".part.lock"
     with locked(lock):
         (out / ".part").mkdir()
-        with pytest.raises(RequestError, match="Another `vidistill unpack` writes to .*out: name another --out"):
+        with pytest.raises(RequestError, match=r"Another `vidistill unpack` writes to .*out: name another --out"):
             unpack(source, out)
         assert {path.name for path in out.iterdir()} == {".part", ".part.lock"}
     lock.write_text(json.dumps(this_process() | {"start": "long ago"}))
