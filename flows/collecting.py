@@ -196,7 +196,7 @@ def _reachable(
         if ref in survey and ref not in found and ref not in known:
             found.add(ref)
             manifest = survey[ref].manifest
-            left += [need for needs in manifest.inputs.values() for need in needs] if manifest else []
+            left += manifest.needs if manifest else []
     return found
 
 

@@ -173,15 +173,16 @@ def pool(plain: dict[str, Any], store: str | None, out: Path, device: str, runne
     """Run the flow `pool` and print what is known of the pool."""
     from rich.markdown import Markdown
 
-    request = checked(PoolRequest, plain, "The pool")
-    runtime = runtime_of(store, device, runner)
-    check_places(runtime, out)
-    with showing(console) as progress:
-        server.connect(verbose)
-        from vidistill.flows import pool as flow
+    from vidistill.flows.pools import plan_pool
 
-        progress.expect(flow.plan_pool(request, runtime))
-        flow.pool(request, runtime, out)
+    request, runtime = checked(PoolRequest, plain, "The pool"), runtime_of(store, device, runner)
+
+    def start(runtime: Runtime) -> None:
+        from vidistill.flows.pool import pool
+
+        pool(request, runtime, out)
+
+    performed(lambda: plan_pool(request, runtime), start, runtime, out, verbose)
     console.print(Markdown((out / "pool.md").read_text()))
     console.print(f"\nThe contact sheet is {out / 'sheet.png'}", soft_wrap=True, highlight=False)
 

@@ -14,7 +14,7 @@ from vidistill.flows.look import Look
 from vidistill.models import cpu
 from vidistill.storage.provenance import machine
 from vidistill.storage.store import ArtifactRef, Manifest
-from vidistill.tasks.stage import Job, Runtime, stage_of
+from vidistill.tasks.stage import Job, Runtime, threads_of
 
 BELIEVED_SECONDS, BELIEVED_BYTES = 2.0, 1e5
 """How much of a default, or of what more distant jobs say, is believed beside what was measured of the like."""
@@ -127,7 +127,7 @@ def wall_seconds(jobs: Sequence[Job], seconds: Mapping[ArtifactRef, float], runt
     """
     todo = {job.ref: job for job in jobs}
     first = {ref for ref, job in todo.items() if job.stage == "sprites"}
-    needs = {ref: {need for refs in job.inputs.values() for need in refs} & todo.keys() for ref, job in todo.items()}
+    needs = {ref: todo.keys() & job.needs for ref, job in todo.items()}
     for ref in todo.keys() - first:
         needs[ref] |= first
     users: dict[ArtifactRef, list[ArtifactRef]] = defaultdict(list)
@@ -163,8 +163,3 @@ def _startable(held: list[ArtifactRef], wanted: dict[ArtifactRef, int], taken: i
         else:
             waits = True
     return started
-
-
-def threads_of(job: Job, runtime: Runtime) -> int:
-    """The threads that a job holds."""
-    return {"none": 0, "one": 1, "all": runtime.threads}[stage_of(job).threads]

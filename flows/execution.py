@@ -107,16 +107,12 @@ def discard_damaged(graph: Graph, store: Store) -> list[str]:
 
     for job in reversed(list(graph.jobs.values())):
         if absent(job.ref):
-            for need in _needs(job):
+            for need in job.needs:
                 if need in graph.jobs and need not in checked:
                     checked.add(need)
                     problems[need] = store.problem(need, thorough=True)
                     absent(need)
     return said
-
-
-def _needs(job: Job) -> Iterable[ArtifactRef]:
-    return (ref for refs in job.inputs.values() for ref in refs)
 
 
 def run_graph(graph: Graph, runtime: Runtime) -> None:
@@ -153,7 +149,7 @@ def attempt_graph(graph: Graph, runtime: Runtime) -> dict[ArtifactRef, Vidistill
     Raises:
         Stopped: somebody asked the run to stop.
     """
-    needs = {*graph.jobs, *(need for job in graph.jobs.values() for need in _needs(job))}
+    needs = {*graph.jobs, *(need for job in graph.jobs.values() for need in job.needs)}
     with leased(open_store(runtime.store), needs) as lease:
         failed = _attempt(graph, runtime)
         lease.unfinished = bool(failed)
@@ -165,7 +161,7 @@ def _attempt(graph: Graph, runtime: Runtime) -> dict[ArtifactRef, VidistillError
     for sentence in discard_damaged(graph, open_store(runtime.store)):
         log.warning(sentence)
     start_jobs()
-    needed = {ref: [need for need in _needs(job) if need in graph.jobs] for ref, job in graph.jobs.items()}
+    needed = {ref: [need for need in job.needs if need in graph.jobs] for ref, job in graph.jobs.items()}
     order = TopologicalSorter(needed)
     order.prepare()
     submitted: dict[ArtifactRef, PrefectFuture[Any]] = {}

@@ -195,7 +195,7 @@ def _read(graph: Graph, jobs: list[Job]) -> set[ArtifactRef]:
     """What jobs read, and what that was made from, but for a search, whose teacher gives labels."""
     found: set[ArtifactRef] = set()
     while jobs:
-        new = {ref for job in jobs for refs in job.inputs.values() for ref in refs} - found
+        new = {ref for job in jobs for ref in job.needs} - found
         found |= new
         jobs = [graph.jobs[ref] for ref in new if ref in graph.jobs and ref.kind != SEARCH]
     return found

@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from pydantic import Field, WithJsonSchema
 
 from vidistill.flows import distill as experiments
-from vidistill.flows import pool as pools
+from vidistill.flows import pool as pooling
 from vidistill.flows.commands import merged, pool_request_of, request_of
 from vidistill.flows.execution import deployed_places
 from vidistill.flows.parameters import PRESETS, DataRequest, Experiment, PoolRequest, checked, load_preset, name_of
@@ -139,7 +139,7 @@ def pool(
     if front != OWN:
         plain = {"front": front} | plain
     request = pool_request_of(None if preset == OWN else preset, data, plain, [])
-    return pools.pool.fn(checked(PoolRequest, request, "The pool"), runtime, out)
+    return pooling.pool.fn(checked(PoolRequest, request, "The pool"), runtime, out)
 
 
 def given(named: Mapping[str, Any]) -> dict[str, Any]:

@@ -86,8 +86,7 @@ def _lost(survey: Mapping[ArtifactRef, Found]) -> dict[ArtifactRef, str]:
         need: f"no artifact, and {ref} was made from it"
         for ref, found in survey.items()
         if found.manifest and found.problem is None
-        for needs in found.manifest.inputs.values()
-        for need in needs
+        for need in found.manifest.needs
         if need not in survey
     }
 

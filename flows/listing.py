@@ -110,9 +110,8 @@ class Catalogue:
         if ref not in self._known:
             manifest = self._manifests.get(ref)
             inherited: Facts = {}
-            for needs in manifest.inputs.values() if manifest and manifest.kind != "report" else ():
-                for need in needs:
-                    inherited |= _passed_on(self._of(need))
+            for need in manifest.needs if manifest and manifest.kind != "report" else ():
+                inherited |= _passed_on(self._of(need))
             own = _own(manifest) if manifest else {}
             self._known[ref] = inherited | self._rows.get(ref, {}) | own | self._scored.get(ref, {})
         return self._known[ref]
@@ -123,7 +122,7 @@ class Catalogue:
         while left:
             ref = left.pop()
             manifest = self._manifests.get(ref)
-            for need in (need for needs in (manifest.inputs if manifest else {}).values() for need in needs):
+            for need in manifest.needs if manifest else ():
                 if "dataset" not in self.facts.get(need, {"dataset": ""}):
                     self.facts[need]["dataset"] = self.facts[ref]["dataset"]
                     left.append(need)

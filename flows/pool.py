@@ -12,22 +12,16 @@ from vidistill.flows.experiment import Graph
 from vidistill.flows.fronts import choose_front
 from vidistill.flows.own import with_own
 from vidistill.flows.parameters import SPRITES, PoolRequest
-from vidistill.flows.planning import Plan, plan_data
-from vidistill.flows.rows import check_size, training_videos
+from vidistill.flows.pools import build_pool
 from vidistill.flows.runners import jobs_done_by
-from vidistill.storage.files import copy_out, expanded, write_out
+from vidistill.storage.files import copy_out, write_out
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks.generate.pool import pool_of
 from vidistill.tasks.generate.quality import FACTS as QUALITY_FACTS
-from vidistill.tasks.generate.quality import SHEET, in_words, load_quality, quality_job
-from vidistill.tasks.learning.teacher import teacher_job
-from vidistill.tasks.methods import Given
+from vidistill.tasks.generate.quality import SHEET, in_words, load_quality
 from vidistill.tasks.report.pool import pool_facts
 from vidistill.tasks.stage import Runtime
-from vidistill.tasks.videos.decode import block_jobs, clips_job
-from vidistill.tasks.videos.index import IndexTable, index_job
 from vidistill.tasks.videos.sprites_stage import sprites_job
 
 
@@ -57,11 +51,6 @@ def pool(request: PoolRequest, runtime: Runtime | None = None, out: Path | None 
     return ref
 
 
-def plan_pool(request: PoolRequest, runtime: Runtime) -> Plan:
-    request, runtime = with_own(request, runtime)
-    return plan_data(request, runtime, lambda settled, table, _: build_pool(settled, table)[0])
-
-
 def publish(store: Store, ref: ArtifactRef, out: Path | None) -> None:
     """Copy the pool's quality and contact sheet out of the store, and show them in the Prefect UI."""
     words, folder = described(store, ref), store.folder(ref)
@@ -69,26 +58,6 @@ def publish(store: Store, ref: ArtifactRef, out: Path | None) -> None:
         write_out(out, "pool.md", words.encode())
         copy_out(folder, (QUALITY_FACTS, SHEET), out)
     create_markdown_artifact(words, key="distill-pool", description=f"Pool {store.manifest(ref).inputs['pool'][0].key}")
-
-
-def build_pool(request: PoolRequest, table: IndexTable) -> tuple[Graph, ArtifactRef]:
-    """All jobs of a pool, its quality last, and the quality's reference.
-
-    Raises:
-        RequestError: a class has no training video, the clips are too small for the teacher, or see `pool_of`.
-    """
-    check_size(request, request.teacher.network)
-    training_videos(table)
-    graph = Graph()
-    index = graph.add(index_job(table, request.index))
-    blocks = block_jobs(table, request.decode, "train")
-    graph.add(*blocks)
-    train = graph.add(clips_job(index, request.decode, "train", blocks))
-    teacher = teacher_job(train, request.teacher)
-    root = None if request.data == SPRITES else expanded(request.data)
-    given = Given(index, train, teacher, table, request.decode, root, graph.add)
-    made = pool_of(given, request.pool)
-    return graph, graph.add(quality_job(made, train, graph.add(teacher)))
 
 
 def described(store: Store, ref: ArtifactRef) -> str:

@@ -120,7 +120,7 @@ class Course:
         """What needs this one is not made; what is tried all the same is counted when it begins."""
         self._given_up[job.ref] = job
         for ref, one in list(self._left.items()):
-            if ref in self._left and job.ref in _needs(one):
+            if ref in self._left and job.ref in one.needs:
                 del self._left[ref]
                 self._stage(one).total -= 1
                 self._give_up(one)
@@ -129,7 +129,7 @@ class Course:
         """What was given up with one that begins again is made, unless it needs another that failed."""
         self._given_up.pop(begun, None)
         for ref, one in list(self._given_up.items()):
-            if begun in _needs(one) and not _needs(one) & self._given_up.keys():
+            if begun in one.needs and self._given_up.keys().isdisjoint(one.needs):
                 self._left[ref] = one
                 self._stage(one).total += 1
                 self._expect_again(ref)
@@ -205,7 +205,3 @@ class Course:
 def _name(job: Job) -> tuple[str, str]:
     """A job's name in its run, whatever its networks see first."""
     return job.stage, FRONT.sub("", job.label)
-
-
-def _needs(job: Job) -> set[ArtifactRef]:
-    return {ref for refs in job.inputs.values() for ref in refs}

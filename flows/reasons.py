@@ -49,7 +49,7 @@ class Reasons:
         """Why a job whose artifact is not there has to run: changed inputs, changed parameters, a newer stage, or
         nothing like it before.
         """
-        needed = sorted({ref.kind for refs in job.inputs.values() for ref in refs if ref in missing})
+        needed = sorted({ref.kind for ref in job.needs if ref in missing})
         if not self._known[job.stage]:
             return NOTHING
         own = [self._blocks[job.stage, video] for video in _own_videos(job.manifest)]

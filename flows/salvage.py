@@ -37,7 +37,7 @@ def _lost(graph: Graph, failed: Failed) -> Failed:
     """What failed, and what was not made because it needs that; each with the cause."""
     lost = dict(failed)
     for ref, job in graph.jobs.items():
-        needs = (need for refs in job.inputs.values() for need in refs if need in lost)
+        needs = (need for need in job.needs if need in lost)
         if ref not in lost and (need := next(needs, None)) is not None:
             lost[ref] = lost[need]
     return lost

@@ -105,7 +105,7 @@ def plan_another(asked: list[str], given: dict[str, Any], store: str | None, dev
         takes = ", ".join(f"--{name}" for name in sorted(TAKEN[command]))
         raise RequestError(f"`vidistill {command}` takes {takes}, not {', '.join(wrong)}: leave it out.")
     if command == "pool":
-        from vidistill.flows.pool import plan_pool
+        from vidistill.flows.pools import plan_pool
 
         describe(plan_pool(checked(PoolRequest, pool_asked(given), "The pool"), runtime), console)
         return

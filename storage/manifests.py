@@ -77,6 +77,11 @@ class Manifest(Parameters):
         return ArtifactRef(kind=self.kind, key=self.key)
 
     @property
+    def needs(self) -> list[ArtifactRef]:
+        """All that it was made from."""
+        return [ref for refs in self.inputs.values() for ref in refs]
+
+    @property
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files.values())
 

@@ -94,6 +94,10 @@ class Job(Parameters):
         return copy
 
     @property
+    def needs(self) -> list[ArtifactRef]:
+        return [ref for refs in self.inputs.values() for ref in refs]
+
+    @property
     def manifest(self) -> Manifest:
         return Manifest(
             kind=self.stage, key=self.ref.key, version=self.version, parameters=self.parameters, inputs=self.inputs
@@ -109,7 +113,7 @@ class Work:
         self.store = store
         self.folder = attempt.folder
         self.cost = Cost()
-        self.threads = {"none": 0, "one": 1, "all": runtime.threads}[stage_of(job).threads]
+        self.threads = threads_of(job, runtime)
         self._attempt = attempt
         self._first: tuple[float, float] | None = None  # when the first progress was told of, and the share of then
         self._share = 0.0
@@ -226,6 +230,10 @@ def stage_of(job: Job) -> Stage:
     return _stages[job.stage]
 
 
+def threads_of(job: Job, runtime: Runtime) -> int:
+    return {"none": 0, "one": 1, "all": runtime.threads}[stage_of(job).threads]
+
+
 def run_job(job: Job, runtime: Runtime) -> tuple[ArtifactRef, bool]:
     """Do a job, unless the store has its artifact. Knows nothing of Prefect.
 
@@ -263,13 +271,12 @@ def run_job(job: Job, runtime: Runtime) -> tuple[ArtifactRef, bool]:
 @contextmanager
 def taken(work: Work) -> Iterator[None]:
     """Hold the threads that a job's networks run on, and a place on a GPU where they run on one."""
-    runtime = work.runtime
-    with threads_taken(work.threads, runtime.threads):
+    with threads_taken(work.threads, work.runtime.threads):
         if not work.threads:
             yield
             return
         importlib.import_module("torch")  # which takes seconds: they are not those of the first job
-        with gpu_taken(runtime.device, runtime.gpu_jobs):
+        with gpu_taken(work.runtime.device, work.runtime.gpu_jobs):
             yield
 
 
@@ -279,7 +286,7 @@ def check_inputs(job: Job, store: Store) -> None:
     Raises:
         ArtifactDamaged: naming the artifact, the file and what to do.
     """
-    for ref in (ref for refs in job.inputs.values() for ref in refs):
+    for ref in job.needs:
         problem = store.problem_once(ref)
         if problem is not None:
             raise ArtifactDamaged(f"{ref}, which {job.ref} needs, is damaged ({problem}): run again to rebuild it.")

@@ -844,8 +844,8 @@ MUTATIONS = [
              "    except (ValueError, KeyError, TypeError):\n        return {}",
              "    except ZeroDivisionError:\n        return {}"),
     Mutation("flows/listing.py", "an input without a manifest ends the list", LISTED,
-             "(manifest.inputs if manifest else {})",
-             "self._manifests[ref].inputs"),
+             "for need in manifest.needs if manifest else ():",
+             "for need in self._manifests[ref].needs:"),
     Mutation("flows/collecting.py", "what a damaged artifact was made from goes",
              of("flows/test_housekeeping.py", "test_what_was_damaged_beyond_its_manifest_may_have_been_made_from_all"),
              " and not unread:",
@@ -2132,6 +2132,10 @@ MUTATIONS = [
                  "test_a_name_that_cannot_be_read_is_one_sentence_and_one_of_an_earlier_version_is_read"),
              "class Promoted(Parameters, extra=\"ignore\"):",
              "class Promoted(Parameters):"),
+    Mutation("flows/commands.py", "an engine is started for a pool that is there", of(
+                 "flows/test_pool.py", "test_where_everything_is_cached_no_engine_is_started"),
+             "    performed(lambda: plan_pool(request, runtime), start, runtime, out, verbose)",
+             "    start(runtime)"),
     Mutation("flows/commands.py", "a logger that fails hides the rows that failed", of(
                  "flows/test_loggers.py",
                  "test_a_logger_that_fails_says_where_the_report_is_and_hides_no_rows_that_failed"),
@@ -2371,7 +2375,7 @@ MUTATIONS = [
              ""),
     Mutation("flows/progress.py", "what needs another that failed is expected all the same", of(
                  "flows/test_progress.py", "test_what_needs_a_job_that_is_tried_once_more_is_expected_again"),
-             " and not _needs(one) & self._given_up.keys()",
+             " and self._given_up.keys().isdisjoint(one.needs)",
              ""),
     Mutation("flows/display.py", "a terminal keeps the bars of the trials before", of(
                  "flows/test_progress.py", "test_a_terminal_has_one_bar_of_the_trial_and_those_of_its_stages"),
@@ -2493,7 +2497,7 @@ MUTATIONS = [
                  "flows/test_planning.py", "test_each_clip_of_a_pool_is_compared_with_all_looks_of_all_training_clips"),
              " + COMPARED * clips * data.clips * data.looks * numbers",
              ""),
-    Mutation("flows/pool.py", "a class without a training video has a pool", of(
+    Mutation("flows/pools.py", "a class without a training video has a pool", of(
                  "flows/test_pool.py", "test_a_class_without_a_training_video_has_no_pool_and_no_run"),
              "    training_videos(table)\n",
              ""),
@@ -2506,7 +2510,7 @@ MUTATIONS = [
                  "test_clips_that_are_too_small_for_a_network_are_said_before_anything_is_done"),
              "check_size(experiment, name)",
              "pass"),
-    Mutation("flows/pool.py", "clips too small for a pool's teacher are found when it is made", of(
+    Mutation("flows/pools.py", "clips too small for a pool's teacher are found when it is made", of(
                  "flows/test_pool.py", "test_clips_that_are_too_small_for_the_teacher_have_no_pool"),
              "    check_size(request, request.teacher.network)\n",
              ""),

@@ -263,7 +263,13 @@ def test_what_plans_and_explains_loads_nothing_heavy(code):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["ls"], ["plan", "--data", "sprites", "--method", "random,tsgf", "--ipc", "1"]], ids=lambda a: a[0]
+    "arguments",
+    [
+        ["ls"],
+        ["plan", "--data", "sprites", "--method", "random,tsgf", "--ipc", "1"],
+        ["plan", "pool", "--data", "sprites"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
 )
 def test_commands_that_only_look_load_nothing_heavy(arguments, tmp_path):
     (tmp_path / "store").mkdir()

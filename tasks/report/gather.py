@@ -102,7 +102,7 @@ def gather(work: Work, parameters: ReportParameters) -> ReportData:
     store, index = work.store, load_index(work.store, work.ref("index"))
     train, test = Clips(store, work.ref("train")), Clips(store, work.ref("test"))
     scores = {ref: load_score(store.folder(ref)) for ref in work.refs("scores")}
-    manifests = _lineage(store, [ref for refs in work.job.inputs.values() for ref in refs])
+    manifests = _lineage(store, work.job.needs)
     lost = [row.model_dump() for row in (*index.rejected, *train.table.rejected, *test.table.rejected)]
     rows = [
         _marked(
@@ -306,7 +306,7 @@ def _lineage(store: Store, refs: list[ArtifactRef]) -> dict[ArtifactRef, Manifes
     while left:
         made = store.manifests(sorted(left, key=str))
         found |= made
-        left = {need for one in made.values() for needs in one.inputs.values() for need in needs} - found.keys()
+        left = {need for one in made.values() for need in one.needs} - found.keys()
     return found
 
 

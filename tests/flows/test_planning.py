@@ -21,7 +21,7 @@ from vidistill.flows.experiment import build
 from vidistill.flows.look import Look
 from vidistill.flows.parameters import Experiment, PoolRequest
 from vidistill.flows.planning import Plan, describe, plan_jobs, plan_of
-from vidistill.flows.pool import plan_pool
+from vidistill.flows.pools import plan_pool
 from vidistill.flows.salvage import Failed, salvaged
 from vidistill.models import cpu
 from vidistill.storage.errors import RequestError, RunError
@@ -278,7 +278,7 @@ def test_bytes_that_were_measured_are_what_the_like_takes(store: Store) -> None:
 
 def pool_costs(kind: str, *, flips: bool = False, **pool: Any) -> list[Cost]:
     """Of the jobs of a kind of a pool of clips of 8×32×32."""
-    from vidistill.flows.pool import build_pool
+    from vidistill.flows.pools import build_pool
 
     request = PoolRequest.model_validate({"data": "videos", "decode": SMALL["decode"], "pool": pool})
     jobs = list(build_pool(request, table())[0].jobs.values())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from deployed import settled
@@ -13,11 +15,13 @@ from flow_running import CLASSES
 from method_contract import DECODE
 from method_contract import POOL as CONTRACT_POOL
 
+from vidistill.flows import commands
 from vidistill.flows.cli import app
 from vidistill.flows.experiment import build
 from vidistill.flows.parameters import Experiment, PoolRequest, checked, override
 from vidistill.flows.planning import _expected_sprites
-from vidistill.flows.pool import build_pool, pool
+from vidistill.flows.pool import pool
+from vidistill.flows.pools import build_pool
 from vidistill.storage.errors import RequestError
 from vidistill.storage.pool import Pool
 from vidistill.storage.store import Store
@@ -89,6 +93,17 @@ def test_clips_that_are_too_small_for_the_teacher_have_no_pool() -> None:
     asked = {"data": "sprites", "teacher": {"network": "r2plus1d_small_in"}, "decode": {"frames": 2, "size": 16}}
     with pytest.raises(RequestError, match="2 frames of 16 pixels are too small for r2plus1d_small_in: take 3 frames"):
         build_pool(PoolRequest.model_validate(asked), _expected_sprites(SpritesParameters()))
+
+
+def test_where_everything_is_cached_no_engine_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[str] = []
+    (tmp_path / "pool.md").touch()
+    monkeypatch.setattr("vidistill.flows.pools.plan_pool", lambda *_: SimpleNamespace(todo=[]))
+    monkeypatch.setattr("vidistill.flows.pool.pool", lambda _, runtime, out: began.append(runtime.runner))
+    monkeypatch.setattr(commands, "showing", lambda _: nullcontext(SimpleNamespace(expect=lambda plan: None)))
+    monkeypatch.setattr("vidistill.flows.server.connect", lambda _: None)
+    commands.pool({"data": "sprites"}, str(tmp_path / "store"), tmp_path, "cpu", "processes", False)
+    assert began == ["threads"]
 
 
 def test_settings_reach_the_pool() -> None:

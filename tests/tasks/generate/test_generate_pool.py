@@ -22,7 +22,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from vidistill.flows.parameters import PoolRequest
-from vidistill.flows.pool import build_pool
+from vidistill.flows.pools import build_pool
 from vidistill.models.diffusion import BETA_FIRST, BETA_LAST, alphas_cumulated, by_frame
 from vidistill.models.latte import Latte, Size
 from vidistill.storage.clips import Clips, open_clip_array

@@ -20,7 +20,7 @@ from torch import Tensor
 from vidistill.flows.experiment import Graph, build
 from vidistill.flows.parameters import Experiment, PoolRequest
 from vidistill.flows.planning import _expected_sprites
-from vidistill.flows.pool import build_pool
+from vidistill.flows.pools import build_pool
 from vidistill.flows.rows import rows_of, within_budgets
 from vidistill.models import vst_unet
 from vidistill.models.csta import SetScorer
