@@ -128,5 +128,6 @@ def _own(name: str, given: dict[str, int]) -> nn.Module:
     if given["channels"] != 3 and "channels" not in taken:
         raise ValueError(f"The network {name} takes no `channels`, and its front puts out {given['channels']}.")
     from vidistill.models.dropout import with_seeds
+    from vidistill.models.minic3d import guarded
 
-    return with_seeds(OWN[name](**{each: value for each, value in given.items() if each in taken}))
+    return with_seeds(guarded(OWN[name](**{each: value for each, value in given.items() if each in taken})))

@@ -61,40 +61,56 @@ def _taps(size: int, kernel: int, stride: int, padding: int) -> tuple[int, int, 
     out = (size + 2 * padding - kernel) // stride + 1
     first, last = max(0, padding - (out - 1) * stride), min(kernel, size + padding)
     fits = (size + 2 * (padding - first) - (last - first)) // stride + 1 == out
-    return (first, last, padding - first) if fits else (0, kernel, padding)
+    return (first, last, padding - first) if fits and out > 0 else (0, kernel, padding)
 
 
 class Conv3d(nn.Conv3d):
     """A convolution that knows four things about CPUs.
 
     Only taps that meet the map are computed: at 8×32×32 MiniC3D's last 7×7 kernel sees 2×2 pixels. Pixels that need a
-    gradient are convolved by 2×2 blocks where the kernel is MiniC3D's, which is faster (`convolve_pixels`). Maps of at
+    gradient are convolved by 2×2 blocks where the shape is MiniC3D's, which is faster (`convolve_pixels`). Maps of at
     most two frames or 2×2 pixels are convolved in fp32: there torch 2.14's bf16 weight gradient now and then holds
     uninitialised memory (not finite in 1–11 of 12 tries at T = 2 or H = W = 2; in none of 48 at three or more of each,
     where it stays within 0.4 % of fp32's). Nor is bf16 trusted where the output is one pixel wide and the stride more
-    than one: on AMX units it is silently wrong there (pytorch issue 169688).
+    than one: on AMX units it is silently wrong there (pytorch issue 169688). One that is dilated, or padded by a word or
+    with other values than zeros, is torch's own in fp32.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if input.device.type != "cpu":
             return super().forward(input)
+        if isinstance(self.padding, str) or self.padding_mode != "zeros" or set(self.dilation) != {1}:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input.to(self.weight.dtype))
         one_wide = self.stride[-1] > 1 and self._width(input.shape[-1]) == 1
-        if min(input.shape[2], input.shape[-1]) <= 2 or one_wide:
+        if min(input.shape[-3:]) <= 2 or one_wide:
             with torch.autocast("cpu", enabled=False):
                 return self._met(input.to(self.weight.dtype))
-        if self.in_channels <= PIXEL_CHANNELS and self.kernel_size == KERNEL and input.requires_grad:
+        shape = (self.kernel_size, self.stride, self.padding, self.groups, input.dim())
+        if self.in_channels <= PIXEL_CHANNELS and shape == (KERNEL, STRIDE, PADDING, 1, 5) and input.requires_grad:
             return convolve_pixels(input, self.weight, self.bias)
         return self._met(input)
 
     def _met(self, input: Tensor) -> Tensor:  # noqa: A002
         paddings = [int(padding) for padding in self.padding]
-        cut = [_taps(*axis) for axis in zip(input.shape[2:], self.kernel_size, self.stride, paddings, strict=True)]
+        cut = [_taps(*axis) for axis in zip(input.shape[-3:], self.kernel_size, self.stride, paddings, strict=True)]
         t, y, x = (slice(first, last) for first, last, _ in cut)
-        return F.conv3d(input, self.weight[:, :, t, y, x], self.bias, self.stride, [room for _, _, room in cut])
+        rooms = [room for _, _, room in cut]
+        return F.conv3d(input, self.weight[:, :, t, y, x], self.bias, self.stride, rooms, groups=self.groups)
 
     def _width(self, width: int) -> int:
         """How many pixels wide the output is."""
         return (width + 2 * int(self.padding[-1]) - self.kernel_size[-1]) // self.stride[-1] + 1
+
+
+def guarded(network: nn.Module) -> nn.Module:
+    """The network, of which torch's and torchvision's 3-D convolutions are `Conv3d`; weights and names stay."""
+    from torchvision.models.video.resnet import Conv3DNoTemporal, Conv3DSimple
+
+    for module in network.modules():
+        if type(module) in (nn.Conv3d, Conv3DNoTemporal, Conv3DSimple):
+            module.__class__ = Conv3d
+    return network
 
 
 class MiniC3D(nn.Module):

@@ -6,29 +6,11 @@ Legend: B clips, C channels, T frames, H height, W width, D features, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 from torch import Tensor, nn
 from torchvision.models.video import r3d_18
 
-from vidistill.models.minic3d import Conv3d
-
-Triple = tuple[int, int, int]
-
-
-def _guard(network: nn.Module) -> None:
-    """Put our convolution in the place of each of torchvision's."""
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Conv3d) and not isinstance(child, Conv3d):
-                module.register_module(name, _like(child, child.in_channels))
-                module.get_submodule(name).load_state_dict(child.state_dict())
-
-
-def _like(conv: nn.Conv3d, channels: int) -> Conv3d:
-    """A convolution without bias of the same shape, of so many channels, that knows what CPUs get wrong."""
-    kernel, stride, padding = (cast("Triple", axes) for axes in (conv.kernel_size, conv.stride, conv.padding))
-    return Conv3d(channels, conv.out_channels, kernel, stride, padding, bias=False)
+from vidistill.models.minic3d import KERNEL, PADDING, STRIDE, Conv3d, guarded
 
 
 class R3D18(nn.Module):
@@ -48,8 +30,8 @@ class R3D18(nn.Module):
     def __init__(self, classes: int, channels: int = 3) -> None:
         super().__init__()
         self.net = r3d_18(weights=None, num_classes=classes)
-        self.net.stem[0] = _like(self.net.stem[0], channels)
-        _guard(self.net)
+        self.net.stem[0] = Conv3d(channels, self.net.stem[0].out_channels, KERNEL, STRIDE, PADDING, bias=False)
+        guarded(self.net)
         self.features: int = self.net.fc.in_features
         self.begun = False
 

@@ -1654,8 +1654,16 @@ MUTATIONS = [
              "index[:t, :h, :w, :t, :h, :w].reshape(t * h * w, t * h * w)",
              "self.relative_position_index[: t * h * w, : t * h * w]"),
     Mutation("models/r3d.py", "torchvision's convolutions have infinite gradients in bf16", R3D,
-             "        _guard(self.net)\n",
+             "        guarded(self.net)\n",
              ""),
+    Mutation("models/minic3d.py", "any convolution of 3×7×7 is taken for MiniC3D's first", of(
+                 "models/test_networks.py", "test_a_convolution_of_any_kind_is_torch_s"),
+             "shape == (KERNEL, STRIDE, PADDING, 1, 5) and",
+             "self.kernel_size == KERNEL and"),
+    Mutation("models/__init__.py", "a user's convolutions have infinite gradients in bf16", of(
+                 "models/test_bf16.py", "test_convolutions_of_others_are_guarded_too"),
+             "with_seeds(guarded(OWN[name](**{each: value for each, value in given.items() if each in taken})))",
+             "with_seeds(OWN[name](**{each: value for each, value in given.items() if each in taken}))"),
     Mutation("models/minic3d.py", "bf16 where AMX units err", BF16,
              " <= 2 or one_wide:",
              " <= 2:"),

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torchvision.models.video import mc3_18, s3d
 
 from vidistill.flows.grid import Benchmark
 from vidistill.flows.parameters import PRESETS, load_preset
-from vidistill.models import build, compute, cpu, parted
+from vidistill.models import OWN, build, compute, cpu, parted
 from vidistill.models.minic3d import Conv3d
 
 
@@ -109,3 +111,19 @@ def test_a_convolution_to_one_pixel_is_not_done_in_bf16(size: int) -> None:
     with compute.autocast(torch.device("cpu"), "bf16"):
         assert conv(torch.randn(1, 4, 4, size, size)).dtype == torch.float32
         assert conv(torch.randn(1, 4, 4, 32, 32)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("made", [mc3_18, s3d, lambda num_classes: nn.Sequential(nn.Conv3d(3, num_classes, 3))])
+def test_convolutions_of_others_are_guarded_too(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OWN, "theirs", lambda classes: made(num_classes=classes))
+    with torch.device("meta"):
+        network = build("theirs", classes=3, frames=8, size=56)
+    convs = [module for module in network.modules() if isinstance(module, nn.Conv3d)]
+    assert convs
+    assert all(type(conv) is Conv3d for conv in convs)
+
+
+@pytest.mark.parametrize("kind", [{"dilation": 2}, {"padding": "same"}, {"padding": 1, "padding_mode": "circular"}])
+def test_a_convolution_of_another_kind_is_not_done_in_bf16(kind: Any) -> None:
+    with compute.autocast(torch.device("cpu"), "bf16"):
+        assert Conv3d(4, 4, 3, **kind)(torch.randn(1, 4, 8, 8, 8)).dtype == torch.float32

@@ -13,7 +13,7 @@ from torch import nn
 
 from vidistill.models import NETWORKS, build
 from vidistill.models.frame_rnn import FrameRNN
-from vidistill.models.minic3d import Conv3d, MiniC3D, convolve_pixels
+from vidistill.models.minic3d import KERNEL, PADDING, STRIDE, Conv3d, MiniC3D, convolve_pixels
 
 
 def parameters(model: nn.Module) -> int:
@@ -182,6 +182,23 @@ def test_taps_that_meet_no_pixel_are_left_out_and_nothing_else(frames: int, size
     plain = derivatives(lambda x: torch.nn.Conv3d.forward(conv, x))
     for made, expected in zip(derivatives(conv), plain, strict=True):
         torch.testing.assert_close(made, expected, rtol=1e-10, atol=1e-10)
+
+
+KINDS = [
+    {}, {"stride": STRIDE}, {"padding": PADDING}, {"stride": STRIDE, "padding": PADDING, "groups": 2}, {"dilation": 2},
+    {"padding": "same"}, {"padding": "valid", "stride": 2}, {"padding": PADDING, "padding_mode": "circular"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_convolution_of_any_kind_is_torch_s(kind: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    conv = Conv3d(4, 6, KERNEL, **kind).double()
+    x_BCTHW = torch.randn(2, 4, 5, 15, 15, dtype=torch.float64, requires_grad=True)
+    for seen in (x_BCTHW, x_BCTHW[0]):
+        torch.testing.assert_close(conv(seen), nn.Conv3d.forward(conv, seen))
+    with pytest.raises(RuntimeError, match="[Kk]ernel size"):
+        Conv3d(4, 6, KERNEL)(torch.randn(1, 4, 2, 6, 6))
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
