@@ -703,6 +703,10 @@ MUTATIONS = [
     Mutation("tasks/learning/evaluate.py", "no student trains at its set's rate", AT_ITS_RATE,
              'or "lr" not in facts or student.optimiser.method != "sgd":',
              'or True:'),
+    Mutation("tasks/videos/pictures.py", "an interlaced frame is a comb", of(
+                 "tasks/videos/test_decoder.py", "test_an_interlaced_frame_is_seen_as_its_upper_field"),
+             "fields = 1 + frame.interlaced_frame",
+             "fields = 1"),
     Mutation("tasks/videos/pictures.py", "no frame is mirrored", SHOWN,
              "-1 if a * d < b * c else 1",
              "1"),

@@ -32,10 +32,13 @@ def planes(frame: Any, reformatter: VideoReformatter, width: int, height: int) -
     """R, G and B of a frame at this size, uint8 (H, W) each.
 
     swscale's "rgb24" holds the same pixels where it scales, for twice the time; at a frame's own size it is darker, by
-    one and a half levels on average.
+    one and a half levels on average. Of an interlaced frame it scales each field by itself and weaves them, so that
+    what moves is a comb: the upper field alone is taken.
     """
-    planar: Any = reformatter.reformat(frame, width, height, "gbrp", interpolation=SCALING, threads=1)
-    green, blue, red = (np.frombuffer(one, np.uint8).reshape(-1, one.line_size)[:, :width] for one in planar.planes)
+    fields = 1 + frame.interlaced_frame
+    planar: Any = reformatter.reformat(frame, width, height * fields, "gbrp", interpolation=SCALING, threads=1)
+    rows = (np.frombuffer(one, np.uint8).reshape(-1, one.line_size)[::fields, :width] for one in planar.planes)
+    green, blue, red = rows
     return [red, green, blue]
 
 

@@ -342,6 +342,29 @@ def test_frames_are_shown_as_their_display_matrix_says(tmp_path: Path, across: i
     assert whole.shape == ((96, 64, 3) if swapped else (64, 96, 3))
 
 
+@pytest.mark.parametrize(
+    ("codec", "suffix", "options"),
+    [("libx264", ".mp4", {"x264-params": "interlaced=1:tff=1"}), ("mpeg2video", ".mpg", {"flags": "+ildct+ilme"})],
+)
+def test_an_interlaced_frame_is_seen_as_its_upper_field(
+    tmp_path: Path, codec: str, suffix: str, options: dict[str, str]
+) -> None:
+    """A bar that has moved by its width when the lower field is taken is one bar, not a comb of two."""
+    picture = np.full((128, 128, 3), 20, np.uint8)
+    picture[0::2, 40:56] = picture[1::2, 56:72] = 235
+    with av.open(str(tmp_path / f"video{suffix}"), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 128, 128, "yuv420p", 8_000_000
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode())
+    (whole,) = frames.frames(str(tmp_path / f"video{suffix}"), 1, None)
+    assert whole.shape == (128, 128, 3)
+    for shown in (frames.clips(str(tmp_path / f"video{suffix}"), 1, 1, 64, 1)[0, 0], whole):
+        left, right = (slice(x * len(shown) // 128, (x + 8) * len(shown) // 128) for x in (44, 60))
+        assert shown[:, left].min() > 180
+        assert shown[:, right].max() < 80
+
+
 def test_folders_missing_and_forbidden_files_are_named(tmp_path: Path, decoder: Decoder) -> None:
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(VideoError, match="a folder, not a video file"):
