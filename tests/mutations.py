@@ -732,6 +732,10 @@ MUTATIONS = [
              of("tasks/videos/test_index.py"),
              "        table = table.kept()\n",
              "        parameters = parameters.model_copy(update={\"content\": digest(table)})\n"),
+    Mutation("tasks/videos/scan.py", "frames that were counted otherwise are remembered", of(
+                 "tasks/videos/test_scan.py", "test_what_was_counted_otherwise_is_looked_at_again"),
+             "importlib.metadata.version('av')}, 2",
+             "importlib.metadata.version('av')}"),
     Mutation("tasks/videos/scan.py", "a probe that crashed once is not tried again",
              of("tasks/videos/test_scan.py", "test_what_the_machine_may_have_failed_at_is_probed_again"),
              "twice(partial(decoder.probe, path))",
@@ -2056,6 +2060,10 @@ MUTATIONS = [
              of("tasks/report/test_naming.py", "test_what_a_user_s_method_says_of_its_set_is_its_own"),
              "isinstance(one, dict) and one.keys() >= POINT",
              "isinstance(one, dict)"),
+    Mutation("tasks/videos/frames.py", "what VP8 does not show is a frame", of(
+                 "tasks/videos/test_decoder.py", "test_packets_of_vp8_that_show_nothing_are_no_frames"),
+             "bool(bytes(packet)[0] & SHOWN)",
+             "True"),
     Mutation("tasks/videos/frames.py", "whole frames are darker than clips",
              of("tasks/videos/test_decoder.py", "test_whole_frames_have_the_pixels_of_clips"),
              "np.dstack(planes(frame, reformatter, *size))",

@@ -23,6 +23,7 @@ HELD_BYTES = 64 << 20  # compressed packets kept in memory; a larger file is rea
 # earlier one, and the frames of all earlier packets are shown before it.
 RESTARTING = frozenset({"ffv1", "h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"})
 IDR_TYPES = {"h264": {5}, "hevc": {19, 20}}
+SHOWN = 0x10  # in the first byte of a VP8 packet; an alternate reference is a packet that shows nothing
 SKIPPING = frozenset({"h264", "hevc"})  # codecs whose decoder can leave out a frame that no other refers to
 
 
@@ -114,12 +115,12 @@ class Index:
 
 
 def read_index(container: Any, stream: Any) -> Index:
-    index, size = Index(), 0
+    index, size, codec = Index(), 0, stream.codec_context.name
     for packet in packets(container, stream):
         if index.packets and packet.is_keyframe and restarts_decoder(stream.codec_context, packet):
             index.restarts.append(index.packets)
         index.packets += 1
-        index.frames += not packet.is_discard
+        index.frames += not packet.is_discard and (codec != "vp8" or bool(bytes(packet)[0] & SHOWN))
         index.times.append(packet.pts)
         size += packet.size
         if size > HELD_BYTES:
@@ -216,14 +217,13 @@ def decode(
         for packet in stretch(numbered, start, stop):
             if shown and packet is not None:
                 context.skip_frame = "DEFAULT" if shown[packet.pts] in chosen else "NONREF"
-            with contextlib.suppress(av.FFmpegError):
-                for frame in context.decode(packet):
-                    if shown:
-                        if shown.get(frame.pts, -1) < number:
-                            return
-                        number = shown[frame.pts]
-                    yield number, frame
-                    number += 1
+            for frame in decoded(context, packet):
+                if shown:
+                    if shown.get(frame.pts, -1) < number:
+                        return
+                    number = shown[frame.pts]
+                yield number, frame
+                number += 1
             if number > last:
                 break
 

@@ -212,7 +212,8 @@ class Memo:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._reader = f"av {importlib.metadata.version('av')}"  # another decoder may say something else
+        # Another decoder may say something else, and so may we: 2 counts the frames of VP8 that are shown.
+        self._reader = f"av {importlib.metadata.version('av')}, 2"
         self._rows: list[tuple[str, int, int, str, str]] = []
         self._database: sqlite3.Connection | None = None
         try:

@@ -102,6 +102,7 @@ def test_a_short_video_is_spread_evenly_with_its_first_and_last_frame() -> None:
         ("libx265", ".mp4", {"x265-params": "keyint=12:log-level=none:open-gop=0"}),
         ("libx265", ".mkv", {"x265-params": "keyint=12:log-level=none:open-gop=1"}),
         ("libvpx-vp9", ".webm", {"g": "12", "auto-alt-ref": "1", "lag-in-frames": "12"}),
+        ("libvpx", ".webm", {"g": "12"}),
         ("libsvtav1", ".mp4", {"g": "12"}),
         ("mpeg4", ".avi", {"g": "12"}),
         ("mpeg4", ".avi", {"g": "12", "bf": "2"}),
@@ -116,6 +117,25 @@ def test_each_codec_gives_the_frames_of_decoding_everything(
     path = render(tmp_path / f"video{suffix}", 80, codec, **options)
     for sampling in (Sampling(size=32), Sampling(frames=4, interval=3, size=32, views=5)):
         assert_same_as_decoding_everything(path, sampling)
+
+
+def test_packets_of_vp8_that_show_nothing_are_no_frames(tmp_path: Path) -> None:
+    """Alternate references, which libvpx makes in a second pass: here every tenth packet is told to be one."""
+    with (
+        av.open(str(render(tmp_path / "plain.webm", 80, "libvpx", g="12"))) as plain,
+        av.open(str(tmp_path / "hidden.webm"), "w") as hidden,
+    ):
+        stream = hidden.add_stream_from_template(plain.streams.video[0])
+        for number, packet in enumerate(packet for packet in plain.demux(video=0) if packet.size):
+            data = bytearray(bytes(packet))
+            data[0] &= 0xFF ^ frames.SHOWN * (number % 10 == 7)
+            copy = av.Packet(bytes(data))
+            copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+            copy.is_keyframe, copy.stream = packet.is_keyframe, stream
+            hidden.mux(copy)
+    assert frames.probe(str(tmp_path / "hidden.webm"))["frames"] == 72
+    for sampling in (Sampling(size=32), Sampling(frames=4, interval=3, size=32, views=5)):
+        assert_same_as_decoding_everything(tmp_path / "hidden.webm", sampling)
 
 
 def test_the_numbers_are_those_of_the_rendered_frames(tmp_path: Path, decoder: Decoder) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import logging
 import os
 import shutil
@@ -104,6 +105,15 @@ def test_a_file_is_read_again_only_when_it_changed(root, tmp_path):
     os.utime(kept)
     after, rejected = scan(root, listing, memo=memo)
     assert {"b/1.mp4"} == {item.video for item in rejected if item.outcome == "failed"} - {"a/garbage.mp4"}
+
+
+def test_what_was_counted_otherwise_is_looked_at_again(root, tmp_path):
+    memo = tmp_path / "memo.sqlite"
+    before = scan(root, listed(root), memo=memo)
+    other = (f"av {importlib.metadata.version('av')}", '"frames":', '"frames":9')
+    with sqlite3.connect(memo) as database:
+        database.execute("UPDATE files_1 SET reader = ?, content = replace(content, ?, ?)", other)
+    assert scan(root, listed(root), memo=memo) == before
 
 
 def test_progress_counts_every_file_once(root, tmp_path):
