@@ -18,7 +18,6 @@ from vidistill.flows.parameters import (
 )
 from vidistill.flows.rows import FULL, Row, options_of, rows_of, within_budgets, without_blind
 from vidistill.models import fronted, known
-from vidistill.storage.errors import RequestError
 from vidistill.storage.files import expanded
 from vidistill.storage.parameters import in_words
 from vidistill.storage.store import ArtifactRef
@@ -81,10 +80,8 @@ def build(
     Raises:
         RequestError: the experiment asks for what is not there.
     """
-    if experiment.front == "centred" and experiment.decode.frames == 1:
-        raise RequestError("Nothing moves in clips of one frame, and centred shows that alone: choose --front rgb.")
     asked_for = within_budgets(rows_of(experiment), table, experiment.pool.clips_a_class)
-    rows, notes = without_blind(asked_for, experiment.front, experiment.teacher.network)
+    rows, notes = without_blind(asked_for, experiment)
     graph = Graph()
     data = _data_jobs(graph, experiment, table)
     plans = [_row_jobs(graph, experiment, table, data, row) for row in rows]

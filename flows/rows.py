@@ -307,28 +307,31 @@ def training_videos(table: IndexTable) -> dict[int, int]:
     return counts
 
 
-def without_blind(rows: list[Row], front: str, teacher: str) -> tuple[list[Row], tuple[str, ...]]:
+def without_blind(rows: list[Row], experiment: Experiment) -> tuple[list[Row], tuple[str, ...]]:
     """The rows without those whose student, or the network they match, would see nothing; a sentence for each method.
 
     Raises:
         RequestError: no other row is left.
     """
-    found = [(row, _nothing_to_see(row, front, teacher)) for row in rows]
+    found = [(row, _nothing_to_see(row, experiment)) for row in rows]
     kept, blind = [row for row, why in found if not why], [why for _, why in found if why]
     if blind and all(row.companion for row in kept):
-        raise RequestError(f"{blind[0]}: choose --front rgb or --front rgb+difference.")
+        raise RequestError(f"{blind[0]}: choose --front rgb or --front rgb+difference, and name no network centred:….")
     return kept, tuple(dict.fromkeys(f"{why}, so it has no row here" for why in blind))
 
 
-def _nothing_to_see(row: Row, front: str, teacher: str) -> str:
+def _nothing_to_see(row: Row, experiment: Experiment) -> str:
     """Why a row's student, the network that its method matches or the teacher that labels its clips sees nothing;
-    empty where all see them.
+    empty where all see them. Of one frame no teacher sees any, whatever it is asked for.
     """
-    if row.source is None:
-        return ""
-    options = fronted_networks(options_of(row.source, row.cell), front)
-    with blaming(row.source):
-        method = row.source.method(options)
-        seeing = [row.student, method.network, *([teacher] if row.recipe.needs_teacher else [])]
-        blind = [name for name in seeing if method.still and parted(name)[0] == "centred"]
-    return f"The clips of {row.source.name} stand still, and {blind[0]} sees what moves alone" if blind else ""
+    single, teacher = experiment.decode.frames == 1, experiment.teacher.network
+    still, network, clips = single, "", "Clips of one frame"
+    if row.source is not None:
+        options = fronted_networks(options_of(row.source, row.cell), experiment.front)
+        with blaming(row.source):
+            method = row.source.method(options)
+            still, network = single or method.still, method.network
+        clips = clips if single else f"The clips of {row.source.name}"
+    seeing = [row.student, network, *([teacher] if row.recipe.needs_teacher or single else [])]
+    blind = [name for name in seeing if still and parted(name)[0] == "centred"]
+    return f"{clips} stand still, and {blind[0]} sees what moves alone" if blind else ""

@@ -2093,7 +2093,7 @@ MUTATIONS = [
              "pass"),
     Mutation("flows/rows.py", "a network that is matched may see nothing", of(
                  "flows/test_fronts.py", "test_what_stands_still_has_no_row_where_the_student_sees_what_moves"),
-             "seeing = [row.student, method.network, *(",
+             "seeing = [row.student, network, *(",
              "seeing = [row.student, *("),
     Mutation("tasks/learning/relabel.py", "mixed clips keep one variant of a set's", of(
                  "tasks/learning/test_relabel.py", "test_mixed_clips_of_a_set_with_variants_are_refused"),
@@ -2639,8 +2639,12 @@ MUTATIONS = [
              "if ipc and not source.method.budgets:"),
     Mutation("flows/rows.py", "a teacher labels still clips of which it sees nothing", of(
         "flows/test_fronts.py", "test_what_stands_still_has_no_row_where_the_student_sees_what_moves"),
-             "*([teacher] if row.recipe.needs_teacher else [])",
-             '*([teacher] if row.recipe.labels == "online" else [])'),
+             "[teacher] if row.recipe.needs_teacher or",
+             '[teacher] if row.recipe.labels == "online" or'),
+    Mutation("flows/rows.py", "a network that is named centred sees one frame", of(
+        "flows/test_fronts.py", "test_of_one_frame_other_students_have_their_rows"),
+             "single, teacher = experiment.decode.frames == 1,",
+             "single, teacher = False,"),
     Mutation("flows/commands.py", "clips a class that no method takes are passed over", of(
         "flows/test_requests.py", "test_a_wrong_request"),
              'both = methods and named.get("ipc") and named.get("kb")',

@@ -112,8 +112,32 @@ def test_what_stands_still_has_no_row_where_the_student_sees_what_moves() -> Non
     )
     with pytest.raises(RequestError, match=r"static_dc stand still.*choose --front rgb"):
         build(with_front(experiment("static_dc"), "centred"), table())
-    with pytest.raises(RequestError, match=r"Nothing moves in clips of one frame.*choose --front rgb"):
-        build(with_front(experiment("random", decode={"frames": 1}), "centred"), table())
+
+
+BLIND = [
+    ({}, "centred", "r2plus1d_small"),
+    ({"students": ["rgb:minic3d"]}, "centred", "r2plus1d_small"),  # its teacher
+    ({"students": ["centred:minic3d"]}, "rgb", "minic3d"),
+    ({"students": ["centred:minic3d"], "cells": [{"method": "full"}]}, "rgb", "minic3d"),
+    ({"teacher": {"network": "centred:minic3d"}, "cells": [{"method": "tsgf"}]}, "rgb", "minic3d"),
+    ({"cells": [{"method": "dm", "options": {"network": "centred:minic3d"}}]}, "rgb", "minic3d"),
+]
+
+
+@pytest.mark.parametrize(("settings", "front", "body"), BLIND)
+def test_of_one_frame_what_moves_is_nothing(settings: dict[str, Any], front: str, body: str) -> None:
+    asked = experiment("random", **{"decode": {"frames": 1}} | settings)
+    with pytest.raises(RequestError, match=f"of one frame stand still, and centred:{body} sees.*choose --front rgb"):
+        build(with_front(asked, front), table())
+
+
+def test_of_one_frame_other_students_have_their_rows() -> None:
+    asked = with_front(experiment("random", decode={"frames": 1}, students=["minic3d", "centred:c3d"]), "rgb")
+    parameters = ReportParameters.model_validate(list(build(asked, table()).jobs.values())[-1].parameters)
+    assert {row.student for row in parameters.rows} == {"minic3d"}
+    assert parameters.notes == (
+        "Clips of one frame stand still, and centred:c3d sees what moves alone, so it has no row here",
+    )
 
 
 def test_until_it_is_decided_a_plan_has_the_trials_and_what_comes_after(tmp_path: Any) -> None:
