@@ -39,7 +39,11 @@ def seed_dropout(network: nn.Module, seed: int) -> None:
 
 
 def with_seeds(network: nn.Module) -> nn.Module:
-    """The network with dropouts of this kind for torch's and torchvision's, which draw from a stream that all share."""
+    """The network with dropouts of this kind for torch's and torchvision's, which draw from a stream that all share.
+
+    Those that are no modules go on drawing from it: `F.dropout`, and what `nn.MultiheadAttention`, which is in
+    `nn.TransformerEncoderLayer`, and `nn.LSTM` and `nn.GRU` are given as `dropout`.
+    """
     from torchvision.ops import StochasticDepth
 
     for module in list(network.modules()):
