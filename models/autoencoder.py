@@ -111,6 +111,7 @@ class Pretrained(nn.Module):
         self.network = network
         self.channels = int(network.config.latent_channels)
         self.factor = 2 ** (len(network.config.block_out_channels) - 1)
+        self.published_shift = float(getattr(network.config, "shift_factor", None) or 0)  # Stable Diffusion 3's, FLUX's
         self.published_scale = float(network.config.scaling_factor)
 
     def encode(self, frames_XCHW: Tensor) -> Tensor:
@@ -123,7 +124,8 @@ class Pretrained(nn.Module):
 
 
 class Codec(nn.Module):
-    """An autoencoder whose latents have mean zero and variance one a channel, a given one's the published scale.
+    """An autoencoder whose latents have mean zero and variance one a channel; a given one's are shifted and scaled as
+    is published.
 
     Args:
         network: `FrameAutoencoder` or `Pretrained`.

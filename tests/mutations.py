@@ -1181,6 +1181,11 @@ MUTATIONS = [
     Mutation("tasks/generate/diffusion.py", "what is for a checkpoint is forgotten without one", REFUSED_LATTE,
              "if getattr(parameters, name) != getattr(usual, name):",
              "if False:"),
+    Mutation("models/autoencoder.py", "latents of a named autoencoder are not shifted", of(
+                 "tasks/generate/test_generate.py",
+                 "test_a_named_autoencoder_s_latents_are_shifted_as_its_configuration_says"),
+             'getattr(network.config, "shift_factor", None) or 0',
+             "0"),
     Mutation("tasks/generate/autoencoder.py", "options beside a named autoencoder are forgotten", REFUSED_LATTE,
              'if name not in ("pretrained", "precision") and value != getattr(usual, name):',
              "if False:"),

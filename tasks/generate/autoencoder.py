@@ -213,7 +213,8 @@ def measured(network: FrameAutoencoder | Pretrained, clips: Clips, device: Devic
         latents = torch.cat([network.encode(to_frames(clip_NTHWC)).cpu() for clip_NTHWC in read])
     shift, scale = latents.mean((0, 2, 3)).tolist(), (1 / latents.std((0, 2, 3)).clamp(min=1e-6)).tolist()
     if isinstance(network, Pretrained):  # what a released transformer expects
-        shift, scale = [0.0] * network.channels, [network.published_scale] * network.channels
+        published = (network.published_shift, network.published_scale)
+        shift, scale = ([value] * network.channels for value in published)
     codec = Codec(network, shift, scale).to(device.torch_device)
     absolute, squared = _errors(codec, clips, rows, device)
     psnr = 10 * math.log10(255**2 / max(squared, 1e-9))

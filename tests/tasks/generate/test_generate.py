@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from vidistill.flows.parameters import PoolRequest, checked, override
 from vidistill.models import autoencoder as models_autoencoder
-from vidistill.models.autoencoder import Turned, to_frames
+from vidistill.models.autoencoder import Codec, Turned, pretrained, to_frames
 from vidistill.models.latte import LABELS, SIZES, Latte
 from vidistill.storage.errors import RequestError, RunError, TransientError
 from vidistill.storage.pool import open_latent_array
@@ -34,6 +34,7 @@ from vidistill.tasks.generate.autoencoder import (
     latents_job,
     load_codec,
     made_of,
+    measured,
 )
 from vidistill.tasks.generate.diffusion import LEAK, LatentBatches, LatteParameters, latte_job, load_latte
 from vidistill.tasks.generate.optimising import AdamParameters, averaged, fit
@@ -363,13 +364,14 @@ def test_a_size_that_the_autoencoder_does_not_divide_is_a_wrong_request(made: Ma
         made.do(job)
 
 
-def diffusers_autoencoder(folder: Path, levels: int = 4) -> Path:
+def diffusers_autoencoder(folder: Path, levels: int = 4, shift: float | None = None) -> Path:
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
     network = diffusers.AutoencoderKL(
-        block_out_channels=(4,) * levels, layers_per_block=1, norm_num_groups=2, latent_channels=4, **kinds
-    )
+        block_out_channels=(4,) * levels, layers_per_block=1, norm_num_groups=2, latent_channels=4, shift_factor=shift,
+        **kinds,
+    )  # fmt: skip
     network.save_pretrained(folder)
     return folder
 
@@ -400,8 +402,18 @@ def test_a_named_autoencoder_is_known_by_its_content_and_kept(made: Made, tmp_pa
     assert z.shape == (1, 4, 4, 6, 6)
     assert decoded(codec, z, made.bench.device).shape == (1, 4, 48, 48, 3)
     facts = made.facts(ref, "autoencoder.json")
-    assert (facts["factor"], facts["channels"], facts["scale"][0]) == (8, 4, 0.18215)
+    assert (facts["factor"], facts["channels"], facts["shift"][0], facts["scale"][0]) == (8, 4, 0.0, 0.18215)
     assert facts["error"] > 0
+
+
+def test_a_named_autoencoder_s_latents_are_shifted_as_its_configuration_says(made: Made, tmp_path: Path) -> None:
+    network, clips_NTHWC = pretrained(str(diffusers_autoencoder(tmp_path, shift=0.125))), made.bench.clips.read([0])
+    facts = measured(network, made.bench.clips, made.bench.device)
+    assert (facts["shift"], facts["scale"]) == ([0.125] * 4, [0.18215] * 4)
+    z_NCTHW = encoded(Codec(network, facts["shift"], facts["scale"]), clips_NTHWC, made.bench.device)
+    with torch.inference_mode():
+        mean_TCHW = network.encode(to_frames(torch.from_numpy(clips_NTHWC)))
+    torch.testing.assert_close(z_NCTHW[0].transpose(0, 1), (mean_TCHW - 0.125) * 0.18215)
 
 
 def test_weights_that_are_not_there_are_a_wrong_request(made: Made) -> None:
