@@ -768,7 +768,11 @@ MUTATIONS = [
     Mutation("tasks/videos/decoder.py", "a decoder serves again after an error", of(
                  "tasks/videos/test_decoder.py", "test_a_borrowed_decoder_serves_again_and_not_after_an_error"),
              "    except BaseException:\n        decoder.close()",
-             "    except BaseException:\n        _idle.append(decoder)"),
+             "    except BaseException:\n        _idle[decoder] = threading.Timer(60, _end, [decoder])"),
+    Mutation("tasks/videos/decoder.py", "a borrowed decoder is ended by the timer of its last return", of(
+                 "tasks/videos/test_decoder.py", "test_a_borrowed_decoder_serves_again_and_not_after_an_error"),
+             "_idle.pop(found).cancel()",
+             "_idle.pop(found)"),
     Mutation("tasks/videos/decoder.py", "what crashed once is not tried again", AGAIN,
              "    except PassingError:\n        return function()",
              "    except PassingError:\n        raise"),

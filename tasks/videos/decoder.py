@@ -167,7 +167,7 @@ class Decoder:
         return self._child
 
 
-_idle: list[Decoder] = []
+_idle: dict[Decoder, threading.Timer] = {}
 _lock = threading.Lock()
 
 
@@ -180,26 +180,25 @@ def borrowed(timeout_seconds: float) -> Iterator[Decoder]:
     with _lock:
         found = next((decoder for decoder in _idle if decoder.timeout_seconds == timeout_seconds), None)
         if found is not None:
-            _idle.remove(found)
+            _idle.pop(found).cancel()
     decoder = found or Decoder(timeout_seconds)
     try:
         yield decoder
     except BaseException:
         decoder.close()
         raise
-    with _lock:
-        _idle.append(decoder)
     timer = threading.Timer(IDLE_SECONDS, _end, [decoder])
     timer.daemon = True
-    timer.start()
+    with _lock:
+        _idle[decoder] = timer
+        timer.start()
 
 
 def _end(decoder: Decoder) -> None:
     """End a decoder, unless it is at work again."""
     with _lock:
-        if decoder not in _idle:
+        if _idle.pop(decoder, None) is None:
             return
-        _idle.remove(decoder)
     decoder.close()
 
 

@@ -487,9 +487,11 @@ def test_a_borrowed_decoder_serves_again_and_not_after_an_error(tmp_path: Path, 
     monkeypatch.setattr(decoder_module, "IDLE_SECONDS", 1.0)
     with borrowed(7.0) as first, borrowed(7.0) as second:
         assert first is not second
+    timers = dict(decoder_module._idle)
     with borrowed(7.0) as third, borrowed(8.0) as fourth:
         assert third in {first, second}
         assert fourth not in {first, second}
+        assert timers[third].finished.is_set(), "the end of its idle time comes while it is at work"
     with pytest.raises(ZeroDivisionError), borrowed(9.0) as failed:
         _ = 1 / 0
     with borrowed(9.0) as other:
