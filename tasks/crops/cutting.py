@@ -20,7 +20,7 @@ from zarr.codecs import ZstdCodec
 from vidistill.storage.clips import Clips
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks.crops.score import TEACHER, Kind, KineticsScorer, Scorer, TeacherScorer, checked_place, score
+from vidistill.tasks.crops.score import TEACHER, Kind, Scorer, checked_place, kinetics_scorer, score, teacher_scorer
 from vidistill.tasks.crops.track import cut, window
 from vidistill.tasks.crops.tracking import TRACKS, TrackParameters, each_video, given_weights
 from vidistill.tasks.learning.teacher import load_teacher
@@ -95,8 +95,8 @@ def crops(work: Work) -> None:
 
 def open_scorer(work: Work, parameters: CropParameters, clips: Clips, device: Device) -> Scorer:
     if parameters.scorer == TEACHER:
-        return TeacherScorer(load_teacher(work.store, work.ref("teacher"), clips, device), clips, device)
-    return KineticsScorer(given_weights(work, parameters.scorer, parameters.digest), clips.classes, device)
+        return teacher_scorer(load_teacher(work.store, work.ref("teacher"), clips, device), clips, device)
+    return kinetics_scorer(given_weights(work, parameters.scorer, parameters.digest), clips.classes, device)
 
 
 def crop_video(bench: Bench, video: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:

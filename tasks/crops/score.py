@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,57 +30,52 @@ ADVICE = f"give optdistill.scorer the path of R3D-18's weights, KINETICS400_V1, 
 KINETICS_SIDE = 112  # what R3D-18 was trained on
 
 
-class Scorer(Protocol):
-    """A network's log-probabilities, and which of its classes are those of the data."""
+@dataclass(frozen=True)
+class Scorer:
+    """A network and its classes, with the size of the clips that it was trained on and their pixels' mean and std."""
 
+    network: nn.Module
+    size_HW: tuple[int, int]
+    mean: Sequence[float]
+    std: Sequence[float]
     classes: tuple[str, ...]
+    device: Device
 
     def log_probabilities(self, clip_THWC: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Of a clip, (K,)."""
-        ...
+        x_BCTHW = training.to_input(resize(clip_THWC[None], *self.size_HW), self.mean, self.std, self.device)
+        logits_NK = training.predict(self.network, iter([x_BCTHW]), self.device)
+        return np.asarray(logits_NK[0].double().log_softmax(0).numpy())
 
 
-class TeacherScorer:
+def teacher_scorer(network: nn.Module, clips: Clips, device: Device) -> Scorer:
     """The data set's own teacher."""
-
-    def __init__(self, network: nn.Module, clips: Clips, device: Device) -> None:
-        self._network, self._clips, self._device = network, clips, device
-        self.classes = clips.classes
-
-    def log_probabilities(self, clip_THWC: NDArray[np.uint8]) -> NDArray[np.float64]:
-        table, (_, height, width, _) = self._clips.table, self._clips.shape_THWC
-        x_BCTHW = training.to_input(resize(clip_THWC[None], height, width), table.mean, table.std, self._device)
-        logits_NK = training.predict(self._network, iter([x_BCTHW]), self._device)
-        return np.asarray(logits_NK[0].double().log_softmax(0).numpy())
+    _, height, width, _ = clips.shape_THWC
+    return Scorer(network, (height, width), clips.table.mean, clips.table.std, clips.classes, device)
 
 
-class KineticsScorer:
-    """torchvision's R3D-18, by the name of its weights (`KINETICS400_V1`) or a file of them."""
+def kinetics_scorer(weights: str, classes: tuple[str, ...], device: Device) -> Scorer:
+    """R3D-18 of torchvision, by the name of its weights (`KINETICS400_V1`) or a file of them.
 
-    def __init__(self, weights: str, classes: tuple[str, ...], device: Device) -> None:
-        from torchvision.models.video import R3D_18_Weights, r3d_18
+    Raises:
+        RequestError: they are of neither Kinetics-400 nor as many classes as these.
+    """
+    from torchvision.models.video import R3D_18_Weights, r3d_18
 
-        state = r3d_state(weights, ADVICE)
-        outputs = len(state["fc.bias"])
-        known = R3D_18_Weights.KINETICS400_V1
-        self.classes = tuple(known.meta["categories"]) if outputs == len(known.meta["categories"]) else classes
-        if outputs != len(self.classes):
-            raise RequestError(
-                f"The weights {weights} tell {outputs} classes apart, and the data have {len(classes)}: "
-                "give weights of Kinetics-400 or of the data's classes."
-            )
-        with training.seeded(0):  # its weights are loaded, and those that others draw meanwhile are their seeds'
-            network = r3d_18(num_classes=outputs)
-        network.load_state_dict(state)
-        self._network, self._device = training.settled(network, device), device
-        transform = known.transforms()
-        self._mean, self._std = transform.mean, transform.std
-
-    def log_probabilities(self, clip_THWC: NDArray[np.uint8]) -> NDArray[np.float64]:
-        large_NTHWC = resize(clip_THWC[None], KINETICS_SIDE, KINETICS_SIDE)
-        x_BCTHW = training.to_input(large_NTHWC, self._mean, self._std, self._device)
-        logits_NK = training.predict(self._network, iter([x_BCTHW]), self._device)
-        return np.asarray(logits_NK[0].double().log_softmax(0).numpy())
+    state = r3d_state(weights, ADVICE)
+    outputs, known = len(state["fc.bias"]), R3D_18_Weights.KINETICS400_V1
+    own = tuple(known.meta["categories"]) if outputs == len(known.meta["categories"]) else classes
+    if outputs != len(own):
+        raise RequestError(
+            f"The weights {weights} tell {outputs} classes apart, and the data have {len(classes)}: "
+            "give weights of Kinetics-400 or of the data's classes."
+        )
+    with training.seeded(0):  # its weights are loaded, and those that others draw meanwhile are their seeds'
+        network = r3d_18(num_classes=outputs)
+    network.load_state_dict(state)
+    seen = known.transforms()
+    size_HW = (KINETICS_SIDE, KINETICS_SIDE)
+    return Scorer(training.settled(network, device), size_HW, seen.mean, seen.std, own, device)
 
 
 def place_of(class_name: str, classes: tuple[str, ...]) -> int | None:

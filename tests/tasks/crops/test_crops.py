@@ -532,7 +532,7 @@ def test_r3d_from_a_file_scores_like_torchvision(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = r3d_18(num_classes=3).eval()
     save_file(network.state_dict(), tmp_path / "r3d.safetensors")
-    scorer = score.KineticsScorer(
+    scorer = score.kinetics_scorer(
         str(tmp_path / "r3d.safetensors"), ("a", "b", "c"), Device(torch.device("cpu"), "fp32", 1)
     )
     clip_THWC = np.random.default_rng(0).integers(0, 256, (4, 112, 112, 3), dtype=np.uint8)
@@ -542,7 +542,7 @@ def test_r3d_from_a_file_scores_like_torchvision(tmp_path: Path) -> None:
         expected = network(x_BCTHW)[0].double().log_softmax(0)
     np.testing.assert_allclose(scorer.log_probabilities(clip_THWC), expected, atol=1e-4)
     with pytest.raises(RequestError, match="3 classes apart, and the data have 2"):
-        score.KineticsScorer(str(tmp_path / "r3d.safetensors"), ("a", "b"), Device(torch.device("cpu"), "fp32", 1))
+        score.kinetics_scorer(str(tmp_path / "r3d.safetensors"), ("a", "b"), Device(torch.device("cpu"), "fp32", 1))
 
 
 def test_networks_whose_weights_are_loaded_draw_none_beside_others(
@@ -566,7 +566,7 @@ def test_networks_whose_weights_are_loaded_draw_none_beside_others(
     save_file(detector.Detector().state_dict(), tmp_path / training.WEIGHTS)
     monkeypatch.setattr(video, "r3d_18", watched(video.r3d_18))
     monkeypatch.setattr(detector, "Detector", watched(detector.Detector))
-    score.KineticsScorer(str(tmp_path / "r3d.safetensors"), ("a", "b"), Device(torch.device("cpu"), "fp32", 1))
+    score.kinetics_scorer(str(tmp_path / "r3d.safetensors"), ("a", "b"), Device(torch.device("cpu"), "fp32", 1))
     training.load_detector(tmp_path, training.DetectorParameters(), 0.5)
     assert begun == [True, True]
 
