@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidistill.tasks.crops.tracking import FIRST_FRAMES, TRACKS
+from vidistill.tasks.videos.choosing import choose
 
 if TYPE_CHECKING:
     from vidistill.tasks.crops.mosaic import Crop
@@ -72,7 +73,8 @@ def tracked_clip(crop: Crop, material: Material) -> NDArray[np.uint8]:
     ratio = size / min(height, width)
     tall, wide = (max(size, round(side * ratio)) for side in (height, width))
     top, left = (tall - size) // 2, (wide - size) // 2
-    for frame_HWC, number in zip(clip_THWC, centre_frames(len(boxes), *crop.outcome["sampling"]), strict=True):
+    frames, interval = crop.outcome["sampling"]
+    for frame_HWC, number in zip(clip_THWC, choose(len(boxes), frames, interval, 1)[0], strict=True):
         x0, y0, x1, y1 = boxes[number]
         scaled = (
             x0 * wide / width - left,
@@ -82,14 +84,6 @@ def tracked_clip(crop: Crop, material: Material) -> NDArray[np.uint8]:
         )
         outline(frame_HWC, scaled, TRACKED)
     return clip_THWC
-
-
-def centre_frames(count: int, frames: int, interval: int) -> NDArray[np.int64]:
-    """Which frames of a video of `count` make its centre clip, as the decoder chooses them."""
-    room = count - ((frames - 1) * interval + 1)
-    if room < 0:
-        return np.linspace(0, count - 1, frames).round().astype(np.int64)
-    return room // 2 + np.arange(frames) * interval
 
 
 def outline(picture_HWC: NDArray[np.uint8], box: tuple[float, ...], colour: tuple[int, int, int]) -> None:

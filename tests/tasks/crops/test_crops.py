@@ -24,7 +24,7 @@ from vidistill.storage.store import Store
 from vidistill.tasks.crops import detect, mosaic, motion, score, track, tracking, training
 from vidistill.tasks.crops.detect import Detection
 from vidistill.tasks.crops.mosaic import Crop
-from vidistill.tasks.crops.pictures import centre_frames, outline
+from vidistill.tasks.crops.pictures import outline
 from vidistill.tasks.crops.tracking import TrackParameters, given_weights, open_detector, tracks_job, weights_of
 from vidistill.tasks.learning import training as learning
 from vidistill.tasks.learning.kinetics import r3d_state
@@ -682,18 +682,6 @@ def test_enlarging_is_bilinear() -> None:
 
 
 # Pictures
-
-
-def test_the_centre_frames_are_those_of_the_clip(tmp_path: Path) -> None:
-    from vidistill.tasks.videos.decoder import Sampling
-
-    for count in (3, 9, 20):
-        grey = np.broadcast_to((np.arange(count) * 10).astype(np.uint8)[:, None, None, None], (count, 32, 32, 3))
-        write_video(tmp_path / f"{count}.mp4", np.ascontiguousarray(grey))
-        with Decoder() as decoder:
-            (clip_THWC,) = decoder.clips(tmp_path / f"{count}.mp4", Sampling(frames=4, interval=2, size=32))
-        seen = np.round(clip_THWC.mean(axis=(1, 2, 3)) / 10).astype(int).tolist()
-        assert centre_frames(count, 4, 2).tolist() == seen
 
 
 def test_a_box_is_drawn_on_its_pixels() -> None:
