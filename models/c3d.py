@@ -19,7 +19,7 @@ LAYERS = (
     (512, (2, 2, 2)),
 )  # fmt: skip
 """The channels of each convolution, and the pool after it."""
-FC = 4096
+FC, DROPOUT = 4096, 0.5
 
 
 class C3D(nn.Module):
@@ -36,25 +36,20 @@ class C3D(nn.Module):
         classes: K.
         frames: T of the clips, at least 1.
         size: H = W of the clips, at least 1 pixel.
-        dropout: probability after each wide layer, in training mode.
-
-    Attributes:
-        features: D = 4,096, the length of an embedding.
     """
 
-    def __init__(self, classes: int, frames: int, size: int, channels: int = 3, *, dropout: float = 0.5) -> None:
+    def __init__(self, classes: int, frames: int, size: int, channels: int = 3) -> None:
         super().__init__()
         widths = [channels, *(width for width, _ in LAYERS)]
         self.convs = nn.ModuleList(Conv3d(*pair, 3, padding=1) for pair in itertools.pairwise(widths))
         self.fc6 = nn.Linear(widths[-1] * math.ceil(frames / 16) * math.ceil(size / 32) ** 2, FC)
         self.fc7 = nn.Linear(FC, FC)
         self.head = nn.Linear(FC, classes)
-        self.dropouts = nn.ModuleList([SeededDropout(dropout), SeededDropout(dropout)])
-        self.features = FC
+        self.dropouts = nn.ModuleList([SeededDropout(DROPOUT), SeededDropout(DROPOUT)])
         self._initialise()
 
     def embed(self, x_BCTHW: Tensor) -> Tensor:
-        """`emb_BD`: the activations of fc6, which are the paper's C3D features (§4, not normalised here)."""
+        """`emb_BD`: the activations of fc6, which are the paper's C3D features (D = 4,096; §4, not normalised here)."""
         for conv, (_, pool) in zip(self.convs, LAYERS, strict=True):
             x_BCTHW = conv(x_BCTHW)
             if pool:  # before ReLU, which is monotone: the same values, of fewer

@@ -32,16 +32,12 @@ class ConvNet2D(nn.Module):
         classes: K.
         size: H = W of the images, at least 2^depth pixels.
         depth: blocks.
-
-    Attributes:
-        features: D, the length of an embedding.
     """
 
     def __init__(self, classes: int, size: int, *, depth: int = 3) -> None:
         super().__init__()
         self.cnn = nn.Sequential(*(block(3 if number == 0 else WIDTH) for number in range(depth)), nn.Flatten())
-        self.features = WIDTH * (size // 2**depth) ** 2
-        self.head = nn.Linear(self.features, classes)
+        self.head = nn.Linear(WIDTH * (size // 2**depth) ** 2, classes)
 
     def embed(self, x_BCHW: Tensor) -> Tensor:
         """`emb_BD`: what the blocks put out, flattened."""

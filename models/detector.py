@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-STRIDE = 4
+STRIDE, WIDTH = 4, 32
 
 
 class Detector(nn.Module):
@@ -18,11 +18,11 @@ class Detector(nn.Module):
     0.1 million weights. The dilated layers see 90 pixels around a cell.
     """
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_layer(3, width // 2, stride=2), _layer(width // 2, width, stride=2))
-        self.body = nn.Sequential(*(_layer(width, width, dilation=dilation) for dilation in (1, 2, 4, 8, 1, 2, 4, 1)))
-        self.head = nn.Conv2d(width, 5, 3, padding=1)
+        self.stem = nn.Sequential(_layer(3, WIDTH // 2, stride=2), _layer(WIDTH // 2, WIDTH, stride=2))
+        self.body = nn.Sequential(*(_layer(WIDTH, WIDTH, dilation=dilation) for dilation in (1, 2, 4, 8, 1, 2, 4, 1)))
+        self.head = nn.Conv2d(WIDTH, 5, 3, padding=1)
         nn.init.constant_(self.head.bias[:1], -4.0)  # type: ignore[index]
         nn.init.constant_(self.head.bias[1:], 1.0)  # type: ignore[index]
 

@@ -17,15 +17,11 @@ class Ensemble(nn.Module):
 
     Args:
         members: networks for the same clips and classes.
-
-    Attributes:
-        features: the members' features together.
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.features: int = sum(member.features for member in members)  # type: ignore[misc]
 
     def embed(self, x_BCTHW: Tensor) -> Tensor:
         """`emb_BD`: the members' embeddings side by side."""

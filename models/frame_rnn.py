@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vidistill.models import cpu
 from vidistill.models.convnet2d import WIDTH, block
 
-DEPTH = 3
+DEPTH, REDUCTION = 3, 8
 
 
 _without_cudnn = threading.Lock()
@@ -46,31 +46,25 @@ class FrameRNN(nn.Module):
     Three blocks of convolution 3×3, instance normalisation, ReLU and a 2×2 average pool on each frame; one recurrent
     layer that starts from zeros; the mean of its outputs over time; a linear layer.
 
-    A frame of 64×64 has F = 8,192 features. VDSD's GRU has F/8 hidden features, its LSTM all F (0.54 G weights): pass
-    `reduction=1` for that habit. F grows with the square of the size: at 112×112 VDSD crops 24 pixels a side first.
+    A frame of 64×64 has F = 8,192 features. Both layers have F/8 hidden features, as VDSD's GRU has; its LSTM has all F
+    (0.54 G weights). F grows with the square of the size: at 112×112 VDSD crops 24 pixels a side first.
 
     Args:
         classes: K.
         size: H = W of the clips, at least 8 pixels.
         channels: C of what it sees.
         cell: the recurrent layer.
-        reduction: F / D.
-
-    Attributes:
-        features: D, the length of an embedding.
     """
 
-    def __init__(
-        self, classes: int, size: int, channels: int = 3, *, cell: Literal["gru", "lstm"] = "gru", reduction: int = 8
-    ) -> None:
+    def __init__(self, classes: int, size: int, channels: int = 3, *, cell: Literal["gru", "lstm"] = "gru") -> None:
         super().__init__()
         blocks = [block(channels if depth == 0 else WIDTH) for depth in range(DEPTH)]
         self.cnn = nn.Sequential(*blocks, nn.Flatten())
         frame_features = WIDTH * (size // 2**DEPTH) ** 2
-        self.features = frame_features // reduction
+        hidden = frame_features // REDUCTION
         rnn = nn.GRU if cell == "gru" else nn.LSTM
-        self.rnn: nn.GRU | nn.LSTM = rnn(frame_features, self.features, batch_first=True)
-        self.head = nn.Linear(self.features, classes)
+        self.rnn: nn.GRU | nn.LSTM = rnn(frame_features, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, classes)
 
     def embed(self, x_BCTHW: Tensor) -> Tensor:
         """`emb_BD`: the recurrent layer's outputs, averaged over time."""

@@ -47,16 +47,12 @@ class Fronted(nn.Module):
     Args:
         front: maps a clip to what the body sees.
         body: a network for clips of that front's channels.
-
-    Attributes:
-        features: D of the body.
     """
 
     def __init__(self, front: Callable[[Tensor], Tensor], body: nn.Module) -> None:
         super().__init__()
         self.front = front
         self.body = body
-        self.features = getattr(body, "features", 0)  # a user's body has none that it must name
 
     def embed(self, x_BCTHW: Tensor) -> Tensor:
         """`emb_BD` of the body."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vidistill.models.dropout import SeededDropout
 
-WIDTHS = (64, 128, 128)
+WIDTHS, DROPOUT = (64, 128, 128), 0.5
 PIXEL_CHANNELS = 6  # at most so many: pixels, with or without their differences
 KERNEL, STRIDE, PADDING = (3, 7, 7), (1, 2, 2), (1, 3, 3)
 POOLS = ((1, 2, 2), (2, 2, 2), (2, 2, 2))
@@ -72,8 +72,8 @@ class Conv3d(nn.Conv3d):
     most two frames or 2×2 pixels are convolved in fp32: there torch 2.14's bf16 weight gradient now and then holds
     uninitialised memory (not finite in 1–11 of 12 tries at T = 2 or H = W = 2; in none of 48 at three or more of each,
     where it stays within 0.4 % of fp32's). Nor is bf16 trusted where the output is one pixel wide and the stride more
-    than one: on AMX units it is silently wrong there (pytorch issue 169688). One that is dilated, or padded by a word or
-    with other values than zeros, is torch's own in fp32.
+    than one: on AMX units it is silently wrong there (pytorch issue 169688). One that is dilated, or padded by a word
+    or with other values than zeros, is torch's own in fp32.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
@@ -131,16 +131,11 @@ class MiniC3D(nn.Module):
         size: H = W of the clips, at least 1 pixel.
         channels: C of what it sees: 3, or what a front puts out.
         norm: normalisation after each convolution.
-        dropout: probability before the classifier, in training mode.
-
-    Attributes:
-        features: D, the length of an embedding.
     """
 
     def __init__(
-        self, classes: int, frames: int, size: int, channels: int = 3, *, norm: Literal["none", "batch"] = "none",
-        dropout: float = 0.5,
-    ) -> None:  # fmt: skip
+        self, classes: int, frames: int, size: int, channels: int = 3, *, norm: Literal["none", "batch"] = "none"
+    ) -> None:
         super().__init__()
         self.norm = norm
         self.pools, left_THW = _pools(frames, size)
@@ -148,14 +143,12 @@ class MiniC3D(nn.Module):
             Conv3d(c_in, c_out, KERNEL, STRIDE, PADDING) for c_in, c_out in itertools.pairwise((channels, *WIDTHS))
         )
         self.norms = nn.ModuleList(nn.BatchNorm3d(c) if norm == "batch" else nn.Identity() for c in WIDTHS)
-        self.dropout = SeededDropout(dropout)
+        self.dropout = SeededDropout(DROPOUT)
         self.time_pool = (min(2, left_THW[0]), left_THW[1], left_THW[2])
         if norm == "batch":
-            self.features = WIDTHS[-1]
             self.head: nn.Module = nn.Linear(WIDTHS[-1], classes)
             self._initialise()
         else:
-            self.features = WIDTHS[-1] * left_THW[0] * left_THW[1] * left_THW[2]
             self.head = nn.Conv3d(WIDTHS[-1], classes, 1)
 
     def embed(self, x_BCTHW: Tensor) -> Tensor:

@@ -101,9 +101,6 @@ class R2Plus1DSmall(nn.Module):
         widths: channels of each block, two blocks or more.
         stem: kernel and stride of the stem, in pixels.
         time_kernel: frames that a block's convolution over time sees.
-
-    Attributes:
-        features: D = 96, the length of an embedding.
     """
 
     def __init__(
@@ -116,10 +113,9 @@ class R2Plus1DSmall(nn.Module):
         shapes = zip(itertools.pairwise((widths[0], *widths)), strides, strict=True)
         self.blocks = nn.Sequential(*(Block(*pair, *stride, norm, time_kernel) for pair, stride in shapes))
         self.dropout, self.head = SeededDropout(dropout), nn.Linear(widths[-1], classes)
-        self.features = widths[-1]
 
     def embed(self, x_BCTHW: Tensor) -> Tensor:
-        """`emb_BD`: the last block's output, averaged over T, H, W."""
+        """`emb_BD`, D = 96: the last block's output, averaged over T, H, W."""
         maps_BCTHW: Tensor = self.blocks(F.relu(self.stem(x_BCTHW)))
         return maps_BCTHW.mean((2, 3, 4))
 

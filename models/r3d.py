@@ -19,9 +19,6 @@ class R3D18(nn.Module):
     Args:
         classes: K.
         channels: C of what it sees.
-
-    Attributes:
-        features: D = 512, the length of an embedding.
     """
 
     scale_C111: Tensor
@@ -32,7 +29,6 @@ class R3D18(nn.Module):
         self.net = r3d_18(weights=None, num_classes=classes)
         self.net.stem[0] = Conv3d(channels, self.net.stem[0].out_channels, KERNEL, STRIDE, PADDING, bias=False)
         guarded(self.net)
-        self.features: int = self.net.fc.in_features
         self.begun = False
 
     def begin_with(self, weights: Mapping[str, Tensor], scale_C: Tensor, shift_C: Tensor) -> None:
@@ -53,7 +49,7 @@ class R3D18(nn.Module):
         self.begun = True
 
     def embed(self, x_BCTHW: Tensor) -> Tensor:
-        """`emb_BD`: the last layer's output, averaged over T, H, W."""
+        """`emb_BD`, D = 512: the last layer's output, averaged over T, H, W."""
         net = self.net
         if self.begun:
             x_BCTHW = x_BCTHW * self.scale_C111 + self.shift_C111

