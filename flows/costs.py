@@ -212,7 +212,7 @@ def _relabelled(job: Manifest, look: Look) -> tuple[float, float]:
 
 
 def _recoded(job: Manifest, look: Look) -> tuple[float, float]:
-    clips = _set(job.inputs["distilled"][0], look)
+    clips = _set(job.inputs["distilled"][0], look) * job.parameters.get("variants", 1)
     return 0.1 + 0.05 * clips, 2e3 * clips
 
 

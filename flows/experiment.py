@@ -257,7 +257,7 @@ def _set_jobs(
         precision = experiment.teacher.precision
         add(relabel_job(made, data.train, add(data.teacher), row.recipe, seed, label, precision))
     if row.cell.store is not None:
-        add(recode_job(chain[-1], row.cell.store, f"code {name} seed {seed}"))
+        add(recode_job(chain[-1], row.cell.store, f"code {name} seed {seed}", method(options).variants))
     return list(dict.fromkeys(chain))
 
 

@@ -24,7 +24,7 @@ from vidistill.flows.parameters import checked, merged
 from vidistill.flows.runners import WORKERS
 from vidistill.models import NETWORKS, known
 from vidistill.storage.clips import Clips, ClipTable, in_common
-from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.distilled import VARIANTS, DistilledSet
 from vidistill.storage.errors import RequestError
 from vidistill.storage.exported import EXPORT, read_facts
 from vidistill.storage.files import expanded, write_out, writing_to
@@ -135,8 +135,9 @@ def _trained(
     network = training.build_network(name, len(source.made.classes), source.made.clips_NTHWC.shape[1:], seed)
     order = Order(len(source.made), student.optimiser.batch_size, seed)
     draw = DistilledBatches(source.made, source.table, recipe, order, device, None, student)
+    steps = student.steps(order.n // source.made.facts.get(VARIANTS, 1))
     curve = training.train(
-        network, _told(draw, steps := student.steps(order.n), name), steps, student.optimiser, device, seed=seed,
+        network, _told(draw, steps, name), steps, student.optimiser, device, seed=seed,
         average=student.average, temperature=recipe.temperature if recipe.labels == "soft" else 1.0,
     )  # fmt: skip
     with writing_to(out):

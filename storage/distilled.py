@@ -22,6 +22,8 @@ from vidistill.storage.errors import ArtifactDamaged, VidistillError
 
 SET = "set.json"
 CLIPS = "clips"
+VARIANTS = "variants_as_clips"
+"""The fact of a set that keeps the variants of each instance as clips of their own: how many an instance has."""
 FORMS: dict[str, str] = {
     "still": "vidistill.models.forms:still",
     "regions": "vidistill.models.regions:regions",

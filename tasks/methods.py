@@ -262,6 +262,11 @@ class Method(ABC):
         return False
 
     @property
+    def variants(self) -> int:
+        """How many variants each of its clips has, of which a student is shown one at a time."""
+        return 1
+
+    @property
     def unmixed(self) -> str:
         """Why its clips cannot be mixed once for all, as `soft+tsgf` and `soft+image` do; empty where they can."""
         return ""

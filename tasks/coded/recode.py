@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from vidistill.storage import coded
-from vidistill.storage.distilled import DistilledSet, materialised
+from vidistill.storage.distilled import VARIANTS, DistilledSet, materialised
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.coded.keep import Coding, psnr
@@ -22,10 +23,12 @@ RAW_BYTES, RAW_BYTES_HARD = "raw_bytes", "raw_bytes_hard"
 
 class RecodeParameters(Parameters):
     coding: Coding
+    variants: int = Field(1, ge=1, exclude_if=lambda variants: variants == 1)
 
 
-def recode_job(distilled: ArtifactRef, coding: Coding, label: str) -> Job:
-    return recode(RecodeParameters(coding=coding), {"distilled": distilled}, label=label)
+def recode_job(distilled: ArtifactRef, coding: Coding, label: str, variants: int = 1) -> Job:
+    """Of a set of which each instance has so many variants (`Method.variants`)."""
+    return recode(RecodeParameters(coding=coding, variants=variants), {"distilled": distilled}, label=label)
 
 
 @stage("recoded", version=2)  # 2: facts of the bytes without logits
@@ -44,7 +47,8 @@ def recoded(made: DistilledSet, coding: Coding) -> DistilledSet:
     """The same set in the form `coded`: the clips that a student sees, each variant of an instance as one of its own.
 
     So it serves every form, but where many clips are made from little (mosaics, memories with many variants) the clips
-    can take more bytes than what they are made from.
+    can take more bytes than what they are made from. Facts say how many variants an instance had: its students take as
+    many steps as those of the set itself.
     """
     raw_NTHWC, variants = made.clips_NTHWC, 1
     if made.others_VNTHWC is not None:
@@ -56,9 +60,10 @@ def recoded(made: DistilledSet, coding: Coding) -> DistilledSet:
     facts: dict[str, Any] = coding.model_dump() | {
         "codec": stream.codec, "clips": len(raw_NTHWC), "psnr": psnr(raw_NTHWC, clips_NTHWC)
     }  # fmt: skip
+    shown = {VARIANTS: variants} if variants > 1 else {}
     whole = replace(
         made, clips_NTHWC=clips_NTHWC, labels_N=made.labels_N.repeat(variants), logits_NK=None,
         sources=tuple(source for source in made.sources for _ in range(variants)),
-        facts=made.facts | {"coded": facts}, extras={}, form=coded.FORM, stored=stored, others_VNTHWC=None,
+        facts=made.facts | {"coded": facts} | shown, extras={}, form=coded.FORM, stored=stored, others_VNTHWC=None,
     )  # fmt: skip
     return whole if made.logits_NK is None else whole.with_logits(made.logits_NK.repeat(variants, axis=0))

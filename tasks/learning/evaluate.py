@@ -6,7 +6,6 @@ Shapes: B clips a batch, N clips, K classes; `x_BCTHW` is normalised.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +16,7 @@ from pydantic import Field
 
 from vidistill.models import parted
 from vidistill.storage.clips import Clips, ClipTable
-from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.distilled import VARIANTS, DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import benchmark, kinetics, streams, training
@@ -115,7 +114,7 @@ def evaluate(work: Work) -> None:
     for weights in student.pretrained.values():
         kinetics.begin(network, unchanged(work.job.places.get(weights, weights), weights), clips.table)
     batches = _batches(work, parameters, clips, seed, device)
-    draw, steps = batches.draw, student.steps(batches.order.n)
+    draw, steps = batches.draw, student.steps(batches.order.n // facts.get(VARIANTS, 1))
     if parameters.protocol == benchmark.NAME:
         draw = benchmark.standardising(draw)
     soft = parameters.recipe.kind != "hard"
@@ -290,4 +289,4 @@ def flops_a_clip(network: nn.Module, shape_THWC: tuple[int, ...]) -> int:
 
 
 def load_score(folder: Any) -> Score:
-    return Score.model_validate(json.loads((folder / SCORE).read_text()))
+    return Score.model_validate_json((folder / SCORE).read_text())

@@ -106,8 +106,12 @@ class VDSD(Method):
     version = 6  # since a cutout may lie at the far edge
 
     @property
+    def variants(self) -> int:
+        return int(self.parameters.memories**2)
+
+    @property
     def unmixed(self) -> str:
-        return "each clip has variants, of which one alone would be kept" if self.parameters.memories > 1 else ""
+        return "each clip has variants, of which one alone would be kept" if self.variants > 1 else ""
 
     def inputs(self, given: Given) -> dict[str, list[ArtifactRef]]:
         p: MemoryParameters = self.parameters

@@ -239,6 +239,21 @@ def test_a_training_that_diverges_is_named() -> None:
     assert str(_error_of(teacher, future)) == "teacher r2plus1d_small: The loss is nan at step 2: try less."  # type: ignore[arg-type]
 
 
+def test_a_coded_set_is_known_by_its_variants_where_it_has_any() -> None:
+    """And no other key of a coded set is another one by it."""
+    kept: dict[str, Any] = {"store": {"crf": 40}}
+    jobs, _ = built(
+        {"method": "dm_vdsd", **kept}, {"method": "dm_vdsd", "variant": "one", "options": {"memories": 1}, **kept},
+        {"method": "random", **kept},
+    )  # fmt: skip
+    made = {job.label: job.parameters for job in jobs.values() if job.stage == "recoded"}
+    assert {label: parameters.get("variants") for label, parameters in made.items()} == {
+        "code dm_vdsd coded hard ipc 1 seed 0": 4,
+        "code dm_vdsd one coded hard ipc 1 seed 0": None,
+        "code random coded hard ipc 1 seed 0": None,
+    }
+
+
 def test_what_a_row_rests_on_is_counted_once() -> None:
     """TSGF's teacher is who answers its online students, too: its seconds are those of one."""
     _, rows = built({"method": "tsgf", "recipes": ["online+tsgf"]}, {"method": "random", "recipes": ["online+tsgf"]})

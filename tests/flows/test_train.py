@@ -17,7 +17,7 @@ from method_contract import Bench
 
 from vidistill.flows import train, use
 from vidistill.flows.train import TrainRequest
-from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.distilled import VARIANTS, DistilledSet
 from vidistill.storage.errors import ArtifactNotFound, RequestError
 from vidistill.storage.exported import EXPORT
 from vidistill.storage.leases import leases
@@ -177,6 +177,17 @@ def test_a_set_that_learned_its_rate_is_trained_at_it(
     monkeypatch.setitem(source.made.facts, "lr", 0.0123)
     request = TrainRequest(source=made.key, network="minic3d")
     assert train._student(request, source, "minic3d").optimiser.lr == 0.0123
+
+
+def test_a_set_whose_variants_are_clips_is_trained_on_as_long_as_its_instances(
+    bench: Bench, made: ArtifactRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = OWN.model_copy(update={"batch_size": 1})
+    scored(bench, made, "minic3d", StudentParameters(optimiser=one, networks={}, epochs=2, least_steps=1))
+    source = train.source_of(made.key, bench.runtime.store)
+    monkeypatch.setitem(source.made.facts, VARIANTS, len(source.made))
+    monkeypatch.setattr(train, "source_of", lambda *_: source)
+    assert train.train(TrainRequest(source=made.key), bench.runtime, tmp_path)["steps"] == [1, 2]
 
 
 def test_an_export_of_an_older_version_is_made_again(bench: Bench, made: ArtifactRef, tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ import pytest
 import tiny
 
 from vidistill.storage import coded
-from vidistill.storage.distilled import DistilledSet
+from vidistill.storage.distilled import VARIANTS, DistilledSet
 from vidistill.tasks.coded.keep import Coding
 from vidistill.tasks.coded.recode import RAW_BYTES, recode_job, recoded
 from vidistill.tasks.distil import distil_jobs
-from vidistill.tasks.methods import find_method
+from vidistill.tasks.learning.evaluate import StudentParameters, evaluate_job, load_score
+from vidistill.tasks.learning.optimisers import OptimiserParameters
+from vidistill.tasks.methods import HARD, find_method
 from vidistill.tasks.report.bytes import coded_bytes
 from vidistill.tasks.stage import run_job
 
@@ -32,6 +34,7 @@ def test_a_set_is_kept_as_its_clips_are_decoded(bench):
     assert after.facts[RAW_BYTES] == DistilledSet.training_bytes(bench.store.folder(raw))
     assert DistilledSet.training_bytes(bench.store.folder(ref)) < after.facts[RAW_BYTES] / 10
     assert after.facts["coded"]["crf"] == 30
+    assert VARIANTS not in after.facts
 
 
 @pytest.mark.parametrize("recipe", ["hard", "soft+tsgf", "learned"])
@@ -62,3 +65,17 @@ def test_variants_become_clips_and_keep_their_instances_labels(bench):
         raw = [made.clips_NTHWC, others[0]][number % 2][number // 2]
         assert np.abs(clip.astype(int) - raw).mean() < 8
     assert found.facts["coded"]["psnr"] > 25
+    assert found.facts[VARIANTS] == 2
+
+
+def test_students_of_variants_that_became_clips_take_the_steps_of_the_set(bench):
+    """Two instances of three variants in batches of one: two steps an epoch, not six."""
+    made = find_method("random").method(None).distil(bench.material((0, 1), 1, 0))
+    others = np.stack([255 - made.clips_NTHWC, made.clips_NTHWC // 2])
+    whole = replace(made, form="still", stored={"images": made.clips_NTHWC[:, 0]}, others_VNTHWC=others)
+    ref = tiny.put(bench.store, "distilled", "variants", recoded(whole, Coding(crf=40, preset=10)).save, {})
+    student = StudentParameters(epochs=2, least_steps=1, optimiser=OptimiserParameters(batch_size=1), networks={})
+    inputs = {"train": bench.given.train, "test": bench.given.train, "distilled": ref}
+    scored, _ = run_job(evaluate_job("minic3d", student, HARD, 0, inputs, "score"), bench.runtime)
+    score = load_score(bench.store.folder(scored))
+    assert (score.steps[-1], score.clips) == (4, 6)
