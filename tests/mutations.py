@@ -175,6 +175,7 @@ REFUSED_LATTE = of(
     "test_a_named_autoencoder_takes_no_options_of_training",
 )
 TRAINED = of("flows/test_train.py")
+UNBROKEN = of("tasks/learning/test_loop.py", "test_a_step_that_breaks_what_is_learnt_is_not_kept")
 INTERVALS = of("tasks/report/test_page.py", "test_differences_carry_t_intervals")
 TRAJECTORY = of("tasks/learning/test_experts.py", "test_a_trajectory_is_plain_gradient_descent")
 EMBEDDED = of("tasks/learning/test_embedding.py")
@@ -1481,6 +1482,12 @@ MUTATIONS = [
     Mutation("tasks/learning/training.py", "the mean forgets what it should keep", CLIPPED,
              "mean.lerp(now, 1 - kept)",
              "mean.lerp(now, kept)"),
+    Mutation("tasks/learning/loop.py", "weights that the last step broke are kept", UNBROKEN,
+             "if (due or last) and (name",
+             "if due and not last and (name"),
+    Mutation("tasks/learning/loop.py", "a checkpoint keeps what is broken", UNBROKEN,
+             "if (due or last) and (name",
+             "if last and (name"),
     Mutation("tasks/learning/training.py", "gradients are not clipped", CLIPPED,
              "loop.descend(stepper, loss, optimiser.clip_norm)",
              "loop.descend(stepper, loss)"),

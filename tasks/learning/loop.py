@@ -106,7 +106,8 @@ def run(
         diverged: the loss may grow to so many times the largest of its first ten values.
 
     Raises:
-        DivergedError: the loss is not finite or diverges; the last checkpoint stays.
+        DivergedError: the loss, or what is learnt when it would be kept, is not finite, or the loss diverges; the last
+            checkpoint stays.
     """
     first, curve = (0, Curve()) if keeper is None else _resumed(state, keeper)
     saved = time.monotonic()
@@ -115,12 +116,14 @@ def run(
         if said := curve.broken(number, loss, diverged):
             raise stopped(said, number, state)
         curve.add(number, steps, loss)
-        if keeper is None:
-            continue
-        keeper.progress(number + 1, steps, f"loss {loss:.3f}")
-        due = (number + 1) % every == 0 if every else time.monotonic() - saved >= SECONDS
-        if due and number + 1 < steps:
-            keeper.checkpoint(number + 1, lambda folder: _save(folder, state, curve))
+        due, last = (number + 1) % every == 0 if every else time.monotonic() - saved >= SECONDS, number + 1 == steps
+        if (due or last) and (name := _not_finite(state)):
+            raise stopped(f"The values of {name} are no longer finite", number, state)
+        if keeper is not None:
+            keeper.progress(number + 1, steps, f"loss {loss:.3f}")
+            if due and not last:
+                keeper.checkpoint(number + 1, lambda folder: _save(folder, state, curve))
+        if due:
             saved = time.monotonic()
     return curve
 
@@ -144,6 +147,19 @@ def stopped(said: str, step: int, state: State) -> DivergedError:
     rates = f" (learning rate {', '.join(format(group['lr'], '.3g') for group in groups)})" if groups else ""
     advice = "try a learning rate ten times smaller, or precision=fp32"
     return DivergedError(f"{said} at step {step}{rates}: {advice}.")
+
+
+def _not_finite(state: State) -> str:
+    """The name of a tensor, or of a network by the weights that it learns, that is not finite; empty, mostly."""
+    import torch
+
+    for name, part in state.items():
+        learnt = [part] if isinstance(part, torch.Tensor) else []
+        if isinstance(part, torch.nn.Module):
+            learnt = [weight for weight in part.parameters() if weight.requires_grad]
+        if not all(bool(tensor.isfinite().all()) for tensor in learnt):
+            return name
+    return ""
 
 
 def _save(folder: Path, state: State, curve: Curve) -> None:

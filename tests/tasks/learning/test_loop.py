@@ -200,6 +200,28 @@ def test_a_loss_that_diverges_ends_the_run(loss: Callable[[int], float], said: s
         loop.run(loss, 40, {"sgd": sgd})
 
 
+@pytest.mark.parametrize("learns", ["network", "clips"])
+@pytest.mark.parametrize(("at", "kept"), [(5, [2, 4]), (3, [2]), (2, [2])], ids=["last", "kept", "between"])
+def test_a_step_that_breaks_what_is_learnt_is_not_kept(tmp_path: Path, learns: str, at: int, kept: list[int]) -> None:
+    """Its loss is that of before, and finite; what a network holds beside its weights may be infinite, as masks are."""
+    network, clips, keeper = torch.nn.Linear(2, 2), torch.zeros(2, requires_grad=True), Keeper(tmp_path)
+    network.register_buffer("mask", torch.full((2, 2), -torch.inf))
+    learnt = network.weight if learns == "network" else clips
+    sgd = torch.optim.SGD([learnt], lr=0.1)
+
+    def step(number: int) -> float:
+        learnt.grad = torch.full_like(learnt, torch.nan if number == at else 1.0)
+        sgd.step()
+        return 1.0
+
+    said = rf"^The values of {learns} are no longer finite at step {max(at, 3)} \(learning rate 0\.1\): try a learning"
+    with pytest.raises(RunError, match=said):
+        loop.run(step, 6, {"network": network, "clips": clips, "sgd": sgd}, keeper, every=2)
+    assert keeper.steps == kept
+    with pytest.raises(RunError, match="no longer finite at step 5"):
+        loop.run(step, 6, {"network": network, "clips": clips, "sgd": sgd})
+
+
 def test_gradients_are_clipped_where_it_is_asked() -> None:
     weight = torch.zeros(2, requires_grad=True)
     sgd = torch.optim.SGD([weight], lr=1.0)
