@@ -58,8 +58,8 @@ class MTTLossParameters(Parameters):
     lr_init: float | None = Field(
         None,
         gt=0,
-        description="α, the student's learning rate, at the beginning; by default a third of the experts' "
-        "(published: theirs), at which a student of few clips overshoots less.",
+        description="α, the student's learning rate, at the beginning; by default 0.3 of the experts' and "
+        "lr_min at least (published: theirs), at which a student of few clips overshoots less.",
     )
     lr_lr: float | None = Field(
         None, ge=0, description="α's own rate, 0 to hold it; by default a hundredth of lr_init, or the published 1e-5."
@@ -148,7 +148,7 @@ def match_trajectories(
 
     expert = parameters.expert.read_to(parameters.last_epoch)
     adam = isinstance(optimiser, torch.optim.Adam)
-    first = parameters.lr_init or float(expert.lr or 0) * (0.3 if adam else 1)
+    first = parameters.lr_init or max(parameters.lr_min, float(expert.lr or 0) * (0.3 if adam else 1))
     learnt["lr"] = core.leaf(torch.tensor(first, device=material.device.torch_device))
     lr_lr = core.rate(parameters.lr_lr, "adam" if adam else "published", first / 100, PUBLISHED_ALPHA)
     optimiser.add_param_group(

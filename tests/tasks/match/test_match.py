@@ -361,6 +361,7 @@ def test_a_student_begins_at_the_rate_of_the_experts_or_a_third_of_it(bench: Ben
     assert begun(bench, "mtt", step="published").facts["lr"] == pytest.approx(0.05)
     assert begun(bench, "mtt", expert=small).facts["lr"] == pytest.approx(0.03)
     assert begun(bench, "mtt", lr_init=0.2).facts["lr"] == pytest.approx(0.2)
+    assert begun(bench, "mtt", expert=EXPERT | {"lr": 0.003}).facts["lr"] == pytest.approx(0.001), "α stays above it"
     with pytest.raises(ValueError, match=r"α stays above lr_min, 0.001, and cannot begin at 0.0005: set both"):
         begun(bench, "mtt", lr_init=0.0005)
 
