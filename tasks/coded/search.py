@@ -47,7 +47,7 @@ SEARCH, SCORES = "search.json", "scores.json"
 
 
 class SearchParameters(Parameters):
-    """The grid, the students that try its points, and how many steps they take in all.
+    """The grid, the students that try its points, and about how many steps they take in all.
 
     Of points that keep the same clips of the same pictures the first is tried, for what is left of the budget is spent
     alike: the finest quantiser that has room for them.
@@ -67,7 +67,10 @@ class SearchParameters(Parameters):
         TrainingParameters(epochs=1, least_steps=200), description="How it is trained: shorter than a student."
     )
     steps: int = Field(
-        6000, ge=1, description="Steps of all students, the same a round; each point has two students or more."
+        6000,
+        ge=1,
+        description="About how many steps all students take, as many a round; a point has two students or more in the "
+        "first, one or more in the others (ten points take 7,400).",
     )
 
     def rounds(self, points: int) -> list[tuple[int, int]]:

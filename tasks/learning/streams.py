@@ -1,8 +1,10 @@
 """Streams: the numbers by which the generators of one seed are told apart.
 
-Every draw is `generator(seed, …, STREAM)`: the same seed gives each role numbers of its own, and a run that was killed
-draws the same ones again. A number may be shared by stages that draw from other laws or with other integers; where two
-roles of one stage share one, the comment says so. Changing a value changes what its stage makes: raise its version.
+A draw is `generator(seed, …, STREAM)`: the same seed gives each role numbers of its own, and a run that was killed
+draws the same ones again. Without a number are drawn first weights that are the one role of their seed (CSTA, VST-UNet,
+random features), sprites, and which detections are tracked. A number may be shared by stages that draw from other laws
+or with other integers; where two roles of one stage share one, the comment says so. Changing a value changes what its
+stage makes: raise its version.
 """
 
 from __future__ import annotations

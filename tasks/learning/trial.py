@@ -86,7 +86,7 @@ def trained_on_four_fifths(
 
 
 TRIED = StudentParameters(epochs=20)
-"""How each front is tried: the small network, half as long as a student."""
+"""How each front is tried: the small network, half a student's epochs, or its least steps where they are more."""
 
 
 def front_jobs(clips: ArtifactRef) -> list[Job]:

@@ -2,7 +2,8 @@
 
 A method learns a dict of tensors (pixels, memories, a learning rate). A *parametrisation* turns it into clips, a *loss*
 into a number and its gradients; `optimise` does the rest. Every draw is a function of (seed, iteration, class or clip),
-never of the clips that share a pass, of which a GPU takes more.
+views and flips of real clips of the classes that are drawn together, never of the clips that share a pass, of which a
+GPU takes more.
 
 Shapes: B clips a batch, N clips of the set, C colours, T frames, H height, W width, K classes, P parameters.
 `x_BCTHW` is float32 and normalised.

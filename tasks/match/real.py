@@ -1,4 +1,5 @@
-"""Real clips for what is matched: random ones of each class, drawn from (seed, iteration, class).
+"""Real clips for what is matched: random ones of each class, drawn from (seed, iteration, class), and their views and
+flips, drawn from (seed, iteration, all classes of the batch).
 
 Shapes: B clips a batch, C colours, T frames, H height, W width. `x_BCTHW` is float32 and normalised.
 """
@@ -26,7 +27,8 @@ class RealClips:
 
     Attributes:
         clips: the training split.
-        seed: with the iteration and the class it gives the rows, the views and, where the data allow them, the flips.
+        seed: with the iteration and the class it gives the rows; with the iteration and the batch's classes the views
+            and, where the data allow them, the flips.
         device: where the clips go.
     """
 
