@@ -2247,10 +2247,10 @@ MUTATIONS = [
                  "test_a_stray_file_is_in_the_report_s_index_and_not_in_that_of_the_clips"),
              "\"index of all files\"",
              "\"index\""),
-    Mutation("tasks/learning/relabel.py", "a set is mixed on the device at once", of(
+    Mutation("tasks/learning/views.py", "a set is mixed on the device at once", of(
                  "tasks/learning/test_relabel.py", "test_labelling_has_32_clips_on_the_device_at_once"),
-             "for first in range(0, len(clips_NTHWC), 32):",
-             "for first in range(0, len(clips_NTHWC), 64):"),
+             "for first in range(0, count, 32):",
+             "for first in range(0, count, 64):"),
     Mutation("tasks/learning/relabel.py", "each clip is pasted into itself", of(
                  "tasks/learning/test_relabel.py", "test_labelling_has_32_clips_on_the_device_at_once"),
              "made_THWC[paste_THW] = clips_NTHWC[partner][paste_THW]",

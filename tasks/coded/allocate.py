@@ -5,7 +5,6 @@ Legend: N clips, Q quantisers, T frames, H height, W width, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +16,7 @@ from vidistill.storage.streams import WORST_CRF, Stream, decode
 from vidistill.tasks.coded.keep import FINEST_CRF, Budget, Coder, Kept
 from vidistill.tasks.learning import training
 from vidistill.tasks.learning.training import Device
+from vidistill.tasks.learning.views import in_batches
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,13 +59,8 @@ def lost(
     """What the teacher loses by each stream of these rows: float64 (Q, N), in nats."""
 
     def log_probabilities(clips_NTHWC: NDArray[np.uint8]) -> Tensor:
-        table = clips.table
-
-        def batches() -> Iterator[Tensor]:
-            for start in range(0, len(rows), 32):
-                yield training.to_input(clips_NTHWC[start : start + 32], table.mean, table.std, device)
-
-        return training.predict(teacher, batches(), device).double().log_softmax(1)
+        batches = in_batches(clips_NTHWC.__getitem__, len(rows), clips.table, device)
+        return training.predict(teacher, batches, device).double().log_softmax(1)
 
     real_NK, frames = log_probabilities(clips.read(rows)), clips.shape_THWC[0]
     decoded = (log_probabilities(coded.shifts(decode(stream), frames)[0]) for stream in streams)

@@ -37,6 +37,7 @@ from vidistill.tasks.learning.rows import enough
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device, Order, TrainingParameters
 from vidistill.tasks.learning.trial import fifths
+from vidistill.tasks.learning.views import in_batches
 from vidistill.tasks.methods import Recipe
 from vidistill.tasks.stage import Job, Work, stage
 
@@ -229,10 +230,12 @@ class Trials:
 
 def every_view(clips: Clips, rows_N: NDArray[np.int64], device: Device) -> Iterator[Tensor]:
     """All of these rows at their first stored view, then at their second, as normalised batches."""
+
+    def seen(view: int) -> Iterator[Tensor]:
+        return in_batches(lambda part: clips.read(rows_N[part], view), len(rows_N), clips.table, device)
+
     for view in range(clips.table.views):
-        for start in range(0, len(rows_N), 32):
-            clips_NTHWC = clips.read(rows_N[start : start + 32], view)
-            yield training.to_input(clips_NTHWC, clips.table.mean, clips.table.std, device)
+        yield from seen(view)
 
 
 def dense_clips(work: Work) -> Clips | None:

@@ -36,6 +36,7 @@ from vidistill.tasks.crops.tracking import TrackParameters, tracks_job, weights_
 from vidistill.tasks.crops.training import BOXES, FACTS, DetectorParameters, detector_job
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.training import Precision, generator
+from vidistill.tasks.learning.views import in_batches
 from vidistill.tasks.methods import Given, Material, Method
 from vidistill.tasks.videos.decode import named, runs
 from vidistill.tasks.videos.layouts import data_folder
@@ -328,12 +329,8 @@ def tiles_set(
 
 def teacher_logits(clips_NTHWC: NDArray[np.uint8], material: Material) -> NDArray[np.float64]:
     """The teacher's log-probabilities, (N, K)."""
-    table, device = material.clips.table, material.device
-    batches = (
-        training.to_input(clips_NTHWC[i : i + 32], table.mean, table.std, device)
-        for i in range(0, len(clips_NTHWC), 32)
-    )
-    logits_NK = training.predict(material.teacher(), batches, device)
+    batches = in_batches(clips_NTHWC.__getitem__, len(clips_NTHWC), material.clips.table, material.device)
+    logits_NK = training.predict(material.teacher(), batches, material.device)
     return np.asarray(logits_NK.double().log_softmax(1).numpy())
 
 

@@ -23,7 +23,7 @@ from vidistill.storage.pool import Pool
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.generate.autoencoder import decoded, encoded, load_codec
 from vidistill.tasks.generate.sheet import contact_sheet
-from vidistill.tasks.learning import training
+from vidistill.tasks.learning.evaluate import predict_test
 from vidistill.tasks.learning.teacher import features, load_teacher
 from vidistill.tasks.learning.training import Device, Precision
 from vidistill.tasks.stage import Job, Work, stage
@@ -109,9 +109,7 @@ def quality(work: Work) -> None:
     device = Device.of(work, QualityParameters.model_validate(work.job.parameters).precision)
     pool, clips = Pool(work.store, work.ref("pool")), Clips(work.store, work.ref("clips"))
     network = load_teacher(work.store, work.ref("teacher"), clips, device)
-    batches = (pool.read(range(first, min(first + 32, len(pool)))) for first in range(0, len(pool), 32))
-    inputs = (training.to_input(batch, clips.table.mean, clips.table.std, device) for batch in batches)
-    right_N = training.predict(network, inputs, device).numpy().argmax(1) == pool.labels_N
+    right_N = predict_test(network, pool, device, clips.table).numpy().argmax(1) == pool.labels_N
     made_ND = features(network, pool, np.arange(len(pool)), device)
     real_MD = features(network, clips, np.arange(len(clips)), device)
     groups_M = groups_of(clips)

@@ -22,7 +22,7 @@ from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.saliency import SaliencyParameters, saliency, threshold
 from vidistill.tasks.learning.teacher import load_teacher
 from vidistill.tasks.learning.training import Device, Precision
-from vidistill.tasks.learning.views import draw_box
+from vidistill.tasks.learning.views import draw_box, in_batches
 from vidistill.tasks.methods import Recipe
 from vidistill.tasks.stage import Job, Work, stage
 
@@ -132,7 +132,7 @@ def mixed(distilled: DistilledSet, recipe: Recipe, seed: int, clips: Clips, devi
             f"online+{recipe.augmentation}, which mixes at every step."
         )
     mix, clips_NTHWC = GuidedMix.model_validate(recipe.settings), distilled.clips_NTHWC
-    still_NT = np.concatenate([unsalient(x_BCTHW, mix) for x_BCTHW in _parts(clips_NTHWC, clips, device)])
+    still_NT = np.concatenate([unsalient(x_BCTHW, mix) for x_BCTHW in _batches(clips_NTHWC, clips, device)])
     partner_N, paste_NTHW = pastes(still_NT, clips_NTHWC.shape[2:4], mix, recipe.augmentation, seed)
     made_NTHWC = clips_NTHWC.copy()
     for made_THWC, partner, paste_THW in zip(made_NTHWC, partner_N, paste_NTHW, strict=True):
@@ -140,10 +140,8 @@ def mixed(distilled: DistilledSet, recipe: Recipe, seed: int, clips: Clips, devi
     return distilled.with_clips(made_NTHWC)
 
 
-def _parts(clips_NTHWC: NDArray[np.uint8], clips: Clips, device: Device) -> Iterator[Tensor]:
-    """Normalised, 32 at a time."""
-    for first in range(0, len(clips_NTHWC), 32):
-        yield training.to_input(clips_NTHWC[first : first + 32], clips.table.mean, clips.table.std, device)
+def _batches(clips_NTHWC: NDArray[np.uint8], clips: Clips, device: Device) -> Iterator[Tensor]:
+    return in_batches(clips_NTHWC.__getitem__, len(clips_NTHWC), clips.table, device)
 
 
 def teacher_logits(teacher: nn.Module, made: DistilledSet, clips: Clips, device: Device) -> NDArray[np.float32]:
@@ -151,7 +149,7 @@ def teacher_logits(teacher: nn.Module, made: DistilledSet, clips: Clips, device:
     import torch
 
     def of(clips_NTHWC: NDArray[np.uint8]) -> Tensor:
-        return training.predict(teacher, _parts(clips_NTHWC, clips, device), device)
+        return training.predict(teacher, _batches(clips_NTHWC, clips, device), device)
 
     logits_NK = of(made.clips_NTHWC)
     if made.others_VNTHWC is not None:

@@ -5,7 +5,7 @@ Shapes: B clips, C colours, T frames, H height, W width, K classes. `x_BCTHW` is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -80,13 +80,19 @@ def smoothed(targets_BK: Tensor, smoothing: float) -> Tensor:
     return targets_BK * (1 - smoothing) + smoothing / targets_BK.shape[1]
 
 
+def in_batches(
+    read: Callable[[slice], NDArray[np.uint8]], count: int, table: ClipTable, device: Device
+) -> Iterator[Tensor]:
+    """x_BCTHW of so many clips, 32 at a time, normalised as `table` says; `read` gives those of a part, NTHWC."""
+    for first in range(0, count, 32):
+        yield training.to_input(read(slice(first, first + 32)), table.mean, table.std, device)
+
+
 def centre_clips(
     clips: Clips, rows_N: Sequence[int] | NDArray[np.int64], device: Device, table: ClipTable | None = None
 ) -> Iterator[Tensor]:
     """x_BCTHW of these rows, 32 at a time, normalised as the set itself is, or as `table` says."""
-    known = table or clips.table
-    for first in range(0, len(rows_N), 32):
-        yield training.to_input(clips.read(rows_N[first : first + 32]), known.mean, known.std, device)
+    return in_batches(lambda part: clips.read(rows_N[part]), len(rows_N), table or clips.table, device)
 
 
 @dataclass(frozen=True)
