@@ -55,10 +55,10 @@ def _dm(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> float
 
 def _dc(options: Mapping[str, Any], ipc: int, classes: int, data: Data) -> float:  # noqa: ARG001
     """The set's gradient is differentiated, and between the outer steps the network is trained on it."""
-    from vidistill.tasks.match.dc import DCLossParameters
+    from vidistill.tasks.match.dc import DCParameters
 
     known = {name: options[name] for name in ("outer", "inner")}
-    outer, inner = DCLossParameters(**known).loops(ipc)
+    outer, inner = DCParameters(**known).loops(ipc)
     return float(
         options["iterations"] * classes * (outer * (options["batch_real"] + 3 * ipc) + (outer - 1) * inner * ipc)
     )

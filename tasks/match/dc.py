@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vidistill.storage.distilled import DistilledSet
-from vidistill.storage.parameters import Parameters
 from vidistill.tasks.learning import streams
+from vidistill.tasks.learning.loop import Curve
 from vidistill.tasks.learning.training import Order, Precision, role_seed
 from vidistill.tasks.match import core, dsa, sets
 from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, Part, Valued
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 LOOPS = {1: (1, 1), 5: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """(outer, inner) by instances a class, as published; VDSD's code adds the line for 5."""
+PUBLISHED = 0.1
+"""The rate for images; for clips none is known."""
 
 
-class DCLossParameters(Parameters):
-    """What DC compares (methods §3.4)."""
+class DCParameters(core.Steps):
+    """What DC compares (methods §3.4), and how long: as published for images; for clips no settings are."""
 
     batch_real: int = Field(64, ge=1, description="Real clips a class and step (published: 256).")
     lr_net: float = Field(0.01, gt=0, description="Of the network, which trains on the set between steps.")
@@ -38,26 +40,17 @@ class DCLossParameters(Parameters):
     inner: int | None = Field(None, ge=1, description="The network's own epochs after each; by default from ipc.")
     batch_train: int = Field(256, ge=1, description="Clips a step of these epochs.")
     augmentation: dsa.Strategy = Field("none", description="dsa makes this DSA.")
-
-    def loops(self, ipc: int) -> tuple[int, int]:
-        """(outer, inner) for a budget: the published line at or below it, unless they are set."""
-        outer, inner = LOOPS[max(known for known in LOOPS if known <= ipc)]
-        return self.outer or outer, self.inner or inner
-
-
-PUBLISHED = 0.1
-"""The rate for images; for clips none is known."""
-
-
-class DCParameters(DCLossParameters, core.Steps):
-    """Settings are those published for images; for clips none are."""
-
     network: core.Fresh = Field("minic3d", description="A fresh one for each `outer` steps.")
     iterations: int = Field(
         100, ge=0, description="Fresh networks (published: 1,000); 100 fit two cores below ten clips a class."
     )
     init: Literal["real", "noise"] = Field("real", description="Published: noise; real is what the other methods use.")
     precision: Precision = "auto"
+
+    def loops(self, ipc: int) -> tuple[int, int]:
+        """(outer, inner) for a budget: the published line at or below it, unless they are set."""
+        outer, inner = LOOPS[max(known for known in LOOPS if known <= ipc)]
+        return self.outer or outer, self.inner or inner
 
 
 class DC(Method):
@@ -71,26 +64,35 @@ class DC(Method):
         start = sets.start_clips(material, parameters.init)
         learnt = {"clips": core.leaf(start.x_NCTHW)}
         real = RealClips(material.clips, material.seed, material.device)
-        outer, _ = parameters.loops(material.ipc)
-        loss = dc_loss(
-            material, start.labels_N, core.pixels, parameters,
-            lambda draw: core.fresh_network(material, parameters.network, draw, weights_learn=True),
+        curve = matched(
+            material, learnt, start.labels_N, parameters,
+            lambda number: core.fresh_network(material, parameters.network, number, weights_learn=True),
             lambda step, label: real.batch(step, [label], parameters.batch_real)[0],
         )  # fmt: skip
-        groups = parameters.groups(learnt["clips"], PUBLISHED)
-        optimiser = core.stepper(parameters.step, groups, parameters.momentum)
-        in_range = sets.keep_in_range(material.clips, material.device)
-        curve = core.optimise(learnt, loss, optimiser, material, dc_loop(parameters.iterations, outer, in_range))
         return sets.finished(material, start, learnt["clips"], curve)
 
 
-def dc_loop(iterations: int, outer: int, project: Callable[[Learnt], None]) -> Loop:
-    """`iterations` networks of `outer` steps; checkpoints fall where one is made anew, and need not hold it."""
-    return Loop(iterations * outer, checkpoint_every=outer * max(1, iterations // 20), project=project)
+def matched(
+    material: Material, learnt: Learnt, labels_N: NDArray[np.int64], parameters: DCParameters,
+    network_of: Callable[[int], nn.Module], real_of: Callable[[int, int], Tensor],
+) -> Curve:  # fmt: skip
+    """Learn clips by `dc_loss`, with as many networks as there are iterations, of `outer` steps each.
+
+    Checkpoints fall where a network is made anew, and need not hold it.
+    """
+    outer, _ = parameters.loops(material.ipc)
+    optimiser = core.stepper(parameters.step, parameters.groups(learnt["clips"], PUBLISHED), parameters.momentum)
+    loop = Loop(
+        parameters.iterations * outer,
+        checkpoint_every=outer * max(1, parameters.iterations // 20),
+        project=sets.keep_in_range(material.clips, material.device),
+    )
+    loss = dc_loss(material, labels_N, core.pixels, parameters, network_of, real_of)
+    return core.optimise(learnt, loss, optimiser, material, loop)
 
 
 def dc_loss(
-    material: Material, labels_N: NDArray[np.int64], clips_of: Parametrisation, parameters: DCLossParameters,
+    material: Material, labels_N: NDArray[np.int64], clips_of: Parametrisation, parameters: DCParameters,
     network_of: Callable[[int], nn.Module], real_of: Callable[[int, int], Tensor],
 ) -> Loss:  # fmt: skip
     """Algorithm 1, its matching step: Σ over classes of the distance between real and synthetic gradients.
@@ -105,7 +107,7 @@ def dc_loss(
         network_of: the network of this number, its weights learning.
         real_of: real clips of (step, class).
     """
-    outer, _ = parameters.loops(len(labels_N) // len(material.labels))
+    outer, _ = parameters.loops(material.ipc)
     slots = {label: np.flatnonzero(labels_N == label) for label in material.labels}
     network: nn.Module
 
@@ -158,7 +160,7 @@ def _real_gradients(network: nn.Module, x_BCTHW: Tensor, label: int, material: M
 
 def _train(
     network: nn.Module, material: Material, labels_N: NDArray[np.int64], clips_of: Parametrisation, learnt: Learnt,
-    parameters: DCLossParameters, step: int,
+    parameters: DCParameters, step: int,
 ) -> None:  # fmt: skip
     """`inner` epochs of the network on the set as it is now, in shuffled batches (Algorithm 1, the last update).
 
@@ -166,7 +168,7 @@ def _train(
     """
     import torch
 
-    _, inner = parameters.loops(len(labels_N) // len(material.labels))
+    _, inner = parameters.loops(material.ipc)
     flips = material.clips.table.flips
     order = Order(len(labels_N), parameters.batch_train, role_seed(material.seed, step, streams.DC_INNER))
     weights = list(network.parameters())

@@ -19,7 +19,7 @@ from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.pixels import to_pixels
 from vidistill.tasks.learning.training import generator
 from vidistill.tasks.match import core, sets
-from vidistill.tasks.match.dc import PUBLISHED, DCParameters, dc_loop, dc_loss
+from vidistill.tasks.match.dc import DCParameters, matched
 from vidistill.tasks.match.real import RealClips
 from vidistill.tasks.match.sets import Start
 from vidistill.tasks.methods import Given, Material, Method
@@ -67,15 +67,10 @@ class StaticDC(Method):
             frame = generator(material.seed, step, label, streams.STILL_FRAMES)
             return real.batch(step, [label], parameters.batch_real, frame)[0]
 
-        outer, _ = parameters.loops(material.ipc)
-        loss = dc_loss(
-            material, start.labels_N, core.pixels, parameters,
-            lambda number: image_network(material, parameters.depth, number), frames_of,
-        )  # fmt: skip
-        groups = parameters.groups(learnt["clips"], PUBLISHED)
-        optimiser = core.stepper(parameters.step, groups, parameters.momentum)
-        in_range = sets.keep_in_range(material.clips, material.device)
-        curve = core.optimise(learnt, loss, optimiser, material, dc_loop(parameters.iterations, outer, in_range))
+        def network_of(number: int) -> nn.Module:
+            return image_network(material, parameters.depth, number)
+
+        curve = matched(material, learnt, start.labels_N, parameters, network_of, frames_of)
         images_NHWC = to_pixels(learnt["clips"].detach(), material.clips)[:, 0]
         return sets.kept(material, "still", {"images": images_NHWC}, start, curve)
 

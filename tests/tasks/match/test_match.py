@@ -383,7 +383,7 @@ def test_experts_are_as_long_as_they_are_read(bench: Bench) -> None:
 def test_a_step_is_a_share_of_a_deviation_or_the_published_rate(name: str, own_step: float, published: float) -> None:
     """And whatever is asked for, with either."""
     method, pixels = find_method(name).method, torch.zeros(1)
-    own = importlib.import_module(method.__module__).PUBLISHED
+    own = dc.PUBLISHED if name == "static_dc" else importlib.import_module(method.__module__).PUBLISHED
     for options, rate in (({}, own_step), ({"step": "published"}, published), ({"lr": 7.0}, 7.0)):
         (group,) = method.Parameters(**options).groups(pixels, own)
         assert group["lr"] == rate
@@ -423,7 +423,7 @@ def test_mtt_says_that_its_experts_are_too_short(bench: Bench) -> None:
 
 def test_dc_trains_its_network_between_the_steps_of_one(bench: Bench) -> None:
     """With (1, 1) every step has a fresh network; with (2, inner) the second step's has learned the set."""
-    assert {ipc: dc.DCLossParameters().loops(ipc) for ipc in (1, 5, 7, 10, 20, 30, 40, 60)} == {
+    assert {ipc: dc.DCParameters().loops(ipc) for ipc in (1, 5, 7, 10, 20, 30, 40, 60)} == {
         1: (1, 1), 5: (1, 1), 7: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 60: (50, 10),
     }  # fmt: skip
     first, second = (loss_of("dc", bench, outer=2, inner=inner, lr_net=0.5) for inner in (1, 3))
