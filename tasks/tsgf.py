@@ -23,7 +23,7 @@ from vidistill.storage.errors import RequestError
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import loop
-from vidistill.tasks.learning.pixels import initial, pixel_range, to_pixels, total_variation
+from vidistill.tasks.learning.pixels import RATE, initial, pixel_range, to_pixels, total_variation
 from vidistill.tasks.learning.rows import draw_rows
 from vidistill.tasks.learning.saliency import SaliencyParameters, gradient_mask, saliency, threshold
 from vidistill.tasks.learning.training import Precision
@@ -56,12 +56,7 @@ class TSGFParameters(Parameters):
     mask_sign: Literal["magnitude", "both"] = Field("magnitude", description="both: ε − s may be negative (Table 9).")
     saliency: SaliencyParameters = SaliencyParameters()
     init: Literal["real", "noise"] = Field("real", description="Table 5.")
-    rate: float = Field(
-        0.0,
-        ge=0,
-        exclude_if=lambda rate: not rate,
-        description="Of the clips' total variation, which codecs pay for.",
-    )
+    rate: float = RATE
     group_classes: int = Field(10, ge=1, description="Classes a task at most; L_reg sees a task's clips together.")
     precision: Precision = "auto"
 

@@ -6,9 +6,10 @@ statistics.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import Field
 
 from vidistill.tasks.learning import streams, training
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 AT_ONCE = 16
 """Clips that are read together where some of their frames are kept."""
+RATE: Any = Field(
+    0.0, ge=0, exclude_if=lambda rate: not rate,
+    description="Of the clips' total variation, which codecs pay for.",
+)  # fmt: skip
+"""The parameter of methods whose losses may have `total_variation` added."""
 
 
 def initial(

@@ -16,6 +16,7 @@ from pydantic import Field
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.learning import streams
+from vidistill.tasks.learning.pixels import RATE
 from vidistill.tasks.learning.training import Precision
 from vidistill.tasks.match import core, dsa, sets
 from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, Part, Valued
@@ -45,12 +46,7 @@ class DMParameters(DMLossParameters, core.Steps):
 
     iterations: int = Field(200, ge=0, description="Published: 5,000 (images: 20,000); 200 fit two cores.")
     init: Literal["real", "noise"] = "real"
-    rate: float = Field(
-        0.0,
-        ge=0,
-        exclude_if=lambda rate: not rate,
-        description="Of the clips' total variation, which codecs pay for.",
-    )
+    rate: float = RATE
     precision: Precision = "auto"
 
 

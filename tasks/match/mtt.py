@@ -22,6 +22,7 @@ from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.experts import ExpertParameters, Experts, expert_jobs, unflat
 from vidistill.tasks.learning.loop import Curve
+from vidistill.tasks.learning.pixels import RATE
 from vidistill.tasks.learning.training import Precision, generator
 from vidistill.tasks.match import core, dsa, sets
 from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, Part, Valued
@@ -95,12 +96,7 @@ class TrajectoryParameters(MTTLossParameters, core.Steps):
 class MTTParameters(TrajectoryParameters):
     """Those, and what codecs pay for."""
 
-    rate: float = Field(
-        0.0,
-        ge=0,
-        exclude_if=lambda rate: not rate,
-        description="Of the clips' total variation, which codecs pay for.",
-    )
+    rate: float = RATE
 
 
 class MTT(Method):
