@@ -205,11 +205,8 @@ def mtt_loss(
             for at in (epoch, epoch + parameters.expert_epochs)
         )
         student = _Student(network, material, labels_N, clips_of, parameters, iteration, learnt)
-        swept = sweep(
-            student, start, target, learnt["lr"], parameters.syn_steps, parameters.gradient,
-            _room(material.device.torch_device),
-        )  # fmt: skip
-        return swept.loss, swept.gradients
+        room = _room(material.device.torch_device)
+        return sweep(student, start, target, learnt["lr"], parameters.syn_steps, parameters.gradient, room)
 
     return loss
 

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from vidistill.tasks.match.core import Learnt, Part
+from vidistill.tasks.match.core import Part, Valued
 from vidistill.tasks.match.losses import trajectory_distance
 
 if TYPE_CHECKING:
@@ -29,14 +28,6 @@ StepLoss = Callable[[int, Weights, bool], "Iterable[tuple[Tensor, Part]]"]
 """ℓ_j(θ, s) in parts that add up to it, each with what it read of s: from a step, the weights, and whether s is a
 constant. Each part has a graph of its own, made when it is asked for."""
 Gradient = Literal["exact", "tesla"]
-
-
-@dataclass(frozen=True)
-class Swept:
-    """L of Eq. 2 and its gradients by what is learnt, α among it."""
-
-    loss: Tensor
-    gradients: Learnt
 
 
 class Room:
@@ -68,7 +59,7 @@ Graph = tuple[Weights, "Part"]
 def sweep(
     step_loss: StepLoss, start: Weights, target: Weights, lr: Tensor, steps: int, gradient: Gradient = "exact",
     room: int = 0,
-) -> Swept:  # fmt: skip
+) -> Valued:  # fmt: skip
     """N steps of θ_{j+1} = θ_j − α g_j (Eq. 3–4), and the gradients of Eq. 2 by going back over them one at a time.
 
     Memory: N + 1 copies of the weights, `room` and the graph of one part of one step, whatever N.
@@ -81,6 +72,9 @@ def sweep(
         steps: N.
         gradient: `exact`, or `tesla`.
         room: bytes of graphs of steps that may be kept until they are differentiated.
+
+    Returns:
+        L of Eq. 2, and its gradients by what is learnt, α among it as `lr`.
     """
     import torch
 
@@ -109,7 +103,7 @@ def sweep(
             read.add(products[: len(read.leaves)], totals, -rate)
             _descend(before, products[len(read.leaves) :], rate)
         adjoint = before
-    return Swept(loss.detach(), totals)
+    return loss.detach(), totals
 
 
 def _graphs(step_loss: StepLoss, step: int, theta: Weights) -> Iterator[Graph]:
