@@ -63,9 +63,8 @@ class IDTD(Method):
         frames_F = spread(material.clips.shape_THWC[0], parameters.features)
         count = material.ipc * len(material.labels)
         start = sets.start_clips(material, "real", frames_NF=np.tile(frames_F, (count, 1)))
-        labels_N = start.labels_N
-        learnt = begin(material, start.x_NCTHW, parameters)
-        start = start.without_clips()
+        labels_N, sources, learnt = start.labels_N, start.sources, begin(material, start.x_NCTHW, parameters)
+        del start  # a copy of what is learnt
         fused = Fused(material.ipc, material.clips.shape_THWC[0], *pixel_range(material.clips, material.device))
         matching = dm_loss(material, labels_N, fused, parameters)
 
@@ -85,7 +84,7 @@ class IDTD(Method):
             name: learnt[name].detach().cpu().numpy() for name in ("choice", "weight", "bias")
         }
         stored |= {"pool": to_pixels(learnt["pool"].detach(), material.clips), **sets.norm_arrays(material)}
-        return sets.kept(material, "fused", stored, start, curve)
+        return sets.kept(material, "fused", stored, labels_N, sources, curve)
 
 
 def _groups(learnt: Learnt, parameters: IDTDParameters) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ Shapes: N clips of the set, C colours, T frames, H height, W width. `x_NCTHW` is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -32,10 +32,6 @@ class Start:
     x_NCTHW: Tensor
     labels_N: NDArray[np.int64]
     sources: tuple[str, ...]
-
-    def without_clips(self) -> Start:
-        """Its labels and sources alone, for sets that learn something smaller than clips."""
-        return replace(self, x_NCTHW=self.x_NCTHW.new_empty(0))
 
 
 def start_clips(
@@ -66,15 +62,16 @@ def keep_in_range(clips: Clips, device: Device, name: str = "clips") -> Callable
 
 
 def kept(
-    material: Material, form: str, stored: dict[str, NDArray[Any]], start: Start, curve: Curve, **facts: Any
-) -> DistilledSet:
+    material: Material, form: str, stored: dict[str, NDArray[Any]], labels_N: NDArray[np.int64],
+    sources: tuple[str, ...], curve: Curve, **facts: Any,
+) -> DistilledSet:  # fmt: skip
     """The set that keeps `stored` and makes its clips by a form, with the loss for the report."""
-    shape_NTHWC = (len(start.labels_N), *material.clips.shape_THWC)
+    shape_NTHWC = (len(labels_N), *material.clips.shape_THWC)
     return DistilledSet(
         **variants(materialised(form, stored, shape_NTHWC)),
-        labels_N=start.labels_N,
+        labels_N=labels_N,
         classes=material.clips.classes,
-        sources=start.sources,
+        sources=sources,
         facts={"steps": curve.steps, "loss": curve.loss, **facts},
         form=form,
         stored=stored,

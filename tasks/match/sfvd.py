@@ -32,7 +32,6 @@ from vidistill.tasks.learning.training import generator
 from vidistill.tasks.match import core, sets
 from vidistill.tasks.match.core import Learnt, Part
 from vidistill.tasks.match.mtt import MTT, PUBLISHED, TrajectoryParameters, match_trajectories
-from vidistill.tasks.match.sets import Start
 from vidistill.tasks.methods import Given, Material
 
 if TYPE_CHECKING:
@@ -72,24 +71,25 @@ class SFVD(MTT):
         count = material.ipc * len(material.labels)
         frames_NF = first_keys(count, parameters.keys, material.clips.shape_THWC[0], material.seed)
         start = sets.start_clips(material, parameters.init, frames_NF=frames_NF)
-        learnt = {"keys": core.leaf(start.x_NCTHW)}
-        start = start.without_clips()
+        labels_N, sources, learnt = start.labels_N, start.sources, {"keys": core.leaf(start.x_NCTHW)}
+        del start  # a copy of what is learnt
         groups = parameters.groups(learnt["keys"], PUBLISHED)
-        clips_of = self.clips_of(material, start, learnt, groups)
+        clips_of = self.clips_of(material, labels_N, learnt, groups)
         in_range = sets.keep_in_range(material.clips, material.device, "keys")
         optimiser = core.stepper(parameters.step, groups, parameters.momentum)
-        curve, facts = match_trajectories(material, start.labels_N, clips_of, parameters, learnt, optimiser, in_range)
-        form, stored = self.kept(material, start, learnt)
-        return sets.kept(material, form, stored, start, curve, **facts)
+        curve, facts = match_trajectories(material, labels_N, clips_of, parameters, learnt, optimiser, in_range)
+        form, stored = self.kept(material, labels_N, learnt)
+        return sets.kept(material, form, stored, labels_N, sources, curve, **facts)
 
     def clips_of(
-        self, material: Material, start: Start, learnt: Learnt, groups: list[dict[str, Any]]  # noqa: ARG002
+        self, material: Material, labels_N: NDArray[np.int64], learnt: Learnt,  # noqa: ARG002
+        groups: list[dict[str, Any]],  # noqa: ARG002
     ) -> core.Parametrisation:  # fmt: skip
         """The parametrisation; may add to what is learnt and to the optimiser's groups."""
         return Interpolated(material.clips.shape_THWC[0])
 
     def kept(
-        self, material: Material, start: Start, learnt: Learnt  # noqa: ARG002
+        self, material: Material, labels_N: NDArray[np.int64], learnt: Learnt  # noqa: ARG002
     ) -> tuple[str, dict[str, NDArray[Any]]]:  # fmt: skip
         """The form and its arrays."""
         return "interpolated", {"images": to_pixels(learnt["keys"].detach(), material.clips)}
@@ -106,7 +106,7 @@ class SFVDT(SFVD):
         return False  # its layer mixes real clips in
 
     def clips_of(
-        self, material: Material, start: Start, learnt: Learnt, groups: list[dict[str, Any]]
+        self, material: Material, labels_N: NDArray[np.int64], learnt: Learnt, groups: list[dict[str, Any]]
     ) -> core.Parametrisation:
         from vidistill.models.temporal import averaging_weights
 
@@ -115,13 +115,15 @@ class SFVDT(SFVD):
         learnt |= layer
         groups.append({"params": list(layer.values()), "lr": self.parameters.lr_layer})
         table = material.clips.table
-        real_NCTHW = training.to_input(companions(material, start.labels_N), table.mean, table.std, material.device)
+        real_NCTHW = training.to_input(companions(material, labels_N), table.mean, table.std, material.device)
         return Reshaped(real_NCTHW, *pixel_range(material.clips, material.device))
 
-    def kept(self, material: Material, start: Start, learnt: Learnt) -> tuple[str, dict[str, NDArray[Any]]]:
-        _, stored = super().kept(material, start, learnt)
+    def kept(
+        self, material: Material, labels_N: NDArray[np.int64], learnt: Learnt
+    ) -> tuple[str, dict[str, NDArray[Any]]]:
+        _, stored = super().kept(material, labels_N, learnt)
         layer = {name: learnt[name].detach().cpu().numpy() for name in ("weight", "bias")}
-        return "reshaped", stored | layer | {"real": companions(material, start.labels_N)} | sets.norm_arrays(material)
+        return "reshaped", stored | layer | {"real": companions(material, labels_N)} | sets.norm_arrays(material)
 
 
 def first_keys(clips: int, keys: int, frames: int, seed: int) -> NDArray[np.int64]:

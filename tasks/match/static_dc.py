@@ -59,8 +59,8 @@ class StaticDC(Method):
     def distil(self, material: Material) -> DistilledSet:
         parameters: StaticDCParameters = self.parameters
         start = first_images(material, parameters)
-        learnt = {"clips": core.leaf(start.x_NCTHW)}
-        start = start.without_clips()
+        labels_N, sources, learnt = start.labels_N, start.sources, {"clips": core.leaf(start.x_NCTHW)}
+        del start  # a copy of what is learnt
         real = RealClips(material.clips, material.seed, material.device)
 
         def frames_of(step: int, label: int) -> Tensor:
@@ -70,9 +70,9 @@ class StaticDC(Method):
         def network_of(number: int) -> nn.Module:
             return image_network(material, parameters.depth, number)
 
-        curve = matched(material, learnt, start.labels_N, parameters, network_of, frames_of)
+        curve = matched(material, learnt, labels_N, parameters, network_of, frames_of)
         images_NHWC = to_pixels(learnt["clips"].detach(), material.clips)[:, 0]
-        return sets.kept(material, "still", {"images": images_NHWC}, start, curve)
+        return sets.kept(material, "still", {"images": images_NHWC}, labels_N, sources, curve)
 
 
 def check_frames(parameters: StaticDCParameters, frames: int, size: int) -> None:

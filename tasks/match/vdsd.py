@@ -33,7 +33,6 @@ from vidistill.tasks.match.core import Draw, Group, Learnt, Loop, Part
 from vidistill.tasks.match.dm import DMLossParameters, dm_loss
 from vidistill.tasks.match.frepo import FRePoLossParameters, Pool, as_logits, cosine, frepo_loss, initial_labels
 from vidistill.tasks.match.mtt import FP32, MTTLossParameters, expert_inputs, match_trajectories
-from vidistill.tasks.match.sets import Start
 from vidistill.tasks.match.static_dc import StaticDCParameters, check_frames
 from vidistill.tasks.methods import Given, Material, Method, find_method
 
@@ -126,16 +125,15 @@ class VDSD(Method):
         (folder,) = material.inputs("images")
         first, sources = DistilledSet.arrays_of(folder), DistilledSet.sources_of(folder)
         images_NHWC, table = first["stored_images"], material.clips.table
-        x_NC1HW = training.to_input(images_NHWC[:, None], table.mean, table.std, material.device)
+        images_NCHW = training.to_input(images_NHWC[:, None], table.mean, table.std, material.device).squeeze(2)
         each = slice(None, None, parameters.memories)
-        start = Start(x_NC1HW[each], first["labels"][each], sources[each])
-        images_NCHW = x_NC1HW.squeeze(2)
+        labels_N = first["labels"][each]
         memory = Memory(images_NCHW, parameters.memories, *pixel_range(material.clips, material.device))
         learnt = begin(material, parameters, images_NCHW)
-        curve, facts = self.second(material, start.labels_N, memory, learnt)
+        curve, facts = self.second(material, labels_N, memory, learnt)
         stored = {name: learnt[name].detach().cpu().numpy() for name in ("motion", "weight", "bias")}
         stored |= {"images": images_NHWC, **sets.norm_arrays(material)}
-        made = sets.kept(material, "memory", stored, start, curve, **facts)
+        made = sets.kept(material, "memory", stored, labels_N, sources[each], curve, **facts)
         return made.with_logits(as_logits(learnt["labels"])) if "labels" in learnt else made
 
     @abstractmethod
