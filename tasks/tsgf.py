@@ -114,13 +114,15 @@ class TSGF(Method):
         return [tuple(group.tolist()) for group in np.array_split(np.arange(classes), count)]
 
     def distil(self, material: Material) -> DistilledSet:
+        import torch
+
         clips, parameters = material.clips, self.parameters
         rows = draw_rows(clips, material.labels, material.ipc, material.seed)
         start_BCTHW = initial(clips, rows, parameters.init, material.seed, material.device)
         x_BCTHW, facts = optimise(start_BCTHW, clips.labels_N[rows], material.teacher(), clips, parameters, material)
         s_BT = saliency(x_BCTHW, parameters.saliency)
         epsilon_B1 = threshold(s_BT, parameters.saliency)
-        mask_BT = gradient_mask(s_BT, epsilon_B1, parameters.mask_sign) if parameters.mask else s_BT * 0 + 1
+        mask_BT = gradient_mask(s_BT, epsilon_B1, parameters.mask_sign) if parameters.mask else torch.ones_like(s_BT)
         real = parameters.init == "real"
         return DistilledSet(
             clips_NTHWC=to_pixels(x_BCTHW, clips),
@@ -181,13 +183,13 @@ def _masked_step(
     import torch
 
     with torch.no_grad():
-        before_BCTHW = x_BCTHW.clone()
+        before_BCTHW = x_BCTHW.clone() if parameters.mask else x_BCTHW
         steps.step()
         if parameters.mask:
             s_BT = saliency(before_BCTHW, parameters.saliency)
             mask_BT = gradient_mask(s_BT, threshold(s_BT, parameters.saliency), parameters.mask_sign)
             x_BCTHW.sub_(before_BCTHW).mul_(mask_BT[:, None, :, None, None]).add_(before_BCTHW)
-        x_BCTHW.copy_(x_BCTHW.maximum(low_C).minimum(high_C))
+        x_BCTHW.clamp_(low_C, high_C)
 
 
 def _optimiser(x_BCTHW: Tensor, parameters: TSGFParameters) -> torch.optim.Optimizer:

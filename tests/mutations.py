@@ -326,7 +326,7 @@ MUTATIONS = [
              "correction=0",
              "correction=1"),
     Mutation("tasks/tsgf.py", "pixels leave their range", ALGORITHM_1,
-             "x_BCTHW.copy_(x_BCTHW.maximum(low_C).minimum(high_C))",
+             "x_BCTHW.clamp_(low_C, high_C)",
              "pass"),
     Mutation("tasks/tsgf.py", "the rate has no cosine", ALGORITHM_1,
              "0.5 * (1 + math.cos(math.pi * k / parameters.iterations))",
