@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,12 +165,6 @@ class Given:
     seed: int = 0
 
 
-class Progress(Protocol):
-    """Who hears how far a method is."""
-
-    def __call__(self, done: int, total: int, note: str = "", /) -> None: ...
-
-
 @dataclass(frozen=True)
 class Material:
     """What a method is given.
@@ -199,7 +193,7 @@ class Material:
     device: Device
     teacher: Callable[[], nn.Module]
     inputs: Callable[[str], list[Path]]
-    progress: Progress
+    progress: Callable[..., None]
     checkpoint: Callable[[int, Callable[[Path], None]], None] = lambda _step, _write: None
     last_checkpoint: Callable[[], tuple[int, Path] | None] = lambda: None
     pool: Callable[[], Pool] = lambda: unnamed("pool")

@@ -47,8 +47,9 @@ def videomae_input(clips_NTHWC: NDArray[np.uint8], frames: int, size: int, devic
     places_T = np.linspace(0, clips_NTHWC.shape[1] - 1, frames).round().astype(int)
     x_BTCHW = torch.from_numpy(clips_NTHWC[:, places_T]).to(device.torch_device).permute(0, 1, 4, 2, 3).float() / 255
     x_FCHW = torch.nn.functional.interpolate(x_BTCHW.flatten(0, 1), size=(size, size), mode="bicubic", antialias=True)
-    values = (torch.tensor(value, device=x_FCHW.device)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
-    mean_C11, std_C11 = values
+    mean_C11, std_C11 = (
+        torch.tensor(value, device=x_FCHW.device)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return ((x_FCHW.clamp(0, 1) - mean_C11) / std_C11).view(len(clips_NTHWC), frames, 3, size, size)
 
 
