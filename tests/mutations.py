@@ -1345,7 +1345,8 @@ MUTATIONS = [
     Mutation("flows/experiment.py", "a teacher that answers online is counted twice", of("flows/test_students.py"),
              "list(dict.fromkeys([*chain,",
              "list(([*chain,"),
-    Mutation("flows/train.py", "variants that became clips are trained on longer", TRAINED,
+    Mutation("flows/train.py", "variants that became clips are trained on longer", of(
+             "flows/test_train.py", "test_a_set_whose_variants_are_clips_is_trained_on_as_long_as_its_instances"),
              "student.steps(order.n // source.made.facts.get(VARIANTS, 1))",
              "student.steps(order.n)"),
     Mutation("flows/train.py", "a set's own optimiser gives way to the usual one", TRAINED,
