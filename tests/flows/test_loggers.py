@@ -125,6 +125,7 @@ def test_a_logger_that_fails_says_where_the_report_is_and_hides_no_rows_that_fai
 
     monkeypatch.setattr(commands, "performed", performed)
     monkeypatch.setattr(commands, "print_table", lambda document: None)
+    monkeypatch.setattr(commands, "_print_export", lambda *_: None)
     monkeypatch.setattr(loggers, "_module", lambda name: None)
     monkeypatch.setitem(loggers.LOGGERS, "mlflow", down)
     given: Any = (None, None, Runtime(store="s"), tmp_path, False)
