@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from vidistill.flows.runners import WORKERS, check_runner
 from vidistill.models import parted
 from vidistill.storage.errors import RequestError, RowsFailed, RunError
 from vidistill.storage.files import expanded
-from vidistill.storage.opening import absolute, default_location, open_store
+from vidistill.storage.opening import VARIABLE, absolute, default_location, open_store
 from vidistill.tasks.report.data import Named
 from vidistill.tasks.report.tables import size
 from vidistill.tasks.running.places import video_seconds
@@ -303,7 +304,8 @@ def _print_export(rows: list[dict[str, Any]], store: str) -> None:
     if not sets:
         return
     row = min(sets, key=lambda row: row["method"] == "random")
-    where = "" if store == absolute(default_location()) else f" --store {shlex.quote(store)}"
+    usual = VARIABLE not in os.environ and store == absolute(default_location())  # another shell may not have it set
+    where = "" if usual else f" --store {shlex.quote(store)}"
     console.print(
         f"\nA set as files, here {Named.of(row).name} {_budget(row)}: vidistill export {row['artifact'][:10]} --out set"
         f"{where}\nThe others' keys stand under Artifact in the report.",
