@@ -38,16 +38,14 @@ def list_parameters(names: list[str], console: Console) -> None:
 
 def listed(name: str) -> Iterator[tuple[str, str, str]]:
     """Those of a method, of `pool`, or, without a name, the others."""
-    experiment = Experiment(data="sprites", cells=(Cell(method="random"),))
-    if name == "pool":
-        yield from described(experiment.pool, "pool.")
-    elif name:
-        source = find_method(name)
-        with blaming(source):
-            options = source.method.Parameters()
-        yield from described(options, f"{source.name}.")
-    else:
-        yield from (one for one in described(experiment) if not one[0].startswith("pool."))
+    if name in ("", "pool"):
+        usual = Experiment(data="sprites", cells=(Cell(method="random"),))
+        yield from (one for one in described(usual) if one[0].startswith("pool.") == bool(name))
+        return
+    source = find_method(name)
+    with blaming(source):
+        options = source.method.Parameters()
+    yield from described(options, f"{source.name}.")
 
 
 def described(parameters: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, str]]:

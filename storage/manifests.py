@@ -130,14 +130,15 @@ def parsed(content: bytes) -> Manifest:
     return manifest.model_copy(update={"checksum": ""})
 
 
-def told(content: bytes) -> Manifest | str:
-    """A manifest by what its file holds, or what is wrong with it."""
+def told(ref: ArtifactRef, content: bytes) -> Manifest | str:
+    """The manifest of an artifact by what its file holds, or what is wrong with it."""
     try:
-        return parsed(content)
+        manifest = parsed(content)
     except AlteredError:
         return f"{MANIFEST} does not have its checksum"
     except ValueError:
         return f"{MANIFEST} cannot be read"
+    return manifest if manifest.ref == ref else f"{MANIFEST} is that of {manifest.ref}"
 
 
 def found_by_size(ref: ArtifactRef, content: bytes | None, sizes: dict[str, int]) -> Found:
@@ -145,11 +146,9 @@ def found_by_size(ref: ArtifactRef, content: bytes | None, sizes: dict[str, int]
     size = sum(sizes.values())
     if content is None:
         return Found(None, NOT_ENDED, size)
-    manifest = told(content)
+    manifest = told(ref, content)
     if isinstance(manifest, str):
         return Found(None, manifest, size)
-    if manifest.ref != ref:
-        return Found(None, f"{MANIFEST} is that of {manifest.ref}", size)
     for name, expected in manifest.files.items():
         if name not in sizes:
             return Found(manifest, f"{name} is missing", size)

@@ -254,7 +254,8 @@ class RemoteStore(Store):
                 return f"{name} is missing"
             return None if found == files[name].sha256 else f"{name} does not have its checksum"
 
-        glance, files = self._glance(ref, published), _files(published)
+        glance = self._glance(ref, published)
+        files = glance.manifest.files if glance.manifest else {}
         return glance.problem or next(filter(None, self._objects.each(problem, files)), None)
 
     def _glance(self, ref: ArtifactRef, published: bytes) -> Found:

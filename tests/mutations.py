@@ -2509,8 +2509,8 @@ MUTATIONS = [
              "found = hashlib.sha256(self._objects.content(f\"{self._remote(ref)}/{name}\")).hexdigest()"),
     Mutation("storage/manifests.py", "a manifest of an object store is believed unseen", of(
                  "storage/test_remote.py", "test_a_manifest_that_was_changed_is_damage"),
-             "        return parsed(content)\n",
-             "        return Manifest.model_validate_json(content)\n"),
+             "        manifest = parsed(content)\n",
+             "        manifest = Manifest.model_validate_json(content)\n"),
     Mutation("storage/remote.py", "somebody's own object in a bucket ends in a traceback", of(
                  "storage/test_remote.py", "test_objects_of_something_else_beside_artifacts_are_passed_over"),
              "with suppress(ValidationError):",
