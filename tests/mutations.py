@@ -2377,8 +2377,17 @@ MUTATIONS = [
              "place = work.job.places.get(PLACE, name)"),
     Mutation("tasks/generate/released.py", "a Latte that was trained here predicts the noise", of(
                  "tasks/generate/test_generate.py", "test_a_latte_that_was_trained_here_predicts_what_it_learned"),
-             "said[VELOCITY] == str(True) if VELOCITY in said else silent",
-             "False"),
+             "velocity=said.get(VELOCITY, silent)",
+             "velocity=False"),
+    Mutation("tasks/generate/released.py", "a Latte of before forgets what it predicts", of(
+                 "tasks/generate/test_generate.py",
+                 "test_weights_that_say_what_they_predict_and_their_classes_in_entries_of_their_own_are_read"),
+             "{VELOCITY: said[VELOCITY] == str(True)} if VELOCITY in said else {}",
+             "{}"),
+    Mutation("tasks/generate/diffusion.py", "a Latte's file has the bytes of chance", of(
+                 "tasks/generate/test_generate.py", "test_a_latte_that_was_trained_here_predicts_what_it_learned"),
+             "metadata=metadata(velocity=bool(parameters.velocity), classes=clips.classes))",
+             "metadata=metadata(velocity=bool(parameters.velocity), classes=clips.classes) | {\"format\": \"pt\"})"),
     Mutation("tasks/learning/videomae.py", "a classifier's features are not those that it classifies", of(
                  "tasks/select/test_select.py", "test_a_classifier_s_features_are_what_it_classifies"),
              "if \"fc_norm.weight\" in found[\"unexpected_keys\"]:",

@@ -25,7 +25,7 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.generate.optimising import AdamParameters, fit, write_curve
-from vidistill.tasks.generate.released import CLASSES, VELOCITY, TuningParameters, read_checkpoint, settled, start_from
+from vidistill.tasks.generate.released import TuningParameters, metadata, read_checkpoint, settled, start_from
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.training import Device, Precision, generator
 from vidistill.tasks.learning.weights import known_by, unchanged
@@ -209,7 +209,7 @@ def latte(work: Work) -> None:
         checkpoint_every=parameters.checkpoint_steps, ema_decay=parameters.ema_decay, muon_lr=parameters.muon_lr,
     )  # fmt: skip
     save_file({name: weight.contiguous() for name, weight in weights.items()}, work.folder / WEIGHTS,
-              metadata={VELOCITY: str(bool(parameters.velocity)), CLASSES: json.dumps(clips.classes)})  # fmt: skip
+              metadata=metadata(velocity=bool(parameters.velocity), classes=clips.classes))  # fmt: skip
     write_curve(work.folder, curve)
     facts = {"classes": classes, "shape_CTHW": shape, "warnings": warnings,
              "parameters": sum(weight.numel() for weight in weights.values())}  # fmt: skip

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from vidistill.models.latte import Latte
 
 
-VELOCITY, CLASSES = "velocity", "classes"
+TRAINED, VELOCITY, CLASSES = "vidistill", "velocity", "classes"
 """In the metadata of a Latte that was trained here: whether it predicts the velocity, and its classes in their order.
-A release says nothing: it predicts the noise, and its classes are sorted by name. What was trained here before may say
-nothing either, and may predict the velocity."""
+They are one entry, since safetensors writes several in an order of chance; older files have two. A release says
+nothing: it predicts the noise, and its classes are sorted by name. What was trained here before may say nothing either,
+and may predict the velocity."""
 
 
 class TuningAdam(AdamParameters):
@@ -128,17 +129,25 @@ def told(state: Mapping[str, Tensor], path: Path) -> Told:
     said = _metadata(path)
     silent = None if path.suffix == ".safetensors" else False
     return Told(size=size, patch=patch, learned_sigma=outputs == 2 * channels * patch**2, channels=channels,
-                velocity=said[VELOCITY] == str(True) if VELOCITY in said else silent,
-                classes=json.loads(said[CLASSES]) if CLASSES in said else None)  # fmt: skip
+                velocity=said.get(VELOCITY, silent), classes=said.get(CLASSES))  # fmt: skip
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def metadata(*, velocity: bool, classes: Sequence[str]) -> dict[str, str]:
+    """What the file of a Latte that was trained here says of it."""
+    return {TRAINED: json.dumps({VELOCITY: velocity, CLASSES: classes})}
+
+
+def _metadata(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
+        said = file.metadata() or {}
+    if TRAINED in said:
+        return dict(json.loads(said[TRAINED]))
+    older: dict[str, Any] = {VELOCITY: said[VELOCITY] == str(True)} if VELOCITY in said else {}
+    return older | ({CLASSES: json.loads(said[CLASSES])} if CLASSES in said else {})
 
 
 def _fits(found: Told, state: Mapping[str, Tensor], path: Path, classes: int, *, new_labels: bool) -> None:

@@ -15,6 +15,7 @@ import tiny
 import torch
 from method_contract import Bench
 from resuming import killed_and_resumed
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from vidistill.flows.parameters import PoolRequest, checked, override
@@ -505,6 +506,19 @@ def test_a_latte_that_was_trained_here_predicts_what_it_learned(made: Made, velo
     job = made.asked(made.store.folder(ref) / "weights.safetensors", "steps=0", "new_labels=false")
     assert job.parameters["velocity"] is velocity
     assert load_latte(made.store, made.do(job), made.bench.device).velocity is velocity
+    with safe_open(made.store.folder(ref) / "weights.safetensors", framework="pt") as file:
+        assert len(file.metadata()) == 1  # several come in an order of chance, and the file's bytes with them
+
+
+def test_weights_that_say_what_they_predict_and_their_classes_in_entries_of_their_own_are_read(
+    made: Made, tmp_path: Path
+) -> None:
+    names = made.bench.clips.classes[::-1]
+    state, path = checkpoint(tmp_path / "ucf101.pt", classes=len(names)), tmp_path / "older.safetensors"
+    for said, rows in ({}, None), ({"classes": json.dumps(names)}, [*reversed(range(len(names)))]):
+        save_file(state, path, metadata={"velocity": "True"} | said)
+        own = made.asked(path, "steps=0", "new_labels=false").parameters
+        assert (own["velocity"], own.get("label_rows")) == (True, rows)
 
 
 def test_weights_that_do_not_say_what_they_predict_predict_what_the_request_says(made: Made, tmp_path: Path) -> None:
