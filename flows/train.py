@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -22,7 +22,7 @@ from pydantic import Field
 from vidistill.flows.housekeeping import existing, set_of
 from vidistill.flows.parameters import checked, merged
 from vidistill.flows.runners import WORKERS
-from vidistill.models import NETWORKS, known
+from vidistill.models import NETWORKS, known, parted
 from vidistill.storage.clips import Clips, ClipTable, in_common
 from vidistill.storage.distilled import VARIANTS, DistilledSet
 from vidistill.storage.errors import RequestError
@@ -41,9 +41,6 @@ from vidistill.tasks.stage import Runtime, report_progress, run_job
 from vidistill.tasks.videos.decode import DecodeParameters, block_jobs, clips_job
 from vidistill.tasks.videos.index import index_job, survey
 from vidistill.tasks.videos.layouts import IndexParameters
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 STUDENT, FACTS = "student.safetensors", "train.json"
 log = logging.getLogger("vidistill")
@@ -131,6 +128,9 @@ def _trained(
         )  # fmt: skip
     recipe, student = _recipe(request, source), _student(request, source, name)
     device = Device.on(runtime, runtime.threads, student.precision)
+    if parted(name)[0] == "centred" and all((clip == clip[:1]).all() for clip in source.made.clips_NTHWC):
+        raise RequestError(f"The clips of {request.source} stand still, and {name} sees what moves alone: give a "
+                           "--network without `centred:`.")  # fmt: skip
     seed = training.role_seed(request.seed, streams.STUDENT_WEIGHTS)
     network = training.build_network(name, len(source.made.classes), source.made.clips_NTHWC.shape[1:], seed)
     order = Order(len(source.made), student.optimiser.batch_size, seed)
@@ -142,13 +142,13 @@ def _trained(
     )  # fmt: skip
     with writing_to(out):
         _save(network, out)
-    scores = _scores(source, tests, lambda clips: predict_test(network, clips, device, seen=source.table))
+    logits_NK = predict_test(network, tests[0], device, seen=source.table)
     return {
         "source": request.source, "set": source.facts.get("set"), "network": name, "weights": STUDENT,
         "labels": recipe.labels, "seed": request.seed, "steps": curve.steps, "loss": curve.loss,
         "student": student.model_dump(mode="json"), "classes": list(source.made.classes),
         "clips": len(source.made), "test_clips": len(tests[0]), "test_clips_of_the_set": shared,
-        **scores, **device.facts(),
+        **score(logits_NK, tests[1]), **device.facts(),
     }  # fmt: skip
 
 
@@ -218,6 +218,8 @@ def _tests(request: TrainRequest, source: Source, runtime: Runtime) -> Iterator[
             found = source.test
         else:
             raise RequestError("Which test videos? Give --test DIR, a folder of labelled videos.")
+        if found.shape_THWC != (shape_THWC := source.made.clips_NTHWC.shape[1:]):
+            raise RequestError(f"The test clips are {found.shape_THWC} and the set's {shape_THWC}: give --test DIR.")
         numbers = {name: label for label, name in enumerate(source.made.classes)}
         yield found, np.array([numbers[found.classes[label]] for label in found.labels_N])
 
@@ -241,13 +243,6 @@ def _decoded(root: Path, index: IndexParameters, source: Source, runtime: Runtim
             list(pool.map(lambda job: run_job(job, runtime), blocks))
         run_job(clips, runtime)
         yield Clips(store, clips.ref)
-
-
-def _scores(source: Source, tests: Tests, predict: Callable[[Clips], Tensor]) -> dict[str, Any]:
-    (clips, labels_N), shape_THWC = tests, source.made.clips_NTHWC.shape[1:]
-    if clips.shape_THWC != shape_THWC:
-        raise RequestError(f"The test clips are {clips.shape_THWC} and the set's {shape_THWC}: give --test DIR.")
-    return score(predict(clips), labels_N)
 
 
 def _save(network: Any, out: Path) -> None:

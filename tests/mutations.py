@@ -1317,6 +1317,16 @@ MUTATIONS = [
              of("flows/test_own_method.py", "test_what_a_class_may_not_be"),
              "found.setdefault(source.name, source.spec) != source.spec",
              "found.setdefault(source.name, source.spec) != found[source.name]"),
+    Mutation("flows/train.py", "a network of what moves learns from clips that stand still", of(
+                 "flows/test_train.py",
+                 "test_a_set_that_its_network_or_its_test_clips_do_not_fit_is_refused_before_it_trains"),
+             'if parted(name)[0] == "centred" and ',
+             "if False and "),
+    Mutation("flows/train.py", "test clips of another shape are met after the training", of(
+                 "flows/test_train.py",
+                 "test_a_set_that_its_network_or_its_test_clips_do_not_fit_is_refused_before_it_trains"),
+             "if found.shape_THWC != (shape_THWC := source.made.clips_NTHWC.shape[1:]):",
+             "if (shape_THWC := source.made.clips_NTHWC.shape[1:]) is None:"),
     Mutation("flows/train.py", "outputs are not softened where labels are", SOFTENED,
              'temperature=recipe.temperature if recipe.labels == "soft" else 1.0',
              "temperature=1.0"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,26 @@ def test_it_is_the_first_of_its_students_that_is_known_here(
         train.train(TrainRequest(source=made.key), bench.runtime, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changed", "network", "said"),
+    [
+        (lambda clips_NTHWC: np.repeat(clips_NTHWC[:, :1], clips_NTHWC.shape[1], 1), "centred:cnn_gru", "stand still"),
+        (lambda clips_NTHWC: clips_NTHWC[:, :, ::2], "cnn_gru", "give --test DIR"),
+    ],
+)
+def test_a_set_that_its_network_or_its_test_clips_do_not_fit_is_refused_before_it_trains(
+    bench: Bench, made: ArtifactRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: Callable[..., Any],
+    network: str, said: str,
+) -> None:  # fmt: skip
+    scored(bench, made, "cnn_gru", StudentParameters(optimiser=OWN, **SHORT))
+    found = train.source_of(made.key, bench.runtime.store)
+    monkeypatch.setattr(train, "source_of", lambda *_: replace(
+        found, made=replace(found.made, clips_NTHWC=changed(found.made.clips_NTHWC))))  # fmt: skip
+    with pytest.raises(RequestError, match=said):
+        train.train(TrainRequest(source=made.key, network=network), bench.runtime, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_weights_never_lie_beside_what_was_said_of_others(
     bench: Bench, made: ArtifactRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,10 +135,10 @@ def test_weights_never_lie_beside_what_was_said_of_others(
     train.train(TrainRequest(source=made.key), bench.runtime, tmp_path)
     assert (tmp_path / train.FACTS).is_file()
 
-    def stopped(*_: Any) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_scores", stopped)
+    monkeypatch.setattr(train, "predict_test", stopped)
     with pytest.raises(KeyboardInterrupt):
         train.train(TrainRequest(source=made.key, seed=1), bench.runtime, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [train.STUDENT]
@@ -287,11 +307,11 @@ def test_test_videos_that_the_set_is_made_of_are_said_and_counted(
 def test_weights_are_written_before_they_are_scored(
     bench: Bench, made: ArtifactRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def damaged(*_: Any) -> None:
+    def damaged(*_: Any, **__: Any) -> None:
         raise ArtifactNotFound("the test clips are gone")
 
     scored(bench, made, "r2plus1d_small", StudentParameters(**SHORT))
-    monkeypatch.setattr(train, "_scores", damaged)
+    monkeypatch.setattr(train, "predict_test", damaged)
     with pytest.raises(ArtifactNotFound):
         train.train(TrainRequest(source=made.key, network="r2plus1d_small"), bench.runtime, tmp_path / "out")
     assert (tmp_path / "out" / train.STUDENT).stat().st_size > 100_000
