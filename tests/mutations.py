@@ -1166,6 +1166,11 @@ MUTATIONS = [
     Mutation("models/diffusion.py", "a clip's noise is its first frame's", LATTE,
              "[by_frame(steps_B)]",
              "[by_frame(steps_B)[:, :1]]"),
+    Mutation("tasks/generate/diffusion.py", "a network is compiled for vectors of 512 bits", of(
+                 "tasks/generate/test_generate.py",
+                 "test_a_network_is_compiled_in_vectors_that_its_compiler_gets_right"),
+             'torch.backends.cpu.get_cpu_capability() == "AVX512"',
+             "False"),
     Mutation("tasks/generate/diffusion.py", "the network is never compiled", COMPILED,
              "if parameters.compile and parameters.steps:",
              "if False:"),

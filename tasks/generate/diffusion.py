@@ -307,14 +307,19 @@ def _start_from(network: Latte, place: str, parameters: LatteJobParameters) -> l
 def _compile(network: Latte, device: Device) -> None:
     """Have the network's passes compiled in place, at the first of them.
 
+    Not in vectors of 512 bits: there torch 2.14 and g++ 12 make NaN of sums over transposed bf16, and so of gradients.
+
     Raises:
         RunError: this is a CPU without a C++ compiler.
     """
+    import torch
+
     compiler = os.environ.get("CXX") or "g++"
     if device.torch_device.type == "cpu" and not shutil.which(compiler):
         raise RunError(f"latte.compile needs a C++ compiler, and there is no {compiler} here: install it, name another "
                        "in CXX, or leave latte.compile out.")  # fmt: skip
-    network.compile()
+    wide = device.torch_device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    network.compile(options={"cpp.simdlen": 256} if wide else None)
 
 
 def load_latte(store: Store, ref: ArtifactRef, device: Device) -> Latte:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from vidistill.flows.parameters import PoolRequest, checked, override
 from vidistill.models import autoencoder as models_autoencoder
 from vidistill.models.autoencoder import Codec, Turned, pretrained, to_frames
-from vidistill.models.latte import LABELS, SIZES, Latte
+from vidistill.models.diffusion import diffusion_loss, noised
+from vidistill.models.latte import LABELS, SIZES, Latte, Size
 from vidistill.storage.errors import RequestError, RunError, TransientError
 from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
@@ -37,9 +38,10 @@ from vidistill.tasks.generate.autoencoder import (
     made_of,
     measured,
 )
-from vidistill.tasks.generate.diffusion import LEAK, LatentBatches, LatteParameters, latte_job, load_latte
+from vidistill.tasks.generate.diffusion import LEAK, LatentBatches, LatteParameters, _compile, latte_job, load_latte
 from vidistill.tasks.generate.optimising import AdamParameters, averaged, fit
 from vidistill.tasks.generate.released import TuningAdam, TuningParameters
+from vidistill.tasks.learning import training
 from vidistill.tasks.stage import Job, Runtime, run_job
 
 pytestmark = pytest.mark.usefixtures("tiny_transformer")
@@ -605,12 +607,47 @@ def test_a_step_in_parts_whose_maps_are_made_again_is_the_step_at_once(made: Mad
 def test_a_compiled_network_learns_what_the_plain_one_does(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     curves, calls = [], []
     compiled = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: (calls.append(type(module)), compiled(module)))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: (
+        calls.append(type(module)), compiled(module, **options)))  # fmt: skip
     for changed in ({}, {"compile": True}):
         ref = made.do(made.latte(LATTE.model_copy(update={"steps": 4} | changed)))
         curves.append(made.facts(ref, "curve.json")["loss"])
     assert curves[1] == pytest.approx(curves[0], rel=1e-2)
     assert calls == [Latte]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles with g++, and there is none")
+def test_a_compiled_network_s_gradients_in_bf16_are_the_plain_one_s(made: Made) -> None:
+    """As many tokens and as wide as the presets' Lattes: narrower ones are compiled to other code."""
+    device = replace(made.bench.device, precision="bf16")
+    shape, random = (4, 8, 16, 16), torch.Generator().manual_seed(0)
+    z_BCTHW, noise_BCTHW = torch.randn(2, 16, *shape, generator=random)
+    steps_BT, labels_B = torch.randint(1000, (16, 8), generator=random), torch.randint(9, (16,), generator=random)
+    gradients = []
+    for compiled in (False, True):
+        with training.seeded(0):
+            network = Latte(8, 8, 16, Size(2, 192, 3), velocity=True)
+        if compiled:
+            _compile(network, device)
+        with device.autocast():
+            output = network(noised(z_BCTHW, noise_BCTHW, steps_BT), steps_BT, labels_B)
+        diffusion_loss(output, z_BCTHW, noise_BCTHW, steps_BT, velocity=True).backward()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in network.parameters()]))
+    plain, other = gradients
+    assert float((other - plain).norm()) < 0.02 * float(plain.norm())
+
+
+@pytest.mark.parametrize(("capability", "options"), [("AVX512", {"cpp.simdlen": 256}), ("AVX2", None)])
+def test_a_network_is_compiled_in_vectors_that_its_compiler_gets_right(
+    made: Made, monkeypatch: pytest.MonkeyPatch, capability: str, options: dict[str, int] | None
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(shutil, "which", lambda _: "g++")
+    asked: list[Any] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _, **given: asked.append(given))
+    _compile(Latte(2, 2, 4, SIZES["micro"]), made.bench.device)
+    assert asked == [{"options": options}]
 
 
 def test_a_network_is_not_compiled_without_a_compiler(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
