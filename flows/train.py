@@ -84,12 +84,16 @@ def train(request: TrainRequest, runtime: Runtime, out: Path) -> dict[str, Any]:
         What `train.json` holds.
 
     Raises:
-        RequestError: there is no such set, network or test folder, or the test folder has other classes.
+        RequestError: there is no such set, network or test folder, the test folder has other classes, the test clips
+            another shape, or the network would see nothing.
     """
     source = source_of(request.source, runtime.store)
     name, places = _network(request, source)
     if not request.test and request.index != IndexParameters():
         raise RequestError("--layout and --split are those of --test DIR: give it, or leave them out.")
+    if parted(name)[0] == "centred" and all((clip == clip[:1]).all() for clip in source.made.clips_NTHWC):
+        raise RequestError(f"The clips of {request.source} stand still, and {name} sees what moves alone: give a "
+                           "--network without `centred:`.")  # fmt: skip
     runtime = runtime.model_copy(update={"networks": places})
     with _tests(request, source, runtime) as tests:
         facts = _trained(request, name, source, tests, runtime, out)
@@ -128,9 +132,6 @@ def _trained(
         )  # fmt: skip
     recipe, student = _recipe(request, source), _student(request, source, name)
     device = Device.on(runtime, runtime.threads, student.precision)
-    if parted(name)[0] == "centred" and all((clip == clip[:1]).all() for clip in source.made.clips_NTHWC):
-        raise RequestError(f"The clips of {request.source} stand still, and {name} sees what moves alone: give a "
-                           "--network without `centred:`.")  # fmt: skip
     seed = training.role_seed(request.seed, streams.STUDENT_WEIGHTS)
     network = training.build_network(name, len(source.made.classes), source.made.clips_NTHWC.shape[1:], seed)
     order = Order(len(source.made), student.optimiser.batch_size, seed)

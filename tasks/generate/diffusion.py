@@ -314,11 +314,11 @@ def _compile(network: Latte, device: Device) -> None:
     """
     import torch
 
-    compiler = os.environ.get("CXX") or "g++"
-    if device.torch_device.type == "cpu" and not shutil.which(compiler):
+    cpu, compiler = device.torch_device.type == "cpu", os.environ.get("CXX") or "g++"
+    if cpu and not shutil.which(compiler):
         raise RunError(f"latte.compile needs a C++ compiler, and there is no {compiler} here: install it, name another "
                        "in CXX, or leave latte.compile out.")  # fmt: skip
-    wide = device.torch_device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    wide = cpu and torch.backends.cpu.get_cpu_capability() == "AVX512"
     network.compile(options={"cpp.simdlen": 256} if wide else None)
 
 
