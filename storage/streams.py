@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal
@@ -251,6 +252,21 @@ def _shrunk(clip_THWC: NDArray[np.uint8], coded_HW: tuple[int, int]) -> NDArray[
     return np.stack([np.asarray(Image.fromarray(frame).resize(side, Image.Resampling.LANCZOS)) for frame in clip_THWC])
 
 
+@contextmanager
+def _own_scheduling() -> Iterator[None]:
+    """Put this thread's scheduling back: opened by root, SVT-AV1 leaves it, and all threads that it starts later, in
+    real time, ahead of everything else on the machine.
+    """
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
+
+
 def _packets(name: str, clip_THWC: NDArray[np.uint8], crf: int, preset: int, even: bool) -> list[bytes]:
     import av
 
@@ -262,6 +278,8 @@ def _packets(name: str, clip_THWC: NDArray[np.uint8], crf: int, preset: int, eve
     context.thread_count, context.gop_size = 1, max(frames, 1)
     context.color_range, context.colorspace = FULL_RANGE, BT601
     context.options = CODECS[name].options(crf, preset, even)
+    with _own_scheduling():
+        context.open()
     made: list[bytes] = []
     for time in range(frames):
         planes = (plane_1HW[0] for plane_1HW in to_planes(clip_THWC[time : time + 1]))

@@ -1814,6 +1814,10 @@ MUTATIONS = [
     Mutation("storage/planes.py", "scaled by corners", STREAMS,
              "(2 * np.arange(after) + 1) * before * 128 // after - 128",
              "np.arange(after) * (before - 1) * 256 // max(1, after - 1)"),
+    Mutation("storage/streams.py", "who coded a clip goes on in real time", of(
+                 "storage/test_streams.py", "test_coding_leaves_a_thread_s_scheduling_as_it_was"),
+             "        os.sched_setscheduler(0, policy, priority)\n",
+             "        pass\n"),
     Mutation("storage/streams.py", "a flipped clip is decoded", STREAMS,
              "if zlib.crc32(clip) != crc:",
              "if False:"),

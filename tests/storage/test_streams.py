@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import subprocess
 import sys
 
@@ -238,6 +239,16 @@ def test_scaling_is_bilinear_between_the_neighbours(h, w, height, width, seed):
     x = torch.from_numpy(clip).permute(0, 3, 1, 2).double()
     expected = torch.nn.functional.interpolate(x, (height, width), mode="bilinear", align_corners=False)
     assert np.abs(found - expected.permute(0, 2, 3, 1).numpy()).max() < 2.6
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="this system has no such scheduling")
+def test_coding_leaves_a_thread_s_scheduling_as_it_was(monkeypatch):
+    """Root's, that is: others' stays as it is anyway."""
+    before, put_back, own = (os.sched_getscheduler(0), os.sched_getparam(0)), [], os.sched_setscheduler
+    monkeypatch.setattr(os, "sched_setscheduler", lambda *asked: (put_back.append(asked), own(*asked)))
+    encode(moving(1, 2, 16, 16), crf=40)
+    assert (os.sched_getscheduler(0), os.sched_getparam(0)) == before
+    assert put_back == [(0, *before)]
 
 
 @pytest.mark.parametrize("codec", ["av1", "vp9"])
