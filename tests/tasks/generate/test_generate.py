@@ -130,7 +130,7 @@ def test_an_autoencoder_of_turned_latents_shows_turned_frames(made: Made) -> Non
     frames_XCHW = to_frames(torch.from_numpy(made.bench.clips.read(range(4))))
     half, errors = Turned(frames_XCHW.shape[-1] // 16, 1), []
     for share in (0, 1):
-        learned = CODEC.model_copy(update={"steps": 60, "equivariance": share})
+        learned = CODEC.model_copy(update={"steps": 200, "equivariance": share})
         ref = made.do(autoencoder_job(made.bench.given.train, learned))
         network = load_codec(made.store, ref, made.bench.device).network
         with torch.inference_mode():
