@@ -246,8 +246,8 @@ def doctor(
 app.add_typer(cli_use.app)
 
 
-def _is_lost(error: Exception) -> bool:
-    """Say so where the Prefect server no longer answers."""
+def _say_if_lost(error: Exception) -> bool:
+    """Whether the Prefect server no longer answers, which is said."""
     from vidistill.flows import server
 
     told = None if "--verbose" in sys.argv else server.lost(error)
@@ -294,7 +294,7 @@ def answer() -> int:
             return 2
         usage = getattr(error, "format_message", None)  # a usage error of the command-line parser
         if usage is None:
-            if not _is_lost(error):
+            if not _say_if_lost(error):
                 raise
             return 1
         if usage():  # where no command is named the help has been shown instead

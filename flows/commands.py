@@ -14,14 +14,24 @@ from rich.markup import escape
 
 from vidistill.flows import loggers, server
 from vidistill.flows.display import showing
-from vidistill.flows.parameters import SPRITES, Experiment, PoolRequest, checked, load_preset, name_of, override
+from vidistill.flows.parameters import (
+    SPRITES,
+    Experiment,
+    PoolRequest,
+    checked,
+    load_preset,
+    merged,
+    name_of,
+    override,
+    stated,
+)
 from vidistill.flows.runners import WORKERS, check_runner
 from vidistill.models import parted
 from vidistill.storage.errors import RequestError, RowsFailed, RunError
 from vidistill.storage.files import expanded
 from vidistill.storage.opening import VARIABLE, absolute, default_location, open_store
-from vidistill.tasks.report.data import Named
-from vidistill.tasks.report.tables import size
+from vidistill.tasks.report.data import KINDS, Named
+from vidistill.tasks.report.tables import budget_of, size
 from vidistill.tasks.running.places import video_seconds
 from vidistill.tasks.stage import Runtime
 from vidistill.tasks.videos.layouts import IndexParameters
@@ -83,22 +93,10 @@ def pool_request_of(preset: str | None, data: str, nested: dict[str, Any], setti
 
 
 def _gathered(preset: str | None, named: dict[str, Any], nested: dict[str, Any]) -> dict[str, Any]:
-    plain = merged(merged(load_preset(preset) if preset else {}, named), nested)
+    plain = merged(merged(load_preset(preset) if preset else {}, stated(named)), stated(nested))
     if not plain.get("data"):
         raise RequestError("Which videos? Give --data DIR, or --data sprites for the embedded set.")
     return plain
-
-
-def merged(plain: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """`more` on top of `plain`, group by group; None says nothing."""
-    made = dict(plain)
-    for name, value in more.items():
-        known = made.get(name)
-        if isinstance(value, dict) and (value := merged(known if isinstance(known, dict) else {}, value)) == {}:
-            continue
-        if value is not None:
-            made[name] = value
-    return made
 
 
 def run(
@@ -219,13 +217,12 @@ def index(data: str, layout: str | None, split: int | None, as_json: bool) -> No
     """Print every file of a data set with its outcome."""
     from vidistill.tasks.videos.index import survey
 
-    given = {name: value for name, value in {"layout": layout, "split": split}.items() if value is not None}
     if not data:
         raise RequestError("Which videos? Give --data DIR.")
     if data == SPRITES:
         raise RequestError("`sprites` is rendered by a run: give the folder of videos to index.")
-    parameters, root = checked(IndexParameters, given, "The index"), expanded(data).absolute()
-    table = survey(root, parameters, workers=WORKERS, timeout_seconds=video_seconds())
+    parameters = checked(IndexParameters, stated({"layout": layout, "split": split}), "The index")
+    table = survey(expanded(data).absolute(), parameters, workers=WORKERS, timeout_seconds=video_seconds())
     rows = [{"video": video.path, "outcome": "kept", "reason": "", "label": table.classes[video.label],
              "split": video.split, "group": video.group} for video in table.videos]  # fmt: skip
     rows += [rejected.model_dump() for rejected in table.rejected]
@@ -264,7 +261,7 @@ def print_table(document: dict[str, Any]) -> None:
     """A report's rows, a table for each kind of labels, and what is to be known of them and of the videos."""
     from rich.table import Table
 
-    order, rows = ("hard", "soft", "online"), document["rows"]
+    rows = document["rows"]
     fronts = {row["front"] for row in rows}
     if len(fronts) == 1:
         rows = [row | {"student": parted(row["student"])[1]} for row in rows]
@@ -275,12 +272,12 @@ def print_table(document: dict[str, Any]) -> None:
     if len(students) == 1:
         columns.remove("student")
     for kind, recipe in sorted(
-        {(row["labels"], row["recipe"]) for row in rows}, key=lambda pair: (order.index(pair[0]), pair[1])
+        {(row["labels"], row["recipe"]) for row in rows}, key=lambda pair: (KINDS.index(pair[0]), pair[1])
     ):
         title = "".join([f"{kind} labels", "" if recipe == kind else f", recipe {recipe}", *alike])
         shown = sorted(
             (row for row in rows if row["recipe"] == recipe),
-            key=lambda row: (_budget(row) == "all", row["ipc"] or 0, row["kb"] or 0, row["student"], -row["top1_mean"]),
+            key=lambda row: (Named.of(row).whole, row["ipc"] or 0, row["kb"] or 0, row["student"], -row["top1_mean"]),
         )
         table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for name in columns:
@@ -304,32 +301,28 @@ def _print_export(rows: list[dict[str, Any]], store: str) -> None:
     if not sets:
         return
     row = min(sets, key=lambda row: row["method"] == "random")
+    named = Named.of(row)
     usual = VARIABLE not in os.environ and store == absolute(default_location())  # another shell may not have it set
     where = "" if usual else f" --store {shlex.quote(store)}"
     console.print(
-        f"\nA set as files, here {Named.of(row).name} {_budget(row)}: vidistill export {row['artifact'][:10]} --out set"
+        f"\nA set as files, here {named.name} {budget_of(named)}: vidistill export {row['artifact'][:10]} --out set"
         f"{where}\nThe others' keys stand under Artifact in the report.",
         soft_wrap=True, highlight=False, markup=False,
     )  # fmt: skip
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
+    named = Named.of(row)
     difference = "" if row.get("difference_mean") is None else f"{100 * row['difference_mean']:+.1f}"
     if difference and row.get("difference_interval") is not None:
         difference += f" ± {100 * row['difference_interval']:.1f}"
     return {
-        "method": Named.of(row).name + (" †" if row["collapsed"] else ""),
+        "method": named.name + (" †" if row["collapsed"] else ""),
         "student": row["student"],
-        "budget": _budget(row),
+        "budget": budget_of(named),
         "top-1 %": f"{100 * row['top1_mean']:.1f}" + (f" ± {100 * row['top1_std']:.1f}" if row["seeds"] > 1 else ""),
         "− random": difference,
         "bytes": size(row["bytes"] if row["bytes_coded"] is None else row["bytes_coded"]),
         "time": f"{row['seconds']:.0f} s",
         "seeds": str(row["seeds"]),
     }
-
-
-def _budget(row: dict[str, Any]) -> str:
-    if row["kb"] is not None:
-        return f"{row['kb']:g} kB"
-    return "all" if row["ipc"] is None else str(row["ipc"])

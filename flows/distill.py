@@ -8,20 +8,12 @@ from pathlib import Path
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-from vidistill.flows.execution import (
-    attempt_graph,
-    data_runtime,
-    find_videos,
-    log,
-    log_failures,
-    refuse_inside,
-    run_graph,
-)
+from vidistill.flows.execution import attempt_graph, found_videos, log, log_failures, refuse_inside, run_graph
 from vidistill.flows.experiment import Graph, build
 from vidistill.flows.fronts import choose_front
 from vidistill.flows.grid import merged
 from vidistill.flows.own import with_own
-from vidistill.flows.parameters import SPRITES, Experiment
+from vidistill.flows.parameters import Experiment
 from vidistill.flows.rows import rows_of
 from vidistill.flows.runners import jobs_done_by
 from vidistill.flows.salvage import Failed, salvaged
@@ -31,7 +23,6 @@ from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.report.gather import HTML, JSON, MARKDOWN, ReportParameters
 from vidistill.tasks.stage import Runtime
-from vidistill.tasks.videos.sprites_stage import sprites_job
 
 
 @flow(name="distill")
@@ -70,17 +61,14 @@ def carry_out(asked: Sequence[Experiment], runtime: Runtime, out: Path | None) -
     experiment = named[0]
     refuse_inside(experiment, runtime)
     with jobs_done_by(runtime):
-        if experiment.data == SPRITES:
-            run_graph(Graph({(job := sprites_job(experiment.sprites)).ref: job}), runtime)
-        runtime = data_runtime(experiment, runtime)
-        table = find_videos(experiment, runtime)
+        runtime, table = found_videos(experiment, runtime)
         settled = [choose_front(one, table, runtime) for one in named]
         graph = merged([build(one, table, front, before) for (one, front), before in zip(settled, asked, strict=True)])
         failed = attempt_graph(graph, runtime)
         if failed:
             graph = _rest(graph, failed)
             run_graph(graph, runtime)
-    ref = list(graph.jobs)[-1]
+    ref = graph.last.ref
     page = publish(ref, runtime, out)
     return ref, _rows_failed(graph, failed, page) if failed else None
 
@@ -103,7 +91,7 @@ def _rest(graph: Graph, failed: Failed) -> Graph:
 
 
 def _rows_failed(graph: Graph, failed: Failed, page: Path) -> RowsFailed:
-    parameters = ReportParameters.model_validate(list(graph.jobs.values())[-1].parameters)
+    parameters = ReportParameters.model_validate(graph.last.parameters)
     lost, made = len(parameters.failed), len(parameters.rows)
     first = str(next(iter(failed.values()))).rstrip(".")
     rows = f"{lost} of {lost + made} rows failed ({first}): the report {page} holds the others and names them."

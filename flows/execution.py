@@ -18,6 +18,7 @@ from vidistill.flows.runners import WORKERS, submit
 from vidistill.storage.errors import DivergedError, RequestError, RunError, Stopped, TransientError, VidistillError
 from vidistill.storage.files import expanded
 from vidistill.storage.leases import leased
+from vidistill.storage.manifests import ABSENT
 from vidistill.storage.opening import VARIABLE, default_location, open_store
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.running.stopping import start_jobs, stop_jobs
@@ -80,6 +81,14 @@ def find_videos(experiment: DataRequest, runtime: Runtime) -> IndexTable:
     return survey(Path(runtime.data), experiment.index, workers=WORKERS, timeout_seconds=runtime.timeout_seconds)
 
 
+def found_videos(request: DataRequest, runtime: Runtime) -> tuple[Runtime, IndexTable]:
+    """The runtime with the data's place, and its videos; sprites are rendered first."""
+    if request.data == SPRITES:
+        run_graph(Graph({(job := sprites_job(request.sprites)).ref: job}), runtime)
+    runtime = data_runtime(request, runtime)
+    return runtime, find_videos(request, runtime)
+
+
 def discard_damaged(graph: Graph, store: Store) -> list[str]:
     """Remove artifacts of this graph that are not whole, so that they are made again.
 
@@ -96,12 +105,12 @@ def discard_damaged(graph: Graph, store: Store) -> list[str]:
     def absent(ref: ArtifactRef) -> bool:
         """Whether an artifact has to be made: one that is not whole is removed."""
         problem = problems[ref]
-        if problem not in (None, "no artifact"):
+        if problem not in (None, ABSENT):
             problem = store.problem(ref, thorough=True)  # another run may have mended it meanwhile
-        if problem not in (None, "no artifact"):
+        if problem not in (None, ABSENT):
             store.discard(ref)
             said.append(f"{ref} was damaged ({problem}) and is made again.")
-            problem = "no artifact"
+            problem = ABSENT
         problems[ref] = problem
         return problem is not None
 

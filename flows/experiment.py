@@ -53,6 +53,11 @@ class Graph:
             self.jobs.setdefault(job.ref, job)
         return jobs[-1].ref
 
+    @property
+    def last(self) -> Job:
+        """What the others are made for: a report, a pool's quality, a decision."""
+        return next(reversed(self.jobs.values()))
+
 
 @dataclass(frozen=True)
 class DataRefs:
@@ -102,7 +107,8 @@ def build(
     )
     teacher = [job.ref for job in graph.jobs.values() if job.stage == "teacher"]
     indices = list(dict.fromkeys([graph.add(files_job(table, experiment.index)), data.index]))
-    graph.add(report_job(parameters, indices, data.train, data.test, teacher, quality, front))
+    inputs = {"index": indices, "train": data.train, "test": data.test, "teacher": teacher, "pool_quality": quality}
+    graph.add(report_job(parameters, inputs | ({"front": front} if front else {})))
     return graph
 
 

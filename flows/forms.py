@@ -12,9 +12,18 @@ from pydantic import Field, WithJsonSchema
 
 from vidistill.flows import distill as experiments
 from vidistill.flows import pool as pooling
-from vidistill.flows.commands import merged, pool_request_of, request_of
+from vidistill.flows.commands import pool_request_of, request_of
 from vidistill.flows.execution import deployed_places
-from vidistill.flows.parameters import PRESETS, DataRequest, Experiment, PoolRequest, checked, load_preset, name_of
+from vidistill.flows.parameters import (
+    PRESETS,
+    DataRequest,
+    Experiment,
+    PoolRequest,
+    checked,
+    load_preset,
+    merged,
+    name_of,
+)
 from vidistill.models import FRONT_NAMES, NETWORKS
 from vidistill.storage.errors import RequestError
 from vidistill.storage.opening import default_location

@@ -15,7 +15,7 @@ from vidistill.storage.opening import open_store
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.learning.trial import decided, fifths, front_jobs
 from vidistill.tasks.stage import Runtime
-from vidistill.tasks.videos.decode import block_jobs, clips_job
+from vidistill.tasks.videos.decode import training_clips
 from vidistill.tasks.videos.index import IndexTable, index_job
 
 Request = TypeVar("Request", bound=DataRequest)
@@ -37,7 +37,7 @@ def choose_front(request: Request, table: IndexTable, runtime: Runtime) -> tuple
     except RequestError as error:  # a class lost all but one group of its videos when they were decoded
         log.warning(UNTRIED, error)
         return with_front(request, "rgb"), None
-    ref = list(graph.jobs)[-1]
+    ref = graph.last.ref
     return with_front(request, decided(open_store(runtime.store), ref)), ref
 
 
@@ -47,7 +47,7 @@ def expected_graph(request: Request, table: IndexTable, store: Store, graph_of: 
     if trials is None:
         named = "rgb" if request.front == "auto" else request.front
         return graph_of(with_front(request, named), table, None)
-    ref = list(trials.jobs)[-1]
+    ref = trials.last.ref
     found = decided(store, ref) if store.has(ref) else UNDECIDED
     return Graph(trials.jobs | graph_of(with_front(request, found), table, ref).jobs)
 
@@ -66,21 +66,11 @@ def front_graph(request: DataRequest, table: IndexTable) -> Graph | None:
         return None
     graph = Graph()
     index = graph.add(index_job(table, request.index))
-    blocks = block_jobs(table, request.decode, "train")
-    graph.add(*blocks)
-    graph.add(*front_jobs(graph.add(clips_job(index, request.decode, "train", blocks))))
+    graph.add(*front_jobs(training_clips(table, index, request.decode, graph.add)))
     return graph
 
 
 def with_front(request: Request, front: str) -> Request:
     """The same request, the teacher and the students with this front; networks that name one keep theirs."""
     request = fronted_networks(request, front).model_copy(update={"front": front})
-    if not isinstance(request, Experiment):
-        return request
-    students = tuple(fronted(name, front) for name in request.students)
-    cells = tuple(
-        cell.model_copy(update={"students": tuple(fronted(name, front) for name in cell.students)})
-        if cell.students else cell
-        for cell in request.cells
-    )  # fmt: skip
-    return request.model_copy(update={"students": students, "cells": cells})
+    return request.with_students(lambda name: fronted(name, front)) if isinstance(request, Experiment) else request

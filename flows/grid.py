@@ -10,7 +10,7 @@ from vidistill.flows.experiment import Graph
 from vidistill.flows.parameters import Experiment, Front
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
-from vidistill.tasks.report.gather import ReportParameters, report_anew
+from vidistill.tasks.report.gather import ReportParameters, report_job
 from vidistill.tasks.videos.index import IndexTable
 from vidistill.tasks.videos.scan import Video
 
@@ -72,5 +72,5 @@ def merged(graphs: Sequence[Graph]) -> Graph:
     for report in reports:
         for name, refs in report.inputs.items():
             inputs[name] = list(dict.fromkeys([*inputs.get(name, []), *refs]))
-    whole.add(report_anew(parameters, inputs))
+    whole.add(report_job(parameters, inputs))
     return whole

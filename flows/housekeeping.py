@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vidistill.storage.errors import ArtifactDamaged, RequestError
 from vidistill.storage.files import copy_out
-from vidistill.storage.manifests import NOT_ENDED
+from vidistill.storage.manifests import ABSENT, NOT_ENDED
 from vidistill.storage.names import names
 from vidistill.storage.opening import default_location, open_store
 from vidistill.storage.store import ArtifactRef, Found, Store
@@ -63,12 +63,11 @@ def verify(location: str | None) -> None:
     refs = list(survey)
     with ThreadPoolExecutor(CHECKS) as pool:
         problems = dict(zip(refs, pool.map(store.audit, refs), strict=True))
-    gone = "no artifact"  # a checkpoint that a run has removed meanwhile
     damaged = {
         ref: problem
         for ref, first in problems.items()
-        if first not in {None, gone}
-        and (problem := store.audit(ref)) not in {None, gone}  # it may have been on its way out
+        if first not in {None, ABSENT}  # a checkpoint that a run has removed meanwhile
+        and (problem := store.audit(ref)) not in {None, ABSENT}  # it may have been on its way out
     } | _lost(survey)
     for ref, problem in damaged.items():
         console.print(f"{ref} is damaged: {problem}", markup=False)
@@ -83,7 +82,7 @@ def verify(location: str | None) -> None:
 def _lost(survey: Mapping[ArtifactRef, Found]) -> dict[ArtifactRef, str]:
     """What artifacts were made from, and is no longer there."""
     return {
-        need: f"no artifact, and {ref} was made from it"
+        need: f"{ABSENT}, and {ref} was made from it"
         for ref, found in survey.items()
         if found.manifest and found.problem is None
         for need in found.manifest.needs

@@ -15,20 +15,8 @@ from vidistill.tasks.report.data import Named
 Values = dict[str, float]
 PROJECT = "vidistill"
 METRICS = ("top1_mean", "top1_std", "top5_mean", "auc_mean", "f1_mean", "bytes", "seconds", "flops")
-FACTS = (
-    "dataset",
-    "split",
-    "protocol",
-    "recipe",
-    "method",
-    "variant",
-    "ipc",
-    "kb",
-    "student",
-    "labels",
-    "seeds",
-    "artifact",
-)
+FACTS = ("dataset", "split", "protocol", "recipe", "method", "variant", "ipc", "kb", "student", "labels", "seeds",
+         "artifact")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -33,15 +33,11 @@ def with_own(request: Request, runtime: Runtime) -> tuple[Request, Runtime]:
                 raise RequestError(f"{met} and {place} would both be called {one}: rename one.")
         return name
 
-    changes: dict[str, object] = {"front": settled(request.front)}
+    request = request.model_copy(update={"front": settled(request.front)})
     if isinstance(request, Experiment):
-        changes["students"] = tuple(map(settled, request.students))
-        changes["cells"] = tuple(
-            cell.model_copy(update={"students": tuple(map(settled, cell.students))}) if cell.students else cell
-            for cell in request.cells
-        )
+        request = request.with_students(settled)
         runtime = runtime.model_copy(update={"methods": _methods(request)})
-    return request.model_copy(update=changes), runtime.model_copy(update={"networks": networks})
+    return request, runtime.model_copy(update={"networks": networks})
 
 
 def _methods(experiment: Experiment) -> dict[str, str]:
@@ -64,7 +60,7 @@ def _methods(experiment: Experiment) -> dict[str, str]:
 
 def without_places(experiment: Experiment) -> Experiment:
     """With the names of users' files and weights alone: where they lie changes no result."""
-    pool = experiment.pool
+    experiment, pool = experiment.with_students(_file_name), experiment.pool
     named_parts = {
         name: part.model_copy(update={"pretrained": _local_name(part.pretrained)})
         for name, part in (("autoencoder", pool.autoencoder), ("latte", pool.latte))
@@ -75,7 +71,7 @@ def without_places(experiment: Experiment) -> Experiment:
         "pool": pool.model_copy(update=named_parts),
         "student": experiment.student.model_copy(update=placeless(dict(experiment.student))),
     }
-    return experiment.model_copy(update=changes | _students(experiment.students))
+    return experiment.model_copy(update=changes)
 
 
 def _cell_without_places(cell: Cell) -> Cell:
@@ -85,17 +81,13 @@ def _cell_without_places(cell: Cell) -> Cell:
     }
     if cell.student:
         changes["student"] = placeless(cell.student)
-    return cell.model_copy(update=changes | _students(cell.students))
+    return cell.model_copy(update=changes)
 
 
 def _local_name(value: Any) -> Any:
     """The name of a file or folder that is here; all else, such as a name on the Hugging Face Hub, as it is."""
     path = expanded(value) if isinstance(value, str) else None
     return path.name if path and path.exists() else value
-
-
-def _students(students: tuple[str, ...] | None) -> dict[str, tuple[str, ...]]:
-    return {"students": tuple(map(_file_name, students))} if students else {}
 
 
 def _file_name(spec: str) -> str:

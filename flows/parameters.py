@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
@@ -128,6 +128,15 @@ class Experiment(DataRequest):
         description="vdsd: the common benchmark's training and test, with its habits, beside papers' numbers.",
     )
 
+    def with_students(self, named: Callable[[str], str]) -> Self:
+        """The same with another name for each student, those of cells too."""
+        students = tuple(map(named, self.students))
+        cells = tuple(
+            cell.model_copy(update={"students": tuple(map(named, cell.students))}) if cell.students else cell
+            for cell in self.cells
+        )
+        return self.model_copy(update={"students": students, "cells": cells})
+
 
 def name_of(data: str) -> str:
     """What a data set is called: `sprites`, or as its folder or file is."""
@@ -226,6 +235,12 @@ def merged(plain: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     deep = {name: merged(plain[name], value) for name, value in changes.items()
             if isinstance(value, dict) and isinstance(plain.get(name), dict)}  # fmt: skip
     return plain | changes | deep
+
+
+def stated(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what says nothing: None, and groups of nothing else."""
+    parts = {name: stated(value) or None if isinstance(value, dict) else value for name, value in options.items()}
+    return {name: value for name, value in parts.items() if value is not None}
 
 
 def placeless(student: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from vidistill.flows.reasons import Reasons
 from vidistill.flows.runners import WORKERS
 from vidistill.storage.errors import RequestError
 from vidistill.storage.files import expanded, standing
+from vidistill.storage.manifests import ABSENT
 from vidistill.storage.opening import open_store
 from vidistill.storage.store import Store
 from vidistill.tasks.report.tables import size
@@ -131,7 +132,7 @@ def plan_grid(grid: Benchmark, runtime: Runtime) -> Plan:
         own, _ = with_own(asked, runtime)
         graphs.append(expected_graph(own, table, store, partial(build, asked=asked)))
     jobs = {job.ref: job for graph in graphs for job in list(graph.jobs.values())[:-1]}
-    report = list(merged(graphs).jobs.values())[-1]
+    report = merged(graphs).last
     plan = plan_jobs([*first, *jobs.values(), report], store, runtime, flips=table.flips)
     return replace(plan, notes=table.notes)
 
@@ -142,7 +143,7 @@ def plan_data(request: Request, runtime: Runtime, graph_of: GraphOf[Request]) ->
     store = open_store(runtime.store)
     first, table = _videos(request, runtime, store)
     graph = expected_graph(request, table, store, graph_of)
-    said = list(graph.jobs.values())[-1].parameters.get("notes", ())  # a report's, of the rows that it lacks
+    said = graph.last.parameters.get("notes", ())  # a report's, of the rows that it lacks
     plan = plan_jobs([*first, *graph.jobs.values()], store, runtime, flips=table.flips)
     return replace(plan, notes=(*table.notes, *said))
 
@@ -191,7 +192,7 @@ def plan_jobs(jobs: Sequence[Job], store: Store, runtime: Runtime, *, flips: boo
     planned = []
     for job in jobs:
         problem, estimate = problems[job.ref], estimates.of(job)
-        damaged = problem is not None and problem != "no artifact"
+        damaged = problem is not None and problem != ABSENT
         why = f"damaged: {problem}" if damaged else reasons.of(job, missing) if problem else ""
         planned.append(Planned(job, problem is None, why, estimate.seconds, estimate.bytes))
     return Plan(planned, estimates, runtime)

@@ -7,11 +7,10 @@ from pathlib import Path
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from vidistill.flows.execution import data_runtime, find_videos, refuse_inside, run_graph
-from vidistill.flows.experiment import Graph
+from vidistill.flows.execution import found_videos, refuse_inside, run_graph
 from vidistill.flows.fronts import choose_front
 from vidistill.flows.own import with_own
-from vidistill.flows.parameters import SPRITES, PoolRequest
+from vidistill.flows.parameters import PoolRequest
 from vidistill.flows.pools import build_pool
 from vidistill.flows.runners import jobs_done_by
 from vidistill.storage.files import copy_out, write_out
@@ -22,7 +21,6 @@ from vidistill.tasks.generate.quality import FACTS as QUALITY_FACTS
 from vidistill.tasks.generate.quality import SHEET, in_words, load_quality
 from vidistill.tasks.report.pool import pool_facts
 from vidistill.tasks.stage import Runtime
-from vidistill.tasks.videos.sprites_stage import sprites_job
 
 
 @flow(name="pool")
@@ -40,15 +38,12 @@ def pool(request: PoolRequest, runtime: Runtime | None = None, out: Path | None 
     request, runtime = with_own(request, runtime or Runtime(store=default_location()))
     refuse_inside(request, runtime)
     with jobs_done_by(runtime):
-        if request.data == SPRITES:
-            run_graph(Graph({(job := sprites_job(request.sprites)).ref: job}), runtime)
-        runtime = data_runtime(request, runtime)
-        table = find_videos(request, runtime)
+        runtime, table = found_videos(request, runtime)
         request, _ = choose_front(request, table, runtime)
-        graph, ref = build_pool(request, table)
+        graph = build_pool(request, table)
         run_graph(graph, runtime)
-    publish(open_store(runtime.store), ref, out)
-    return ref
+    publish(open_store(runtime.store), graph.last.ref, out)
+    return graph.last.ref
 
 
 def publish(store: Store, ref: ArtifactRef, out: Path | None) -> None:

@@ -126,7 +126,7 @@ def _expected(own: Experiment, experiment: Experiment, table: IndexTable, store:
     """The report that a run would make: its key follows the videos, all that is asked for, users' files and weights,
     and the versions of the code.
     """
-    return list(expected_graph(own, table, store, partial(build, asked=experiment)).jobs)[-1]
+    return expected_graph(own, table, store, partial(build, asked=experiment)).last.ref
 
 
 def _quiet_minutes(root: Path, table: IndexTable) -> float:

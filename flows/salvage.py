@@ -6,7 +6,7 @@ from vidistill.flows.experiment import EXPERT, TEACHER, Graph
 from vidistill.storage.errors import VidistillError
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.report.data import FailedRow, RowPlan
-from vidistill.tasks.report.gather import ReportParameters, report_anew
+from vidistill.tasks.report.gather import ReportParameters, report_job
 
 Failed = dict[ArtifactRef, VidistillError]
 
@@ -20,16 +20,15 @@ def salvaged(graph: Graph, failed: Failed) -> Graph | None:
         A graph of the report alone; None where no row was made but those of teachers and experts.
     """
     lost = _lost(graph, failed)
-    job = list(graph.jobs.values())[-1]
-    parameters = ReportParameters.model_validate(job.parameters)
+    parameters = ReportParameters.model_validate(graph.last.parameters)
     kept = tuple(row for row in parameters.rows if _cause(row, lost) is None)
     if all(row.method in (TEACHER, EXPERT) for row in kept):
         return None
     rows = tuple(_failed_row(row, cause) for row in parameters.rows if (cause := _cause(row, lost)))
-    inputs = {name: [ref for ref in refs if ref not in lost] for name, refs in job.inputs.items()}
+    inputs = {name: [ref for ref in refs if ref not in lost] for name, refs in graph.last.inputs.items()}
     own = [] if rows else [f"Without {graph.jobs[ref].label}: {error}" for ref, error in failed.items()]
     told = {"rows": kept, "failed": rows, "notes": (*parameters.notes, *own)}
-    report = report_anew(parameters.model_copy(update=told), inputs)
+    report = report_job(parameters.model_copy(update=told), inputs)
     return Graph({report.ref: report})
 
 

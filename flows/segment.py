@@ -37,7 +37,7 @@ def segment(request: SegmentRequest, runtime: Runtime | None = None, out: Path |
     with jobs_done_by(runtime):
         graph = graph_of(request)
         run_graph(graph, runtime)
-    ref = list(graph.jobs)[-1]
+    ref = graph.last.ref
     folder = open_store(runtime.store).folder(ref)
     if out is not None:
         copy_out(folder, (JSON, MARKDOWN), out)

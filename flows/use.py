@@ -10,9 +10,19 @@ from rich.console import Console
 
 from vidistill.flows import loggers, server
 from vidistill.flows import train as training
-from vidistill.flows.commands import check_out, check_places, merged, performed, pool_request_of, reported, runtime_of
+from vidistill.flows.commands import check_out, check_places, performed, pool_request_of, reported, runtime_of
 from vidistill.flows.display import showing
-from vidistill.flows.parameters import PRESETS, SPRITES, Experiment, PoolRequest, checked, load_preset, override
+from vidistill.flows.parameters import (
+    PRESETS,
+    SPRITES,
+    Experiment,
+    PoolRequest,
+    checked,
+    load_preset,
+    merged,
+    override,
+    stated,
+)
 from vidistill.flows.ranges import checked_request
 from vidistill.storage.errors import RequestError
 from vidistill.storage.files import expanded, writing_to
@@ -56,7 +66,7 @@ def grid_of(preset: str, data: str, options: dict[str, Any], settings: list[str]
 
     own = PRESETS / f"benchmark_{preset}.yaml"
     index = {name: options.get(name) for name in ("layout", "split")}
-    plain = merged(load_preset(str(own) if own.is_file() else preset), {"data": data or None, "index": index})
+    plain = merged(load_preset(str(own) if own.is_file() else preset), stated({"data": data or None, "index": index}))
     plain.setdefault("data", Path(preset).stem if plain.get("expect") else None)
     if plain["data"] is None:
         raise RequestError("Which videos? Give --data DIR, or --data sprites for the embedded set.")

@@ -36,8 +36,8 @@ class ClipVideo(Parameters):
     row: int
 
 
-class Rejection(Parameters):
-    """A video that is not in the set, and why; a failure is never a clip of zeros."""
+class Rejected(Parameters):
+    """A file that gives no clip, and why: left out by a rule (filtered), or unreadable (failed)."""
 
     video: str
     outcome: Literal["filtered", "failed"]
@@ -53,7 +53,7 @@ class ClipTable(Parameters):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     videos: tuple[ClipVideo, ...]
-    rejected: tuple[Rejection, ...]
+    rejected: tuple[Rejected, ...]
 
 
 def create_clip_array(folder: Path, shape_NTHWC: tuple[int, ...], *, one_shard: bool = False) -> zarr.Array[Any]:

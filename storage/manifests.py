@@ -86,7 +86,8 @@ class Manifest(Parameters):
         return sum(file.bytes for file in self.files.values())
 
 
-NOT_ENDED = f"no {MANIFEST}: its upload has not ended"
+ABSENT, NOT_ENDED = "no artifact", f"no {MANIFEST}: its upload has not ended"
+"""What is wrong with an artifact that is not there, and with one that another run is still writing."""
 
 
 @dataclass(frozen=True)

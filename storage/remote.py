@@ -21,7 +21,7 @@ from vidistill.storage.errors import StoreError
 from vidistill.storage.files import files_of
 from vidistill.storage.keys import file_digest, is_key
 from vidistill.storage.locks import locked
-from vidistill.storage.manifests import found_by_size, parsed
+from vidistill.storage.manifests import ABSENT, found_by_size, parsed
 from vidistill.storage.mirror import Mirror
 from vidistill.storage.object_locks import locked_for_all
 from vidistill.storage.objects import Objects
@@ -74,7 +74,7 @@ class RemoteStore(Store):
     def problem(self, ref: ArtifactRef, *, thorough: bool = False) -> str | None:
         published = self._published(ref)
         if published is None:
-            return "no artifact"
+            return ABSENT
         if not thorough and not self._current(ref, published, thorough=False):
             glance = self._glance(ref, published)
             if glance.problem is not None or glance.bytes > FETCH_TO_CHECK_BYTES:
@@ -85,7 +85,7 @@ class RemoteStore(Store):
         """By the objects themselves. What is damaged there, and whole in the mirror, is uploaded again."""
         published = self._published(ref)
         if published is None:
-            return "no artifact"
+            return ABSENT
         problem = self._damage(ref, published)
         if problem is None or not self._current(ref, published, thorough=True):
             return problem
@@ -170,7 +170,7 @@ class RemoteStore(Store):
     def _present(self, ref: ArtifactRef) -> str | None:
         published = self._published(ref)
         if published is None:
-            return "no artifact"
+            return ABSENT
         self._mirror.use(self._place(ref))
         problem = self._here(ref, published, thorough=False)
         if problem is not None and self._published(ref) == published:  # fetched anew, and wrong: the objects are

@@ -25,6 +25,7 @@ from vidistill.storage.files import files_of, listed, remove_folder, settled_dig
 from vidistill.storage.keys import is_key
 from vidistill.storage.locks import abandoned, locked
 from vidistill.storage.manifests import (
+    ABSENT,
     CHECKPOINT,
     MANIFEST,
     ArtifactRef,
@@ -76,7 +77,7 @@ class Store:
         problem = self._present(ref)
         if problem is None:
             return self._place(ref)
-        if problem == "no artifact":
+        if problem == ABSENT:
             raise ArtifactNotFound(f"{ref} is not in the store {self.location}: run the experiment that makes it.")
         raise ArtifactDamaged(f"{ref} in the store {self.location} is damaged ({problem}): run again to rebuild it.")
 
@@ -115,7 +116,7 @@ class Store:
         looks = {ref: self._look(ref, "once", FULL_CHECK_BYTES if content else 0) for ref in self.refs(kind)}
         return {
             ref: found for ref, found in looks.items()
-            if found.problem != "no artifact" and (found.manifest or is_key(ref.key))  # gone meanwhile, or a user's
+            if found.problem != ABSENT and (found.manifest or is_key(ref.key))  # gone meanwhile, or a user's
         }  # fmt: skip
 
     def contents(self, refs: Iterable[ArtifactRef], name: str) -> dict[ArtifactRef, bytes]:
@@ -293,7 +294,7 @@ class Store:
         try:
             manifest = told(ref, (place / MANIFEST).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
-            return Found(None, f"no {MANIFEST}" if place.exists() else "no artifact", size_of(place))
+            return Found(None, f"no {MANIFEST}" if place.exists() else ABSENT, size_of(place))
         if isinstance(manifest, str):
             return Found(None, manifest, size_of(place))
         problem = damage(place, manifest, content if manifest.bytes <= up_to_bytes else "unread")

@@ -187,7 +187,7 @@ def checkpoint_kind(job: Job) -> str:
 
 
 class Stage:
-    """A stage: calling it makes a job; `run` does the job; `task` is the Prefect task around it."""
+    """A stage: calling it makes a job, which `run_job` does."""
 
     def __init__(self, kind: str, version: int, function: Callable[[Work], None], threads: Threads) -> None:
         self.kind, self.version, self.function, self.threads = kind, version, function, threads

@@ -174,7 +174,7 @@ def optimise(
 
         curve = loop.run(step, parameters.iterations, {"clips": x_BCTHW, "optimiser": optimiser}, material)
     moved = float((x_BCTHW.detach() - start_BCTHW).abs().mean())
-    return x_BCTHW.detach(), {"steps": curve.steps, "loss": curve.loss, "moved_in_std": moved}
+    return x_BCTHW.detach(), {**curve.facts, "moved_in_std": moved}
 
 
 def _masked_step(

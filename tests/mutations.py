@@ -1214,7 +1214,7 @@ MUTATIONS = [
              'return 2 ** (len(found["block_out_channels"]) - 1), found["latent_channels"]',
              "return parameters.factor, parameters.channels"),
     Mutation("tasks/learning/experts.py", "an expert draws a teacher's numbers", of("tasks/learning/test_experts.py"),
-             "own = training.role_seed(seed, streams.EXPERT_WEIGHTS)",
+             "own = role_seed(seed, streams.EXPERT_WEIGHTS)",
              "own = seed"),
     Mutation("flows/costs.py", "what needs no guidance is priced with it", of("flows/test_planning.py"),
              'passes = 2 if own["sampler"]["guidance"] > 1 else 1',
@@ -1426,7 +1426,7 @@ MUTATIONS = [
              "step = place"),
     Mutation("tasks/learning/experts.py", "dropout goes on where the last process left it", of(
                  "tasks/learning/test_experts.py", "test_a_killed_expert_goes_on_to_the_same_trajectory"),
-             "seed_dropout(network, int(generator(draw.order.seed, step, streams.DROPOUT).integers(2**31)))",
+             "seed_dropout(network, role_seed(draw.order.seed, step, streams.DROPOUT))",
              "pass"),
     Mutation("tasks/learning/experts.py", "an expert steps at half its rate", TRAJECTORY,
              "weight.sub_(gradient, alpha=lr)",

@@ -37,7 +37,7 @@ from vidistill.tasks.learning.rows import enough
 from vidistill.tasks.learning.training import Precision
 from vidistill.tasks.learning.trial import fifths
 from vidistill.tasks.methods import Given, Material, Method
-from vidistill.tasks.videos.decode import block_jobs, clips_job
+from vidistill.tasks.videos.decode import training_clips
 
 USUAL_CRF = 50
 
@@ -204,7 +204,4 @@ def _dense(given: Given, shares: list[float]) -> dict[str, list[ArtifactRef]]:
         return {}
     times = {"frames": round(decode.frames * most), "interval": round(decode.interval / most)}
     dense = decode.model_copy(update={**times, "views": 1})
-    blocks = block_jobs(given.table, dense, "train")
-    for job in blocks:
-        given.add(job)
-    return {"dense": [given.add(clips_job(given.index, dense, "train", blocks))]}
+    return {"dense": [training_clips(given.table, given.index, dense, given.add)]}

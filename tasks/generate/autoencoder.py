@@ -21,7 +21,7 @@ from vidistill.storage.files import expanded
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import LATENTS, create_latent_array
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks.generate.optimising import AdamParameters, fit, write_curve
+from vidistill.tasks.generate.optimising import AdamParameters, fit
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.training import Device, Precision, generator
 from vidistill.tasks.learning.weights import known_by, unchanged
@@ -126,7 +126,7 @@ def _trained(clips: Clips, parameters: AutoencoderParameters, device: Device, wo
     every = parameters.checkpoint_steps
     weights, curve = fit(network, losses_of, parameters.steps, parameters.adam, device, work, checkpoint_every=every)
     save_file(weights, work.folder / WEIGHTS)
-    write_curve(work.folder, curve)
+    curve.write(work.folder)
     return network
 
 

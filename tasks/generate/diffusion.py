@@ -24,7 +24,7 @@ from vidistill.storage.files import expanded
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.pool import open_latent_array
 from vidistill.storage.store import ArtifactRef, Store
-from vidistill.tasks.generate.optimising import AdamParameters, fit, write_curve
+from vidistill.tasks.generate.optimising import AdamParameters, fit
 from vidistill.tasks.generate.released import TuningParameters, metadata, read_checkpoint, settled, start_from
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.training import Device, Precision, generator
@@ -202,7 +202,7 @@ def latte(work: Work) -> None:
     network = built(parameters, classes, shape)
     network.recompute = parameters.recompute
     if parameters.compile and parameters.steps:
-        _compile(network, device)
+        compile_network(network, device)
     warnings = _start_from(network, work.job.places[PLACE], parameters) if parameters.pretrained else []
     weights, curve = fit(
         network, lambda step: batches.losses(network, step), parameters.steps, parameters.adam, device, work,
@@ -210,7 +210,7 @@ def latte(work: Work) -> None:
     )  # fmt: skip
     save_file({name: weight.contiguous() for name, weight in weights.items()}, work.folder / WEIGHTS,
               metadata=metadata(velocity=bool(parameters.velocity), classes=clips.classes))  # fmt: skip
-    write_curve(work.folder, curve)
+    curve.write(work.folder)
     facts = {"classes": classes, "shape_CTHW": shape, "warnings": warnings,
              "parameters": sum(weight.numel() for weight in weights.values())}  # fmt: skip
     (work.folder / FACTS).write_text(json.dumps(facts, indent=1))
@@ -304,7 +304,7 @@ def _start_from(network: Latte, place: str, parameters: LatteJobParameters) -> l
     return [LEAK]
 
 
-def _compile(network: Latte, device: Device) -> None:
+def compile_network(network: Latte, device: Device) -> None:
     """Have the network's passes compiled in place, at the first of them.
 
     Not in vectors of 512 bits: there torch 2.14 and g++ 12 make NaN of sums over transposed bf16, and so of gradients.

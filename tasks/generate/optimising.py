@@ -5,9 +5,7 @@ Muon may train the matrices of the transformer's blocks.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
     from vidistill.tasks.stage import Work
 
-CURVE = "curve.json"
 Average = dict[str, "Tensor"]
 
 
@@ -121,7 +118,3 @@ def optimisers_of(network: nn.Module, adam: AdamParameters, muon_lr: float) -> d
     if matrices:
         made["muon"] = torch.optim.Muon(matrices, muon_lr, adam.weight_decay)
     return made
-
-
-def write_curve(folder: Path, curve: Curve) -> None:
-    (folder / CURVE).write_text(json.dumps({"steps": curve.steps, "loss": curve.loss}))

@@ -26,7 +26,7 @@ from vidistill.tasks.generate.sample import ResizeParameters, SamplerParameters,
 from vidistill.tasks.learning.weights import check_installed
 from vidistill.tasks.methods import Given
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.videos.decode import block_jobs, clips_job
+from vidistill.tasks.videos.decode import training_clips
 
 
 class PoolParameters(Parameters):
@@ -91,10 +91,7 @@ def _clips_to_learn(given: Given, size: int | None) -> ArtifactRef:
     if size is None or size == given.decode.size:
         return given.train
     decode = given.decode.model_copy(update={"size": size})
-    blocks = block_jobs(given.table, decode, "train")
-    for job in blocks:
-        given.add(job)
-    return given.add(clips_job(given.index, decode, "train", blocks))
+    return training_clips(given.table, given.index, decode, given.add)
 
 
 def _resize_job(part: Job, size: int) -> Job:

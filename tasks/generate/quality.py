@@ -142,7 +142,8 @@ def quality(work: Work) -> None:
     )
     (work.folder / FACTS).write_text(json.dumps(found.model_dump(mode="json")))
     Image.fromarray(contact_sheet(pool, lambda row: neighbours[row].shown(clips))).save(work.folder / SHEET)
-    work.record(counts={"clips": len(pool), "train": len(clips)}, **_summary(found), **device.facts())
+    told = found.model_dump(include={"accuracy", "fvd", "fvd_real", "copied", "control"})
+    work.record(counts={"clips": len(pool), "train": len(clips)}, **told, **device.facts())
 
 
 def reconstructed(work: Work, clips: Clips, device: Device) -> Thumbnails:
@@ -218,10 +219,6 @@ def load_quality(folder: Path) -> Quality:
 
 def in_words(distance: float | None) -> str:
     return "not measured" if distance is None else f"{distance:.2f}"
-
-
-def _summary(found: Quality) -> dict[str, Any]:
-    return {name: getattr(found, name) for name in ("accuracy", "fvd", "fvd_real", "copied", "control")}
 
 
 def frechet_distance(a_ND: Features, b_MD: Features) -> float | None:

@@ -28,7 +28,7 @@ from vidistill.tasks.learning.views import RealBatches, centre_clips, cutmix, sm
 from vidistill.tasks.learning.weights import unchanged
 from vidistill.tasks.methods import STORED, Recipe
 from vidistill.tasks.stage import Job, Work, stage
-from vidistill.tasks.videos.index import IndexTable, load_index
+from vidistill.tasks.videos.index import load_index
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -177,7 +177,8 @@ def _batches(work: Work, parameters: EvaluateParameters, clips: Clips, seed: int
     if not work.refs("distilled"):
         order = Order(len(clips), student.optimiser.batch_size, seed)
         real = RealBatches(clips.preload(), order, device, student, streams.STUDENT_VIEWS)
-        return Batches(real, order, source_bytes(load_index(work.store, work.ref("index"))))
+        kept = load_index(work.store, work.ref("index")).of_split("train")
+        return Batches(real, order, sum(video.bytes for video in kept))
     distilled = DistilledSet.load(work.input("distilled"))
     order = Order(len(distilled), student.optimiser.batch_size, seed)
     size = DistilledSet.training_bytes(work.input("distilled"), logits=recipe.labels in STORED)
@@ -190,11 +191,6 @@ def _batches(work: Work, parameters: EvaluateParameters, clips: Clips, seed: int
     draw = DistilledBatches(distilled, table, recipe, order, device, teacher, student)
     asked = 0 if teacher is None else flops_a_clip(teacher, clips.shape_THWC)
     return Batches(draw, order, size, asked)
-
-
-def source_bytes(table: IndexTable) -> int:
-    """Of the training split's files, which is what is kept where nothing is distilled."""
-    return sum(video.bytes for video in table.of_split("train"))
 
 
 class DistilledBatches:

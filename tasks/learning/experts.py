@@ -24,14 +24,14 @@ from vidistill.storage.clips import Clips
 from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import loop, streams, training
-from vidistill.tasks.learning.training import Device, Order, Precision, generator
+from vidistill.tasks.learning.training import Device, Order, Precision, role_seed
 from vidistill.tasks.learning.views import RealBatches
 from vidistill.tasks.stage import Job, Work, stage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-CURVE, TRAJECTORY = "curve.json", "trajectory"
+TRAJECTORY = "trajectory"
 
 
 class ExpertParameters(Parameters):
@@ -96,7 +96,7 @@ def train_expert(
         RunError: the loss diverges.
     """
     assert parameters.epochs is not None
-    own = training.role_seed(seed, streams.EXPERT_WEIGHTS)
+    own = role_seed(seed, streams.EXPERT_WEIGHTS)
     network = training.build_network(parameters.network, len(clips.classes), clips.shape_THWC, own)
     training.placed(network, device).train()
     order = Order(len(clips), parameters.batch_size, own)
@@ -145,7 +145,7 @@ def _train_epoch(network: nn.Module, draw: RealBatches, epoch: int, lr: float | 
     weights = list(network.parameters())
     for place in range(draw.order.steps_an_epoch):
         step = epoch * draw.order.steps_an_epoch + place
-        seed_dropout(network, int(generator(draw.order.seed, step, streams.DROPOUT).integers(2**31)))
+        seed_dropout(network, role_seed(draw.order.seed, step, streams.DROPOUT))
         x_BCTHW, targets_BK = draw(step)
         with device.autocast():
             logits_BK = network(x_BCTHW)
@@ -188,7 +188,7 @@ def _save(folder: Path, trajectories_ESP: NDArray[np.float32], losses: list[floa
         dimension_names=("expert", "epoch", "parameter"),
     )  # fmt: skip
     array[:] = trajectories_ESP
-    (folder / CURVE).write_text(json.dumps(losses))
+    (folder / loop.CURVE).write_text(json.dumps(losses))
 
 
 class Experts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import logging
 import math
 import time
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-STATE = "state.pt"
+STATE, CURVE = "state.pt", "curve.json"
 SECONDS = 30.0  # between checkpoints, where a loop does not count steps
 DIVERGED, WATCHED = 1e3, 10  # the loss may grow to so many times the largest of the first so many steps, mostly
 log = logging.getLogger("vidistill")
@@ -82,6 +83,14 @@ class Curve:
             self.steps.append(step + 1)
             self.loss.append(round(float(np.mean(self.pending)), 6))
             self.pending = []
+
+    @property
+    def facts(self) -> dict[str, list[Any]]:
+        """Its points, as facts of a set and files hold them."""
+        return {"steps": self.steps, "loss": self.loss}
+
+    def write(self, folder: Path) -> None:
+        (folder / CURVE).write_text(json.dumps(self.facts))
 
     def broken(self, step: int, loss: float, diverged: float) -> str:
         """What is wrong with the loss of a step; nothing, mostly."""

@@ -12,7 +12,7 @@ from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import experts, loop, training
 from vidistill.tasks.learning.evaluate import Score, flops_a_clip, predict_test, score, write_score
 from vidistill.tasks.learning.experts import ExpertJobParameters, Experts
-from vidistill.tasks.learning.teacher import CURVE, TeacherParameters, load_teacher
+from vidistill.tasks.learning.teacher import TeacherParameters, load_teacher
 from vidistill.tasks.learning.training import Device, Order
 from vidistill.tasks.stage import Job, Work, stage
 
@@ -35,7 +35,7 @@ def teacher_score(work: Work) -> None:
     trained = TeacherParameters.model_validate(work.store.manifest(work.ref("teacher")).parameters)
     device, clips = Device.of(work, trained.precision), Clips(work.store, work.ref("train"))
     network = load_teacher(work.store, work.ref("teacher"), clips, device)
-    curve = json.loads((work.input("teacher") / CURVE).read_text())
+    curve = json.loads((work.input("teacher") / loop.CURVE).read_text())
     order = Order(len(clips), trained.optimiser.batch_size, trained.seed)
     taken = order.clips_until(trained.steps(len(clips)))
     _write(work, "teacher", network, clips, device, (curve["steps"], curve["loss"]), taken, trained.seed)
@@ -51,7 +51,7 @@ def expert_score(work: Work) -> None:
     kept = Experts([work.input("expert")])
     network.load_state_dict(experts.unflat(kept.weights(0, kept.epochs), network), strict=False)
     _gather_statistics(network, clips, device)
-    losses = json.loads((work.input("expert") / experts.CURVE).read_text())
+    losses = json.loads((work.input("expert") / loop.CURVE).read_text())
     an_epoch = Order(len(clips), own.expert.batch_size, own.seed).steps_an_epoch
     a_point = loop.a_point(kept.epochs)
     steps = [an_epoch * min(a_point * (point + 1), kept.epochs) for point in range(len(losses))]

@@ -5,7 +5,6 @@ Shapes: N clips, K classes, D features.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 WEIGHTS = "weights.safetensors"
-CURVE = "curve.json"
 
 
 class TeacherParameters(TrainingParameters):
@@ -64,7 +62,7 @@ def teacher(work: Work) -> None:
         checkpoint_every=parameters.checkpoint_epochs * order.steps_an_epoch,
     )
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, work.folder / WEIGHTS)
-    (work.folder / CURVE).write_text(json.dumps({"steps": curve.steps, "loss": curve.loss}))
+    curve.write(work.folder)
     work.record(seeds=[parameters.seed], counts={"clips": len(clips)}, **device.facts())
 
 

@@ -216,7 +216,7 @@ def train(
     def step(number: int) -> float:
         for group in stepper.param_groups:
             group["lr"] = optimiser.lr_at(number, steps)
-        seed_dropout(network, int(generator(seed, number, streams.DROPOUT).integers(2**31)))
+        seed_dropout(network, role_seed(seed, number, streams.DROPOUT))
         x_BCTHW, targets_BK = draw(number)
         with device.autocast():
             logits_BK = network(x_BCTHW)

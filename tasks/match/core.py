@@ -25,7 +25,7 @@ from vidistill.storage.parameters import Parameters
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.loop import DIVERGED, Curve, State, Stateful, run, stopped
 from vidistill.tasks.learning.pixels import total_variation
-from vidistill.tasks.learning.training import generator
+from vidistill.tasks.learning.training import generator, role_seed
 from vidistill.tasks.methods import Material
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ Fresh = Annotated[str, AfterValidator(_never_trained)]
 
 def fresh_network(material: Material, name: str, iteration: int, *, weights_learn: bool = False) -> nn.Module:
     """A network as it is initialised, another one for each iteration; in evaluation mode (no dropout)."""
-    seed = int(generator(material.seed, iteration, streams.FRESH_NETWORK).integers(2**31))
+    seed = role_seed(material.seed, iteration, streams.FRESH_NETWORK)
     clips = material.clips
     network = training.build_network(name, len(clips.classes), clips.shape_THWC, seed)
     return training.settled(network, material.device).requires_grad_(weights_learn)

@@ -23,7 +23,7 @@ from pydantic import Field
 from vidistill.storage.distilled import DistilledSet
 from vidistill.storage.parameters import Parameters
 from vidistill.tasks.learning import streams, training
-from vidistill.tasks.learning.training import Precision, generator
+from vidistill.tasks.learning.training import Precision, generator, role_seed
 from vidistill.tasks.match import core, sets
 from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, Part, Valued
 from vidistill.tasks.match.real import RealClips
@@ -166,7 +166,7 @@ class Pool:
         import torch
 
         clips = self.material.clips
-        seed = int(generator(self.material.seed, number, self.births[number], streams.FREPO_BIRTH).integers(2**31))
+        seed = role_seed(self.material.seed, number, self.births[number], streams.FREPO_BIRTH)
         network = training.build_network(self.parameters.network, len(clips.classes), clips.shape_THWC, seed)
         training.placed(network, self.material.device).eval()
         return network, torch.optim.Adam(network.parameters(), lr=self.parameters.lr_network)
@@ -185,7 +185,7 @@ class Pool:
         from vidistill.models.dropout import seed_dropout
 
         network, adam = self.networks[number].train(), self.adams[number]
-        seed_dropout(network, int(generator(self.material.seed, iteration, streams.FREPO_DROPOUT).integers(2**31)))
+        seed_dropout(network, role_seed(self.material.seed, iteration, streams.FREPO_DROPOUT))
         for group in adam.param_groups:
             group["lr"] = self.rate(self.steps[number])
         clips = 0

@@ -23,7 +23,7 @@ from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.experts import ExpertParameters, Experts, expert_jobs, unflat
 from vidistill.tasks.learning.loop import Curve
 from vidistill.tasks.learning.pixels import RATE
-from vidistill.tasks.learning.training import Precision, generator
+from vidistill.tasks.learning.training import Precision, generator, role_seed
 from vidistill.tasks.match import core, dsa, sets
 from vidistill.tasks.match.core import Learnt, Loop, Loss, Parametrisation, Part, Valued
 from vidistill.tasks.match.sweep import Gradient, Weights, sweep
@@ -241,7 +241,7 @@ class _Student:
         size = self.parameters.batch_syn or len(self.labels_N)
         if size >= len(self.labels_N):
             return np.arange(len(self.labels_N))
-        seed = int(generator(self.material.seed, self.iteration, streams.STUDENT_ORDER).integers(2**31))
+        seed = role_seed(self.material.seed, self.iteration, streams.STUDENT_ORDER)
         return training.Order(len(self.labels_N), size, seed).rows(step)
 
     def __call__(self, step: int, weights: Weights, fixed: bool) -> Iterator[tuple[Tensor, Part]]:
@@ -250,7 +250,7 @@ class _Student:
         from vidistill.models.dropout import seed_dropout
 
         seed, slots_B = (self.material.seed, self.iteration, step), self.slots(step)
-        seed_dropout(self.network, int(generator(*seed, streams.DROPOUT).integers(2**31)))
+        seed_dropout(self.network, role_seed(*seed, streams.DROPOUT))
         draw = core.draws(*seed, streams.SET_VARIANTS)
         omega = dsa.draw(self.parameters.augmentation, self.material.clips.table.flips, *seed)
         named = dict(zip(dict(self.network.named_parameters()), weights, strict=True))

@@ -72,7 +72,7 @@ def kept(
         labels_N=labels_N,
         classes=material.clips.classes,
         sources=sources,
-        facts={"steps": curve.steps, "loss": curve.loss, **facts},
+        facts={**curve.facts, **facts},
         form=form,
         stored=stored,
     )
@@ -93,5 +93,5 @@ def finished(material: Material, start: Start, x_NCTHW: Tensor, curve: Curve, **
         labels_N=start.labels_N,
         classes=material.clips.classes,
         sources=start.sources,
-        facts={"steps": curve.steps, "loss": curve.loss, "moved_in_std": moved, **facts},
+        facts={**curve.facts, "moved_in_std": moved, **facts},
     )

@@ -17,7 +17,7 @@ from vidistill.storage.errors import RequestError
 from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.pixels import to_pixels
-from vidistill.tasks.learning.training import generator
+from vidistill.tasks.learning.training import generator, role_seed
 from vidistill.tasks.match import core, sets
 from vidistill.tasks.match.dc import DCParameters, matched
 from vidistill.tasks.match.real import RealClips
@@ -122,7 +122,7 @@ def image_network(material: Material, depth: int, number: int) -> nn.Module:
     from vidistill.models.convnet2d import ConvNet2D
 
     clips = material.clips
-    seed = int(generator(material.seed, number, streams.FRESH_NETWORK).integers(2**31))
+    seed = role_seed(material.seed, number, streams.FRESH_NETWORK)
     with training.seeded(seed):
         network = ConvNet2D(len(clips.classes), clips.shape_THWC[1], depth=depth)
     return torch.nn.Sequential(torch.nn.Flatten(1, 2), network).to(material.device.torch_device)

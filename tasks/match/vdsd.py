@@ -27,7 +27,7 @@ from vidistill.tasks.distil import distil_jobs
 from vidistill.tasks.learning import streams, training
 from vidistill.tasks.learning.loop import Curve
 from vidistill.tasks.learning.pixels import pixel_range
-from vidistill.tasks.learning.training import Precision, generator
+from vidistill.tasks.learning.training import Precision, role_seed
 from vidistill.tasks.match import core, sets
 from vidistill.tasks.match.core import Draw, Group, Learnt, Loop, Part
 from vidistill.tasks.match.dm import DMLossParameters, dm_loss
@@ -153,7 +153,7 @@ def begin(material: Material, parameters: MemoryParameters, images_NCHW: Tensor)
     from vidistill.models.hallucinator import drawn_weights
 
     count, _, height, width = images_NCHW.shape
-    random = torch.Generator().manual_seed(int(generator(material.seed, streams.HALLUCINATOR).integers(2**31)))
+    random = torch.Generator().manual_seed(role_seed(material.seed, streams.HALLUCINATOR))
     motion_NTHW = torch.randn((count, material.clips.shape_THWC[0], height, width), generator=random)
     weight, bias = drawn_weights(random)
     if parameters.hallucinator == "copy":

@@ -14,13 +14,12 @@ from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.coded.recode import RAW_BYTES, RAW_BYTES_HARD
 from vidistill.tasks.learning.evaluate import Score
 from vidistill.tasks.methods import STORED
-from vidistill.tasks.report.data import Row, RowPlan
+from vidistill.tasks.report.data import KINDS, Row, RowPlan
 from vidistill.tasks.report.naming import named_sets
 from vidistill.tasks.report.pictures import LEFT, PANEL_WIDTH, RIGHT, Axis, Tick, vertical
 from vidistill.tasks.report.tables import budget_of, percent, row_label, spread
 
 COLUMNS = ("Method", "kB a class", "Budget", "Top-1 %", "of full %")
-KINDS = ("hard", "soft", "online")
 POINT = {"crf", "scale", "frames", "clips", "bytes", "students", "top1"}
 """What a search says of each point: facts of a method of a user's own that say else are no search."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from vidistill.storage.parameters import Parameters
 from vidistill.storage.store import ArtifactRef
 
 LabelKind = Literal["hard", "soft", "online"]
-
+KINDS: tuple[LabelKind, ...] = get_args(LabelKind)
 TRAINING_CLIPS = "training clips"
 """The key of `ReportData.dataset_summary` from which the summary takes the share of the clips that was kept."""
 

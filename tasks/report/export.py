@@ -105,8 +105,9 @@ def write_set(made: DistilledSet, out: Path, fps: int, kind: str) -> dict[str, A
     count, folders = len(made) // share, folder_names(made.classes)
     suffix = "mp4" if kind == "mp4" else "mkv"
     files = []
-    for place, number in ((place, place % count) for place in range(len(videos))):
-        label, variant = int(made.labels_N[number * share]), place // count
+    for place in range(len(videos)):
+        variant, number = divmod(place, count)
+        label = int(made.labels_N[number * share])
         name = f"{number:05d}-{variant}" if len(videos) > count else f"{number:05d}"
         sources = list(made.sources[number * share : (number + 1) * share])
         files.append({"file": f"{folders[label]}/{name}.{suffix}", "label": label, "variant": variant,

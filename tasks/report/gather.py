@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from vidistill.models import parted
@@ -56,33 +55,18 @@ class ReportParameters(Parameters):
     experiment: dict[str, Any] = Field(default_factory=dict)
 
 
-def report_job(
-    parameters: ReportParameters, index: list[ArtifactRef], train: ArtifactRef, test: ArtifactRef,
-    teacher: list[ArtifactRef], quality: Sequence[ArtifactRef] = (), front: ArtifactRef | None = None,
-) -> Job:  # fmt: skip
-    """The job of the page; `quality` are the qualities of the pools that rows were chosen from.
+def report_job(parameters: ReportParameters, inputs: Mapping[str, Any]) -> Job:
+    """The job of the page.
 
-    `index` is that with every file, and that which the clips were made by where it is another.
+    Args:
+        parameters: what it says.
+        inputs: `index` (that with every file, and that which the clips were made by where it is another), `train`,
+            `test`, `teacher`, `pool_quality` of the pools that rows were chosen from, and `front` where it was decided;
+            scores and sets are those that the rows name.
     """
-    scores = {ref for row in parameters.rows for ref in row.scores}
-    sets = {ref for row in parameters.rows for ref in row.sets}
-    inputs = {
-        "index": index,
-        "train": [train],
-        "test": [test],
-        "teacher": teacher,
-        "scores": sorted(scores, key=str),
-        "sets": sorted(sets, key=str),
-        "pool_quality": list(quality),
-    } | ({} if front is None else {"front": [front]})
-    return report(parameters, inputs, label="report")
-
-
-def report_anew(parameters: ReportParameters, inputs: Mapping[str, Sequence[ArtifactRef]]) -> Job:
-    """The job of another report from the inputs that one had; those that its rows name are theirs."""
-    index, teacher, quality = (list(inputs[name]) for name in ("index", "teacher", "pool_quality"))
-    front = next(iter(inputs.get("front", [])), None)
-    return report_job(parameters, index, inputs["train"][0], inputs["test"][0], teacher, quality, front)
+    named = {name: sorted({ref for row in parameters.rows for ref in getattr(row, name)}, key=str)
+             for name in ("scores", "sets")}  # fmt: skip
+    return report(parameters, {**inputs, **named}, label="report")
 
 
 @stage("report", version=22)  # 22: who calls everything one class is told from what was called what
@@ -276,27 +260,16 @@ def _pairs(store: Store, parameters: ReportParameters, train: Clips) -> list[Cli
 
 def _saliencies(store: Store, parameters: ReportParameters, classes: tuple[str, ...]) -> list[Saliency]:
     """Saliency, ε and mask of the first clip of the first classes, for every method that left them in its set."""
-    found: list[Saliency] = []
+    names, found = ("saliency", "epsilon", "mask"), []
     for name, ref in _first_sets(parameters).items():
-        if not DistilledSet.extras_of(store.folder(ref)) >= {"saliency", "epsilon", "mask"}:
+        if not DistilledSet.extras_of(store.folder(ref)) >= set(names):
             continue
         made = DistilledSet.load(store.folder(ref))
         for label in range(min(4, len(classes))):
             clip = int(np.flatnonzero(made.labels_N == label)[0])
-            found.append(
-                Saliency(
-                    method=name,
-                    class_name=classes[label],
-                    s_T=_floats(made.extras["saliency"][clip]),
-                    epsilon=_floats(made.extras["epsilon"][clip])[0],
-                    mask_T=_floats(made.extras["mask"][clip]),
-                )
-            )
+            s_T, (epsilon,), mask_T = (made.extras[extra][clip].astype(float).tolist() for extra in names)
+            found.append(Saliency(method=name, class_name=classes[label], s_T=s_T, epsilon=epsilon, mask_T=mask_T))
     return found
-
-
-def _floats(values: NDArray[Any]) -> list[float]:
-    return [float(value) for value in values]
 
 
 def _lineage(store: Store, refs: list[ArtifactRef]) -> dict[ArtifactRef, Manifest]:

@@ -71,8 +71,8 @@ class Origin:
             "set": str(self.ref),
             "dataset": report.parameters["dataset"] if report else None,
             "split": report.parameters["split"] if report else None,
-            "method": {name: asked[f"method{suffix}"] for name, suffix in
-                       (("name", ""), ("version", "_version"), ("digest", "_digest"))} | {"options": asked["options"]},
+            "method": {"name": asked["method"], "version": asked["method_version"], "digest": asked["method_digest"],
+                       "options": asked["options"]},
             "ipc": asked["ipc"] if asked.get("kb") is None else None,
             "kb": asked.get("kb"),
             "seed": asked["seed"],

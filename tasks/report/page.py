@@ -12,9 +12,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vidistill.tasks.report import pictures
 from vidistill.tasks.report.bytes import COLUMNS as BYTES_COLUMNS
 from vidistill.tasks.report.bytes import bytes_charts
@@ -243,7 +240,7 @@ def _clips(pairs: Sequence[ClipPair]) -> tuple[list[ClassClips], int]:
     for pair in pairs[:PICTURED_CLASSES]:
         first = [("Real", clip) for clip in pair.real[:1]]
         first += [(display(name), clips[0]) for name, clips in pair.distilled.items() if clips]
-        moving = [(source, *_looping(clip)) for source, clip in first]
+        moving = [(source, *pictures.looping(clip)) for source, clip in first]
         spent += sum(len(animated) + len(still) for _, animated, still in moving)
         if shown and spent > PICTURE_BYTES:
             break
@@ -289,20 +286,15 @@ def _crops(sets: Sequence[CropSet]) -> list[CropPictures]:
         shown = []
         for crop in one.shown:
             parts = [("first frame", crop.first_HWC[None]), ("track", crop.track_THWC), ("crop", crop.crop_THWC)]
-            shown.append((crop, [(name, *_looping(clip)) for name, clip in parts]))
+            shown.append((crop, [(name, *pictures.looping(clip)) for name, clip in parts]))
         mosaics = []
         for class_name, mosaic in one.mosaics:
             if spent > CROP_BYTES:
                 break
-            mosaics.append((class_name, *_looping(mosaic)))
+            mosaics.append((class_name, *pictures.looping(mosaic)))
             spent += len(mosaics[-1][1]) + len(mosaics[-1][2])
         made.append(CropPictures(one, shown, mosaics, len(one.mosaics) - len(mosaics)))
     return made
-
-
-def _looping(clip_THWC: NDArray[np.uint8]) -> tuple[str, str]:
-    """The addresses of a moving picture and of its first frame, for those who want none that moves."""
-    return pictures.moving(clip_THWC), pictures.data_uri(clip_THWC[:1])
 
 
 def _by_kind(lineage: Sequence[LineageEntry]) -> dict[str, list[LineageEntry]]:

@@ -63,7 +63,7 @@ def _pictured(pool: PoolShown) -> PoolPictures:
         sheet=sheet,
         left_out=pool.classes_left_out + len(pool.sheet) - len(sheet),
         neighbours={
-            name: [(one, _moving(one.made_THWC), _moving(one.real_THWC)) for one in pairs]
+            name: [(one, pictures.looping(one.made_THWC), pictures.looping(one.real_THWC)) for one in pairs]
             for name, pairs in pool.neighbours.items()
         },
     )
@@ -106,7 +106,3 @@ def _strips(clips_NTHWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
     padded = [np.pad(row, ((0, GAP), (0, 0), (0, 0)), constant_values=127) for row in rows]
     sheet_HWC: NDArray[np.uint8] = np.concatenate(padded)[:-GAP]
     return sheet_HWC[None]
-
-
-def _moving(clip_THWC: NDArray[np.uint8]) -> Moving:
-    return pictures.moving(clip_THWC), pictures.data_uri(clip_THWC[:1])

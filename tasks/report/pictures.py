@@ -21,6 +21,7 @@ SMALL_SIDE = 128
 MOVING_BYTES = 240_000
 PANEL_WIDTH, PANEL_HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 36
+Moving = tuple[str, str]
 
 
 def moving(clip_THWC: NDArray[np.uint8]) -> str:
@@ -34,6 +35,11 @@ def moving(clip_THWC: NDArray[np.uint8]) -> str:
         if len(doubled) <= MOVING_BYTES:
             return doubled
     return data_uri(clip_THWC)
+
+
+def looping(clip_THWC: NDArray[np.uint8]) -> Moving:
+    """The addresses of a moving picture and of its first frame, for those who want none that moves."""
+    return moving(clip_THWC), data_uri(clip_THWC[:1])
 
 
 def data_uri(clip_THWC: NDArray[np.uint8]) -> str:

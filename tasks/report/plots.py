@@ -13,7 +13,7 @@ from vidistill.tasks.report.bytes import LogAxis, kilobytes
 from vidistill.tasks.report.data import Row
 from vidistill.tasks.report.pictures import Axis
 from vidistill.tasks.report.scores import rows_in
-from vidistill.tasks.report.tables import row_label
+from vidistill.tasks.report.tables import budget_of, row_label
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 360, 56, 216, 30, 46
 LEGEND, LETTER, ENTRY = WIDTH - RIGHT + 100, 7, 16
@@ -129,8 +129,7 @@ def class_gains(rows: Sequence[Row], classes: Sequence[str]) -> tuple[str, list[
     against = next(row for row in rows if row.is_random and row.setting == best.setting)
     pairs = zip(classes, best.per_class, against.per_class, strict=True)
     gains = sorted(((name, own - other) for name, own, other in pairs), key=lambda pair: -pair[1])
-    many = f"{best.kb:g} kB" if best.ipc is None else str(best.ipc)
-    return f"{row_label(best)}, {best.recipe}, {many} a class: accuracy of each class minus Random's", gains
+    return f"{row_label(best)}, {best.recipe}, {budget_of(best)} a class: accuracy of each class minus Random's", gains
 
 
 def bars_svg(words: str, gains: list[tuple[str, float]], title: str) -> str:

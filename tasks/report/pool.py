@@ -12,16 +12,15 @@ from vidistill.storage.clips import Clips
 from vidistill.storage.pool import LATENTS, Pool
 from vidistill.storage.store import ArtifactRef, Store
 from vidistill.tasks.generate.autoencoder import FACTS as AUTOENCODER_FACTS
-from vidistill.tasks.generate.optimising import CURVE
 from vidistill.tasks.generate.quality import Neighbour, load_quality
 from vidistill.tasks.generate.sheet import SHOWN
+from vidistill.tasks.learning.loop import CURVE
 from vidistill.tasks.report.data import NeighbourShown, PoolShown
 from vidistill.tasks.report.tables import duration
 
 PICTURED_CLASSES = 10
 CLOSEST = 4
 """So many of the clips that lie nearest to a training clip of all."""
-QUALITY = ("accuracy", "fvd", "fvd_real", "nearest_median", "nearest_real", "copied", "control")
 
 
 def pools_shown(store: Store, refs: Iterable[ArtifactRef], qualities: Iterable[ArtifactRef]) -> list[PoolShown]:
@@ -74,7 +73,7 @@ def pool_facts(store: Store, pool: Pool, ref: ArtifactRef) -> dict[str, str]:
 
 def _add_quality(made: PoolShown, store: Store, pool: Pool, ref: ArtifactRef) -> None:
     found, clips = load_quality(store.folder(ref)), Clips(store, store.manifest(ref).inputs["clips"][0])
-    made.quality = {name: getattr(found, name) for name in QUALITY}
+    made.quality = found.model_dump(exclude={"nearest", "accuracy_by_class"})
     made.accuracy_by_class = found.accuracy_by_class
     firsts = [found.nearest[pool.rows_of(label)[0]] for label in range(min(PICTURED_CLASSES, len(pool.classes)))]
     closest = sorted(found.nearest, key=lambda one: -one.correlation)[:CLOSEST]

@@ -184,9 +184,8 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
     lines: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in rows:
         if row.student in students and row.method != "teacher":
-            budget = "all" if row.whole else budget_of(row)
             crossed = row.network and parted(row.network)[1] != parted(row.student)[1]
-            name, shown = (row_label(row), row.recipe, budget), spread(row) + (" †" if crossed else "")
+            name, shown = (row_label(row), row.recipe, budget_of(row)), spread(row) + (" †" if crossed else "")
             lines.setdefault(name, {})[row.student] = shown
     return [*table, *([*name, *(found.get(one, "–") for one in students)] for name, found in lines.items())]
 
@@ -212,8 +211,7 @@ def motion_table(rows: Sequence[Row], classes: Sequence[str], motion: Sequence[f
     table = [["method", "recipe", "budget", "student", f"static ({len(still)})", f"dynamic ({len(moving)})"]]
     for row in rows:
         means = [sum(row.per_class[label] for label in group) / len(group) for group in (still, moving)]
-        budget = "all" if row.whole else budget_of(row)
-        table.append([row_label(row), row.recipe, budget, row.student, *map(percent, means)])
+        table.append([row_label(row), row.recipe, budget_of(row), row.student, *map(percent, means)])
     named = [", ".join(classes[label] for label in group) for group in (still, moving)]
     return [*table, ["classes", "", "", "", *named]]
 

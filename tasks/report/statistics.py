@@ -32,8 +32,8 @@ class Difference:
 
 def paired(one: Sequence[float], other: Sequence[float]) -> Difference:
     """The difference over the seeds that both have; neither error nor interval where that is one."""
-    differences_S = np.subtract(*zip(*zip(one, other, strict=False), strict=True))
-    seeds = len(differences_S)
+    seeds = min(len(one), len(other))
+    differences_S = np.subtract(one[:seeds], other[:seeds])
     if seeds < 2:
         return Difference(float(differences_S.mean()), None, None, seeds)
     error = float(np.std(differences_S, ddof=1) / np.sqrt(seeds))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from vidistill.tasks.report.data import TRAINING_CLIPS, FailedRow, Named, ReportData, Row
+from vidistill.tasks.report.data import KINDS, TRAINING_CLIPS, FailedRow, Named, ReportData, Row
 from vidistill.tasks.report.statistics import LEAST_SEEDS, paired
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -74,7 +74,7 @@ def tables(rows: Sequence[Row], classes: int = 0) -> list[Table]:
             _EXPLANATIONS[kind],
             _groups([row for row in budgeted if row.labels == kind], rows, classes),
         )
-        for kind in ("hard", "soft", "online")
+        for kind in KINDS
         if (budgeted := [row for row in rows if not row.whole]) and any(row.labels == kind for row in budgeted)
     ]
     if whole := [row for row in rows if row.whole]:
@@ -121,7 +121,9 @@ def heading_of(row: Row, every: Sequence[Row]) -> str:
 
 
 def budget_of(row: Named) -> str:
-    return str(row.ipc) if row.kb is None else f"{row.kb:g} kB"
+    if row.kb is not None:
+        return f"{row.kb:g} kB"
+    return "all" if row.ipc is None else str(row.ipc)
 
 
 def _cells(row: Row) -> list[str]:
@@ -210,7 +212,7 @@ def summary(data: ReportData) -> list[str]:
     first = data.rows[0]
     same = [row for row in data.rows if (row.dataset, row.split, row.protocol, row.student)
             == (first.dataset, first.split, first.protocol, first.student)]  # fmt: skip
-    kinds = ([row for row in same if row.labels == kind and not row.whole] for kind in ("hard", "soft", "online"))
+    kinds = ([row for row in same if row.labels == kind and not row.whole] for kind in KINDS)
     best = [sentence for rows in kinds for sentence in _kind_sentences(rows, data)]
     full = [f"{row_label(row)} reaches {_spread_percent(row)}." for row in same if row.whole]
     scored = "a held-out fifth of the training split" if first.split == "validation" else "the test split"

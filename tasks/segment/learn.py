@@ -5,7 +5,6 @@ Legend: S stages, T frames, D features, K classes. `x_TD` is standardised.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from vidistill.tasks.stage import Job, Work, stage
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-WEIGHTS, CURVE = "weights.safetensors", "curve.json"
+WEIGHTS = "weights.safetensors"
 TRUNCATED = 16.0
 """τ² of the smoothing loss, τ = 4."""
 Video = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -155,7 +154,7 @@ def segment_teacher(work: Work) -> None:
         )
     curve = train(network, lambda n: real_video(sequences, rows[n]), len(rows), parameters, device, seed, work)
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, work.folder / WEIGHTS)
-    (work.folder / CURVE).write_text(json.dumps({"steps": curve.steps, "loss": curve.loss}))
+    curve.write(work.folder)
     work.record(seeds=[parameters.seed], counts={"videos": len(rows)}, **device.facts())
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,7 +70,7 @@ def segment_score(work: Work) -> None:
     network = build(parameters.tcn, sequences.dimensions, classes, seed, norm=False)
     video: Callable[[int], Video]
     if work.refs("set"):
-        size = _size(work.input("set"), sequences)
+        size = (work.input("set") / ARRAYS).stat().st_size + 8 * sequences.dimensions  # each one's mean and deviation
         video = partial(shown_video, SegmentSet.load(work.input("set")), sequences)
     else:
         size, video = _size_of_all(sequences), lambda n: real_video(sequences, rows[n])
@@ -99,11 +98,6 @@ def predicted(network: nn.Module, sequences: Sequences, row: int, device: Device
     """The class of every frame of a video; those that were left out by sampling are as the one before."""
     named_T = logits_of(network, sequences.standardised(row), device).argmax(1)
     return np.repeat(named_T, sequences.sample_rate)[: len(sequences.all_labels(row))]
-
-
-def _size(folder: Path, sequences: Sequences) -> int:
-    """Bytes that a student of a set needs: it, and the mean and deviation of the features as float32."""
-    return (folder / ARRAYS).stat().st_size + 8 * sequences.dimensions
 
 
 def _size_of_all(sequences: Sequences) -> int:

@@ -82,7 +82,7 @@ def distil_sequences(
         curve = loop.run(step, parameters.iterations, {"points": points_MD, "adam": adam}, keeper)
     moved = float((points_MD.detach() - start_MD).abs().mean())
     made_MD = points_MD.detach().cpu().numpy() * sequences.std_D + sequences.mean_D
-    return start.with_points(made_MD), {"steps": curve.steps, "loss": curve.loss, "moved_in_std": moved}
+    return start.with_points(made_MD), {**curve.facts, "moved_in_std": moved}
 
 
 class _Video:

@@ -14,7 +14,7 @@ from pydantic import Field
 from vidistill.tasks.coreset.medoids import medoids
 from vidistill.tasks.learning import loop, streams, training
 from vidistill.tasks.learning.embedding import EmbeddingParameters, Embeddings
-from vidistill.tasks.learning.training import generator
+from vidistill.tasks.learning.training import generator, role_seed
 from vidistill.tasks.methods import Material
 from vidistill.tasks.select.embedding import EmbeddingSelector, Pick, highest, real_embeddings
 
@@ -79,7 +79,7 @@ class CSTA(EmbeddingSelector):
 
         def step(number: int) -> float:
             emb_ND, rank_N = drawn(classes[number % len(classes)], material.seed, number)
-            seed_dropout(network, int(generator(material.seed, number, streams.CSTA_DROPOUT).integers(2**31)))
+            seed_dropout(network, role_seed(material.seed, number, streams.CSTA_DROPOUT))
             x_ND, wanted_N = (torch.from_numpy(array).float().to(material.device.torch_device)
                               for array in (emb_ND, rank_N))  # fmt: skip
             return loop.descend(adam, torch.nn.functional.mse_loss(network(x_ND), wanted_N))

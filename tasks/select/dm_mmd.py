@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vidistill.tasks.learning import streams
 from vidistill.tasks.learning.embedding import Embeddings
-from vidistill.tasks.learning.training import generator
+from vidistill.tasks.learning.training import role_seed
 from vidistill.tasks.methods import Material
 from vidistill.tasks.select.embedding import EmbeddingSelector, Pick
 
@@ -36,7 +36,7 @@ def clusters(emb_ND: Embeddings, count: int, seed: tuple[int, ...]) -> NDArray[n
     """The k-means cluster of each row; fewer than `count` are met where rows are equal."""
     from sklearn.cluster import KMeans
 
-    random = int(generator(*seed, streams.CLUSTERS).integers(2**31))
+    random = role_seed(*seed, streams.CLUSTERS)
     labels_N: NDArray[np.int64] = KMeans(count, n_init=10, random_state=random).fit_predict(emb_ND).astype(np.int64)
     return labels_N
 

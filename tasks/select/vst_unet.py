@@ -110,7 +110,7 @@ class VSTUNet(Method):
             rows.append(pool.rows_of(label)[highest(score_N.cpu().numpy(), material.ipc)])
             held.append(float(mass(inclusion(hardened(score_N, material.ipc, HARD), material.ipc), material.ipc)))
         diversity, representativeness = self.parameters.weights(material.ipc)
-        facts = {"steps": curve.steps, "loss": curve.loss, "diversity": diversity,
+        facts = {**curve.facts, "diversity": diversity,
                  "representativeness": representativeness, "mass": float(np.mean(held)),
                  **embedded_by(self.parameters.embedding, emb_ND.shape[1])}  # fmt: skip
         return chosen_of(pool, np.concatenate(rows), facts)

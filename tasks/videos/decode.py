@@ -7,7 +7,7 @@ the blocks of its class alone. The `clips` artifact lists blocks and copies noth
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from vidistill.storage.clips import (
     TABLE,
     ClipTable,
     ClipVideo,
-    Rejection,
+    Rejected,
     channel_statistics,
     create_clip_array,
 )
@@ -158,7 +158,7 @@ def check_there(path: Path) -> None:
     """Make sure that there is a file which can be read.
 
     Raises:
-        RunError: there is none.
+        TransientError: there is none.
     """
     try:
         with path.open("rb") as file:
@@ -200,6 +200,16 @@ def clips_job(
     return clips(own, inputs | ({"statistics": statistics} if statistics else {}), label=f"{split} clips")
 
 
+def training_clips(
+    table: IndexTable, index: ArtifactRef, parameters: DecodeParameters, add: Callable[[Job], ArtifactRef]
+) -> ArtifactRef:
+    """Add the jobs of the training split's clips to a graph; their reference."""
+    blocks = block_jobs(table, parameters, "train")
+    for job in blocks:
+        add(job)
+    return add(clips_job(index, parameters, "train", blocks))
+
+
 @stage("clips", version=1)
 def clips(work: Work) -> None:
     parameters = ClipsParameters.model_validate(work.job.parameters)
@@ -217,7 +227,7 @@ def clips(work: Work) -> None:
                 work.store.discard(ref)  # the next run tries these videos again
         raise
     mean, std = _statistics(work, blocks, len(kept))
-    rejected = [Rejection(video=row["path"], outcome="failed", reason=row["reason"]) for row in failed]
+    rejected = [Rejected(video=row["path"], outcome="failed", reason=row["reason"]) for row in failed]
     made = ClipTable(classes=table.classes, flips=table.flips, views=parameters.views, mean=mean,
                      std=std, videos=tuple(kept), rejected=tuple(rejected))  # fmt: skip
     (work.folder / TABLE).write_text(made.model_dump_json(indent=1))

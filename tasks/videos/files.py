@@ -9,10 +9,9 @@ import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
+from vidistill.storage.clips import Rejected as Rejected
 from vidistill.storage.errors import RequestError
-from vidistill.storage.parameters import Parameters
 from vidistill.tasks.videos.split_lists import LIST_FOLDERS, LIST_SUFFIXES, by_folder
 from vidistill.tasks.videos.tables import TABLE_SUFFIXES, header
 
@@ -21,14 +20,6 @@ VIDEO_SUFFIXES = frozenset({
     ".webm", ".wmv",
 })  # fmt: skip
 SPLIT_NAME = re.compile(r"(train|test|val|split)", re.IGNORECASE)
-
-
-class Rejected(Parameters):
-    """A file that gives no video, and why: left out by a rule (filtered), or unreadable (failed)."""
-
-    video: str
-    outcome: Literal["filtered", "failed"]
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,10 @@ def survey(root: Path, parameters: IndexParameters, *, workers: int = 2, timeout
         RequestError: the folder is missing, empty, or not laid out as the parameters say.
     """
     listing = list_videos(root, parameters)
-
-    def progress(done: int, total: int) -> None:
-        report_progress("index", done, total, "hashing and probing")
-
-    videos, rejected = scan(root, listing, workers=workers, timeout_seconds=timeout_seconds, progress=progress)
+    videos, rejected = scan(
+        root, listing, workers=workers, timeout_seconds=timeout_seconds,
+        progress=lambda done, total: report_progress("index", done, total, "hashing and probing"),
+    )  # fmt: skip
     return IndexTable(
         layout=listing.layout,
         classes=listing.classes,

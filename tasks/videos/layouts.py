@@ -40,7 +40,7 @@ class IndexParameters(Parameters):
     folders, and of a table, that have none is drawn in whole groups; so is a holdout, for every choice of a parameter.
     """
 
-    layout: Literal["auto", "folders", "ucf101", "hmdb51", "hmdb51_5236", "csv", "kinetics", "ssv2"] = Field(
+    layout: Literal["auto", Layout] = Field(
         "auto", description="How a folder is read; recognised where it is not given."
     )
     split: int = Field(1, ge=1, description="The official split, of UCF101 and HMDB51.")

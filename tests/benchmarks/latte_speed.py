@@ -18,7 +18,9 @@ from torch import Tensor
 
 from vidistill.models import latte
 from vidistill.models.diffusion import diffusion_loss, noised
+from vidistill.tasks.generate.diffusion import compile_network
 from vidistill.tasks.generate.optimising import AdamParameters, optimisers_of
+from vidistill.tasks.learning.training import Device
 
 STEPS = 10
 
@@ -37,7 +39,7 @@ def main() -> None:
     for name, attended in {"plain": own, "fused": F.scaled_dot_product_attention, "compiled": own}.items():
         latte.attended = attended
         if name == "compiled":
-            network.compile()
+            compile_network(network, Device(torch.device("cpu"), "bf16", 1))
         gradient(network, batch, bf16=True)
         began = time.process_time()
         found = [gradient(network, batch, bf16=True) for _ in range(STEPS)]

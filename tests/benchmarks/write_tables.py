@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vidistill.tasks.report.data import Named
+from vidistill.tasks.report.data import KINDS, Named
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -27,7 +27,6 @@ PAGES = [
     for pages in ("README.md", "deployments/*.md", "deployments/presets/*.md", "tests/benchmarks/*.md")
     for page in REPOSITORY.glob(pages)
 ]
-KINDS = ("hard", "soft", "online")
 PAIRED = "− Random (paired)"
 COLUMNS = [
     "method", "recipe", "ipc", "student", "top-1 %", PAIRED, "top-5 %", "AUC", "F1", "bytes", "seconds",

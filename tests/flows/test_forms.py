@@ -19,9 +19,8 @@ from prefect.utilities.callables import parameter_schema
 
 from vidistill import deployments
 from vidistill.flows import benchmark, distill, forms, pool, segment
-from vidistill.flows.commands import merged
 from vidistill.flows.execution import deployed_places
-from vidistill.flows.parameters import Experiment, PoolRequest
+from vidistill.flows.parameters import Experiment, PoolRequest, merged, stated
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.stage import Runtime
 
@@ -149,7 +148,8 @@ def test_a_wrong_form_is_one_sentence(asked: Asked, form: dict[str, Any], said: 
 
 def test_what_is_merged_says_nothing_by_none_and_leaves_its_parts_alone() -> None:
     plain = {"a": {"b": 1, "c": 2}, "d": 3}
-    assert merged(plain, {"a": {"b": 4, "c": None}, "d": None, "e": {"f": None}}) == {"a": {"b": 4, "c": 2}, "d": 3}
+    more = stated({"a": {"b": 4, "c": None}, "d": None, "e": {"f": None}})
+    assert merged(plain, more) == {"a": {"b": 4, "c": 2}, "d": 3}
     assert plain == {"a": {"b": 1, "c": 2}, "d": 3}
 
 

@@ -281,7 +281,7 @@ def pool_costs(kind: str, *, flips: bool = False, **pool: Any) -> list[Cost]:
     from vidistill.flows.pools import build_pool
 
     request = PoolRequest.model_validate({"data": "videos", "decode": SMALL["decode"], "pool": pool})
-    jobs = list(build_pool(request, table())[0].jobs.values())
+    jobs = list(build_pool(request, table()).jobs.values())
     nodes = {job.ref: job.manifest for job in jobs}
     return [cost_of(job.manifest, Look(nodes.get, flips)) for job in by_kind(jobs, kind)]
 

@@ -38,7 +38,14 @@ from vidistill.tasks.generate.autoencoder import (
     made_of,
     measured,
 )
-from vidistill.tasks.generate.diffusion import LEAK, LatentBatches, LatteParameters, _compile, latte_job, load_latte
+from vidistill.tasks.generate.diffusion import (
+    LEAK,
+    LatentBatches,
+    LatteParameters,
+    compile_network,
+    latte_job,
+    load_latte,
+)
 from vidistill.tasks.generate.optimising import AdamParameters, averaged, fit
 from vidistill.tasks.generate.released import TuningAdam, TuningParameters
 from vidistill.tasks.learning import training
@@ -629,7 +636,7 @@ def test_a_compiled_network_s_gradients_in_bf16_are_the_plain_one_s(made: Made) 
         with training.seeded(0):
             network = Latte(8, 8, 16, Size(2, 192, 3), velocity=True)
         if compiled:
-            _compile(network, device)
+            compile_network(network, device)
         with device.autocast():
             output = network(noised(z_BCTHW, noise_BCTHW, steps_BT), steps_BT, labels_B)
         diffusion_loss(output, z_BCTHW, noise_BCTHW, steps_BT, velocity=True).backward()
@@ -646,7 +653,7 @@ def test_a_network_is_compiled_in_vectors_that_its_compiler_gets_right(
     monkeypatch.setattr(shutil, "which", lambda _: "g++")
     asked: list[Any] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda _, **given: asked.append(given))
-    _compile(Latte(2, 2, 4, SIZES["micro"]), made.bench.device)
+    compile_network(Latte(2, 2, 4, SIZES["micro"]), made.bench.device)
     assert asked == [{"options": options}]
 
 

@@ -509,10 +509,8 @@ def test_quality_is_recorded(maker: Maker, pool: Pool, bench: Bench) -> None:
 def test_the_flow_asks_for_the_same_artifacts(maker: Maker, bench: Bench) -> None:
     """A flow and a method that reads the pool agree on its key."""
     request = PoolRequest(data="sprites", decode=bench.given.decode, pool=PARAMETERS)
-    graph, ref = build_pool(request, bench.given.table)
+    graph = build_pool(request, bench.given.table)
     pools = [job.ref for job in graph.jobs.values() if job.stage == "pool"]
     assert pools == [of(maker, "pool")]
-    assert graph.jobs[ref].inputs["pool"] == pools
-    jobs = list(graph.jobs.values())
-    assert jobs[-1].stage == "pool-quality"
-    assert len([job for job in jobs if job.stage == "pool-part"]) == 2 * len(bench.clips.classes)
+    assert (graph.last.stage, graph.last.inputs["pool"]) == ("pool-quality", pools)
+    assert len([job for job in graph.jobs.values() if job.stage == "pool-part"]) == 2 * len(bench.clips.classes)

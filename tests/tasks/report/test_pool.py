@@ -63,7 +63,8 @@ class Made:
         row = RowPlan(method="random", variant="", recipe="hard", labels="hard", ipc=1, student="minic3d_bn",
                       scores=(score,), sets=(made,), makers=((made,),))  # fmt: skip
         parameters = ReportParameters(title="a pool", dataset="sprites", split="1", rows=(row,))
-        job = report_job(parameters, [given.index], given.train, self.test, [], quality=quality)
+        job = report_job(parameters, {"index": given.index, "train": given.train, "test": self.test, "teacher": [],
+                                      "pool_quality": quality})  # fmt: skip
         return self.bench.store.folder(self.add(job))
 
 

@@ -14,9 +14,10 @@ import pytest
 from segments import write_layout
 
 from vidistill.storage.store import Store
+from vidistill.tasks.learning.loop import CURVE
 from vidistill.tasks.segment.condense import METHODS, relabel_job, segment_set_job
 from vidistill.tasks.segment.layout import survey_sequences
-from vidistill.tasks.segment.learn import CURVE, TCNParameters, segment_teacher_job
+from vidistill.tasks.segment.learn import TCNParameters, segment_teacher_job
 from vidistill.tasks.segment.score import SCORE, SegmentScoreTable, segment_score_job
 from vidistill.tasks.segment.sequences import Sequences, sequences_job
 from vidistill.tasks.segment.sets import SegmentSet

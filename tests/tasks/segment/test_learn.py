@@ -17,7 +17,7 @@ from segments import DIMENSIONS, TEST, TRAIN, write_layout
 from vidistill.models.tcn import MSTCN, DilatedResidual
 from vidistill.storage.errors import RequestError
 from vidistill.storage.store import Store
-from vidistill.tasks.learning.loop import Curve
+from vidistill.tasks.learning.loop import CURVE, Curve
 from vidistill.tasks.learning.training import Device
 from vidistill.tasks.segment import learn, score
 from vidistill.tasks.segment.condense import relabel_job, segment_set_job
@@ -140,7 +140,7 @@ def test_the_teacher_has_statistics_and_learns(bench: Bench) -> None:
     folder = bench.store.folder(bench.run(bench.teacher))
     weights = load_file(folder / learn.WEIGHTS)
     assert weights["stages.0.1.norm.running_mean"].abs().max() > 0
-    loss = json.loads((folder / learn.CURVE).read_text())["loss"]
+    loss = json.loads((folder / CURVE).read_text())["loss"]
     assert loss[-1] < loss[0]
 
 

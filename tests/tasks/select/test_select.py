@@ -685,7 +685,7 @@ def test_all_selectors_budgets_and_seeds_read_one_pool_which_is_that_of_the_flow
     sets = [job for job in graph.jobs.values() if job.parameters.get("method") in SELECTORS]
     assert len(sets) == len(SELECTORS) * 2 * 2
     assert {tuple(job.inputs["pool"]) for job in sets} == {(pool_ref,)}
-    alone, _ = build_pool(PoolRequest(data="sprites", sprites=SPRITES, pool=POOL), table)
+    alone = build_pool(PoolRequest(data="sprites", sprites=SPRITES, pool=POOL), table)
     for kind in ("autoencoder", "latents", "latte", "pool-part", "pool", "pool-quality"):
         assert kinds(graph, kind) == kinds(alone, kind) != set()
     assert kinds(build(experiment(cells=[{"method": "herding"}]), table), "pool") == set()
