@@ -182,7 +182,7 @@ def pool(plain: dict[str, Any], store: str | None, out: Path, device: str, runne
         pool(request, runtime, out)
 
     performed(lambda: plan_pool(request, runtime), start, runtime, out, verbose)
-    console.print(Markdown((out / "pool.md").read_text()))
+    console.print(Markdown((out / "pool.md").read_text(encoding="utf-8")))
     console.print(f"\nThe contact sheet is {out / 'sheet.png'}", soft_wrap=True, highlight=False)
 
 

@@ -157,7 +157,7 @@ def load_preset(name: str) -> dict[str, Any]:
         shipped = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
         raise RequestError(f"There is no preset {name!r}: give a YAML file, or one of {shipped}.")
     try:
-        found = yaml.safe_load(path.read_text())
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError(f"The preset {path} is not valid YAML: {error}") from error
     if not isinstance(found, dict):

@@ -248,10 +248,8 @@ def _decoded(root: Path, index: IndexParameters, source: Source, runtime: Runtim
 
 def _save(network: Any, out: Path) -> None:
     """The weights, whole; what was said of others that lay there goes first."""
-    from safetensors.torch import save_model
-
     out.mkdir(parents=True, exist_ok=True)
     (out / FACTS).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as unfinished:
-        save_model(network, str(Path(unfinished) / STUDENT))
+        training.save_weights(network, Path(unfinished) / STUDENT)
         (Path(unfinished) / STUDENT).replace(out / STUDENT)

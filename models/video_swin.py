@@ -5,6 +5,7 @@ Legend: B clips, C channels, T frames, H height, W width, D features, K classes.
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformerBlock
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d, SwinTransformer3d
@@ -25,11 +26,14 @@ class WindowAttention(ShiftedWindowAttention3d):
     """
 
     def get_relative_position_bias(self, window_size: list[int]) -> Tensor:
-        """(1, heads, n, n) for windows of n = t·h·w tokens."""
+        """(1, heads, n, n) for windows of n = t·h·w tokens.
+
+        Looked up as an embedding: the gradient of `table[index]` is summed in an order of chance on several threads.
+        """
         t, h, w = window_size
         index: Tensor = self.relative_position_index.view(*WINDOW, *WINDOW)  # type: ignore[operator]
         own_NN = index[:t, :h, :w, :t, :h, :w].reshape(t * h * w, t * h * w)
-        return self.relative_position_bias_table[own_NN].permute(2, 0, 1).unsqueeze(0)
+        return F.embedding(own_NN, self.relative_position_bias_table).permute(2, 0, 1).unsqueeze(0)
 
 
 class VideoSwin(nn.Module):

@@ -89,7 +89,7 @@ class Clips:
 
     def __init__(self, store: Store, ref: ArtifactRef) -> None:
         manifest = store.manifest(ref)
-        self.table = ClipTable.model_validate_json((store.folder(ref) / TABLE).read_text())
+        self.table = ClipTable.model_validate_json((store.folder(ref) / TABLE).read_bytes())
         self._store, self._blocks = store, manifest.inputs["blocks"]
         self._arrays: dict[int, zarr.Array[Any]] = {}
         self._rows: dict[int, dict[str, int | None]] = {}

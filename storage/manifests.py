@@ -105,7 +105,7 @@ class AlteredError(ValueError):
 
 def write_manifest(place: Path, manifest: Manifest) -> None:
     sealed = manifest.model_copy(update={"checksum": digest(json.loads(manifest.model_dump_json()))})
-    (place / MANIFEST).write_text(sealed.model_dump_json(indent=1))
+    (place / MANIFEST).write_text(sealed.model_dump_json(indent=1), encoding="utf-8")
 
 
 def read_manifest(place: Path) -> Manifest:

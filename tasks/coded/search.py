@@ -134,7 +134,7 @@ def search_job(inputs: dict[str, list[ArtifactRef]], parameters: TrialParameters
 
 
 def load_search(folder: Path) -> Found:
-    return Found.model_validate_json((folder / SEARCH).read_text())
+    return Found.model_validate_json((folder / SEARCH).read_bytes())
 
 
 def best(points: Sequence[Point], held: int) -> Point:
@@ -261,7 +261,7 @@ def search(work: Work) -> None:
             done += 1
             work.progress(done, total, f"{len(points)} points")
     found = Found(points=tuple(points), best=best(points, len(trials.held_N)))
-    (work.folder / SEARCH).write_text(found.model_dump_json(indent=1))
+    (work.folder / SEARCH).write_text(found.model_dump_json(indent=1), encoding="utf-8")
     seeds = list(range(max(point.students for point in points)))
     work.record(seeds=seeds, counts={"points": len(points), "held out": len(trials.held_N)}, **trials.device.facts())
 

@@ -21,7 +21,7 @@ from vidistill.storage.store import ArtifactRef
 from vidistill.tasks.crops.detect import Box, Detection, Trained, to_picture
 from vidistill.tasks.crops.track import overlap
 from vidistill.tasks.learning import loop, streams
-from vidistill.tasks.learning.training import generator, seeded
+from vidistill.tasks.learning.training import generator, save_weights, seeded
 from vidistill.tasks.stage import Job, Work, stage
 from vidistill.tasks.videos.decode import check_there
 from vidistill.tasks.videos.decoder import Decoder, VideoError, twice
@@ -69,7 +69,6 @@ def detector_job(index: ArtifactRef, parameters: DetectorParameters, root: Path 
 @stage("detector", version=2, threads="one")  # 2: frames are no darker than clips
 def detector(work: Work) -> None:
     import torch
-    from safetensors.torch import save_file
 
     torch.set_num_threads(work.threads)
     parameters = DetectorOf.model_validate(work.job.parameters)
@@ -88,7 +87,7 @@ def detector(work: Work) -> None:
     network = fit(seen, parameters, work)
     found = Trained(network, parameters.side, confidence=0.05)
     facts = mean_average_precision([(found.detect(frame_HWC), box) for frame_HWC, box in unseen])
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, work.folder / WEIGHTS)
+    save_weights(network, work.folder / WEIGHTS)
     (work.folder / FACTS).write_text(json.dumps(facts))
     work.record(counts={"pictures": len(seen), "test pictures": len(unseen)}, seeds=[parameters.seed], device="cpu",
                 precision="fp32", threads=work.threads)  # fmt: skip

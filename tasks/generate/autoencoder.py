@@ -106,6 +106,7 @@ def _given(work: Work) -> Pretrained:
     except OSError as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RequestError(f"The autoencoder {place!r} cannot be loaded ({why}): give a folder that has it.") from error
+    network.network.register_to_config(_name_or_path="")  # where the weights lay is no business of an artifact
     network.network.save_pretrained(work.folder / DIFFUSERS)
     return network
 

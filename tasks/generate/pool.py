@@ -119,14 +119,14 @@ def pool_job(
 @stage("pool", version=1)
 def pool(work: Work) -> None:
     parameters = PoolListParameters.model_validate(work.job.parameters)
-    table = ClipTable.model_validate_json((work.input("clips") / TABLE).read_text())
+    table = ClipTable.model_validate_json((work.input("clips") / TABLE).read_bytes())
     videos: list[ClipVideo] = []
     for block, ref in enumerate(work.refs(LATENTS)):
         part = work.store.manifest(ref).parameters
         wanted = min(part["count"], parameters.clips_a_class - part["first"])
         videos += [_clip(table.classes, part, block, row) for row in range(wanted)]
     made = table.model_copy(update={"views": 1, "videos": tuple(videos), "rejected": ()})
-    (work.folder / TABLE).write_text(made.model_dump_json(indent=1))
+    (work.folder / TABLE).write_text(made.model_dump_json(indent=1), encoding="utf-8")
     generator = work.store.manifest(work.ref("latte"))
     work.record(
         seeds=[parameters.seed],

@@ -214,7 +214,7 @@ def spread(rows_ND: Features, count: int) -> Features:
 
 
 def load_quality(folder: Path) -> Quality:
-    return Quality.model_validate_json((folder / FACTS).read_text())
+    return Quality.model_validate_json((folder / FACTS).read_bytes())
 
 
 def in_words(distance: float | None) -> str:

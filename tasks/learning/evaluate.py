@@ -152,7 +152,7 @@ def write_score(work: Work, made: Score, logits_NK: Tensor, labels_N: Any) -> No
     confusion_KK = np.zeros((logits_NK.shape[1],) * 2, dtype=np.int32)
     np.add.at(confusion_KK, (labels_N, logits_NK.argmax(1).numpy()), 1)
     np.save(work.folder / CONFUSION, confusion_KK)
-    (work.folder / SCORE).write_text(made.model_dump_json())
+    (work.folder / SCORE).write_text(made.model_dump_json(), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -285,4 +285,4 @@ def flops_a_clip(network: nn.Module, shape_THWC: tuple[int, ...]) -> int:
 
 
 def load_score(folder: Any) -> Score:
-    return Score.model_validate_json((folder / SCORE).read_text())
+    return Score.model_validate_json((folder / SCORE).read_bytes())

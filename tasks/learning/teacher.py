@@ -43,8 +43,6 @@ def teacher_job(clips: ArtifactRef, parameters: TeacherParameters) -> Job:
 
 @stage("teacher", version=2, threads="all")
 def teacher(work: Work) -> None:
-    from safetensors.torch import save_file
-
     parameters = TeacherParameters.model_validate(work.job.parameters)
     clips = Clips(work.store, work.ref("clips")).preload()
     device = Device.of(work, parameters.precision)
@@ -61,7 +59,7 @@ def teacher(work: Work) -> None:
         average=parameters.average,
         checkpoint_every=parameters.checkpoint_epochs * order.steps_an_epoch,
     )
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, work.folder / WEIGHTS)
+    training.save_weights(network, work.folder / WEIGHTS)
     curve.write(work.folder)
     work.record(seeds=[parameters.seed], counts={"clips": len(clips)}, **device.facts())
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -315,6 +316,15 @@ def predict(network: nn.Module, batches: Iterator[Tensor], device: Device) -> Te
     network.eval()
     with torch.inference_mode(), device.autocast():
         return torch.cat([network(x_BCTHW).float().cpu() for x_BCTHW in batches])
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """As safetensors, in the same bytes each time; weights that two layers share are written for both."""
+    import torch
+    from safetensors.torch import save_file
+
+    whole = torch.contiguous_format
+    save_file({name: tensor.clone(memory_format=whole) for name, tensor in network.state_dict().items()}, path)
 
 
 def settled(network: nn.Module, device: Device) -> nn.Module:

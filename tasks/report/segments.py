@@ -77,7 +77,7 @@ def _facts(work: Work) -> dict[str, Any]:
 
 
 def _row(store: Store, parameters: SegmentReportParameters, plan: SegmentRowPlan) -> dict[str, Any]:
-    scores = [SegmentScoreTable.model_validate_json((store.folder(ref) / SCORE).read_text()) for ref in plan.scores]
+    scores = [SegmentScoreTable.model_validate_json((store.folder(ref) / SCORE).read_bytes()) for ref in plan.scores]
     by_seed = {name: [_metrics(score)[name] for score in scores] for name in METRICS}
     made = [_made(store, ref) for ref in plan.sets]
     return {

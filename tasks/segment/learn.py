@@ -139,8 +139,6 @@ def segment_teacher_job(sequences: ArtifactRef, parameters: TCNParameters) -> Jo
 @stage("segment-teacher", version=1, threads="all")
 def segment_teacher(work: Work) -> None:
     """MS-TCN with batch norm, which L_reg (S3, Eq. 5) needs and the published network lacks."""
-    from safetensors.torch import save_file
-
     parameters = SegmentTeacherParameters.model_validate(work.job.parameters)
     sequences = Sequences(work.store, work.ref("sequences"))
     device = Device.of(work, "fp32")
@@ -153,7 +151,7 @@ def segment_teacher(work: Work) -> None:
             "of each training video: lower the rate, or leave the video out of the split."
         )
     curve = train(network, lambda n: real_video(sequences, rows[n]), len(rows), parameters, device, seed, work)
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, work.folder / WEIGHTS)
+    training.save_weights(network, work.folder / WEIGHTS)
     curve.write(work.folder)
     work.record(seeds=[parameters.seed], counts={"videos": len(rows)}, **device.facts())
 

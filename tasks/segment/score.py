@@ -81,7 +81,7 @@ def segment_score(work: Work) -> None:
     background = [number for number, name in enumerate(sequences.classes) if name == BACKGROUND]
     scores = asdict(score_videos(found, true, background))
     table = SegmentScoreTable(**scores, loss=tuple(curve.loss), bytes=size, test_frames=sum(map(len, true)))
-    (work.folder / SCORE).write_text(table.model_dump_json(indent=1))
+    (work.folder / SCORE).write_text(table.model_dump_json(indent=1), encoding="utf-8")
     work.record(seeds=[parameters.seed], counts={"videos": len(rows), "test": len(tests)}, **device.facts())
 
 

@@ -85,7 +85,7 @@ def sequences(work: Work) -> None:
         work.progress(number + 1, len(table.videos))
     for name, values_D in zip(SCALE, moments.scale(), strict=True):
         _array(work.folder, name, values_D.shape, "float64")[...] = values_D
-    (work.folder / TABLE).write_text(placement.model_dump_json(indent=1))
+    (work.folder / TABLE).write_text(placement.model_dump_json(indent=1), encoding="utf-8")
     work.record(
         dataset="sprites" if work.refs("sprites") else root.name,
         counts={"videos": len(table.videos), "classes": len(table.classes), "frames": last.labels[1]},
@@ -149,7 +149,7 @@ class Sequences:
         folder = store.folder(ref)
         self._features = open_whole(folder, "features")
         self._labels_F = np.asarray(zarr.open_array(folder, path="labels", mode="r")[...])
-        self.placement = Placement.model_validate_json((folder / TABLE).read_text())
+        self.placement = Placement.model_validate_json((folder / TABLE).read_bytes())
         self.classes, self.sample_rate = self.placement.classes, self.placement.sample_rate
         self.mean_D, self.std_D, self._low_D, self._high_D = (
             np.asarray(zarr.open_array(folder, path=name, mode="r")[...]) for name in SCALE

@@ -230,7 +230,7 @@ def clips(work: Work) -> None:
     rejected = [Rejected(video=row["path"], outcome="failed", reason=row["reason"]) for row in failed]
     made = ClipTable(classes=table.classes, flips=table.flips, views=parameters.views, mean=mean,
                      std=std, videos=tuple(kept), rejected=tuple(rejected))  # fmt: skip
-    (work.folder / TABLE).write_text(made.model_dump_json(indent=1))
+    (work.folder / TABLE).write_text(made.model_dump_json(indent=1), encoding="utf-8")
     work.record(counts={"videos": len(kept), "failed": len(failed), "blocks": len(blocks)})
 
 
@@ -241,7 +241,7 @@ def _clip_video(video: Video, block: int, outcome: dict[str, Any]) -> ClipVideo:
 
 def _statistics(work: Work, blocks: list[dict[str, Any]], videos: int) -> tuple[Any, Any]:
     if work.refs("statistics"):
-        table = ClipTable.model_validate_json((work.input("statistics") / TABLE).read_text())
+        table = ClipTable.model_validate_json((work.input("statistics") / TABLE).read_bytes())
         return table.mean, table.std
     sampling = Sampling.model_validate(work.store.manifest(work.refs("blocks")[0]).parameters["sampling"])
     pixels = videos * sampling.frames * sampling.size**2

@@ -94,7 +94,7 @@ def index(work: Work) -> None:
         table = table.kept()
     if digest(table) != parameters.content:
         raise TransientError(f"The videos in {work.runtime.data} changed while they were indexed: run again.")
-    (work.folder / INDEX).write_text(table.model_dump_json(indent=1))
+    (work.folder / INDEX).write_text(table.model_dump_json(indent=1), encoding="utf-8")
     folder = Path(work.runtime.data)
     rendered = folder.is_relative_to(work.store.root / "sprites")
     work.record(dataset="sprites" if rendered else folder.name)
@@ -102,4 +102,4 @@ def index(work: Work) -> None:
 
 
 def load_index(store: Store, ref: ArtifactRef) -> IndexTable:
-    return IndexTable.model_validate_json((store.folder(ref) / INDEX).read_text())
+    return IndexTable.model_validate_json((store.folder(ref) / INDEX).read_bytes())

@@ -406,6 +406,8 @@ def test_a_named_autoencoder_is_known_by_its_content_and_kept(made: Made, tmp_pa
             for place in (folder, tmp_path / "there" / "vae")]  # fmt: skip
     assert jobs[0].ref == jobs[1].ref
     ref = made.do(jobs[0])
+    told = [path for path in made.store.folder(ref).rglob("*.json") if str(tmp_path) in path.read_text()]
+    assert not told
     shutil.rmtree(tmp_path / "here")
     codec = load_codec(made.store, ref, made.bench.device)
     z = encoded(codec, made.bench.clips.read([0]), made.bench.device)

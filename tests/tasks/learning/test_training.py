@@ -6,12 +6,14 @@ import copy
 import importlib
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import nn
 
 from vidistill import models
@@ -438,3 +440,16 @@ def test_a_settled_network_is_not_trained():
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
     np.testing.assert_array_equal(training.one_hot(np.array([2, 0]), 3, CPU), [[0, 0, 1], [1, 0, 0]])
+
+
+def test_weights_that_two_layers_share_are_kept_for_both_in_the_same_bytes_each_time(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Conv3d(2, 2, 1))
+    network.to(memory_format=torch.channels_last_3d)
+    network[1].weight = network[0].weight
+    kept = set()
+    for name in "abcdefgh":
+        training.save_weights(network, tmp_path / name)
+        kept.add((tmp_path / name).read_bytes())
+    assert len(kept) == 1
+    assert load_file(tmp_path / "a").keys() == network.state_dict().keys()
+    network.load_state_dict(load_file(tmp_path / "a"))
