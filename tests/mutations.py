@@ -137,7 +137,7 @@ CHANGED = of("tasks/crops/test_crops_method.py", "test_a_broken_video_costs_only
 OWN_SETS = of("tasks/report/test_naming.py", "test_each_front_has_its_own_losses_searches_clips_and_crops")
 OWN_RANDOM = of("tasks/report/test_scores.py", "test_rows_are_compared_with_the_random_that_their_own_teacher_labelled")
 TOLD_APART = of("tasks/report/test_scores.py", "test_sets_of_several_networks_for_one_student_are_told_apart")
-BEHIND = of("tasks/report/test_page.py", "test_a_set_that_is_behind_what_it_began_as_says_so")
+BEHIND = of("tasks/report/test_page.py", "test_a_set_behind_random_s_clips_says_so_and_whether_it_began_as_these")
 LOSSES = of("tasks/match/test_match_losses.py")
 DECODED = of("tasks/videos/test_decode.py")
 SPLITS = of("tasks/videos/test_splits.py")
@@ -878,11 +878,14 @@ MUTATIONS = [
              of("flows/test_fronts.py", "test_a_row_names_the_teacher_that_labels_its_clips"),
              "if row.recipe.needs_teacher else",
              "if False else"),
-    Mutation("tasks/report/gather.py", "no set is behind its own start", BEHIND,
+    Mutation("tasks/report/gather.py", "a set that was chosen is behind as if it had been learned", BEHIND,
+             "    if not any(map(curve_of, parts)):",
+             "    if False:"),
+    Mutation("tasks/report/gather.py", "no set is behind Random", BEHIND,
              "    if not behind:",
              "    if True:"),
     Mutation("tasks/report/gather.py", "a set that began as noise is behind clips that it never was", BEHIND,
-             " or not any(DistilledSet.sources_of(folder))",
+             " and any(DistilledSet.sources_of(folder))",
              ""),
     Mutation("tasks/match/dsa.py", "clips are mirrored where the data forbid it", LOSSES,
              'if flips or kind != "flip"',
@@ -1238,8 +1241,8 @@ MUTATIONS = [
              "Store.discard(self, ref)  # on an object store",
              "pass  # on an object store"),
     Mutation("tasks/report/gather.py", "joined sets never began anywhere", of("tasks/report/test_page.py"),
-             'for part in facts.get("parts", [facts])',
-             "for part in [facts]"),
+             'facts.get("parts", [facts])',
+             "[facts]"),
     Mutation("tasks/crops/track.py", "what was lost is found where nobody is", of("tasks/crops/test_crops.py"),
              "key=lambda other: overlap(box, other), default=None)",
              "key=lambda other: overlap(box, other), default=box)"),
@@ -2267,6 +2270,36 @@ MUTATIONS = [
                  "test_a_stray_file_is_in_the_report_s_index_and_not_in_that_of_the_clips"),
              "\"index of all files\"",
              "\"index\""),
+    Mutation("models/latte.py", "maps are always made again", RELEASED,
+             "if self.recompute and torch",
+             "if torch"),
+    Mutation("tasks/generate/diffusion.py", "maps are never made again", RELEASED,
+             "    network.recompute = parameters.recompute\n",
+             ""),
+    Mutation("tasks/generate/diffusion.py", "a batch is one part whatever was asked", RELEASED,
+             "self.parameters.at_once or size",
+             "size"),
+    Mutation("tasks/tsgf.py", "a resumed TSGF begins its optimiser anew", of(
+                 "tasks/test_tsgf.py", "test_it_resumes_after_a_kill"),
+             '{"clips": x_BCTHW, "optimiser": optimiser}',
+             '{"clips": x_BCTHW}'),
+    Mutation("tasks/learning/training.py", "an epoch is drawn anew for each step", of(
+                 "tasks/learning/test_training.py", "test_an_epoch_is_drawn_once_for_all_of_its_steps"),
+             "@lru_cache(maxsize=8)\n",
+             ""),
+    Mutation("tasks/learning/experts.py", "experts learn in bf16", of(
+                 "tasks/learning/test_experts.py", "test_they_learn_in_fp32_where_others_would_in_bf16"),
+             'precision: Precision = "fp32"',
+             'precision: Precision = "auto"'),
+    Mutation("models/video_swin.py", "positions are looked up in an order of chance", of(
+                 "models/test_students.py", "test_a_gradient_of_the_bias_is_the_same_each_time_on_two_threads"),
+             "F.embedding(own_NN, self.relative_position_bias_table)",
+             "self.relative_position_bias_table[own_NN]"),
+    Mutation("tasks/learning/training.py", "weights that layers share cannot be kept", of(
+                 "tasks/learning/test_training.py",
+                 "test_weights_that_two_layers_share_are_kept_for_both_in_the_same_bytes_each_time"),
+             "tensor.clone(memory_format=whole)",
+             "tensor.contiguous()"),
     Mutation("tasks/learning/views.py", "a set is mixed on the device at once", of(
                  "tasks/learning/test_relabel.py", "test_labelling_has_32_clips_on_the_device_at_once"),
              "for first in range(0, count, 32):",

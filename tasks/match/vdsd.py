@@ -59,7 +59,7 @@ class MemoryParameters(Parameters):
         "torch",
         description="copy: its colours begin as the image's own, its motion as torch's default (not published).",
     )
-    iterations: int = Field(200, ge=0, description="Of stage 2; published: DM 5,000, MTT and FRePo 10,000.")
+    iterations: int = Field(300, ge=0, description="Of stage 2, which begins as noise; published: 5,000.")
     step: core.Step = Field("adam", description="published: at the paper's rates for MiniUCF and ipc.")
     lr_dynamic: float | None = Field(
         None, ge=0, description="Of the motion maps; by default 0.08, or the published one for ipc."
@@ -202,6 +202,7 @@ class MTTVDSDParameters(MemoryParameters, MTTLossParameters):
 
     momentum: float = OF_SGD
     momentum_lr: float = Field(0.9, ge=0, lt=1, description="Of SGD over α.")
+    iterations: int = Field(500, ge=0, description="Of stage 2, which begins as noise; published: 10,000.")
     precision: Precision = FP32
 
 
@@ -226,6 +227,7 @@ class FRePoVDSDParameters(MemoryParameters, FRePoLossParameters):
     """FRePo+VDSD: one image and one map an instance; Adam, published rates (1e2, 1e-3)."""
 
     memories: int = Field(1, ge=1, description="Published: 1.")
+    iterations: int = Field(3_000, ge=0, description="Of stage 2, which begins as noise; published: 10,000.")
 
 
 class FRePoVDSD(VDSD):

@@ -190,16 +190,20 @@ def with_differences(rows: list[Row]) -> list[Row]:
 
 
 def _begun(store: Store, plan: RowPlan, row: Row) -> Row:
-    """A row whose sets began as Random's clips of their seeds says so where they teach less than these do."""
+    """A row whose sets were learned, and teach less than Random's clips of their seeds, says so: they began as these
+    (whose sources they keep, with how far they moved), or as noise or stills.
+    """
     behind = row.difference_mean is not None and row.difference_mean < 0 and (row.settled or row.seeds < LEAST_SEEDS)
     if not behind:
         return row
     folder = store.folder(plan.sets[0])
     facts = DistilledSet.facts_of(folder)
-    moved = all("moved_in_std" in part for part in facts.get("parts", [facts]))
-    if not moved or not any(DistilledSet.sources_of(folder)):
+    parts = facts.get("parts", [facts])
+    if not any(map(curve_of, parts)):
         return row
-    told = f"behind its own start, Random's clips, by {-100 * (row.difference_mean or 0):.1f} points"
+    moved = all("moved_in_std" in part for part in parts)
+    began = "its own start, Random's clips," if moved and any(DistilledSet.sources_of(folder)) else "Random's clips"
+    told = f"behind {began} by {-100 * (row.difference_mean or 0):.1f} points"
     return row.model_copy(update={"mark": "; ".join(filter(None, [row.mark, told]))})
 
 

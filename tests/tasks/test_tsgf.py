@@ -12,6 +12,8 @@ import pytest
 import tiny
 import torch
 from by_hand import variation
+from method_contract import Bench
+from resuming import killed_and_whole
 from tiny import Tiny, difference_by_loops, saliency_by_loops
 from torch import Tensor
 
@@ -274,3 +276,13 @@ def test_salient_frames_do_not_move_and_the_stillest_does(tmp_path: Path) -> Non
         moved_T = np.abs(clip_THWC.astype(int) - begun_THWC).mean((1, 2, 3))
         assert (moved_T[s >= np.quantile(s, 0.75)] == 0).all()
         assert moved_T[s.argmin()] == moved_T.max() > 5
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+def test_it_resumes_after_a_kill(bench: Bench, monkeypatch: pytest.MonkeyPatch, optimiser: str) -> None:
+    monkeypatch.setattr("vidistill.tasks.learning.loop.SECONDS", 0.0)  # a checkpoint a step
+    options = {"iterations": 5, "group_classes": 3, "lr": 0.2, "optimiser": optimiser, "precision": "fp32"}
+    again, whole, steps = killed_and_whole(bench, "tsgf", options, kill_at=3)
+    assert np.array_equal(again.clips_NTHWC, whole.clips_NTHWC)
+    assert again.facts == whole.facts
+    assert steps[0] == 3

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from vidistill.flows.parameters import PoolRequest, checked, override
 from vidistill.models import autoencoder as models_autoencoder
+from vidistill.models import latte as models_latte
 from vidistill.models.autoencoder import Codec, Turned, pretrained, to_frames
 from vidistill.models.diffusion import diffusion_loss, noised
 from vidistill.models.latte import LABELS, SIZES, Latte, Size
@@ -597,13 +598,27 @@ def test_released_weights_that_do_not_fit_are_a_wrong_request_before_anything_is
         made.latte(released)
 
 
-def test_a_step_in_parts_whose_maps_are_made_again_is_the_step_at_once(made: Made) -> None:
-    weights, curves = [], []
-    for changed in ({}, {"at_once": 3}, {"recompute": True}):
+def test_a_step_in_parts_whose_maps_are_made_again_is_the_step_at_once(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, curves, sizes, again = [], [], [], []
+    forward, checkpoint = Latte.forward, models_latte.checkpoint
+    monkeypatch.setattr(Latte, "forward", lambda network, z_BCTHW, *rest: (
+        sizes.append(len(z_BCTHW)), forward(network, z_BCTHW, *rest))[1])  # fmt: skip
+    monkeypatch.setattr(models_latte, "checkpoint", lambda block, *rest, **options: (
+        again.append(block), checkpoint(block, *rest, **options))[1])  # fmt: skip
+    for changed, seen, blocks in (
+        ({}, [8] * 3, 0),
+        ({"at_once": 3}, [3, 3, 2] * 3, 0),
+        ({"recompute": True}, [8] * 3, 2 * 3),
+    ):
+        sizes.clear()
+        again.clear()
         parameters = LATTE.model_copy(update={"batch_size": 8, "steps": 3, "frame_noise": 0.5} | changed)
         ref = made.do(made.latte(parameters))
         weights.append(load_file(made.store.folder(ref) / "weights.safetensors"))
         curves.append(made.facts(ref, "curve.json")["loss"])
+        assert (sizes, len(again)) == (seen, blocks)
     assert curves[1] == pytest.approx(curves[0], rel=1e-3)
     for other in weights[1:]:
         for name, weight in weights[0].items():

@@ -42,6 +42,14 @@ def test_a_trajectory_is_plain_gradient_descent(bench: Bench, made: list[Artifac
         assert np.abs(error_P).max() < 0.01 * np.abs(moved_P).max()  # a rounding that turns a ReLU makes 0.0003
 
 
+def test_they_learn_in_fp32_where_others_would_in_bf16(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is matched are small differences of weights."""
+    monkeypatch.setattr("vidistill.models.cpu.flags", lambda: frozenset({"amx_bf16"}))
+    short = ExpertParameters(network="cnn_gru", epochs=1, batch_size=4, lr=0.05)
+    (job,) = expert_jobs(bench.given.train, short, 1)
+    assert bench.store.manifest(run_job(job, bench.runtime)[0]).record["precision"] == "fp32"
+
+
 def test_all_experts_are_found_and_differ(bench: Bench, made: list[ArtifactRef]) -> None:
     experts = Experts([bench.store.folder(ref) for ref in made])
     assert (len(experts), experts.epochs) == (2, 3)

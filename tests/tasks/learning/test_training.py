@@ -142,6 +142,15 @@ def test_an_epoch_has_each_row_once(n, batch_size, seed, epoch):
     assert max(sizes) <= batch_size
 
 
+def test_an_epoch_is_drawn_once_for_all_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, draw = [], training.generator
+    monkeypatch.setattr(training, "generator", lambda *seed: (drawn.append(seed), draw(*seed))[1])
+    order = Order(1_000, 10, 71)
+    for step in range(300):
+        order.rows(step)
+    assert [seed[:2] for seed in drawn] == [(71, 0), (71, 1), (71, 2)]
+
+
 def test_every_epoch_and_seed_has_an_order_of_its_own():
     orders = [tuple(Order(30, 30, seed).rows(epoch).tolist()) for seed in range(3) for epoch in range(3)]
     assert len(set(orders)) == 9

@@ -484,20 +484,24 @@ def test_a_learning_rate_that_a_set_learned_has_a_panel_beside_its_loss(data: Re
     assert render_json(replace(data, losses=[learnt]))["losses"][0]["alpha"] == [0.03, 0.02]
 
 
+LEARNED: dict[str, Any] = {"steps": [0, 1], "loss": [1.0, 0.5]}
+MOVED = LEARNED | {"moved_in_std": 0.1}
+
+
 @pytest.mark.parametrize(("top1", "facts", "source", "said"), [
-    ([0.1, 0.2, 0.1], {"moved_in_std": 0.1}, "a.mp4", "behind its own start, Random's clips, by 36.7 points"),
-    ([0.1, 0.2, 0.1], {"parts": [{"moved_in_std": 0.1}] * 2}, "a.mp4",
-     "behind its own start, Random's clips, by 36.7 points"),
-    ([0.1, 0.2, 0.1], {"parts": [{"moved_in_std": 0.1}, {}]}, "a.mp4", ""),
-    ([0.1, 0.9, 0.2], {"moved_in_std": 0.1}, "a.mp4", ""),
-    ([0.6, 0.7, 0.6], {"moved_in_std": 0.1}, "a.mp4", ""),
+    ([0.1, 0.2, 0.1], MOVED, "a.mp4", "behind its own start, Random's clips, by 36.7 points"),
+    ([0.1, 0.2, 0.1], {"parts": [MOVED] * 2}, "a.mp4", "behind its own start, Random's clips, by 36.7 points"),
+    ([0.1, 0.2, 0.1], {"parts": [MOVED, LEARNED]}, "a.mp4", "behind Random's clips by 36.7 points"),
+    ([0.1, 0.9, 0.2], MOVED, "a.mp4", ""),
+    ([0.6, 0.7, 0.6], LEARNED, "a.mp4", ""),
+    ([0.1, 0.2, 0.1], LEARNED, "a.mp4", "behind Random's clips by 36.7 points"),
+    ([0.1, 0.2, 0.1], MOVED, "", "behind Random's clips by 36.7 points"),
     ([0.1, 0.2, 0.1], {}, "a.mp4", ""),
-    ([0.1, 0.2, 0.1], {"moved_in_std": 0.1}, "", ""),
 ])  # fmt: skip
-def test_a_set_that_is_behind_what_it_began_as_says_so(
+def test_a_set_behind_random_s_clips_says_so_and_whether_it_began_as_these(
     tmp_path: Path, top1: list[float], facts: dict[str, Any], source: str, said: str
 ) -> None:
-    """Where seeds settle it, and where the set began as Random's clips at all."""
+    """Where seeds settle it, of sets that were learned."""
     store = Store(tmp_path)
     with store.writing(Manifest(kind="distilled", key="d" * 24, version=1, parameters={}, inputs={})) as attempt:
         assert attempt is not None
