@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+TORCHS = threading.Lock()
+"""Held by whoever seeds torch's own generator, of which a process has one, until all is drawn."""
 
 
 class SeededDropout(nn.Module):
@@ -31,19 +37,35 @@ class SeededDropout(nn.Module):
         return x * kept.to(x.device, x.dtype) / (1 - self.p)
 
 
+class SeededForward(nn.Module):
+    """What a network is made that draws from torch's own generator, by `F.dropout` say: it seeds it at each pass."""
+
+    own_generator: torch.Generator
+
+    def seed(self, seed: int) -> None:
+        self.own_generator.manual_seed(seed)
+
+    def forward(self, *args: Any) -> Any:
+        with TORCHS:
+            torch.manual_seed(int(torch.randint(2**31, (), generator=self.own_generator)))
+            return super().forward(*args)
+
+
+def with_seeded_forward(network: nn.Module) -> None:
+    """Have a network draw what it draws from torch's own generator from seeds of its own, and alone."""
+    network.__class__ = type(type(network).__name__, (SeededForward, type(network)), {})
+    network.own_generator = torch.Generator()  # type: ignore[assignment]
+
+
 def seed_dropout(network: nn.Module, seed: int) -> None:
     """Seed every dropout of a network, each with a number of its own, so that no two draw the same mask."""
-    dropouts = (module for module in network.modules() if isinstance(module, SeededDropout))
+    dropouts = (module for module in network.modules() if isinstance(module, SeededDropout | SeededForward))
     for number, dropout in enumerate(dropouts):
         dropout.seed(seed + number)
 
 
 def with_seeds(network: nn.Module) -> nn.Module:
-    """The network with dropouts of this kind for torch's and torchvision's, which draw from a stream that all share.
-
-    Those that are no modules go on drawing from it: `F.dropout`, and what `nn.MultiheadAttention`, which is in
-    `nn.TransformerEncoderLayer`, and `nn.LSTM` and `nn.GRU` are given as `dropout`.
-    """
+    """The network with dropouts of this kind for torch's and torchvision's, which draw from a stream that all share."""
     from torchvision.ops import StochasticDepth
 
     for module in list(network.modules()):

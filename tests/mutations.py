@@ -138,6 +138,7 @@ OWN_SETS = of("tasks/report/test_naming.py", "test_each_front_has_its_own_losses
 OWN_RANDOM = of("tasks/report/test_scores.py", "test_rows_are_compared_with_the_random_that_their_own_teacher_labelled")
 TOLD_APART = of("tasks/report/test_scores.py", "test_sets_of_several_networks_for_one_student_are_told_apart")
 BEHIND = of("tasks/report/test_page.py", "test_a_set_behind_random_s_clips_says_so_and_whether_it_began_as_these")
+OWN_DRAWS = of("tasks/learning/test_own.py", "test_what_draws_from_torch_s_own_generator_draws_from_the_seed_and_alone")
 LOSSES = of("tasks/match/test_match_losses.py")
 DECODED = of("tasks/videos/test_decode.py")
 SPLITS = of("tasks/videos/test_splits.py")
@@ -2291,6 +2292,15 @@ MUTATIONS = [
                  "tasks/learning/test_experts.py", "test_they_learn_in_fp32_where_others_would_in_bf16"),
              'precision: Precision = "fp32"',
              'precision: Precision = "auto"'),
+    Mutation("models/dropout.py", "a network that draws from torch's generator disturbs those that are made", OWN_DRAWS,
+             "        with TORCHS:\n            torch.manual_seed(",
+             "        if True:\n            torch.manual_seed("),
+    Mutation("models/dropout.py", "a network draws from torch's generator whatever the seed", OWN_DRAWS,
+             "isinstance(module, SeededDropout | SeededForward)",
+             "isinstance(module, SeededDropout)"),
+    Mutation("tasks/learning/own.py", "what a network draws is not looked at", OWN_DRAWS,
+             "    if draws:\n",
+             "    if False:\n"),
     Mutation("models/video_swin.py", "positions are looked up in an order of chance", of(
                  "models/test_students.py", "test_a_gradient_of_the_bias_is_the_same_each_time_on_two_threads"),
              "F.embedding(own_NN, self.relative_position_bias_table)",

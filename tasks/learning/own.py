@@ -130,7 +130,7 @@ def blamed(name: str, classes: int, shape_THWC: tuple[int, ...]) -> Iterator[Non
 
 def try_out(name: str, network: nn.Module, classes: int, shape_THWC: tuple[int, ...]) -> None:
     """Show a copy of a network two clips in both modes, where it or its front is a user's, so that what is wrong is
-    said before it is trained.
+    said before it is trained; one that draws from torch's own generator draws from its seed from then on.
 
     Raises:
         TypeError: it has nothing to train, or answers with something else than logits.
@@ -139,19 +139,23 @@ def try_out(name: str, network: nn.Module, classes: int, shape_THWC: tuple[int, 
         return
     import torch
 
-    from vidistill.models.dropout import seed_dropout
+    from vidistill.models.dropout import seed_dropout, with_seeded_forward
 
     weights = list(network.parameters())
     if any(torch.nn.parameter.is_lazy(weight) for weight in weights):
         raise TypeError("its layers are lazy, give them their sizes")
     if not any(weight.requires_grad for weight in weights):
         raise TypeError("it has no weights to train")
-    trial = copy.deepcopy(network)
+    trial, draws = copy.deepcopy(network), False
     seed_dropout(trial, 0)
     for training in (True, False):
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            before = torch.get_rng_state()
             answer = trial.train(training)(torch.zeros(2, 3, *shape_THWC[:3]))
+            draws |= not torch.equal(before, torch.get_rng_state())
         found = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
         if found != (2, classes) or not answer.is_floating_point():
             mode = "training" if training else "evaluation"
             raise TypeError(f"two clips give {found} in {mode}, not logits {(2, classes)}")
+    if draws:
+        with_seeded_forward(network)

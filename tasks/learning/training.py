@@ -6,7 +6,6 @@ Shapes: B clips a batch, N clips a set, V views, T frames, H height, W width, K 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from vidistill.tasks.stage import Runtime, Work
 
 Precision = Literal["auto", "fp32", "bf16"]
-_seeding = threading.Lock()  # torch initialises networks from one generator a process
 
 
 class TrainingParameters(Parameters):
@@ -130,7 +128,9 @@ def seeded(seed: int) -> Iterator[None]:
     """Networks that are made here draw their weights from the seed; one at a time, since torch has one generator."""
     import torch
 
-    with _seeding:
+    from vidistill.models.dropout import TORCHS
+
+    with TORCHS:
         torch.manual_seed(seed)
         yield
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from vidistill.models import OWN
+from vidistill.models.dropout import seed_dropout
 from vidistill.storage.errors import RequestError
 from vidistill.tasks.learning import training
 from vidistill.tasks.learning.own import imported, named
@@ -120,3 +123,33 @@ def test_being_tried_leaves_no_trace(tmp_path: Path) -> None:
     torch.manual_seed(0)
     OWN[next(name for name in OWN if name.startswith("base@"))](3, 3)
     assert torch.equal(drawn, torch.rand(1))
+
+
+@pytest.mark.parametrize("drawn", ["F.dropout(x, 0.5, self.training)", "self.lstm(x[None])[0][0]", "x + torch.rand(1)"])
+def test_what_draws_from_torch_s_own_generator_draws_from_the_seed_and_alone(tmp_path: Path, drawn: str) -> None:
+    """Beside it networks are made, whose first weights are drawn from that generator too."""
+    (tmp_path / "draws.py").write_text(
+        "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n\nclass Draws(nn.Module):\n"
+        "    def __init__(self, classes):\n        super().__init__()\n"
+        "        self.lstm, self.head = nn.LSTM(3, 3, 2, dropout=0.5), nn.Linear(3, classes)\n\n"
+        "    def forward(self, x_BCTHW):\n        x = x_BCTHW.mean((2, 3, 4))\n"
+        f"        return self.head({drawn})\n"
+    )
+    name, _ = named(f"{tmp_path / 'draws.py'}:Draws")
+    network, x_BCTHW = training.build_network(name, 3, (4, 8, 8, 3), seed=0), torch.ones(8, 3, 4, 8, 8)
+
+    def answers(network: torch.nn.Module, seed: int) -> torch.Tensor:
+        seed_dropout(network, seed)
+        return torch.cat([network(x_BCTHW) for _ in range(30)]).detach()
+
+    def weights(seed: int) -> torch.Tensor:
+        made = training.build_network("minic3d", 3, (4, 8, 8, 3), seed)
+        return torch.nn.utils.parameters_to_vector(made.parameters())
+
+    expected, alone = answers(network, 5), weights(0)
+    assert not torch.equal(*expected.chunk(2))  # another draw at each pass
+    with ThreadPoolExecutor() as pool:
+        made = [pool.submit(weights, 0) for _ in range(20)]
+        assert torch.equal(answers(copy.deepcopy(network), 5), expected)
+        assert all(torch.equal(each.result(), alone) for each in made)
+    assert not torch.equal(answers(network, 6), expected)
