@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-TORCHS = threading.Lock()
+TORCHS = threading.RLock()
 """Held by whoever seeds torch's own generator, of which a process has one, until all is drawn."""
 
 
@@ -37,29 +38,35 @@ class SeededDropout(nn.Module):
         return x * kept.to(x.device, x.dtype) / (1 - self.p)
 
 
-class SeededForward(nn.Module):
-    """What a network is made that draws from torch's own generator, by `F.dropout` say: it seeds it at each pass."""
+class SeededPasses(nn.Module):
+    """What a network is made that draws from torch's own generator, by `F.dropout` say: each pass seeds that first."""
 
     own_generator: torch.Generator
 
     def seed(self, seed: int) -> None:
         self.own_generator.manual_seed(seed)
 
-    def forward(self, *args: Any) -> Any:
-        with TORCHS:
-            torch.manual_seed(int(torch.randint(2**31, (), generator=self.own_generator)))
-            return super().forward(*args)
 
-
-def with_seeded_forward(network: nn.Module) -> None:
+def with_seeded_passes(network: nn.Module) -> None:
     """Have a network draw what it draws from torch's own generator from seeds of its own, and alone."""
-    network.__class__ = type(type(network).__name__, (SeededForward, type(network)), {})
+
+    def seeded(called: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(self: SeededPasses, *args: Any) -> Tensor:
+            with TORCHS:
+                torch.manual_seed(int(torch.randint(2**31, (), generator=self.own_generator)))
+                return called(self, *args)
+
+        return call
+
+    kind = type(network)
+    passes = {name: seeded(getattr(kind, name)) for name in ("forward", "embed") if hasattr(kind, name)}
+    network.__class__ = type(kind.__name__, (SeededPasses, kind), passes)
     network.own_generator = torch.Generator()  # type: ignore[assignment]
 
 
 def seed_dropout(network: nn.Module, seed: int) -> None:
     """Seed every dropout of a network, each with a number of its own, so that no two draw the same mask."""
-    dropouts = (module for module in network.modules() if isinstance(module, SeededDropout | SeededForward))
+    dropouts = (module for module in network.modules() if isinstance(module, SeededDropout | SeededPasses))
     for number, dropout in enumerate(dropouts):
         dropout.seed(seed + number)
 

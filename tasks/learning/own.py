@@ -139,7 +139,7 @@ def try_out(name: str, network: nn.Module, classes: int, shape_THWC: tuple[int, 
         return
     import torch
 
-    from vidistill.models.dropout import seed_dropout, with_seeded_forward
+    from vidistill.models.dropout import seed_dropout, with_seeded_passes
 
     weights = list(network.parameters())
     if any(torch.nn.parameter.is_lazy(weight) for weight in weights):
@@ -158,4 +158,4 @@ def try_out(name: str, network: nn.Module, classes: int, shape_THWC: tuple[int, 
             mode = "training" if training else "evaluation"
             raise TypeError(f"two clips give {found} in {mode}, not logits {(2, classes)}")
     if draws:
-        with_seeded_forward(network)
+        with_seeded_passes(network)
