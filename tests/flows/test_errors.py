@@ -92,6 +92,7 @@ def test_a_read_only_store(vidistill: CommandLine, videos: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk(warm: CommandLine, videos: Path) -> None:
     """The store's disk fills up during the run."""
     _needs_mounts(warm.folder)

@@ -132,6 +132,7 @@ def test_a_changed_video_rebuilds_what_depends_on_it(tmp_path: Path, videos: Pat
     assert sum(ref.kind == "block" for ref in set(whole(store)) - before) == 1
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_do_the_work_once(tmp_path: Path, videos: Path, server, unbroken: Path) -> None:
     since = datetime.now(UTC).isoformat()
     first, second = tmp_path / "first", tmp_path / "second"

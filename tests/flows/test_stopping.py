@@ -130,6 +130,7 @@ def asleep(terminal: Callable[..., Terminal], tmp_path: Path, videos: Path) -> T
     return run
 
 
+@pytest.mark.slow
 def test_ctrl_c_where_nothing_listens(asleep: Terminal) -> None:
     asleep.press(CTRL_C)
     check_stopped(asleep)
@@ -144,6 +145,7 @@ def test_ctrl_c_twice_ends_at_once(asleep: Terminal) -> None:
     check_stopped(asleep, within=4)  # a run that listens has five seconds
 
 
+@pytest.mark.slow
 def test_sigterm_where_nothing_listens(asleep: Terminal) -> None:
     os.kill(asleep.pid, signal.SIGTERM)
     check_stopped(asleep)

@@ -415,6 +415,7 @@ def mean_overlap(boxes, truth_N4) -> float:
     )
 
 
+@pytest.mark.slow
 def test_csrt_follows_and_looking_again_follows_better(trained, rendered) -> None:
     overlaps: dict[int, list[float]] = {0: [], 4: []}
     for _, frames_NHWC, boxes_N4 in [one for one in rendered if one[0].startswith("test")][::2]:
@@ -482,6 +483,7 @@ def test_a_sliver_that_csrt_cannot_take_is_lost_and_costs_no_more(sliver: tuple[
     assert again.boxes[2:] == [sliver] * 2
 
 
+@pytest.mark.slow
 def test_each_video_draws_its_own_boxes(video) -> None:
     """Five people, of whom three are followed: another video of the same seed draws others."""
     path, _ = video

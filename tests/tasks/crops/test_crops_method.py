@@ -147,6 +147,7 @@ def test_pictures_and_counts_are_left_for_the_report(bench: Bench) -> None:
     assert green.any(axis=(2, 3)).all()  # a box in every frame
 
 
+@pytest.mark.slow
 def test_tracks_are_shared_and_crops_are_not(bench: Bench) -> None:
     small, large = optdistill(grid=2).inputs(bench.given), optdistill(grid=1).inputs(bench.given)
     whole = optdistill(grid=2, fallback="whole").inputs(bench.given)
@@ -199,6 +200,7 @@ def test_without_a_crop_nothing_is_looked_for_and_every_video_is_whole(bench: Be
     assert "mark" in unsure.facts
 
 
+@pytest.mark.slow
 def test_all_candidates_compete_or_the_best_of_each_video(bench: Bench) -> None:
     options = {"grid": 2, "rule": "code", "confidence": 0.01}
     best, _ = gather(bench.material((0, 1, 2), 1, 0, optdistill(**options)))
@@ -275,6 +277,7 @@ def test_where_few_videos_give_a_crop_the_row_is_marked(bench: Bench) -> None:
         made_by(bench, grid=2, detector="hog")
 
 
+@pytest.mark.slow
 def test_what_a_detector_does_not_read_makes_no_other_tracks(bench: Bench) -> None:
     unread = {"redetect": 4, "rule": "code", "detect_seed": 3}
     assert tracked(bench, detector="hog", **unread) != tracked(bench, detector="hog")

@@ -134,6 +134,7 @@ def test_the_autoencoder_learns_and_its_error_is_recorded(made: Made) -> None:
     assert 10 * np.log10(255**2 / ((round_trip - clips_NTHWC) ** 2).mean()) == pytest.approx(short["psnr"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_an_autoencoder_of_turned_latents_shows_turned_frames(made: Made) -> None:
     frames_XCHW = to_frames(torch.from_numpy(made.bench.clips.read(range(4))))
     half, errors = Turned(frames_XCHW.shape[-1] // 16, 1), []

@@ -383,6 +383,7 @@ def test_a_killed_generation_keeps_its_parts_and_ends_with_the_same_bytes(maker:
         assert np.array_equal(open_clip_array(store.folder(job.ref))[...], clips_NTHWC)
 
 
+@pytest.mark.slow
 def test_sigkill_in_training_and_in_generation_changes_no_byte(maker: Maker, again: Maker) -> None:
     store, runtime, made = maker.bench.store, maker.bench.runtime, parts(maker)[:2]
     latte = next(job for job in maker.jobs if job.stage == "latte")

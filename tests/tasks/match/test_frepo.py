@@ -171,6 +171,7 @@ def test_a_networks_step_is_adams_on_squared_errors(bench: Bench) -> None:
     assert not network.training
 
 
+@pytest.mark.slow
 def test_a_network_has_learnt_the_set_before_its_life_is_half_over(bench: Bench) -> None:
     """And has not at the rate of the published scripts."""
     material = bench.material((0, 1, 2), 1, 5)
