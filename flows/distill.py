@@ -107,7 +107,8 @@ def publish(ref: ArtifactRef, runtime: Runtime, out: Path | None) -> Path:
     if out is not None:
         copy_out(folder, (HTML, JSON), out)
         page = (out / HTML).absolute()
-    create_markdown_artifact((folder / MARKDOWN).read_text(), key="distill-report", description=f"Report {ref.key}")
+    shown = (folder / MARKDOWN).read_text(encoding="utf-8")
+    create_markdown_artifact(shown, key="distill-report", description=f"Report {ref.key}")
     create_link_artifact(page.as_uri(), link_text="report.html", key="distill-page")
     log.info("report: %s", page)
     return page

@@ -41,5 +41,6 @@ def segment(request: SegmentRequest, runtime: Runtime | None = None, out: Path |
     folder = open_store(runtime.store).folder(ref)
     if out is not None:
         copy_out(folder, (JSON, MARKDOWN), out)
-    create_markdown_artifact((folder / MARKDOWN).read_text(), key="segment", description=f"Segments {ref.key}")
+    shown = (folder / MARKDOWN).read_text(encoding="utf-8")
+    create_markdown_artifact(shown, key="segment", description=f"Segments {ref.key}")
     return ref

@@ -152,7 +152,7 @@ def tune(
         from vidistill.flows import tune as studies
 
         studies.tune(experiment, ranges, trials, seed, runtime, out)
-    head, command, table = (out / studies.PAGE).read_text().split("```", 2)
+    head, command, table = (out / studies.PAGE).read_text(encoding="utf-8").split("```", 2)
     console.print(Markdown(head))
     console.print(command.rstrip())  # markdown would cut it where the terminal ends
     console.print(Markdown(table))

@@ -41,34 +41,35 @@ class SeededDropout(nn.Module):
 class SeededPasses(nn.Module):
     """What a network is made that draws from torch's own generator, by `F.dropout` say: each pass seeds that first."""
 
-    own_generator: torch.Generator
-
-    def seed(self, seed: int) -> None:
-        self.own_generator.manual_seed(seed)
+    vidistill_draws: torch.Generator
 
 
 def with_seeded_passes(network: nn.Module) -> None:
-    """Have a network draw what it draws from torch's own generator from seeds of its own, and alone."""
+    """Have a network draw what it draws from torch's own generator from seeds of its own, and alone.
+
+    The first of them is the seed of that generator now, which the network's weights were drawn from.
+    """
 
     def seeded(called: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def call(self: SeededPasses, *args: Any) -> Tensor:
+        def call(self: SeededPasses, *args: Any, **given: Any) -> Tensor:
             with TORCHS:
-                torch.manual_seed(int(torch.randint(2**31, (), generator=self.own_generator)))
-                return called(self, *args)
+                torch.manual_seed(int(torch.randint(2**31, (), generator=self.vidistill_draws)))
+                return called(self, *args, **given)
 
         return call
 
     kind = type(network)
     passes = {name: seeded(getattr(kind, name)) for name in ("forward", "embed") if hasattr(kind, name)}
     network.__class__ = type(kind.__name__, (SeededPasses, kind), passes)
-    network.own_generator = torch.Generator()  # type: ignore[assignment]
+    network.vidistill_draws = torch.Generator().manual_seed(torch.initial_seed())  # type: ignore[assignment]
 
 
 def seed_dropout(network: nn.Module, seed: int) -> None:
     """Seed every dropout of a network, each with a number of its own, so that no two draw the same mask."""
-    dropouts = (module for module in network.modules() if isinstance(module, SeededDropout | SeededPasses))
-    for number, dropout in enumerate(dropouts):
-        dropout.seed(seed + number)
+    drawing = (module for module in network.modules() if isinstance(module, SeededDropout | SeededPasses))
+    for number, module in enumerate(drawing):
+        own = module.generator if isinstance(module, SeededDropout) else module.vidistill_draws
+        own.manual_seed(seed + number)
 
 
 def with_seeds(network: nn.Module) -> nn.Module:

@@ -69,7 +69,7 @@ def report_job(parameters: ReportParameters, inputs: Mapping[str, Any]) -> Job:
     return report(parameters, {**inputs, **named}, label="report")
 
 
-@stage("report", version=22)  # 22: who calls everything one class is told from what was called what
+@stage("report", version=23)  # 23: learned sets behind Random say so wherever they began
 def report(work: Work) -> None:
     asked = ReportParameters.model_validate(work.job.parameters)
     rows, failed = told_apart(asked.rows), told_apart(asked.failed, beside=asked.rows)
@@ -190,8 +190,8 @@ def with_differences(rows: list[Row]) -> list[Row]:
 
 
 def _begun(store: Store, plan: RowPlan, row: Row) -> Row:
-    """A row whose sets were learned, and teach less than Random's clips of their seeds, says so: they began as these
-    (whose sources they keep, with how far they moved), or as noise or stills.
+    """A row whose sets were learned (or chosen by a network that was), and teach less than Random's clips of their
+    seeds, says so: they began as these (whose sources they keep, with how far they moved), or otherwise.
     """
     behind = row.difference_mean is not None and row.difference_mean < 0 and (row.settled or row.seeds < LEAST_SEEDS)
     if not behind:

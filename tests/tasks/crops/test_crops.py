@@ -7,6 +7,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,6 @@ from vidistill.tasks.crops.detect import Detection
 from vidistill.tasks.crops.mosaic import Crop
 from vidistill.tasks.crops.pictures import outline
 from vidistill.tasks.crops.tracking import TrackParameters, given_weights, open_detector, tracks_job, weights_of
-from vidistill.tasks.learning import training as learning
 from vidistill.tasks.learning.kinetics import r3d_state
 from vidistill.tasks.learning.training import Device
 from vidistill.tasks.stage import Runtime, Work
@@ -553,13 +553,18 @@ def test_networks_whose_weights_are_loaded_draw_none_beside_others(
     """torch has one generator: whoever begins a network holds the lock, so that a student's weights are its seed's."""
     from torchvision.models import video
 
-    from vidistill.models import detector
+    from vidistill.models import detector, dropout
 
-    begun = []
+    begun: list[bool] = []
+
+    def free() -> bool:
+        """Whether another thread could begin a network now."""
+        return dropout.TORCHS.acquire(blocking=False) and dropout.TORCHS.release() is None
 
     def watched(make: Callable[..., torch.nn.Module]) -> Callable[..., torch.nn.Module]:
         def made(**given: Any) -> torch.nn.Module:
-            begun.append(learning._seeding.locked())
+            with ThreadPoolExecutor(1) as other:
+                begun.append(other.submit(free).result())
             return make(**given)
 
         return made
@@ -570,7 +575,7 @@ def test_networks_whose_weights_are_loaded_draw_none_beside_others(
     monkeypatch.setattr(detector, "Detector", watched(detector.Detector))
     score.kinetics_scorer(str(tmp_path / "r3d.safetensors"), ("a", "b"), Device(torch.device("cpu"), "fp32", 1))
     training.load_detector(tmp_path, training.DetectorParameters(), 0.5)
-    assert begun == [True, True]
+    assert begun == [False, False]
 
 
 def test_weights_of_r3d_that_cannot_be_had(tmp_path: Path) -> None:

@@ -130,11 +130,11 @@ def test_what_draws_from_torch_s_own_generator_draws_from_the_seed_and_alone(tmp
     """Beside it networks are made, whose first weights are drawn from that generator too."""
     (tmp_path / "draws.py").write_text(
         "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n\nclass Draws(nn.Module):\n"
-        "    def __init__(self, classes):\n        super().__init__()\n"
+        "    def __init__(self, classes):\n        super().__init__()\n        self.seed = 3\n"
         "        self.lstm, self.head = nn.LSTM(3, 3, 2, dropout=0.5), nn.Linear(3, classes)\n\n"
-        "    def embed(self, x_BCTHW):\n        x = x_BCTHW.mean((2, 3, 4))\n"
+        "    def embed(self, x_BCTHW, scale=1):\n        x = scale * x_BCTHW.mean((2, 3, 4))\n"
         f"        return {drawn}\n\n"
-        "    def forward(self, x_BCTHW):\n        return self.head(self.embed(x_BCTHW))\n"
+        "    def forward(self, x_BCTHW):\n        return self.head(self.embed(x_BCTHW, scale=2))\n"
     )
     name, _ = named(f"{tmp_path / 'draws.py'}:Draws")
     network, x_BCTHW = training.build_network(name, 3, (4, 8, 8, 3), seed=0), torch.ones(8, 3, 4, 8, 8)
@@ -147,6 +147,9 @@ def test_what_draws_from_torch_s_own_generator_draws_from_the_seed_and_alone(tmp
         made = training.build_network("minic3d", 3, (4, 8, 8, 3), seed)
         return torch.nn.utils.parameters_to_vector(made.parameters())
 
+    other = training.build_network(name, 3, (4, 8, 8, 3), seed=1)
+    other.load_state_dict(network.state_dict())
+    assert not torch.equal(other(x_BCTHW), network(x_BCTHW))  # before they are seeded, too
     expected, alone = answers(network, 5), weights(0)
     assert not torch.equal(*expected.chunk(2))  # another draw at each pass
     with ThreadPoolExecutor() as pool:
