@@ -14,7 +14,7 @@ TORCHS = threading.RLock()
 
 
 class SeededDropout(nn.Module):
-    """`nn.Dropout`, drawing from a generator that `seed` sets.
+    """`nn.Dropout`, drawing from a generator that `seed_dropout` seeds.
 
     Args:
         p: the share of features that is zeroed in training mode; the rest is scaled by 1/(1 − p).
@@ -25,9 +25,6 @@ class SeededDropout(nn.Module):
         super().__init__()
         self.p, self.axes = p, axes
         self.generator = torch.Generator()
-
-    def seed(self, seed: int) -> None:
-        self.generator.manual_seed(seed)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:

@@ -182,7 +182,7 @@ def test_no_two_dropouts_of_a_network_draw_the_same_mask():
 
 def test_stochastic_depth_leaves_out_whole_clips_and_keeps_the_mean():
     depth = SeededDropout(0.25, axes=1)
-    depth.seed(0)
+    depth.generator.manual_seed(0)
     kept = depth(torch.ones(4000, 1, 2, 1, 1)).flatten(1)
     assert torch.equal(kept[:, 0], kept[:, 1])
     assert kept.unique().tolist() == pytest.approx([0, 4 / 3])
